@@ -1,0 +1,40 @@
+"""The formula algebra: expressions over named factors, their shapes, their evaluation and its cost. Torch only."""
+
+from .formula import Formula, Sizes
+from .nodes import (
+    Expression,
+    Identity,
+    NotLinearError,
+    affine,
+    dense,
+    diag,
+    gelu,
+    relu,
+    silu,
+    symbol,
+    tanh,
+)
+from .parse import FormulaError, parse
+from .plan import Plan, plan
+from .unit import unit
+
+__all__ = [
+    "Expression",
+    "Formula",
+    "FormulaError",
+    "Identity",
+    "NotLinearError",
+    "Plan",
+    "Sizes",
+    "affine",
+    "dense",
+    "diag",
+    "gelu",
+    "parse",
+    "plan",
+    "relu",
+    "silu",
+    "symbol",
+    "tanh",
+    "unit",
+]

@@ -1,0 +1,271 @@
+"""Reading a formula: text -> expression and shapes.
+
+Python's own grammar does the syntax (``ast``); a whitelist of node kinds does the rest, and nothing is evaluated.
+Every intermediate result carries its shape, so a wrong formula is told where it goes wrong and with which shapes.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import SubspaceError
+from . import names
+from .formula import Formula, Shape
+from .nodes import (
+    NONLINEARITIES,
+    Activation,
+    Diagonal,
+    Elementwise,
+    Expression,
+    Identity,
+    Matrix,
+    Number,
+    Scalar,
+    affine,
+    diag,
+    product,
+    symbol,
+    times,
+)
+from .unit import unit
+
+_FUNCTIONS = ("diag", "unit", "affine", *NONLINEARITIES)
+_LONGEST = 1000  # characters; keeps the recursion below Python's limit
+
+
+class FormulaError(SubspaceError):
+    """A formula that cannot be read; the message marks the place and says the shapes."""
+
+
+class _Dimension:
+    """A dimension: known by name, or to be found out from the neighbours (union-find)."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+        self.parent: _Dimension | None = None
+
+    def root(self) -> _Dimension:
+        dimension = self
+        while dimension.parent is not None:
+            dimension = dimension.parent
+        return dimension
+
+    def unify(self, other: _Dimension) -> bool:
+        """Make both the same dimension; return False if they are known to differ."""
+        a, b = self.root(), other.root()
+        if a is b:
+            return True
+        if a.name and b.name:
+            return a.name == b.name
+        if a.name:
+            a, b = b, a
+        a.parent = b
+        return True
+
+    def __str__(self) -> str:
+        return self.root().name or "?"
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """An expression with its shape: () a scalar, (length,) a vector, (rows, columns) a matrix."""
+
+    node: Expression
+    shape: tuple[_Dimension, ...]
+
+    def __str__(self) -> str:
+        return " x ".join(map(str, self.shape)) if self.shape else "a number"
+
+
+def parse(text: str) -> Formula:
+    """Read a formula in the language of docs/formula-language.md.
+
+    >>> formula = parse("D1 @ W @ D2 + s * A @ B")
+    >>> str(formula), formula.shapes["A"]
+    ('D1 @ W @ D2 + s * A @ B', ('n', 'r'))
+
+    Raises:
+        FormulaError: a name, operation or shape that does not fit, with the place marked as ``>>>here<<<``.
+    """
+    return _Reader(text).read()
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.text = text.strip()
+        self.shapes: dict[str, tuple[_Dimension, ...]] = {}
+        self.dimensions = {name: _Dimension(name) for name in "nmkr"}
+        self.found: list[_Typed] = []
+
+    def read(self) -> Formula:
+        if len(self.text) > _LONGEST:
+            raise FormulaError(f"a formula of {len(self.text)} characters; the longest that is read has {_LONGEST}")
+        try:
+            tree = ast.parse(self.text, mode="eval")
+        except (SyntaxError, ValueError) as error:
+            column = getattr(error, "offset", None) or 1
+            place = self.text[: column - 1] + ">>>" + self.text[column - 1 : column] + "<<<" + self.text[column:]
+            raise FormulaError(f"formula '{place}': not a formula ({getattr(error, 'msg', error)})") from None
+        result = self.visit(tree.body)
+        if len(result.shape) != 2:
+            raise self.error(tree.body, f"phi(W) is a matrix, this is {_kind(result)}")
+        self.unify(tree.body, result.shape, self.known("n", "m"), "phi(W) is {1} like W, this is {0}")
+        if not {"W", "U", "U_r"} & set(result.node.names):
+            raise self.error(tree.body, "phi(W) does not use W")
+        shapes = {name: tuple(d.root().name or "r" for d in self.shapes[name]) for name in result.node.names}
+        formula = Formula(result.node, {name: _compact(name, shape) for name, shape in shapes.items()})
+        self.check_starts(tree.body, formula)
+        return formula
+
+    def check_starts(self, place: ast.expr, formula: Formula) -> None:
+        for name in formula.shapes:
+            if names.is_start(name) and name[:-1] not in formula.trainable:
+                raise self.error(place, f"{name} is the frozen start of {name[:-1]}, which the formula does not train")
+
+    # Dimensions
+
+    def known(self, *dimensions: str) -> tuple[_Dimension, ...]:
+        return tuple(self.dimensions[dimension] for dimension in dimensions)
+
+    def unify(self, place: ast.expr, left: tuple[_Dimension, ...], right: tuple[_Dimension, ...], message: str) -> None:
+        told = [" x ".join(map(str, side)) for side in (left, right)]
+        if len(left) != len(right) or not all(a.unify(b) for a, b in zip(left, right, strict=True)):
+            raise self.error(place, message.format(*told))
+
+    def error(self, place: ast.expr, message: str) -> FormulaError:
+        start, end = place.col_offset, place.end_col_offset or len(self.text)
+        # ast counts bytes; a formula with other letters is refused anyway, so a cut in the wrong place does no harm.
+        marked = f"{self.text[:start]}>>>{self.text[start:end]}<<<{self.text[end:]}"
+        return FormulaError(f"formula '{marked}': {message}")
+
+    # Syntax
+
+    def visit(self, tree: ast.expr) -> _Typed:
+        if isinstance(tree, ast.Name):
+            return self.name(tree)
+        if isinstance(tree, ast.Constant) and isinstance(tree.value, (int, float)) and tree.value is not True:
+            return _Typed(Number(float(tree.value)), ())
+        if isinstance(tree, ast.Attribute) and tree.attr == "T":
+            return self.transpose(tree)
+        if isinstance(tree, ast.Call):
+            return self.call(tree)
+        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
+            inner = self.visit(tree.operand)
+            return _Typed(-inner.node, inner.shape)
+        if isinstance(tree, ast.BinOp):
+            for operator, rule in self.rules.items():
+                if isinstance(tree.op, operator):
+                    return rule(self, tree, self.visit(tree.left), self.visit(tree.right))
+        raise self.error(tree, "only names, numbers, + - * @ .T and the functions " + ", ".join(_FUNCTIONS))
+
+    def name(self, tree: ast.Name) -> _Typed:
+        name = tree.id
+        if name in ("diag", "unit", "affine"):
+            raise self.error(tree, f"{name} is a function: write {name}(...)")
+        if not names.is_legal(name):
+            raise self.error(tree, "a name is made of letters, digits and _, and starts with a letter")
+        node = symbol(name)
+        if isinstance(node, (Activation, Identity)):
+            size = _Dimension()
+            return _Typed(node, (size, size))
+        if name not in self.shapes:
+            self.shapes[name] = self.new_shape(tree, node)
+        return _Typed(node, self.shapes[name])
+
+    def new_shape(self, tree: ast.Name, node: Expression) -> tuple[_Dimension, ...]:
+        if tree.id in names.SPECTRAL_SHAPES:
+            return self.known(*names.SPECTRAL_SHAPES[tree.id])
+        if tree.id[:2] in ("U_", "S_", "V_"):
+            known = ", ".join(names.SPECTRAL_SHAPES)
+            raise self.error(tree, f"{tree.id} is no part of W's singular value decomposition; there are {known}")
+        if tree.id == "W" or names.is_mask(tree.id):
+            return self.known("n", "m")
+        if isinstance(node, Scalar):
+            return ()
+        if isinstance(node, Diagonal):
+            size = _Dimension()
+            return (size, size)
+        return (_Dimension(), _Dimension())
+
+    def transpose(self, tree: ast.Attribute) -> _Typed:
+        inner = self.visit(tree.value)
+        self.need_matrix(tree.value, inner, ".T")
+        return _Typed(inner.node.T, inner.shape[::-1])
+
+    def call(self, tree: ast.Call) -> _Typed:
+        function = tree.func.id if isinstance(tree.func, ast.Name) else ast.unparse(tree.func)
+        if function not in _FUNCTIONS:
+            close = difflib.get_close_matches(function, _FUNCTIONS, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise self.error(tree.func, f"unknown function {function}; {hint}There are {', '.join(_FUNCTIONS)}")
+        wanted = 2 if function == "affine" else 1
+        if tree.keywords or len(tree.args) != wanted:
+            raise self.error(tree, f"{function} takes {wanted} argument{'s' * (wanted > 1)}")
+        arguments = [self.visit(argument) for argument in tree.args]
+        if function == "diag":
+            length = _Dimension()
+            return _Typed(diag(self.vector(tree.args[0], arguments[0], length)), (length, length))
+        self.need_matrix(tree.args[0], arguments[0], function)
+        if function == "affine":
+            bias = self.vector(tree.args[1], arguments[1], arguments[0].shape[1])
+            return _Typed(affine(arguments[0].node, bias), arguments[0].shape)
+        if function == "unit":
+            return _Typed(unit(arguments[0].node), arguments[0].shape)
+        return _Typed(Elementwise(function, arguments[0].node), arguments[0].shape)
+
+    def vector(self, place: ast.expr, argument: _Typed, length: _Dimension) -> Expression:
+        """Give every lower-case name of the argument the shape of a vector of this length."""
+        for name in argument.node.names:
+            if not isinstance(symbol(name), Scalar) or name == names.SCALE:
+                raise self.error(place, f"a vector is wanted here, and {name} is none; vectors have lower-case names")
+            if self.shapes[name] and not self.shapes[name][0].unify(length):
+                raise self.error(place, f"{name} has {self.shapes[name][0]} numbers, {length} are wanted here")
+            self.shapes[name] = (length,)
+        return argument.node
+
+    def need_matrix(self, place: ast.expr, operand: _Typed, operation: str) -> None:
+        if len(operand.shape) != 2:
+            raise self.error(place, f"{operation} takes a matrix, this is {_kind(operand)}")
+
+    def matmul(self, tree: ast.BinOp, left: _Typed, right: _Typed) -> _Typed:
+        for place, side in ((tree.left, left), (tree.right, right)):
+            # s * A is a matrix already; what is left here are bare scalars and vectors.
+            self.need_matrix(place, side, "@")
+        message = f"{{0}} columns meet {{1}} rows: the left side is {left}, the right side {right}"
+        self.unify(tree, left.shape[1:], right.shape[:1], message)
+        return _Typed(product(left.node, right.node), (left.shape[0], right.shape[1]))
+
+    def add(self, tree: ast.BinOp, left: _Typed, right: _Typed) -> _Typed:
+        self.unify(tree, left.shape, right.shape, f"the left side is {left}, the right side {right}")
+        subtract = isinstance(tree.op, ast.Sub)
+        return _Typed(left.node - right.node if subtract else left.node + right.node, left.shape)
+
+    def multiply(self, tree: ast.BinOp, left: _Typed, right: _Typed) -> _Typed:
+        if left.shape and right.shape:
+            self.unify(
+                tree, left.shape, right.shape, f"* is element by element: left {left}, right {right}; @ multiplies"
+            )
+        node = times(left.node, right.node)
+        if any(isinstance(leaf, Matrix) and names.is_mask(leaf.name) for leaf in node.walk()):
+            raise self.error(tree, "a mask M stands in front of its entries: M * Delta")
+        return _Typed(node, left.shape or right.shape)
+
+    rules: ClassVar[dict[type[ast.operator], Callable[[_Reader, ast.BinOp, _Typed, _Typed], _Typed]]] = {
+        ast.MatMult: matmul,
+        ast.Add: add,
+        ast.Sub: add,
+        ast.Mult: multiply,
+    }
+
+
+def _kind(typed: _Typed) -> str:
+    return "a number" if not typed.shape else f"a vector ({typed})" if len(typed.shape) == 1 else f"a matrix ({typed})"
+
+
+def _compact(name: str, shape: Shape) -> Shape:
+    """Return the shape of the tensor: a diagonal is held as its vector."""
+    return shape[:1] if names.is_diagonal(name) else shape

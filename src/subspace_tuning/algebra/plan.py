@@ -1,0 +1,350 @@
+"""The planner: of the equal ways to evaluate an expression, the cheapest for the sizes at hand.
+
+A plan is itself an expression, equal to the formula, whose products are grouped and in which ``Formed`` marks what is
+multiplied out before the rows meet it: ``D1 @ W @ D2`` stays as it is for few rows and becomes ``[D1 @ W @ D2]`` for
+many. So a plan is applied, printed and tested like any other expression.
+
+Costs are in floating point operations. Moving a number to or from memory counts as ``MOVE`` operations, which is
+roughly where current processors stand, and a training step counts each product once more per operand that needs a
+gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import names
+from . import rows as R
+from .formula import Formula, Sizes
+from .nodes import (
+    Activation,
+    Affine,
+    Environment,
+    Expression,
+    Hadamard,
+    Identity,
+    Leaf,
+    Matrix,
+    NotLinearError,
+    Number,
+    Product,
+    Scale,
+    Sparse,
+    Sum,
+    Transpose,
+    dense,
+)
+from .rows import Rows
+from .unit import Unit
+
+MOVE = 40.0
+MOST_ROWS = 2**20
+
+Step = tuple[float, Expression]  # what a way of evaluation costs, and the way
+
+
+@dataclass(frozen=True)
+class Formed(Expression):
+    """Plan only: the matrix is formed first, then the rows are multiplied by it."""
+
+    node: Expression
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return (self.node,)
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return R.matmul(x, dense(self.node, env))
+
+    def compact(self, env: Environment) -> Tensor:
+        return self.node.compact(env)
+
+    def __str__(self) -> str:
+        return f"[{self.node}]"
+
+
+@dataclass(frozen=True)
+class Dropped(Expression):
+    """Plan only: dropout on the rows that enter an added term, with the probability that the environment names."""
+
+    node: Expression
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return (self.node,)
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        probability = env["dropout"]
+        assert isinstance(probability, float)
+        return self.node.apply(F.dropout(R.as_tensor(x), probability), env)
+
+    def compact(self, env: Environment) -> Tensor:
+        raise NotLinearError("a dropped term acts on rows alone")
+
+    def __str__(self) -> str:
+        return f"dropout({self.node})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one layer evaluates one formula.
+
+    ``stages`` are (rows, expression) in rising order: up to so many rows the expression is the cheapest. If ``on_base``
+    the expression is what is *added* to the frozen layer's own output, because W stands in the formula as a term alone.
+    """
+
+    on_base: bool
+    stages: tuple[tuple[int, Expression], ...]
+
+    def stage(self, rows: int) -> Expression:
+        """Return the expression to apply to so many rows."""
+        for limit, expression in self.stages:
+            if rows <= limit:
+                return expression
+        return self.stages[-1][1]
+
+
+@lru_cache(maxsize=1024)
+def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: bool = False) -> Plan:
+    """Return the cheapest evaluation of a formula for every number of rows.
+
+    Args:
+        formula: what to evaluate.
+        sizes: n, m and r of the layer.
+        training: count the backward pass, too.
+        dropout: drop entries of the rows that enter the added terms.
+    """
+    remainder = _without_weight(formula.evaluated)
+    target = formula.evaluated if remainder is None else remainder
+    if dropout:
+        target = _dropped(target, alone=remainder is not None)
+    stages: list[tuple[int, Expression]] = []
+    rows = 1
+    while rows <= MOST_ROWS:
+        _, best = _Planner(formula, sizes, rows, training).apply(target)
+        if stages and stages[-1][1] == best:
+            stages.pop()
+        stages.append((rows, best))
+        rows *= 2
+    return Plan(remainder is not None, tuple(stages))
+
+
+def cost(expression: Expression, formula: Formula, sizes: Sizes, rows: int, training: bool = True) -> float:
+    """Return what a planned expression costs for so many rows, in floating point operations."""
+    return _Planner(formula, sizes, rows, training, choose=False).apply(expression)[0]
+
+
+# Rewriting
+
+
+def _without_weight(expression: Expression) -> Expression | None:
+    """Return the expression less W, if W stands in it as a term alone and once; else None."""
+    if not isinstance(expression, Sum) or expression.terms.count(Matrix("W")) != 1:
+        return None
+    terms = [term for term in expression.terms if term != Matrix("W")]
+    return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+
+
+def _dropped(expression: Expression, alone: bool) -> Expression:
+    """Put dropout before every added term: one that stands beside W, or beside a term that holds W."""
+    terms = expression.terms if isinstance(expression, Sum) else (expression,)
+    if len(terms) == 1 and not alone:
+        return expression
+    return Sum(tuple(term if _carries_weight(term) else Dropped(term) for term in terms))
+
+
+def _carries_weight(term: Expression) -> bool:
+    """Whether the term is W reconstructed (a product with W or its subspaces) and not an addition to it."""
+    if isinstance(term, Hadamard):
+        return False
+    if isinstance(term, Leaf):
+        return term.name == "W" or term.name in names.SPECTRAL_SHAPES
+    return any(_carries_weight(child) for child in term.children)
+
+
+# Costs
+
+
+@dataclass
+class _Planner:
+    """Chooses for one number of rows. ``apply`` multiplies rows by a node, ``form`` makes its matrix."""
+
+    formula: Formula
+    sizes: Sizes
+    rows: int
+    training: bool
+    choose: bool = True
+    known: dict[tuple[str, Expression], Step] = field(default_factory=dict)
+
+    def apply(self, node: Expression) -> Step:
+        """Return the cheapest way to multiply the rows by the node."""
+        key = ("apply", node)
+        if key not in self.known:
+            self.known[key] = self._cheapest(node)
+        return self.known[key]
+
+    def form(self, node: Expression) -> Step:
+        """Return the cheapest way to form the node's matrix."""
+        key = ("form", node)
+        if key not in self.known:
+            self.known[key] = self._formed(node)
+        return self.known[key]
+
+    def _cheapest(self, node: Expression) -> Step:
+        factored = self._factored(node)
+        forms_itself = isinstance(node, (Leaf, Formed, Hadamard, Sparse, Transpose))
+        if not self.choose or node.diagonal or forms_itself or not _has_matrix(node):
+            return factored
+        return min(factored, self._by_matrix(node), key=lambda step: step[0])
+
+    def _by_matrix(self, node: Expression) -> Step:
+        """Form the node's matrix, then multiply the rows by it."""
+        cost, formed = self.form(node)
+        n, m = self.shape(node)
+        if node.diagonal:
+            return cost + self.elements(self.rows * n, 1 + self.trains(node)), formed
+        return cost + self.product(self.rows, n, m, True, self.trains(node)), Formed(formed)
+
+    def _factored(self, node: Expression) -> Step:
+        rows = self.rows
+        if isinstance(node, (Identity, Activation)):
+            return 0.0, node
+        if node.diagonal:
+            return self.elements(rows * self.shape(node)[0], 1 + self.trains(node)), node
+        if isinstance(node, Product):
+            return self._chain(node.factors)
+        if isinstance(node, Scale):
+            return self._scaled(node)
+        if isinstance(node, Sum):
+            parts = [self.apply(term) for term in node.terms]
+            adding = self.elements(rows * self.shape(node)[1] * (len(parts) - 1))
+            return sum(part[0] for part in parts) + adding, Sum(tuple(part[1] for part in parts))
+        if isinstance(node, Affine):
+            cost, matrix = self.apply(node.matrix)
+            return cost + self.elements(rows * self.shape(node)[1]), Affine(matrix, node.bias)
+        if isinstance(node, Unit):
+            cost, inner = self.apply(node.node)
+            n, m = self.shape(node)
+            return cost + self.elements(rows * m) + self.elements(n * m), Unit(inner)
+        if isinstance(node, Dropped):
+            cost, inner = self.apply(node.node)
+            return cost + self.elements(rows * self.shape(node)[0]), Dropped(inner)
+        return self._by_matrix(node)[0], node
+
+    def _scaled(self, node: Scale) -> Step:
+        """Scale where the rows are narrowest, but never before a nonlinearity."""
+        if isinstance(node.node, Product) and self.choose:
+            factors = node.node.factors
+            first = max((i + 1 for i, factor in enumerate(factors) if not _has_matrix(factor)), default=0)
+            places = [i for i in range(first, len(factors)) if isinstance(factors[i], (Leaf, Sum))]
+            if places:
+                place = min(places, key=lambda i: self.shape(factors[i])[1])
+                scaled = Scale(node.scalar, factors[place])
+                return self._chain((*factors[:place], scaled, *factors[place + 1 :]))
+        cost, inner = self.apply(node.node)
+        return cost + self.elements(self.rows * self.shape(node)[1]), Scale(node.scalar, inner)
+
+    def _chain(self, factors: tuple[Expression, ...]) -> Step:
+        """Multiply the rows by a chain: each step takes one factor, or several that are formed into one matrix."""
+        width = [0, *(0 for _ in factors)]
+        best: list[tuple[float, tuple[Expression, ...]]] = [(0.0, ())]
+        for end in range(1, len(factors) + 1):
+            options = []
+            for start in range(end):
+                part = factors[start:end]
+                if len(part) > 1 and not (self.choose and all(_has_matrix(factor) for factor in part)):
+                    continue
+                if len(part) == 1 and isinstance(part[0], (Activation, Identity)):
+                    step: Step = (self.elements(self.rows * width[start]), part[0])
+                    columns = width[start]
+                else:
+                    step = self.apply(part[0]) if len(part) == 1 else self._by_matrix(Product(part))
+                    columns = self.shape(part[-1])[1]
+                options.append((best[start][0] + step[0], (*best[start][1], step[1]), columns))
+            cost, steps, width[end] = min(options, key=lambda option: option[0])
+            best.append((cost, steps))
+        cost, steps = best[-1]
+        return cost, steps[0] if len(steps) == 1 else Product(steps)
+
+    def _formed(self, node: Expression) -> Step:
+        if isinstance(node, Leaf) or (node.diagonal and not isinstance(node, Product)):
+            return 0.0, node
+        if isinstance(node, Product):
+            return self._formed_chain(node.factors)
+        rows, columns = self.shape(node)
+        if isinstance(node, Formed):
+            cost, inner = self.form(node.node)
+            return cost, Formed(inner)
+        parts = [(0.0, child) if isinstance(child, (Leaf, Number)) else self.form(child) for child in node.children]
+        passes = max(1, len(parts) - 1) if isinstance(node, Sum) else 1
+        cost = sum(part[0] for part in parts)
+        if not isinstance(node, Transpose):
+            cost += self.elements(rows * columns * passes, 1 + self.trains(node))
+        return cost, node.rebuilt(tuple(part[1] for part in parts))
+
+    def _formed_chain(self, factors: tuple[Expression, ...]) -> Step:
+        """Matrix chain order by dynamic programming."""
+        count = len(factors)
+        best: dict[tuple[int, int], Step] = {(i, i): self.form(factor) for i, factor in enumerate(factors)}
+        for length in range(2, count + 1):
+            for i in range(count - length + 1):
+                j = i + length - 1
+                splits = [(i, k, j) for k in range(i, j)] if self.choose else [(i, j - 1, j)]
+                best[i, j] = min((self._split(best, factors, *split) for split in splits), key=lambda step: step[0])
+        return best[0, count - 1]
+
+    def _split(
+        self, best: Mapping[tuple[int, int], Step], factors: tuple[Expression, ...], i: int, k: int, j: int
+    ) -> Step:
+        left, right = Product(factors[i : k + 1]), Product(factors[k + 1 : j + 1])
+        (rows, middle), columns = self.shape(left), self.shape(right)[1]
+        cost = best[i, k][0] + best[k + 1, j][0]
+        trains = self.trains(left), self.trains(right)
+        if left.diagonal or right.diagonal:
+            cost += self.elements(rows * columns, 1 + sum(trains))
+        else:
+            cost += self.product(rows, middle, columns, *trains)
+        return cost, Product((best[i, k][1], best[k + 1, j][1]))
+
+    # Units of work
+
+    def product(self, rows: int, middle: int, columns: int, left: bool, right: bool) -> float:
+        """Return the cost of a product; left and right say which operands need a gradient."""
+        work = 2.0 * rows * middle * columns + MOVE * (rows * middle + middle * columns + rows * columns)
+        return work * (1 + self.training * (left + right))
+
+    def elements(self, count: int, gradients: int = 1) -> float:
+        """Return the cost of one pass over so many numbers."""
+        return MOVE * count * (1 + self.training * gradients)
+
+    def trains(self, node: Expression) -> bool:
+        return any(not names.is_frozen(name) for name in node.names)
+
+    def shape(self, node: Expression) -> tuple[int, int]:
+        """Return rows and columns in numbers."""
+        if isinstance(node, Leaf):
+            size = (
+                self.sizes.of(self.formula.shapes[node.name])
+                if node.name in self.formula.shapes
+                else (self.sizes.of(names.SPECTRAL_SHAPES[node.name]))
+            )
+            return (size[0], size[-1]) if size else (1, 1)
+        if isinstance(node, Product):
+            shaped = [self.shape(factor) for factor in node.factors if not isinstance(factor, (Activation, Identity))]
+            return shaped[0][0], shaped[-1][1]
+        if isinstance(node, Transpose):
+            return self.shape(node.node)[::-1]
+        if isinstance(node, Sparse):
+            return self.sizes.n, self.sizes.m
+        inner = [child for child in node.children if not isinstance(child, (Identity, Number))]
+        return self.shape(inner[-1] if isinstance(node, Scale) else inner[0])
+
+
+def _has_matrix(node: Expression) -> bool:
+    """Whether the node is a linear map without a bias that acts on all rows alike."""
+    return not any(isinstance(part, (Activation, Affine, Dropped)) for part in node.walk())

@@ -1,0 +1,32 @@
+"""The catalogue of methods. Every module of the three folders is read, so a new method is one new file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from .factors import Factors, environment, initial_factors
+from .registry import Method, every, from_formula, get, method, register, unregister
+from .roles import ALL_MATRICES, EVERY_BIAS, ROLES, SCALED
+
+for _category in ("reconstruction", "extension", "combination"):
+    _package = importlib.import_module(f"{__name__}.{_category}")
+    for _module in pkgutil.iter_modules(_package.__path__):
+        importlib.import_module(f"{_package.__name__}.{_module.name}")
+
+__all__ = [
+    "ALL_MATRICES",
+    "EVERY_BIAS",
+    "ROLES",
+    "SCALED",
+    "Factors",
+    "Method",
+    "environment",
+    "every",
+    "from_formula",
+    "get",
+    "initial_factors",
+    "method",
+    "register",
+    "unregister",
+]

@@ -1,0 +1,1 @@
+"""Combination: phi(W) = g(f(W)) rescales W and adds to it."""

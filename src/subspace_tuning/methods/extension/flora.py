@@ -1,0 +1,15 @@
+"""FLoRA: LoRA with a full core, the matrix case of a Tucker decomposition (Si et al., arXiv 2405.14739)."""
+
+from ..registry import method
+
+
+@method(
+    category="extension",
+    count="r * (n + m) + r * r",
+    starts={"A": "normal(0.02)", "B": "normal(0.02)", "G": "zeros"},
+    includes={"lora": {"G": "I"}, "trilora": {"G": "D"}},
+    citation="arXiv:2405.14739",
+)
+def flora(W, A, G, B, s):
+    """Add A @ G @ B with a core G of r x r, which starts at 0 between small random A and B."""
+    return W + s * A @ G @ B

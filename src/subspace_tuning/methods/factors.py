@@ -1,0 +1,108 @@
+"""From a method and a weight to tensors: what is trained, what is frozen, and the environment of the formula."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..algebra.formula import Sizes
+from ..algebra.svd import svd
+from .starts import Place, lookup
+
+if TYPE_CHECKING:
+    from .registry import Method
+
+
+class Factors(NamedTuple):
+    """The tensors of one method on one weight. ``constants`` holds the decomposition's parts and, as X0, anchors."""
+
+    parameters: dict[str, Tensor]
+    constants: dict[str, Tensor]
+
+
+def initial_factors(
+    method: Method,
+    weight: Tensor,
+    rank: int,
+    *,
+    one_hot: bool = False,
+    random: bool = False,
+    cache: bool = True,
+) -> Factors:
+    """Return the factors of a method at its start.
+
+    Args:
+        method: the method.
+        weight: W, n x m. On the meta device only shapes come out.
+        rank: r.
+        one_hot: the rows of W are looked up, as in an embedding.
+        random: draw every parameter instead, so that phi(W) differs from W (for tests).
+        cache: use the disk cache of decompositions.
+
+    Raises:
+        SubspaceError: the rank is above min(n, m), or the weight has entries that are not finite.
+    """
+    sizes = Sizes(weight.shape[0], weight.shape[1], rank)
+    shapes = {name: sizes.of(method.formula.shapes[name]) for name in method.formula.trainable}
+    constants = spectral_parts(method, weight, rank, cache)
+    parameters = {}
+    for name, start in method.starts_for(one_hot).items():
+        function, numbers, anchored = lookup(start)
+        place = Place(shapes[name], weight.detach(), constants, one_hot)
+        value = function(place, *numbers)
+        if anchored and isinstance(value, Tensor):
+            constants[f"{name}0"] = value
+        drawn = torch.zeros(shapes[name]) if anchored or not isinstance(value, Tensor) else value
+        parameters[name] = torch.randn(shapes[name]) * _spread(shapes[name]) if random else drawn
+        if f"{name}0" in method.formula.shapes and not anchored:
+            constants[f"{name}0"] = drawn.clone()
+    used = {name for name in constants if name in method.formula.spectral or name.endswith("0")}
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return Factors(
+        {name: tensor.to(device=weight.device, dtype=dtype) for name, tensor in parameters.items()},
+        {name: constants[name].to(device=weight.device, dtype=dtype) for name in sorted(used)},
+    )
+
+
+def spectral_parts(method: Method, weight: Tensor, rank: int, cache: bool = True) -> dict[str, Tensor]:
+    """Return those of U, S, V, U_r, S_r, V_r (and S beside U and V) that a method's formula or starts need."""
+    parts: dict[str, Tensor] = {}
+    if {"U", "S", "V"} & set(method.formula.spectral):
+        parts.update(zip(("U", "S", "V"), _decomposed(weight, None, cache), strict=True))
+    if {"U_r", "S_r", "V_r", "rest"} & set(method.formula.spectral):
+        parts.update(zip(("U_r", "S_r", "V_r"), _decomposed(weight, rank, cache), strict=True))
+    return parts
+
+
+def _decomposed(weight: Tensor, rank: int | None, cache: bool) -> tuple[Tensor, Tensor, Tensor]:
+    if weight.is_meta:
+        (n, m), k = weight.shape, rank or min(weight.shape)
+        return weight.new_empty(n, k), weight.new_empty(k), weight.new_empty(m, k)
+    return svd(weight, rank, cache=cache)
+
+
+def _spread(shape: tuple[int, ...]) -> float:
+    """Return a deviation that keeps a product of drawn factors near the size of W."""
+    return 0.3 if len(shape) < 2 else shape[0] ** -0.5
+
+
+def environment(
+    method: Method,
+    weight: Tensor,
+    parameters: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor],
+    scale: float,
+    bias: Tensor | None = None,
+    one_hot: bool = False,
+) -> dict[str, Tensor | float]:
+    """Return what the formula's names stand for: factors are their parameter, or their anchor plus it."""
+    env: dict[str, Tensor | float] = {"W": weight, "s": scale, **constants}
+    if method.formula.names_bias:
+        env["b"] = weight.new_zeros(weight.shape[1]) if bias is None else bias
+    for name, anchored in method.anchors(one_hot).items():
+        parameter = parameters[name]
+        env[name] = constants.get(f"{name}0", 1.0) + parameter if anchored else parameter
+    return env

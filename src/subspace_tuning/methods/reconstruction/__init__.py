@@ -1,0 +1,1 @@
+"""Reconstruction: phi(W) = f(W) rescales or turns the subspaces of W."""

@@ -1,0 +1,229 @@
+"""A method is data: its formula, how its factors start, where it goes, what it counts, who invented it.
+
+The declaration *is* the formula::
+
+    @method(category="reconstruction", placement=SCALED, count="n + m", citation="arXiv:2407.05417")
+    def ssb(W, D1, D2):
+        '''Scale the rows and the columns of W.'''
+        return D1 @ W @ D2
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+
+from ..algebra import Expression, Formula, NotLinearError, Sizes, dense, names, parse, symbol
+from ..algebra.nodes import Affine, Leaf
+from ..errors import SubspaceError, nearest
+from .factors import environment, initial_factors
+from .roles import ALL_MATRICES
+from .starts import infer_starts, lookup
+
+Category = Literal["reconstruction", "extension", "combination"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fine-tune a frozen W (n x m).
+
+    ``starts`` names the start of those factors that the formula's form does not settle (see ``starts.infer_starts``);
+    ``count`` is the number of trainable parameters per matrix, a polynomial in n, m, r and k = min(n, m);
+    ``includes`` says which methods are special cases, and which factor to replace by what to see it.
+    """
+
+    name: str
+    formula: Formula
+    category: Category
+    placement: tuple[str, ...] = ALL_MATRICES
+    count: str | None = None
+    starts: Mapping[str, str] = field(default_factory=dict)
+    includes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    learning_rate: float = 1e-3
+    citation: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.starts) - set(self.formula.trainable)
+        if unknown:
+            wrong = min(unknown)
+            raise SubspaceError(
+                f"method {self.name!r}: a start is given for {wrong!r}; {nearest(wrong, self.formula.trainable)}"
+            )
+        for start in self.starts.values():
+            lookup(start)
+        if not self.formula.trainable:
+            raise SubspaceError(f"method {self.name!r}: the formula {self.formula} has no trainable factor")
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.formula))
+
+    def starts_for(self, one_hot: bool = False) -> Mapping[str, str]:
+        """Return the start of every trainable factor; ``one_hot`` for an embedding, whose rows are looked up."""
+        return _starts(self.formula, tuple(sorted(self.starts.items())), one_hot)
+
+    def anchors(self, one_hot: bool = False) -> Mapping[str, bool]:
+        """Return for every trainable factor whether its parameter is the offset from an anchor."""
+        return {name: lookup(start)[2] for name, start in self.starts_for(one_hot).items()}
+
+    def counted(self, sizes: Sizes) -> int:
+        """Return the number of trainable parameters of one matrix."""
+        return self.formula.count(sizes) if self.count is None else polynomial(self.count, sizes)
+
+    @cached_property
+    def start_problem(self) -> str | None:
+        """What is wrong with the start, in one line; None if phi(W) = W there (checked on a small W)."""
+        if self.formula.masked:
+            return f"{self.formula} has the mask {self.formula.masked[0]}, whose positions must be chosen first"
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(7, 5, dtype=torch.float64, generator=generator)
+        bias = torch.randn(5, dtype=torch.float64, generator=generator)
+        rows = torch.randn(4, 7, dtype=torch.float64, generator=generator)
+        with torch.random.fork_rng(devices=[]):
+            factors = initial_factors(self, weight, rank=3, cache=False)
+        env = environment(self, weight, factors.parameters, factors.constants, scale=2.0, bias=bias)
+        output = self.formula.evaluated.apply(rows, env)
+        assert isinstance(output, torch.Tensor)
+        wanted = rows @ weight + bias if self.formula.names_bias else rows @ weight
+        if torch.allclose(output, wanted):
+            return None
+        told = ", ".join(f"{name} at {start}" for name, start in self.starts_for().items())
+        return f"phi(W) = {self.formula} is not W at its start ({told}); say how the factors start"
+
+    def check_start(self) -> None:
+        """Raise SubspaceError if phi(W) is not W at the start."""
+        if self.start_problem is not None:
+            raise SubspaceError(f"method {self.name!r}: {self.start_problem}")
+
+
+@lru_cache(maxsize=256)
+def _starts(formula: Formula, declared: tuple[tuple[str, str], ...], one_hot: bool) -> Mapping[str, str]:
+    return MappingProxyType({**infer_starts(formula, one_hot), **dict(declared)})
+
+
+# The registry
+
+_REGISTRY: dict[str, Method] = {}
+
+
+def method(
+    *,
+    category: Category | None = None,
+    placement: tuple[str, ...] = ALL_MATRICES,
+    count: str | None = None,
+    starts: Mapping[str, str] | None = None,
+    includes: Mapping[str, Mapping[str, str]] | None = None,
+    learning_rate: float = 1e-3,
+    citation: str = "",
+    name: str | None = None,
+    replace: bool = False,
+) -> Callable[[Callable[..., Expression]], Method]:
+    """Declare and register a method: decorate a function whose parameters are the formula's names.
+
+    >>> @method(count="n")
+    ... def scaled_inputs(W, D1):
+    ...     return D1 @ W
+
+    Raises:
+        SubspaceError: the formula does not fit together, phi(W) is not W at the start, or the name is taken (give
+            ``replace=True`` to take it over).
+    """
+
+    def declare(function: Callable[..., Expression]) -> Method:
+        own = name or function.__name__
+        expression = function(*(symbol(parameter) for parameter in inspect.signature(function).parameters))
+        formula = parse(str(expression))
+        declared = Method(
+            name=own,
+            formula=formula,
+            category=category or categorise(formula),
+            placement=placement,
+            count=count,
+            starts=dict(starts or {}),
+            includes=dict(includes or {}),
+            learning_rate=learning_rate,
+            citation=citation,
+            description=inspect.getdoc(function) or "",
+        )
+        return register(declared, replace=replace)
+
+    return declare
+
+
+def register(new: Method, replace: bool = False) -> Method:
+    """Add a method to the registry, where every command and law finds it."""
+    if new.name in _REGISTRY and not replace:
+        raise SubspaceError(f"a method named {new.name!r} exists already: {_REGISTRY[new.name].formula}")
+    new.check_start()
+    _REGISTRY[new.name] = new
+    return new
+
+
+def unregister(name: str) -> None:
+    """Take a method out of the registry."""
+    _REGISTRY.pop(get(name).name)
+
+
+def get(name: str) -> Method:
+    """Return a registered method. Raises SubspaceError with the nearest known names."""
+    try:
+        return _REGISTRY[name]
+    except KeyError:
+        raise SubspaceError(f"unknown method {name!r}; {nearest(name, _REGISTRY)}") from None
+
+
+def every() -> Iterator[Method]:
+    """Yield the registered methods in the order of the paper: reconstruction, extension, combination."""
+    order = ("reconstruction", "extension", "combination")
+    return iter(sorted(_REGISTRY.values(), key=lambda known: (order.index(known.category), known.name)))
+
+
+def from_formula(text: str, starts: Mapping[str, str] | None = None, name: str = "formula") -> Method:
+    """Return an unregistered method for a formula string. Raises FormulaError, or SubspaceError on a wrong start."""
+    formula = parse(text)
+    return Method(name, formula, categorise(formula), starts=dict(starts or {}))
+
+
+def categorise(formula: Formula) -> Category:
+    """Tell from a formula's form to which of the paper's three kinds it belongs."""
+    expression = formula.expression.matrix if isinstance(formula.expression, Affine) else formula.expression
+    terms = getattr(expression, "terms", (expression,))
+    plain = any(isinstance(term, Leaf) and term.name == "W" for term in terms)
+    added = "zeros" in infer_starts(formula).values() and expression is formula.expression
+    if plain and added:
+        return "extension"
+    return "combination" if added else "reconstruction"
+
+
+_OPERATIONS: Mapping[type[ast.AST], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Pow: operator.pow,
+}
+
+
+def polynomial(text: str, sizes: Sizes) -> int:
+    """Return the value of a count such as ``r * (n + m)``."""
+
+    def value(tree: ast.expr) -> int:
+        if isinstance(tree, ast.BinOp) and type(tree.op) in _OPERATIONS:
+            return _OPERATIONS[type(tree.op)](value(tree.left), value(tree.right))
+        if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
+            return tree.value
+        if isinstance(tree, ast.Name) and tree.id in "nmkr":
+            return int(getattr(sizes, tree.id))
+        raise SubspaceError(f"the count {text!r} is not a polynomial in n, m, k and r")
+
+    return value(ast.parse(text, mode="eval").body)
+
+
+__all__ = ["Category", "Method", "NotLinearError", "dense", "every", "from_formula", "get", "method", "names"]

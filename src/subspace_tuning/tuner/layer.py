@@ -1,0 +1,255 @@
+"""The one layer that hosts every method on every kind of module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from ..algebra import Plan, Sizes, dense, plan
+from ..algebra.nodes import Affine, Matrix
+from ..errors import SubspaceError
+from ..methods import Method, environment, initial_factors
+from .kinds import Kind, kind_of
+
+BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
+
+
+class SubspaceLayer(nn.Module, BaseTunerLayer):
+    """A frozen module with adapters: y = x @ phi(W) + b.
+
+    With several active adapters y is the frozen output plus the sum of what each would change at the frozen weight, so
+    their order does not matter.
+    """
+
+    adapter_layer_names = ("subspace_params",)
+    other_param_names = ("subspace_constants", "method", "r", "alpha", "dropout", "_plans")
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        kind = kind_of(base_layer)
+        assert kind is not None
+        self.base_layer = base_layer
+        self.kind: Kind = kind
+        self.subspace_params = nn.ModuleDict()
+        self.subspace_constants = nn.ModuleDict()
+        self.method: dict[str, Method] = {}
+        self.r: dict[str, int] = {}
+        self.alpha: dict[str, float] = {}
+        self.dropout: dict[str, float] = {}
+        self._plans: dict[str, tuple[Plan, Plan]] = {}  # in training, in evaluation
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._frozen: dict[str, Tensor] = {}  # weight and bias before merging
+        self.in_features, self.out_features = self.kind.matrix(self.weight).shape
+
+    def update_layer(
+        self,
+        adapter_name: str,
+        method: Method,
+        r: int,
+        alpha: float,
+        dropout: float = 0.0,
+        init_weights: bool = True,
+        save_constants: bool = False,
+        inference_mode: bool = False,
+    ) -> None:
+        """Give the layer an adapter, or replace the one of this name."""
+        weight = self.kind.matrix(self.weight)
+        one_hot, sizes = self.kind.one_hot, Sizes(self.in_features, self.out_features, r)
+        factors = initial_factors(method, weight, r, one_hot=one_hot, random=not init_weights)
+        self.subspace_params[adapter_name] = nn.ParameterDict(factors.parameters)
+        self.method[adapter_name] = method
+        self.r[adapter_name] = r
+        self.alpha[adapter_name] = alpha
+        self.dropout[adapter_name] = dropout
+        self._plans[adapter_name] = (
+            plan(method.formula, sizes, training=True, dropout=dropout > 0),
+            plan(method.formula, sizes, training=False),
+        )
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        # After the move: it would cast them to a low precision, in which singular vectors are not orthogonal.
+        self.subspace_constants[adapter_name] = BufferDict(factors.constants, persistent=save_constants)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight."""
+        return self.get_base_layer().weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """The base layer's bias, None if it has none (an embedding has not even the attribute)."""
+        return getattr(self.get_base_layer(), "bias", None)
+
+    # Forward
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return y = x @ phi(W) + b for the active adapters, or row by row for ``adapter_names``."""
+        adapter_names = kwargs.pop("adapter_names", None)
+        if adapter_names is not None:
+            return self._mixed_batch(x, adapter_names, *args, **kwargs)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        active = [name for name in self.active_adapters if name in self.subspace_params]
+        if self.disable_adapters or self.merged or not active:
+            return self._base_output(x, *args, **kwargs)
+        if len(active) == 1:
+            return self._adapted(x, active[0], *args, **kwargs)
+        frozen = self._base_output(x, *args, **kwargs)
+        return frozen + sum(self._adapted(x, name, *args, **kwargs) - frozen for name in active)
+
+    def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def _adapted(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output with one adapter."""
+        base, env = self.get_base_layer(), self._environment(name)
+        if self.kind.only_bias:
+            return self._base_output(x, *args, **kwargs) + self._bias_delta(name, env).to(x.dtype)
+        chosen = self._plans[name][0 if self.training else 1]
+        y = chosen.stage(self.kind.count_rows(base, x)).apply(self.kind.rows(base, x), env)
+        assert isinstance(y, Tensor)
+        if chosen.on_base:
+            frozen = self._base_output(x, *args, **kwargs)
+            return frozen + self.kind.finish(base, y).to(frozen.dtype)
+        if self.bias is not None and not self.method[name].formula.names_bias:
+            y = y + self.bias.to(y.dtype)
+        return self.kind.finish(base, y)
+
+    def _mixed_batch(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Give every row of the batch its own adapter."""
+        if self.merged:
+            raise SubspaceError("adapter_names cannot be used while adapters are merged; unmerge them first")
+        if len(x) != len(adapter_names):
+            raise SubspaceError(f"adapter_names has {len(adapter_names)} names for a batch of {len(x)} rows")
+        wanted = [name if name in self.subspace_params else BASE for name in adapter_names]
+        y = None
+        for name in dict.fromkeys(wanted):
+            rows = torch.tensor([i for i, own in enumerate(wanted) if own == name], device=x.device)
+            part = x.index_select(0, rows)
+            if name == BASE:
+                run = self._base_output(part, *args, **kwargs)
+            else:
+                run = self._adapted(part, name, *args, **kwargs)
+            y = run.new_empty(len(x), *run.shape[1:]) if y is None else y
+            y = y.index_copy(0, rows, run)
+        assert y is not None
+        return y
+
+    def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:
+        """Return what the formula's names stand for, at the base layer's weight and bias or at others."""
+        env: dict[str, Any] = environment(
+            self.method[name],
+            self.kind.matrix(self.weight if weight is None else weight),
+            self.subspace_params[name],  # type: ignore[arg-type]
+            self.subspace_constants[name]._buffers,  # type: ignore[arg-type]
+            scale=self.alpha[name] / self.r[name],
+            bias=self.bias if bias is None else bias,
+            one_hot=self.kind.one_hot,
+        )
+        env["dropout"] = self.dropout[name]
+        return env
+
+    # Merging
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write phi(W) into the base layer's weight. One copy of the frozen weight is kept, so unmerging is exact.
+
+        Raises SubspaceError if the formula has no dense form, or, with ``safe_merge``, if the result is not finite.
+        """
+        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.subspace_params]
+        if not names:
+            return
+        for name in names:
+            self.check_merge(name)
+        frozen = self._frozen or self._base_tensors()
+        merged = self._merged(frozen, [*self.merged_adapters, *names])
+        if safe_merge and not all(torch.isfinite(tensor).all() for tensor in merged.values()):
+            raise SubspaceError(f"merging {', '.join(names)} gives weights that are not finite")
+        self._frozen = frozen
+        for key, tensor in merged.items():
+            getattr(self.get_base_layer(), key).data = tensor
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Put the frozen weight back, bit for bit."""
+        base = self.get_base_layer()
+        for key, tensor in self._frozen.items():
+            parameter = getattr(base, key)
+            parameter.data = tensor.to(parameter.data)
+        self._frozen = {}
+        self.merged_adapters.clear()
+
+    def check_merge(self, name: str) -> None:
+        """Raise SubspaceError if an adapter cannot be merged into this layer."""
+        method = self.method[name]
+        if not method.formula.is_linear:
+            raise SubspaceError(
+                f"method {method.name!r} cannot be merged: {method.formula} has a nonlinearity, so phi(W) is no matrix"
+            )
+        if method.formula.names_bias and self.bias is None:
+            raise SubspaceError(f"method {method.name!r} cannot be merged into a layer without a bias")
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """Return phi(W) - W in the base layer's layout. Raises SubspaceError if there is no dense form."""
+        self.check_merge(adapter_name)
+        frozen = self._frozen or self._base_tensors()
+        return self._merged(frozen, [adapter_name])["weight"] - frozen["weight"]
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether ``peft.convert_to_lora`` can approximate the adapter."""
+        method = self.method.get(adapter_name)
+        if method is None or not isinstance(self, SubspaceLinear):
+            return False
+        return method.formula.is_linear and not method.formula.names_bias
+
+    def _base_tensors(self) -> dict[str, Tensor]:
+        base = self.get_base_layer()
+        return {key: getattr(base, key).data for key in ("weight", "bias") if getattr(base, key, None) is not None}
+
+    @torch.no_grad()
+    def _merged(self, frozen: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+        """Return weight and bias with the changes of these adapters at the frozen ones, summed in float32 or wider."""
+        wide = {key: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for key, tensor in frozen.items()}
+        matrix = W = self.kind.matrix(wide["weight"])
+        for name in names:
+            env = self._environment(name, wide["weight"], wide.get("bias"))
+            expression = self.method[name].formula.evaluated
+            if isinstance(expression, Affine):
+                wide["bias"] = wide["bias"] + self._bias_delta(name, env)
+                expression = expression.matrix
+            if expression != Matrix("W"):
+                phi = dense(expression, env)
+                matrix = phi if matrix is W else matrix + (phi - W)
+        wide["weight"] = self.kind.weight(matrix, frozen["weight"].shape)
+        return {key: tensor.to(frozen[key].dtype).contiguous() for key, tensor in wide.items()}
+
+    def _bias_delta(self, name: str, env: dict[str, Any]) -> Tensor:
+        expression = self.method[name].formula.evaluated
+        assert isinstance(expression, Affine)
+        delta: Tensor = expression.bias.compact(env) - env["b"]
+        return delta
+
+    def __repr__(self) -> str:
+        return "subspace." + super().__repr__()
+
+
+class SubspaceLinear(SubspaceLayer):
+    """A layer on a Linear or a Conv1D; peft finds adapted linear layers by the word in the class's name."""
+
+
+class SubspaceEmbedding(SubspaceLayer):
+    """A layer on an embedding."""
+
+
+class SubspaceConv(SubspaceLayer):
+    """A layer on a convolution in one, two or three dimensions."""
+
+
+class SubspaceNorm(SubspaceLayer):
+    """A layer on a normalisation, of which only the bias is adapted."""

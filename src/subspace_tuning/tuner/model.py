@@ -1,0 +1,238 @@
+"""The one tuner: it puts layers into a model and leaves the rest to peft."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.other import get_pattern_key
+from torch import nn
+
+from ..algebra.nodes import Affine, Matrix
+from ..errors import SubspaceError, nearest
+from ..methods import EVERY_BIAS
+from .config import SubspaceConfig
+from .kinds import ConvKind, EmbeddingKind, kind_of, supported
+from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm
+from .roles import target_modules
+
+
+class SubspaceModel(BaseTuner):
+    """Hosts subspace adapters in a model; made by ``peft.get_peft_model(model, SubspaceConfig(...))``."""
+
+    prefix = "subspace_"
+    tuner_layer_cls = SubspaceLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (peft declares it so);  the methods' placements take its place
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put an adapter into the model, after checking every module that it would touch.
+
+        Raises:
+            SubspaceError: the adapter's name or targets do not fit. The model is then unchanged.
+        """
+        config = _own(self.peft_config[adapter_name])
+        try:
+            self._check_name(adapter_name)
+            if config.target_modules is None:
+                config.target_modules = self._placement(model, config)
+            if kwargs.get("state_dict") is None:
+                self._check_targets(model, config)
+        except SubspaceError:
+            del self.peft_config[adapter_name]
+            raise
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        config, layer = _own(peft_config), target
+        if not isinstance(target, SubspaceLayer):
+            layer = _layer_class(target)(target)
+            self._replace_module(parent, target_name, layer, target)
+        assert isinstance(layer, SubspaceLayer)
+        layer.update_layer(
+            adapter_name,
+            config.resolved,
+            r=_by_pattern(config.rank_pattern, current_key, config.r),
+            alpha=_by_pattern(config.alpha_pattern, current_key, config.alpha),
+            dropout=config.dropout,
+            init_weights=config.init_weights,
+            save_constants=config.save_constants,
+            inference_mode=bool(config.inference_mode),
+        )
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+
+    # Where to
+
+    def _placement(self, model: nn.Module, config: SubspaceConfig) -> list[str] | str:
+        """Return the targets of a method in this model, from its placement."""
+        method = config.resolved
+        if method.placement == EVERY_BIAS:
+            spared = tuple(config.modules_to_save or ())
+            return [
+                name
+                for name, module in _modules(model)
+                if kind_of(module) and getattr(module, "bias", None) is not None and not _inside(name, spared)
+            ]
+        model_type = self.get_model_config(model).get("model_type")
+        if model_type in (None, "custom"):
+            raise SubspaceError(f"target_modules is not given, and this model has no model_type. {_known(model)}")
+        return target_modules(str(model_type), method.placement)
+
+    def _check_name(self, adapter_name: str) -> None:
+        """peft finds the tensors of an adapter by the end of their names, so no factor may be called like one."""
+        for name, config in self.peft_config.items():
+            if not isinstance(config, SubspaceConfig):
+                continue
+            taken = set(self.peft_config) & set(config.resolved.formula.trainable)
+            if taken:
+                raise SubspaceError(
+                    f"adapter {name!r} has a factor {min(taken)}, so no adapter of the model may have that name"
+                )
+
+    def _check_targets(self, model: nn.Module, config: SubspaceConfig) -> None:
+        """Check every targeted module before the first one is replaced."""
+        if config.target_modules == "all-linear":
+            return
+        targets = [(name, module) for name, module in _modules(model) if self._targets(config, name)]
+        if not targets:
+            given = config.target_modules or ()
+            shown = repr(given) if isinstance(given, str) else ", ".join(sorted(given))
+            raise SubspaceError(f"target_modules {shown} match nothing in the model. {_known(model)}")
+        for name, module in targets:
+            _check_target(name, module, config)
+
+    def _targets(self, config: SubspaceConfig, name: str) -> bool:
+        return bool(self._check_target_module_exists(config, name))
+
+    # Several adapters in one batch
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        adapter_names = kwargs.pop("adapter_names", None)
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise SubspaceError("adapter_names is for inference; call model.eval() first")
+        unknown = set(adapter_names) - set(self.peft_config) - {BASE}
+        if unknown:
+            raise SubspaceError(f"unknown adapter {min(unknown)!r}; {nearest(min(unknown), self.peft_config)}")
+        hook = partial(_pass_names, adapter_names=list(adapter_names))
+        handles = [
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, (SubspaceLayer, AuxiliaryTrainingWrapper))
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # Merging
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the base weights. Raises SubspaceError before any layer is changed."""
+        self._check_merge(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self._check_merge(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def _check_merge(self, adapter_names: Sequence[str] | None) -> None:
+        for layer in self.model.modules():
+            if isinstance(layer, SubspaceLayer):
+                for name in adapter_names or layer.active_adapters:
+                    if name in layer.subspace_params:
+                        layer.check_merge(name)
+
+
+def _own(config: PeftConfig) -> SubspaceConfig:
+    assert isinstance(config, SubspaceConfig)
+    return config
+
+
+def _pass_names(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], adapter_names: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give a layer the adapters of its rows; in beam search every row of the batch comes several times."""
+    rows = len(args[0]) if args else len(adapter_names)
+    times = rows // len(adapter_names) if rows % len(adapter_names) == 0 else 1
+    kwargs["adapter_names"] = [name for name in adapter_names for _ in range(times)]
+    return args, kwargs
+
+
+def _layer_class(module: nn.Module) -> type[SubspaceLayer]:
+    kind = kind_of(module)
+    if kind is not None and kind.only_bias:
+        return SubspaceNorm
+    if isinstance(kind, EmbeddingKind):
+        return SubspaceEmbedding
+    return SubspaceConv if isinstance(kind, ConvKind) else SubspaceLinear
+
+
+def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
+    if isinstance(module, SubspaceLayer):
+        module = module.get_base_layer()
+    kind, method = kind_of(module), config.resolved
+    if kind is None:
+        raise SubspaceError(f"{name} is a {type(module).__name__}, which cannot be adapted; {supported()} can")
+    kind.check(module, name)
+    expression = method.formula.expression
+    bias_alone = isinstance(expression, Affine) and expression.matrix == Matrix("W")
+    if kind.only_bias and not bias_alone:
+        raise SubspaceError(
+            f"{name} is a {type(module).__name__}, which has no matrix; of it {method.name!r} could adapt nothing"
+        )
+    if bias_alone and getattr(module, "bias", None) is None:
+        raise SubspaceError(f"method {method.name!r} trains biases, and {name} has none")
+    rank = _by_pattern(config.rank_pattern, name, config.r)
+    n, m = kind.matrix(module.weight).shape  # type: ignore[arg-type]
+    if method.formula.has_rank and rank > min(n, m):
+        raise SubspaceError(f"{name}: rank {rank} is above min(n, m) = {min(n, m)} of its {n} x {m} weight")
+
+
+def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    return patterns.get(get_pattern_key(list(patterns), name), default)
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of the model proper: an adapted module once, and nothing of the adapters inside it."""
+    adapted: str | None = None
+    for name, module in model.named_modules():
+        if adapted is not None and name.startswith(adapted):
+            continue
+        adapted = f"{name}." if isinstance(module, SubspaceLayer) else None
+        yield name, module
+
+
+def _inside(name: str, parts: tuple[str, ...]) -> bool:
+    return any(part in name.split(".") for part in parts)
+
+
+def _known(model: nn.Module) -> str:
+    """Name the modules that exist, by the ends of their names, the repeated ones once."""
+    ends = {name.rpartition(".")[2] for name, module in _modules(model) if name and kind_of(module)}
+    return f"Modules that exist: {', '.join(sorted(ends))}"
