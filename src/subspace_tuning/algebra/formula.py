@@ -60,7 +60,7 @@ class Formula:
     @cached_property
     def spectral(self) -> tuple[str, ...]:
         """The names taken from W's singular value decomposition."""
-        return tuple(name for name in self.expression.names if name in names.SPECTRAL_SHAPES)
+        return tuple(name for name in self.evaluated.names if name in names.SPECTRAL_SHAPES)
 
     @cached_property
     def has_rank(self) -> bool:

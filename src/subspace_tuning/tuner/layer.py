@@ -73,7 +73,11 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         )
         self._move_adapter_to_device_of_base_layer(adapter_name)
         # After the move: it would cast them to a low precision, in which singular vectors are not orthogonal.
-        self.subspace_constants[adapter_name] = BufferDict(factors.constants, persistent=save_constants)
+        constants = BufferDict(factors.constants, persistent=save_constants)
+        for name, anchored in method.anchors(one_hot).items():
+            if f"{name}0" in constants and not anchored:  # drawn, so that nothing but the file can give it back
+                constants.register_buffer(f"{name}0", constants[f"{name}0"], persistent=True)
+        self.subspace_constants[adapter_name] = constants
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     @property
