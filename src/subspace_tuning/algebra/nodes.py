@@ -99,6 +99,8 @@ class Expression(ABC):
         return self + (-other)
 
     def __neg__(self) -> Expression:
+        if isinstance(self, Number):
+            return Number(-self.value)
         if isinstance(self, Sum):
             return Sum(tuple(-term for term in self.terms))
         if isinstance(self, Scale) and self.scalar == Number(-1.0):

@@ -30,7 +30,6 @@ from .nodes import (
     Identity,
     Leaf,
     Matrix,
-    NotLinearError,
     Number,
     Product,
     Scale,
@@ -84,7 +83,7 @@ class Dropped(Expression):
         return self.node.apply(F.dropout(R.as_tensor(x), probability), env)
 
     def compact(self, env: Environment) -> Tensor:
-        raise NotLinearError("a dropped term acts on rows alone")
+        return self.node.compact(env)  # on average; column norms are taken of this
 
     def __str__(self) -> str:
         return f"dropout({self.node})"
@@ -150,12 +149,16 @@ def _without_weight(expression: Expression) -> Expression | None:
     return terms[0] if len(terms) == 1 else Sum(tuple(terms))
 
 
-def _dropped(expression: Expression, alone: bool) -> Expression:
-    """Put dropout before every added term: one that stands beside W, or beside a term that holds W."""
-    terms = expression.terms if isinstance(expression, Sum) else (expression,)
-    if len(terms) == 1 and not alone:
-        return expression
-    return Sum(tuple(term if _carries_weight(term) else Dropped(term) for term in terms))
+def _dropped(node: Expression, alone: bool = False) -> Expression:
+    """Put dropout before every added term: one that stands beside W (``alone``), or beside a term that holds W."""
+    if alone or isinstance(node, Sum):
+        terms = node.terms if isinstance(node, Sum) else (node,)
+        return Sum(tuple(_dropped(term) if _carries_weight(term) else Dropped(term) for term in terms))
+    if isinstance(node, Product):
+        return Product((_dropped(node.factors[0]), *node.factors[1:]))
+    if isinstance(node, (Unit, Affine)):
+        return node.rebuilt((_dropped(node.children[0]), *node.children[1:]))
+    return node
 
 
 def _carries_weight(term: Expression) -> bool:

@@ -1,0 +1,67 @@
+"""Random formulas that fit together, for hypothesis: built from the outside in, so every shape is known."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from subspace_tuning.algebra import Expression, diag, relu, symbol, unit
+from subspace_tuning.algebra.nodes import Elementwise, Hadamard
+
+# The leaves of each shape; a name always has the same shape, so any of them can be joined.
+LEAVES = {
+    "nm": ["W", "P", "Q"],
+    "nr": ["A", "U_r"],
+    "rm": ["B"],
+    "nn": ["D1", "K"],
+    "mm": ["D2", "R"],
+    "rr": ["D", "G", "S_r"],
+    "mr": ["V_r", "C"],
+}
+
+
+def matrices(shape: str, depth: int) -> st.SearchStrategy[Expression]:
+    """Return expressions of a shape such as "nm"."""
+    leaf = st.sampled_from(LEAVES[shape]).map(symbol) if shape in LEAVES else st.nothing()
+    if depth == 0:
+        if shape in LEAVES:
+            return leaf
+        return matrices(shape[::-1], 0).map(lambda node: node.T)
+    options = [_sums(shape, depth), _scaled(shape, depth)]
+    options += [_products(shape, middle, depth) for middle in "nmr" if _possible(shape[0] + middle, middle + shape[1])]
+    if shape in LEAVES:
+        options.append(leaf)
+    if shape[::-1] in LEAVES:
+        options.append(matrices(shape[::-1], depth - 1).map(lambda node: node.T))
+    options.append(matrices(shape, depth - 1).map(unit))
+    options.append(matrices(shape, depth - 1).map(lambda node: Elementwise("tanh", node)))
+    options.append(st.tuples(matrices(shape, 0), matrices(shape, 0)).map(lambda pair: Hadamard(*pair)))
+    if shape[0] == shape[1]:
+        options.append(st.sampled_from(["a", "c"]).map(lambda name: diag(symbol(f"{name}{shape[0]}"))))
+    return st.one_of(options)
+
+
+def formulas() -> st.SearchStrategy[Expression]:
+    """Return formulas of W's shape that hold W, some with a nonlinearity between factors."""
+    adapter = symbol("A") @ relu @ symbol("B")
+    added = st.one_of(matrices("nm", 2), st.just(adapter), st.just(symbol("s") * adapter))
+    return added.map(lambda node: symbol("W") + node)
+
+
+def _possible(*shapes: str) -> bool:
+    return all(shape in LEAVES or shape[::-1] in LEAVES for shape in shapes)
+
+
+def _sums(shape: str, depth: int) -> st.SearchStrategy[Expression]:
+    pair = st.tuples(matrices(shape, depth - 1), matrices(shape, depth - 1), st.booleans())
+    return pair.map(lambda drawn: drawn[0] - drawn[1] if drawn[2] else drawn[0] + drawn[1])
+
+
+def _scaled(shape: str, depth: int) -> st.SearchStrategy[Expression]:
+    inner = matrices(shape, depth - 1)
+    number = st.sampled_from([2.0, 0.5, -1.0, -0.25])
+    return st.one_of(inner.map(lambda node: symbol("s") * node), st.tuples(number, inner).map(lambda p: p[0] * p[1]))
+
+
+def _products(shape: str, middle: str, depth: int) -> st.SearchStrategy[Expression]:
+    pair = st.tuples(matrices(shape[0] + middle, depth - 1), matrices(middle + shape[1], depth - 1))
+    return pair.map(lambda drawn: drawn[0] @ drawn[1])

@@ -1,0 +1,120 @@
+"""Any formula: it prints and parses, its plans are equal to it, and applying it is multiplying by its matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from subspace_tuning.algebra import Expression, Identity, NotLinearError, Sizes, dense, parse, plan, relu, symbol
+from subspace_tuning.algebra.nodes import Activation, Number, Product, Scale, substitute
+
+from .expressions import formulas
+
+quick = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+def environment_for(expression: Expression, sizes: Sizes) -> dict[str, Any]:
+    shapes = parse(str(expression)).shapes
+    env: dict[str, Any] = {name: torch.randn(sizes.of(shape), dtype=torch.float64) for name, shape in shapes.items()}
+    return env | {"s": 0.7}
+
+
+@quick
+@given(formulas())
+def test_printed_and_parsed_is_the_same(expression: Expression) -> None:
+    assert parse(str(expression)).expression == expression
+
+
+@quick
+@given(formulas(), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
+def test_every_stage_of_every_plan_is_the_formula(expression: Expression, n: int, m: int, r: int) -> None:
+    formula = parse(str(expression))
+    env = environment_for(expression, Sizes(n, m, r))
+    x = torch.randn(3, n, dtype=torch.float64)
+    wanted = expression.apply(x, env)
+    for sizes in (Sizes(n, m, r), Sizes(512, 256, 8)):
+        chosen = plan(formula, sizes, training=False)
+        for _, stage in chosen.stages:
+            y = stage.apply(x, env)
+            assert isinstance(y, torch.Tensor)
+            torch.testing.assert_close(y + x @ env["W"] if chosen.on_base else y, wanted)
+
+
+@quick
+@given(formulas())
+def test_applied_is_multiplied_by_the_matrix(expression: Expression) -> None:
+    env = environment_for(expression, Sizes(5, 4, 2))
+    x = torch.randn(3, 5, dtype=torch.float64)
+    if any(isinstance(node, Activation) for node in expression.walk()):
+        with pytest.raises(NotLinearError):
+            dense(expression, env)
+    else:
+        torch.testing.assert_close(x @ dense(expression, env), expression.apply(x, env))
+
+
+@quick
+@given(formulas())
+def test_substituting_nothing_or_itself_changes_nothing(expression: Expression) -> None:
+    assert substitute(expression, {}) == expression
+    assert substitute(expression, {"A": symbol("A")}) == expression
+
+
+def test_normal_form() -> None:
+    A, B, W, s = map(symbol, ("A", "B", "W", "s"))
+    assert (A @ B) @ W.T == A @ (B @ W.T) == Product((A, B, W.T))
+    assert s * A @ B == s * (A @ B) == A @ (s * B) == A @ B * s
+    assert isinstance(s * A @ B, Scale)
+    assert W + (A @ B + W) == W + A @ B + W
+    assert W - (A @ B - W) == W - A @ B + W
+    assert W.T.T == W
+    assert -(-W) == W
+    assert str(s * A @ relu @ B) == "s * A @ relu @ B"
+    assert 2 * W == Scale(Number(2.0), W)
+
+
+def test_identity_fits_every_size() -> None:
+    env = {"W": torch.randn(3, 4), "D": torch.randn(4)}
+    W, D = symbol("W"), symbol("D")
+    torch.testing.assert_close(dense(W @ (Identity() + D), env), env["W"] * (1 + env["D"]))
+    env["R"] = torch.randn(4, 4)
+    torch.testing.assert_close(dense(W @ (Identity() + symbol("R")), env), env["W"] @ (torch.eye(4) + env["R"]))
+
+
+def test_sparse_entries() -> None:
+    formula = parse("W + M * Delta")
+    env = {"W": torch.zeros(2, 3), "M": torch.tensor([1, 5]), "Delta": torch.tensor([7.0, 9.0], requires_grad=True)}
+    matrix = dense(formula.expression, env)
+    assert matrix.tolist() == [[0, 7, 0], [0, 0, 9]]
+    matrix.sum().backward()
+    assert env["Delta"].grad is not None
+
+
+def test_column_norms_of_a_zero_column_are_one() -> None:
+    formula = parse("unit(W) @ D")
+    weight = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
+    matrix = dense(formula.expression, {"W": weight, "D": torch.tensor([10.0, 1.0])})
+    assert matrix.tolist() == [[6.0, 0.0], [8.0, 0.0]]
+
+
+def test_plans_choose_by_size() -> None:
+    formula = parse("U @ diag(sigma) @ V.T")
+    few, many = (plan(formula, Sizes(768, 768, 8)).stage(rows) for rows in (1, 8192))
+    assert str(few) == "U @ diag(sigma) @ V.T"
+    assert str(many).startswith("[")
+
+
+def test_dropout_acts_on_added_terms_alone() -> None:
+    for text, wanted in {
+        "W + s * A @ B": "dropout((s * A) @ B)",
+        "D1 @ W @ D2 + s * A @ B": "D1 @ W @ D2 + dropout((s * A) @ B)",
+        "D1 @ W": "D1 @ W",
+        "unit(W + s * A @ B) @ D": "unit(W + dropout((s * A) @ B)) @ D",
+        "W + A @ relu @ B": "dropout(A @ relu @ B)",
+    }.items():
+        assert str(plan(parse(text), Sizes(64, 64, 4), dropout=True).stage(1)) == wanted

@@ -1,0 +1,98 @@
+"""Reading formulas: shapes and kinds come out, and a wrong one is told in one line where and why."""
+
+from __future__ import annotations
+
+import pytest
+
+from subspace_tuning.algebra import FormulaError, Sizes, parse
+
+CATALOGUE = {
+    "D1 @ W @ D2": {"D1": ("n",), "D2": ("m",)},
+    "U @ diag(sigma) @ V.T": {"sigma": ("k",)},
+    "affine(W, b + delta)": {"delta": ("m",)},
+    "W + M * Delta": {"Delta": ("n", "m")},
+    "W + s * (A @ B - A0 @ B0)": {"A": ("n", "r"), "B": ("r", "m")},
+    "W + s * A @ D @ B": {"A": ("n", "r"), "D": ("r",), "B": ("r", "m")},
+    "W + s * A @ G @ B": {"A": ("n", "r"), "G": ("r", "r"), "B": ("r", "m")},
+    "W + s * (W * (A @ B))": {"A": ("n", "r"), "B": ("r", "m")},
+    "affine(W, b) @ (I + affine(A, a) @ relu @ affine(B, c))": {
+        "A": ("m", "r"),
+        "a": ("r",),
+        "B": ("r", "m"),
+        "c": ("m",),
+    },
+    "W + A @ relu @ B": {"A": ("n", "r"), "B": ("r", "m")},
+    "W + t * A @ gelu @ B": {"t": (), "A": ("n", "r"), "B": ("r", "m")},
+    "unit(W + s * A @ B) @ D": {"A": ("n", "r"), "B": ("r", "m"), "D": ("m",)},
+    "(U_r + A) @ S_r @ (V_r + B).T + rest": {"A": ("n", "r"), "B": ("m", "r")},
+    "U @ relu(S + D) @ V.T": {"D": ("k",)},
+    "W @ R": {"R": ("m", "m")},
+}
+
+WRONG = {
+    "": "not a formula",
+    "W + A @": "not a formula",
+    "unit(W": "never closed",
+    "D1 @ W @ A @ D1": "phi(W) is n x m like W, this is n x n",
+    "W + W.T": ">>>W + W.T<<<': the left side is n x m, the right side m x n",
+    "W + s": "the right side a number",
+    "W @ s": "@ takes a matrix, this is a number",
+    "U @ >>>sigma": "not a formula",
+    "U @ sigma @ V.T": ">>>sigma<<<",
+    "A @ B": "does not use W",
+    "W @ W": "m columns meet n rows",
+    "W.shape": "only names, numbers",
+    "W + A[0]": "only names, numbers",
+    "W ** 2": "only names, numbers",
+    "W / 2 * W": "only names, numbers",
+    "__import__('os').system('true')": "unknown function",
+    "(lambda: W)()": "unknown function",
+    "W if W else W": "only names, numbers",
+    "relux(W)": "did you mean relu?",
+    "diag(W, W) @ W": "diag takes 1 argument",
+    "affine(W)": "affine takes 2 arguments",
+    "W @ diag(A)": "A is none",
+    "affine(W, s)": "s is none",
+    "diag(a) @ W @ diag(a)": "m columns meet n rows",
+    "U_q @ W": "no part of W's singular value decomposition",
+    "W + A0 @ B": "frozen start of A",
+    "W * M": "a mask M stands in front",
+    "unit @ W": "is a function",
+    "affine(W, b) + a": "the right side a number",
+    "True * W": "only names, numbers",
+    "'W'": "only names, numbers",
+    "_W + W": "starts with a letter",
+    "W" + " + W" * 500: "longest that is read",
+    "(" * 300 + "W" + ")" * 300: "not a formula",
+    "diag(b)": "phi(W)",
+}
+
+
+@pytest.mark.parametrize("text", CATALOGUE)
+def test_shapes_follow_from_the_neighbours(text: str) -> None:
+    formula = parse(text)
+    assert str(formula) == text
+    assert {name: formula.shapes[name] for name in formula.trainable} == CATALOGUE[text]
+
+
+@pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:30] or "empty")
+def test_a_wrong_formula_is_told_in_one_line(text: str) -> None:
+    with pytest.raises(FormulaError) as caught:
+        parse(text)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert WRONG[text] in message
+
+
+def test_the_place_is_marked() -> None:
+    with pytest.raises(FormulaError, match=r"formula 'W \+ A @ \(>>>W @ W<<<\)': m columns meet n rows"):
+        parse("W + A @ (W @ W)")
+
+
+def test_names_decide_what_is_trained() -> None:
+    formula = parse("(U_r + A) @ S_r @ (V_r + B).T + rest")
+    assert formula.trainable == ("A", "B")
+    assert set(formula.spectral) == {"U_r", "S_r", "V_r"}
+    assert parse("W + s * A @ B").count(Sizes(10, 20, 3)) == 3 * (10 + 20)
+    assert not parse("W + A @ relu @ B").is_linear
+    assert parse("affine(W, b + delta)").names_bias
