@@ -73,9 +73,10 @@ def test_normal_form() -> None:
     assert W + (A @ B + W) == W + A @ B + W
     assert W - (A @ B - W) == W - A @ B + W
     assert W.T.T == W
-    assert -(-W) == W
+    negative = -W
+    assert -negative == W
     assert str(s * A @ relu @ B) == "s * A @ relu @ B"
-    assert 2 * W == Scale(Number(2.0), W)
+    assert Scale(Number(2.0), W) == 2 * W
 
 
 def test_identity_fits_every_size() -> None:

@@ -32,6 +32,7 @@ from .nodes import (
     Matrix,
     Number,
     Product,
+    Scalar,
     Scale,
     Sparse,
     Sum,
@@ -241,16 +242,20 @@ class _Planner:
 
     def _scaled(self, node: Scale) -> Step:
         """Scale where the rows are narrowest, but never before a nonlinearity."""
-        if isinstance(node.node, Product) and self.choose:
-            factors = node.node.factors
+        scalars, core = [node.scalar], node.node
+        while isinstance(core, Scale):
+            scalars, core = [*scalars, core.scalar], core.node
+        if isinstance(core, Sum) and self.choose:
+            return self.apply(Sum(tuple(_times(scalars, term) for term in core.terms)))
+        if isinstance(core, Product) and self.choose:
+            factors = core.factors
             first = max((i + 1 for i, factor in enumerate(factors) if not _has_matrix(factor)), default=0)
             places = [i for i in range(first, len(factors)) if isinstance(factors[i], (Leaf, Sum))]
             if places:
                 place = min(places, key=lambda i: self.shape(factors[i])[1])
-                scaled = Scale(node.scalar, factors[place])
-                return self._chain((*factors[:place], scaled, *factors[place + 1 :]))
-        cost, inner = self.apply(node.node)
-        return cost + self.elements(self.rows * self.shape(node)[1]), Scale(node.scalar, inner)
+                return self._chain((*factors[:place], _times(scalars, factors[place]), *factors[place + 1 :]))
+        cost, inner = self.apply(core)
+        return cost + self.elements(self.rows * self.shape(node)[1], len(scalars)), _times(scalars, inner)
 
     def _chain(self, factors: tuple[Expression, ...]) -> Step:
         """Multiply the rows by a chain: each step takes one factor, or several that are formed into one matrix."""
@@ -346,6 +351,12 @@ class _Planner:
             return self.sizes.n, self.sizes.m
         inner = [child for child in node.children if not isinstance(child, (Identity, Number))]
         return self.shape(inner[-1] if isinstance(node, Scale) else inner[0])
+
+
+def _times(scalars: list[Scalar | Number], node: Expression) -> Expression:
+    for scalar in reversed(scalars):
+        node = Scale(scalar, node)
+    return node
 
 
 def _has_matrix(node: Expression) -> bool:

@@ -59,7 +59,9 @@ class SubspaceConfig(PeftConfig):
     )
     save_constants: bool = field(
         default=False,
-        metadata={"help": "save the singular vectors with the adapter, so that loading never decomposes W again"},
+        metadata={
+            "help": "save the singular vectors with the adapter: no other decomposition of W then takes their place"
+        },
     )
     format: int = field(default=FORMAT, metadata={"help": "version of the saved form"})
 
@@ -73,22 +75,23 @@ class SubspaceConfig(PeftConfig):
         self._check()
         # Saved with the adapter, so that it loads where a person's own method is not registered.
         self.formula = str(self.resolved.formula)
+        self.starts = dict(self.resolved.starts) or None
 
     @cached_property
     def resolved(self) -> Method:
         """The method: the registered one, or the one that the formula makes."""
         if self.method is None and self.formula is None:
             raise SubspaceError("give a method (see `subspace methods`) or a formula")
-        if self.formula is None:
-            assert self.method is not None
-            return methods.get(self.method)
-        if self.method in {known.name for known in methods.every()}:
+        if self.formula is None or self.method in {known.name for known in methods.every()}:
             known = methods.get(self.method or "")
-            if parse(self.formula) != known.formula:
+            if self.formula is not None and parse(self.formula) != known.formula:
                 raise SubspaceError(
                     f"method {known.name!r} is {known.formula} here, not {self.formula}: the adapter comes from "
                     "another version, or both a method and a formula are given"
                 )
+            if self.starts and self.starts != dict(known.starts):
+                own_starts = ", ".join(f"{name} at {start}" for name, start in known.starts.items()) or "inferred ones"
+                raise SubspaceError(f"starts go with a formula; method {known.name!r} has its own ({own_starts})")
             return known
         own = methods.from_formula(self.formula, self.starts, self.method or "formula")
         own.check_start()
@@ -108,8 +111,11 @@ class SubspaceConfig(PeftConfig):
                 raise SubspaceError(f"the scale {name} = {alpha!r} is not a positive number")
         if not 0.0 <= self.dropout < 1.0:
             raise SubspaceError(f"dropout = {self.dropout!r} is not in [0, 1)")
-        if self.starts and self.method in {known.name for known in methods.every()}:
-            raise SubspaceError(f"starts go with a formula; method {self.method!r} has its own")
         if self.layers_pattern and self.layers_to_transform is None:
             raise SubspaceError("layers_pattern goes with layers_to_transform")
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise SubspaceError(
+                f"layers_to_transform selects among listed target_modules, not among the matches of "
+                f"{self.target_modules!r}: list them, or name the layers in the regex"
+            )
         _ = self.resolved

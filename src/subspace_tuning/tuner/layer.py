@@ -169,16 +169,20 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.subspace_params]
         if not names:
             return
-        for name in names:
-            self.check_merge(name)
-        frozen = self._frozen or self._base_tensors()
-        merged = self._merged(frozen, [*self.merged_adapters, *names])
-        if safe_merge and not all(torch.isfinite(tensor).all() for tensor in merged.values()):
-            raise SubspaceError(f"merging {', '.join(names)} gives weights that are not finite")
-        self._frozen = frozen
+        merged = self.merged_with(names, safe_merge)
+        self._frozen = self._frozen or self._base_tensors()
         for key, tensor in merged.items():
             getattr(self.get_base_layer(), key).data = tensor
         self.merged_adapters.extend(names)
+
+    def merged_with(self, names: Sequence[str], safe_merge: bool = False) -> dict[str, Tensor]:
+        """Return weight and bias as merging these adapters would make them. Raises SubspaceError as ``merge`` does."""
+        for name in names:
+            self.check_merge(name)
+        merged = self._merged(self._frozen or self._base_tensors(), [*self.merged_adapters, *names])
+        if safe_merge and not all(torch.isfinite(tensor).all() for tensor in merged.values()):
+            raise SubspaceError(f"merging {', '.join(names)} gives weights that are not finite")
+        return merged
 
     def unmerge(self) -> None:
         """Put the frozen weight back, bit for bit."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import get_pattern_key
 from torch import nn
@@ -81,16 +83,23 @@ class SubspaceModel(BaseTuner):
         """Return the targets of a method in this model, from its placement."""
         method = config.resolved
         if method.placement == EVERY_BIAS:
-            spared = tuple(config.modules_to_save or ())
-            return [
+            names = [
                 name
                 for name, module in _modules(model)
-                if kind_of(module) and getattr(module, "bias", None) is not None and not _inside(name, spared)
+                if kind_of(module) and getattr(module, "bias", None) is not None
             ]
-        model_type = self.get_model_config(model).get("model_type")
-        if model_type in (None, "custom"):
-            raise SubspaceError(f"target_modules is not given, and this model has no model_type. {_known(model)}")
-        return target_modules(str(model_type), method.placement)
+        else:
+            model_type = self.get_model_config(model).get("model_type")
+            if model_type in (None, "custom"):
+                raise SubspaceError(f"target_modules is not given, and this model has no model_type. {_known(model)}")
+            pattern = target_modules(str(model_type), method.placement)
+            if config.layers_to_transform is None:
+                return pattern
+            names = [name for name, _ in _modules(model) if re.fullmatch(pattern, name)]
+        chosen = [name for name in names if _selected(config, name)]
+        if not chosen:
+            raise SubspaceError(f"method {method.name!r} finds nothing to adapt in this model{_limits(config)}")
+        return chosen
 
     def _check_name(self, adapter_name: str) -> None:
         """peft finds the tensors of an adapter by the end of their names, so no factor may be called like one."""
@@ -105,18 +114,21 @@ class SubspaceModel(BaseTuner):
 
     def _check_targets(self, model: nn.Module, config: SubspaceConfig) -> None:
         """Check every targeted module before the first one is replaced."""
-        if config.target_modules == "all-linear":
-            return
-        targets = [(name, module) for name, module in _modules(model) if self._targets(config, name)]
+        _maybe_include_all_linear_layers(config, model)
+        targets = [(name, module) for name, module in _modules(model) if check_target_module_exists(config, name)]
         if not targets:
             given = config.target_modules or ()
-            shown = repr(given) if isinstance(given, str) else ", ".join(sorted(given))
-            raise SubspaceError(f"target_modules {shown} match nothing in the model. {_known(model)}")
+            shown = repr(given) if isinstance(given, str) else ", ".join(sorted(given)) or "of an empty list"
+            raise SubspaceError(f"target_modules {shown} match nothing in the model{_limits(config)}. {_known(model)}")
         for name, module in targets:
             _check_target(name, module, config)
 
-    def _targets(self, config: SubspaceConfig, name: str) -> bool:
-        return bool(self._check_target_module_exists(config, name))
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter. If it alone was active, the first that is left becomes active, in every layer alike."""
+        alone = self.active_adapters == [adapter_name]
+        super().delete_adapter(adapter_name)
+        if alone:
+            self.set_adapter(sorted(self.peft_config)[:1])
 
     # Several adapters in one batch
 
@@ -147,7 +159,7 @@ class SubspaceModel(BaseTuner):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge adapters into the base weights. Raises SubspaceError before any layer is changed."""
-        self._check_merge(adapter_names)
+        self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(
@@ -158,15 +170,23 @@ class SubspaceModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> Any:
         if merge:
-            self._check_merge(adapter_names)
+            self._check_merge(adapter_names, safe_merge)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
-    def _check_merge(self, adapter_names: Sequence[str] | None) -> None:
-        for layer in self.model.modules():
-            if isinstance(layer, SubspaceLayer):
-                for name in adapter_names or layer.active_adapters:
-                    if name in layer.subspace_params:
-                        layer.check_merge(name)
+    def _check_merge(self, adapter_names: Sequence[str] | None, safe_merge: bool) -> None:
+        """Raise SubspaceError if any layer cannot be merged, so that never half of them are."""
+        for module_name, layer in self.model.named_modules():
+            if not isinstance(layer, SubspaceLayer):
+                continue
+            wanted = layer.active_adapters if adapter_names is None else adapter_names
+            names = [name for name in wanted if name in layer.subspace_params]
+            try:
+                for name in names:
+                    layer.check_merge(name)
+                if safe_merge:
+                    layer.merged_with([name for name in names if name not in layer.merged_adapters], safe_merge)
+            except SubspaceError as error:
+                raise SubspaceError(f"{module_name}: {error}") from None
 
 
 def _own(config: PeftConfig) -> SubspaceConfig:
@@ -180,6 +200,8 @@ def _pass_names(
     """Give a layer the adapters of its rows; in beam search every row of the batch comes several times."""
     rows = len(args[0]) if args else len(adapter_names)
     times = rows // len(adapter_names) if rows % len(adapter_names) == 0 else 1
+    if isinstance(module, AuxiliaryTrainingWrapper):  # an adapter that does not train the module uses it as it was
+        adapter_names = [name if name in module._adapters else BASE for name in adapter_names]
     kwargs["adapter_names"] = [name for name in adapter_names for _ in range(times)]
     return args, kwargs
 
@@ -194,8 +216,6 @@ def _layer_class(module: nn.Module) -> type[SubspaceLayer]:
 
 
 def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
-    if isinstance(module, SubspaceLayer):
-        module = module.get_base_layer()
     kind, method = kind_of(module), config.resolved
     if kind is None:
         raise SubspaceError(f"{name} is a {type(module).__name__}, which cannot be adapted; {supported()} can")
@@ -219,17 +239,28 @@ def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of the model proper: an adapted module once, and nothing of the adapters inside it."""
-    adapted: str | None = None
+    """Yield the modules of the model proper: an adapted one by its own name, nothing of modules saved whole."""
+    wrapper: str | None = None
     for name, module in model.named_modules():
-        if adapted is not None and name.startswith(adapted):
+        if wrapper is not None and name.startswith(wrapper):
             continue
-        adapted = f"{name}." if isinstance(module, SubspaceLayer) else None
-        yield name, module
+        wrapper = f"{name}." if isinstance(module, (SubspaceLayer, AuxiliaryTrainingWrapper)) else None
+        yield name, module.get_base_layer() if isinstance(module, SubspaceLayer) else module
 
 
-def _inside(name: str, parts: tuple[str, ...]) -> bool:
-    return any(part in name.split(".") for part in parts)
+def _selected(config: SubspaceConfig, name: str) -> bool:
+    """Whether the config's limits let in a module that its placement names; peft applies them to suffixes alone."""
+    by_suffix = copy.copy(config)
+    by_suffix.target_modules = [name.rpartition(".")[2]]
+    in_layer = config.layers_to_transform is None or "." in name
+    return in_layer and bool(check_target_module_exists(by_suffix, name))
+
+
+def _limits(config: SubspaceConfig) -> str:
+    """Tell what narrows the targets further."""
+    limits = ("layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")
+    given = [f"{name}={getattr(config, name)!r}" for name in limits if getattr(config, name) not in (None, [], set())]
+    return f" (with {', '.join(given)})" if given else ""
 
 
 def _known(model: nn.Module) -> str:

@@ -1,0 +1,44 @@
+"""`subspace demo`: the main job on what the package index carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .console import wide_console
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder that gets the runs and the plot.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option("--seed", help="Of the sentences, the head and the order.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is finished already.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Fine-tune a real pretrained encoder with three methods, one of them a formula written on the spot.
+
+    The task: tell acceptable English sentences from unacceptable ones, with content words never seen in training.
+    """
+    from ..experiments.demo import ENTRIES, demo, plot
+
+    results = []
+    for entry, result in zip(ENTRIES, demo(output, seed, overwrite=overwrite, progress=not quiet), strict=True):
+        results.append(result)
+        typer.echo(f"{len(results)} of {len(ENTRIES)}: {entry.title}  {result.formula}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("method", no_wrap=True)
+    table.add_column("formula phi(W)", no_wrap=True)
+    for column in ("trainable", "per mille", "accuracy", "majority", "seconds"):
+        table.add_column(column, justify="right")
+    for result in results:
+        scores = (f"{100 * result.accuracy:.1f} %", f"{100 * result.majority:.1f} %", f"{result.seconds:.0f}")
+        table.add_row(result.title, result.formula, f"{result.trainable:,}", f"{result.per_mille:.2f}", *scores)
+    typer.echo()
+    wide_console().print(table)
+    picture = output / "demo.png"
+    plot(results, picture)
+    typer.echo(f"\nplot: {picture}\nadapters: {output}/*/adapter")

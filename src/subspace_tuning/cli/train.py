@@ -1,0 +1,53 @@
+"""`subspace train CONFIG [key=value ...]`: one run."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..experiments.train import Outcome
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file; examples/ has some.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's, such as training.seed=1."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away a run in the output folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Fine-tune a model on a GLUE task as a config says.
+
+    Given again, the same command goes on with an interrupted run from its last checkpoint and leaves a finished one.
+    """
+    from ..experiments import config as configs
+    from ..experiments.train import run
+
+    # What transformers and peft have to say about each other's coming releases is not for the person who trains.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+    settings = configs.load(config, overrides or [])
+    _report(run(settings, overwrite=overwrite, progress=not quiet))
+
+
+def _report(outcome: Outcome) -> None:
+    record, counts = outcome.record, outcome.record["parameters"]
+    if outcome.repeated:
+        typer.echo(f"Finished before on {record['date']}; --overwrite runs it again.")
+    rows = {
+        "task": record["task"],
+        "method": record["method"],
+        record["metric"]: f"{record['score']:.4f}",
+        "constant prediction": f"{record['baseline_score']:.4f}",
+        "trained parameters": f"{counts['adapter']:,} ({counts['per_mille']:.3f} per mille), head {counts['head']:,}",
+        "steps": f"{record['steps']:,}",
+        "seconds": f"{record['seconds']:.1f}",
+        "saved in": str(outcome.folder),
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        typer.echo(f"{name:{width}}  {value}")

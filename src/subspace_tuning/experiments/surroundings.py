@@ -1,0 +1,49 @@
+"""What a run sets for the whole process, set back at its end: threads, and what other libraries print."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import datasets
+import torch
+from huggingface_hub.utils import logging as hub
+from transformers.utils import logging as transformers
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Computes with `count` threads, or with as many as torch likes."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet(bars: bool) -> Iterator[None]:
+    """Keeps the libraries' remarks back: that a head is new is known, and a hub's five retries end in one error.
+
+    Args:
+        bars: whether the data's progress is shown. The bars of loading and saving weights never are.
+    """
+    before = transformers.get_verbosity(), hub.get_verbosity()
+    weights, data = transformers.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
+    transformers.set_verbosity(logging.CRITICAL)
+    hub.set_verbosity(logging.CRITICAL)
+    transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if not bars:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers.set_verbosity(before[0])
+        hub.set_verbosity(before[1])
+        if weights:
+            transformers.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if not data:
+            datasets.enable_progress_bars()

@@ -1,0 +1,197 @@
+"""One run from a config to a saved adapter: `run` checks everything first, then trains, then saves.
+
+Every mistake in the input is told before the output folder is made. From then on the run can be interrupted at any
+moment and taken up by the same call; on a CPU the result is the same bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+
+from ..tasks import glue, tables
+from . import model as models
+from . import record as records
+from . import surroundings
+from .config import Keep, RunConfig, validate
+from .folder import RunFolder, replaced
+from .trainer import SeededTrainer, arguments, build, encode, history
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of `run` gives.
+
+    Attributes:
+        record: the run's record, as in its `run.json`.
+        folder: the folder with the trained adapter, or with the model where no adapter was trained.
+        repeated: whether the run had been finished before, so that nothing was done.
+    """
+
+    record: dict[str, Any]
+    folder: Path
+    repeated: bool
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """All that a run needs, checked."""
+
+    config: RunConfig
+    task: glue.Task
+    tables: Mapping[str, tables.Table]
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    counts: models.Counts
+    learning_rate: float
+
+
+def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) -> Outcome:
+    """Trains what the config says, or goes on with it, or finds it done.
+
+    Args:
+        config: the run.
+        overwrite: throw away a run that is in the output folder, whatever its config and state.
+        progress: show progress bars on stderr and the evaluations on stdout.
+
+    Raises:
+        SubspaceError: the input cannot be used, the output folder holds something else, or the training diverged.
+    """
+    validate(config)
+    folder = RunFolder(config.output)
+    folder.check(config.resolved(), overwrite=overwrite)
+    done = folder.record()
+    if done is not None and not overwrite:
+        return Outcome(done, folder.path / done["result"], repeated=True)
+    with surroundings.threads(config.training.threads), surroundings.quiet(bars=progress):
+        parts = _prepare(config)
+        started = {
+            "config": config.resolved(),
+            "data": {split: {"rows": len(t), "sha256": t.fingerprint()} for split, t in parts.tables.items()},
+        }
+        with folder.open(started, overwrite=overwrite):
+            return _train(parts, folder, started["data"], progress)
+
+
+def _prepare(config: RunConfig) -> _Parts:
+    task = glue.get(config.task.name)
+    # The quick checks come first, since data and model can take minutes to arrive; this one reads the method, too.
+    learning_rate = models.default_learning_rate(config.adapter)
+    learning_rate = config.training.learning_rate or learning_rate
+    models.locate(config.model)
+    rows = tables.load(task, config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
+    transformers.set_seed(config.training.seed)  # the head and the factors are drawn from here on
+    base, tokenizer = models.load(config.model, task, config.task.max_length)
+    tuned, counts = models.attach(base, config.adapter)
+    return _Parts(config, task, rows, tuned, tokenizer, counts, learning_rate)
+
+
+def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
+    training = parts.config.training
+    encoded = {
+        split: encode(parts.task, table, parts.tokenizer, parts.config.task.max_length)
+        for split, table in parts.tables.items()
+    }
+    rows = len(encoded["train"])
+    args = arguments(training, parts.task, rows, parts.learning_rate, str(folder.checkpoints), progress)
+    trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training)
+    checkpoint = folder.last_checkpoint()
+    resumed = None if checkpoint is None else _state(checkpoint).global_step
+    state = _fit(trainer, checkpoint)
+    result = "adapter" if isinstance(parts.model, PeftModel) else "model"
+    record = records.build(
+        parts.config,
+        parts.task,
+        parts.counts,
+        parts.learning_rate,
+        history(state),
+        _baseline(parts),
+        {
+            "steps": state.global_step,
+            "resumed_from_step": resumed,
+            "seconds": round(trainer.seconds(), 2),
+            "data": data,
+            "result": result,
+        },
+    )
+    _save(parts, folder.path / result, record)
+    folder.finish(record)
+    return Outcome(record, folder.path / result, repeated=False)
+
+
+def _fit(trainer: SeededTrainer, checkpoint: Path | None) -> TrainerState:
+    """Trains to the end from the checkpoint, if there is one, and leaves the weights to be saved in the model."""
+    if checkpoint is None:
+        logger.info("training from the start")
+        trainer.train()
+        return trainer.state
+    state = _state(checkpoint)
+    logger.info("going on from step %d of %d", state.global_step, state.max_steps)
+    if state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        return trainer.state
+    # Interrupted between the last step and the record. Sent on from here, the Trainer would do a step too many.
+    wanted = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer.load_weights(wanted or str(checkpoint))
+    return state
+
+
+def _state(checkpoint: Path) -> TrainerState:
+    state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state
+
+
+def _baseline(parts: _Parts) -> dict[str, float]:
+    train = parts.tables["train"].labels
+    return {
+        glue.prefixed(prefix, name): figure
+        for prefix, split in parts.task.evaluation
+        for name, figure in glue.baseline(parts.task, train, parts.tables[split].labels).items()
+    }
+
+
+def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
+    with replaced(path) as temporary:
+        parts.model.save_pretrained(str(temporary))
+        parts.tokenizer.save_pretrained(str(temporary))
+        (temporary / "README.md").write_text(_card(parts, record), encoding="utf-8")
+
+
+def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
+    """The model card: what the result is, how good, and the lines that load it."""
+    adapter = isinstance(parts.model, PeftModel)
+    owner, loader = ("peft", "AutoPeftModel") if adapter else ("transformers", "AutoModel")
+    lines = ["import subspace_tuning  # makes the adapter's type known to peft"] if adapter else []
+    # peft takes the base model's own number of labels unless it is told.
+    labels = f", num_labels={parts.task.outputs}" if adapter and parts.task.outputs != 2 else ""
+    lines += [f"from {owner} import {loader}ForSequenceClassification", ""]
+    lines += [f"model = {loader}ForSequenceClassification.from_pretrained(FOLDER{labels})"]
+    which = "best" if parts.config.training.keep is Keep.best else "last"
+    score, constant, counts = record["score"], record["baseline_score"], parts.counts
+    return "\n".join(
+        [
+            "---",
+            f"library_name: {owner}",
+            f"base_model: {models.locate(parts.config.model)}",
+            "---",
+            "",
+            f"# {parts.task.name}, tuned with {record['method']}",
+            "",
+            f"{record['metric']} {score:.4f} after the {which} epoch; a constant prediction has {constant:.4f}.",
+            f"Trained: {counts.adapter:,} parameters ({counts.per_mille:.3f} per mille), {counts.head:,} in the head.",
+            "",
+            "```python",
+            *lines,
+            "```",
+            "",
+        ]
+    )

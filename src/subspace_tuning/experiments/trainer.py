@@ -1,0 +1,265 @@
+"""The Hugging Face Trainer, made repeatable.
+
+The Trainer keeps the random state in its checkpoints, so dropout goes on as it would have. The order of the rows,
+grouped by length, it would draw anew; here it is a function of the seed and the epoch, so that a run that goes on
+from a checkpoint sees the rows that it would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from peft import PeftModel
+from torch.utils.data import Sampler
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from ..errors import SubspaceError
+from ..tasks import glue
+from ..tasks.tables import Table
+from .config import Device, Keep, Precision, Scheduler, TrainingSection
+
+_NO_FIGURES = ("runtime", "per_second")  # what the Trainer measures of itself
+
+
+class DivergedError(SubspaceError):
+    """The loss or the predictions became NaN or infinite."""
+
+
+def derived_seed(*parts: int) -> int:
+    """A seed for torch from several numbers, unrelated to that of any other numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+class EpochSampler(Sampler[int]):
+    """The order of the rows in an epoch, from the seed and the epoch's number.
+
+    Args:
+        lengths: tokens per row.
+        group: None for a random order, or the rows per optimiser step to be of like length.
+        seed: the run's seed.
+    """
+
+    def __init__(self, lengths: Sequence[int], group: int | None, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.group = group
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch, the first after a resumption included."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+        if self.group is None:
+            order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        else:
+            order = get_length_grouped_indices(  # type: ignore[no-untyped-call]
+                self.lengths, self.group, generator=generator
+            )
+        return iter(order)
+
+
+class SaveWithinEpoch(TrainerCallback):
+    """Asks for a checkpoint every `steps` steps, but not at an epoch's end.
+
+    There the Trainer saves after the evaluation: going on from a checkpoint taken before it would skip that evaluation.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        within = state.epoch is not None and not float(state.epoch).is_integer() and state.global_step < state.max_steps
+        if within and state.global_step % self.steps == 0:
+            control.should_save = True
+
+
+class Clock(TrainerCallback, ExportableState):
+    """Seconds of training with its evaluations, over all parts of an interrupted run up to each checkpoint."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self._since: float | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._since = time.perf_counter()
+
+    def total(self) -> float:
+        """Seconds so far."""
+        return self.seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {"seconds": self.total()}, "attributes": {}}
+
+
+class Bars(ProgressCallback):
+    """Progress bars, and a short line per evaluation instead of all that the Trainer logs."""
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        figures = {key.removeprefix("eval_"): value for key, value in (logs or {}).items() if key.startswith("eval_")}
+        shown = [f"{key} {value:.4f}" for key, value in figures.items() if not key.endswith(_NO_FIGURES)]
+        bar: Any = self.training_bar
+        if shown and bar is not None:
+            bar.write(f"epoch {state.epoch:g} of {state.num_train_epochs}: {', '.join(shown)}")
+
+
+class SeededTrainer(Trainer):
+    """A Trainer whose training rows come in `order`."""
+
+    def __init__(self, *, order: EpochSampler, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.order = order
+        # Classification heads take the mean over the rows they see and ignore the count that the Trainer hands them;
+        # told that they heed it, the Trainer would add the losses of accumulated batches up instead of averaging them.
+        self.model_accepts_loss_kwargs = False
+
+    def seconds(self) -> float:
+        """Seconds of training so far, those before an interruption included."""
+        # Asked for anew each time: going on from a checkpoint, the Trainer puts another clock into its place.
+        return next(entry.total() for entry in self.callback_handler.callbacks if isinstance(entry, Clock))
+
+    def load_weights(self, checkpoint: str) -> None:
+        """Puts a checkpoint's weights into the model."""
+        self._load_from_checkpoint(checkpoint)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return self.order
+
+
+def encode(task: glue.Task, table: Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
+    """The rows of a split as token numbers, cut to `max_length` and not padded, with their labels."""
+    columns = [f"text{number}" for number in range(len(table.texts))]
+    labels = table.labels.astype(np.float32 if task.regression else np.int64)  # what the losses take
+    rows = datasets.Dataset.from_dict({**dict(zip(columns, table.texts, strict=True)), "labels": labels})
+
+    def tokenize(batch: Any) -> Any:
+        return tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length)
+
+    return rows.map(tokenize, batched=True, remove_columns=columns, desc="tokenizing")
+
+
+def total_steps(training: TrainingSection, rows: int) -> int:
+    """The optimiser steps of a run over `rows` training rows."""
+    batches = math.ceil(rows / training.batch_size)
+    return training.max_steps or training.epochs * math.ceil(batches / training.gradient_accumulation)
+
+
+def arguments(
+    training: TrainingSection, task: glue.Task, rows: int, learning_rate: float, checkpoints: str, progress: bool
+) -> TrainingArguments:
+    """The Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
+    constant = training.scheduler is Scheduler.constant
+    return TrainingArguments(
+        output_dir=checkpoints,
+        learning_rate=learning_rate,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.eval_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        warmup_steps=math.ceil(training.warmup_ratio * total_steps(training, rows)),
+        lr_scheduler_type="constant_with_warmup" if constant else training.scheduler.value,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        label_smoothing_factor=training.label_smoothing,
+        seed=training.seed,
+        bf16=training.precision is Precision.bfloat16,
+        use_cpu=training.device is Device.cpu,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,
+        save_total_limit=1,
+        metric_for_best_model=f"eval_{task.primary_key}",
+        greater_is_better=True,
+        load_best_model_at_end=training.keep is Keep.best,
+        restore_callback_states_from_checkpoint=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=not progress,
+        report_to=[],
+    )
+
+
+def build(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: glue.Task,
+    data: dict[str, datasets.Dataset],
+    args: TrainingArguments,
+    training: TrainingSection,
+) -> SeededTrainer:
+    """A trainer of `model` on `data`, a dataset per split."""
+    train = data["train"]
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    group = training.batch_size * training.gradient_accumulation if training.group_by_length else None
+    callbacks: list[TrainerCallback] = [Clock()]
+    if training.save_steps:
+        callbacks.append(SaveWithinEpoch(training.save_steps))
+    evaluation = {prefix: data[split] for prefix, split in task.evaluation}
+    trainer = SeededTrainer(
+        order=EpochSampler([len(ids) for ids in train["input_ids"]], group, training.seed),
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation if len(evaluation) > 1 else next(iter(evaluation.values())),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=_figures(task),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+    if not args.disable_tqdm:
+        trainer.add_callback(Bars)
+    return trainer
+
+
+def _figures(task: glue.Task) -> Any:
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        outputs = prediction.predictions
+        logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs, dtype=np.float64)
+        if not np.isfinite(logits).all():
+            raise DivergedError("training diverged: the model's outputs are NaN or infinite; try a lower learning rate")
+        labels = np.asarray(prediction.label_ids)
+        return glue.score(task, glue.predict(task, logits), labels)
+
+    return compute
+
+
+def history(state: TrainerState) -> list[dict[str, float]]:
+    """The evaluations of a run in order: epoch, step, loss and the task's figures."""
+    by_step: dict[int, dict[str, float]] = {}
+    for entry in state.log_history:
+        figures = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+        figures = {key: value for key, value in figures.items() if not key.endswith(_NO_FIGURES)}
+        if figures:
+            step = int(entry["step"])
+            by_step.setdefault(step, {"epoch": float(entry["epoch"]), "step": step}).update(figures)
+    return [by_step[step] for step in sorted(by_step)]

@@ -1,0 +1,184 @@
+"""Rows of a task from a local folder or from the hub, checked before anything is made of them.
+
+A folder holds one file per split, named as the hub names the split: `train.jsonl`, `validation.jsonl`; also `.json`,
+`.tsv`, `.csv` and `.parquet`. The columns are those of the hub's `glue` data sets; further columns are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import SubspaceError
+from .glue import Task, Values
+
+HUB = "glue"
+"""The word in a config that stands for the hub's GLUE."""
+_HUB_NAME = "nyu-mll/glue"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One split: `texts` holds a tuple of strings per text column, `labels` one value per row."""
+
+    texts: tuple[tuple[str, ...], ...]
+    labels: Values
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over texts and labels: two runs with the same one saw the same rows in the same order."""
+        digest = hashlib.sha256()
+        for column in self.texts:
+            for text in column:
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        digest.update(np.ascontiguousarray(self.labels, dtype=np.float64).tobytes())
+        return digest.hexdigest()
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    # Not pandas' own reader, which takes a sentence that looks like a date or a number for one.
+    text = path.read_text(encoding="utf-8")
+    rows = json.loads(text) if text.lstrip().startswith("[") else _read_lines(text)
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("its entries are not objects with the columns as keys")
+    return pd.DataFrame(rows)
+
+
+def _read_lines(text: str) -> list[Any]:
+    lines = enumerate(text.split("\n"), start=1)  # not splitlines: a sentence may hold other line separators
+    return [_read_line(number, line) for number, line in lines if line.strip()]
+
+
+def _read_line(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is not JSON: {error}") from error
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    # A sentence may well be "null" or "NA".
+    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+
+
+def _read_tsv(path: Path) -> pd.DataFrame:
+    # GLUE's own TSV files quote nothing: a quotation mark is part of the sentence.
+    return pd.read_csv(path, sep="\t", quoting=3, dtype=str, keep_default_na=False, encoding="utf-8")
+
+
+_READERS: Mapping[str, Callable[[Path], pd.DataFrame]] = MappingProxyType(
+    {".jsonl": _read_json, ".json": _read_json, ".tsv": _read_tsv, ".csv": _read_csv, ".parquet": pd.read_parquet}
+)
+
+
+def load(task: Task, source: str, *, train_rows: int | None = None, eval_rows: int | None = None) -> dict[str, Table]:
+    """All splits that a run of `task` reads, by split name.
+
+    Args:
+        task: the task whose columns and labels the data must have.
+        source: a folder, or "glue" for the hub's data.
+        train_rows, eval_rows: keep only that many first rows of the training and of each evaluation split.
+
+    Raises:
+        SubspaceError: a folder, file or column is not there, a file cannot be read, or a row cannot be used.
+    """
+    # A folder of that name wins: it is what stands in front of the person, and the hub stays reachable from elsewhere.
+    local = source != HUB or Path(source).is_dir()
+    read = _from_folder if local else _from_hub
+    tables = {}
+    for split in task.splits:
+        frame, where = read(task, source, split)
+        limit = train_rows if split == "train" else eval_rows
+        tables[split] = check(task, frame if limit is None else frame.head(limit), where)
+    return tables
+
+
+def _from_folder(task: Task, source: str, split: str) -> tuple[pd.DataFrame, str]:
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise SubspaceError(f"data folder {source!r} does not exist: give a folder, or {HUB!r} for the hub's data")
+    found = [path for suffix in _READERS if (path := folder / f"{split}{suffix}").is_file()]
+    if not found:
+        wanted = ", ".join(_READERS)
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise SubspaceError(f"no {split} file ({wanted}) for task {task.name} in {folder}: it holds {held}")
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise SubspaceError(f"{folder} holds {names}: keep one file per split, so that it is clear which is meant")
+    try:
+        return _READERS[found[0].suffix](found[0]), str(found[0])
+    except (OSError, ValueError) as error:
+        raise SubspaceError(f"cannot read {found[0]}: {_first_line(error)}") from error
+
+
+def _from_hub(task: Task, source: str, split: str) -> tuple[pd.DataFrame, str]:
+    import datasets  # takes a second to import, and a local folder does without
+
+    try:
+        frame = datasets.load_dataset(_HUB_NAME, task.name, split=split).to_pandas()
+    except (OSError, ValueError) as error:
+        raise SubspaceError(
+            f"cannot get {_HUB_NAME}/{task.name} from the hub: {_first_line(error)}; give a local folder as task.data"
+        ) from error
+    return pd.DataFrame(frame), f"{_HUB_NAME}/{task.name}/{split}"
+
+
+def check(task: Task, frame: pd.DataFrame, where: str) -> Table:
+    """The rows of `frame` as a table of `task`.
+
+    Args:
+        task: says which columns there must be and what a label is.
+        frame: the rows; further columns are left alone.
+        where: what to call the data in an error, such as its path.
+
+    Raises:
+        SubspaceError: a column or all rows are missing, a text is not a string, or a label is not one of the task's.
+    """
+    wanted = (*task.columns, "label")
+    if missing := [column for column in wanted if column not in frame.columns]:
+        present = ", ".join(map(str, frame.columns)) or "none"
+        raise SubspaceError(f"{where} lacks column {', '.join(missing)} of task {task.name}: its columns are {present}")
+    if frame.empty:
+        raise SubspaceError(f"{where} has no rows")
+    return Table(tuple(_texts(frame[column], where) for column in task.columns), _labels(task, frame["label"], where))
+
+
+def _texts(column: pd.Series, where: str) -> tuple[str, ...]:
+    texts = column.tolist()
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise SubspaceError(f"{where}, row {row}: {column.name} is {text!r}, not a text")
+    return tuple(texts)
+
+
+def _labels(task: Task, column: pd.Series, where: str) -> Values:
+    by_name = {name: number for number, name in enumerate(task.labels)}
+    known = column.map(lambda label: by_name.get(label, label))
+    numbers = pd.to_numeric(known, errors="coerce").to_numpy(dtype=np.float64)
+    low, high = task.bounds or (0.0, len(task.labels) - 1.0)
+    wrong = ~((numbers >= low) & (numbers <= high))  # written so that NaN is wrong, too
+    if not task.regression:
+        wrong |= numbers != np.floor(numbers)
+    if wrong.any():
+        row = int(wrong.argmax())
+        allowed = f"{low:g} to {high:g}" if task.regression else f"0 to {high:g} ({', '.join(task.labels)})"
+        raise SubspaceError(
+            f"{where}, row {row}: label {column.tolist()[row]!r} is not {allowed} as task {task.name} has it"
+        )
+    return numbers if task.regression else numbers.astype(np.int64)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error of another library says, as one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -1,0 +1,163 @@
+"""Interrupted runs end where they would have ended, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from subspace_tuning.errors import SubspaceError
+from subspace_tuning.experiments import config as configs
+from subspace_tuning.experiments import train
+from subspace_tuning.experiments.config import RunConfig
+from subspace_tuning.experiments.folder import RunFolder
+from subspace_tuning.experiments.trainer import SeededTrainer
+
+Settings = dict[str, Any]
+Write = Callable[[Mapping[str, Any]], Path]
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    first, second = ({path.name: load_file(path) for path in folder.glob("*.safetensors")} for folder in (one, other))
+    return first.keys() == second.keys() != set() and all(
+        tensors.keys() == second[name].keys() and all(torch.equal(tensors[key], second[name][key]) for key in tensors)
+        for name, tensors in first.items()
+    )
+
+
+def _interrupt(config: RunConfig, step: int, monkeypatch: pytest.MonkeyPatch, dawdle: float = 0.0) -> None:
+    """Starts a run and stops it short of a step, as ctrl-C would stop it; `dawdle` seconds pass before every step."""
+    train_step = SeededTrainer.training_step
+
+    def stop(self: SeededTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        time.sleep(dawdle)
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return train_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SeededTrainer, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, progress=False)
+
+
+@pytest.mark.parametrize("method", ["ssb", "lora", "bitfit", "full"])
+@pytest.mark.parametrize(("step", "resumed"), [(2, None), (3, 3), (5, 4), (8, 8)])
+def test_a_run_goes_on_from_within_or_between_epochs(
+    method: str, step: int, resumed: int | None, settings: Settings, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three steps per epoch; checkpoints after steps 3, 4, 6, 8 and 9.
+    settings["adapter"] = {"method": method}
+    settings["training"] |= {"epochs": 3, "save_steps": 4}
+    config = configs.load(write(settings))
+    whole = train.run(configs.load(write({**settings, "output": settings["output"] + "-whole"})), progress=False)
+    _interrupt(config, step, monkeypatch)
+    assert RunFolder(config.output).record() is None
+    parted = train.run(config, progress=False)
+    assert parted.record["resumed_from_step"] == resumed
+    assert parted.record["history"] == whole.record["history"]
+    assert _same_weights(parted.folder, whole.folder)
+    assert not (Path(config.output) / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("steps", [4, 6])
+def test_a_run_interrupted_after_its_last_step_only_saves(
+    keep: str, steps: int, settings: Settings, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings["training"] |= {"max_steps": steps, "keep": keep, "learning_rate": 0.03}
+    config = configs.load(write(settings))
+    whole = train.run(configs.load(write({**settings, "output": settings["output"] + "-whole"})), progress=False)
+
+    def fail(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_save", fail)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, progress=False)
+    parted = train.run(config, progress=False)
+    assert parted.record["steps"] == whole.record["steps"] == steps
+    assert parted.record["score"] == whole.record["score"]
+    assert _same_weights(parted.folder, whole.folder)
+
+
+def test_the_seconds_of_all_parts_are_counted(
+    settings: Settings, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configs.load(write(settings))
+    _interrupt(config, 4, monkeypatch, dawdle=0.3)
+    assert train.run(config, progress=False).record["seconds"] > 0.9
+
+
+def test_changed_data_do_not_go_on(
+    settings: Settings, write: Write, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in data.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    settings["task"]["data"] = str(copy)
+    config = configs.load(write(settings))
+    _interrupt(config, 4, monkeypatch)
+    lines = (copy / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (copy / "train.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    with pytest.raises(SubspaceError, match=r"the run cannot go on: data\.train"):
+        train.run(config, progress=False)
+    assert not train.run(config, overwrite=True, progress=False).repeated
+
+
+def test_a_half_written_checkpoint_is_passed_over(
+    settings: Settings, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configs.load(write(settings))
+    _interrupt(config, 5, monkeypatch)
+    half = Path(config.output) / "checkpoints" / "checkpoint-5"
+    half.mkdir()
+    (half / "trainer_state.json").write_text('{"global_step": 5, ', encoding="utf-8")
+    assert train.run(config, progress=False).record["resumed_from_step"] == 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a system with SIGKILL")
+@pytest.mark.parametrize(
+    ("method", "kills"), [("ssb", (30,)), pytest.param("full", (2, 30, 70), marks=pytest.mark.slow)]
+)
+def test_a_killed_process_loses_nothing(method: str, kills: tuple[int, ...], settings: Settings, write: Write) -> None:
+    settings["adapter"] = {"method": method}
+    settings["training"] |= {"epochs": 60, "save_steps": 2}
+    config = write(settings)
+    output = Path(settings["output"])
+    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main()", "train", str(config), "--quiet"]
+    for kill_after in kills:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
+        _wait_for_step(output, kill_after, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (output / "run.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    parted = RunFolder(output).record()
+    assert parted is not None and parted["resumed_from_step"] >= kills[-1]
+    whole = train.run(configs.load(config, [f"output={output}-whole"]), progress=False)
+    assert parted["history"] == whole.record["history"]
+    assert _same_weights(output / parted["result"], whole.folder)
+
+
+def _wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the run has begun to write a checkpoint of a step beyond `step`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = [int(path.name.rpartition("-")[2]) for path in (output / "checkpoints").glob("checkpoint-*")]
+        if found and max(found) > step:
+            return
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    pytest.fail("the run made no checkpoint in two minutes")
