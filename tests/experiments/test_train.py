@@ -82,6 +82,15 @@ def test_every_factor_and_the_head_have_moved(run: Callable[..., Outcome], tmp_p
     assert all(not torch.equal(trained[name], still[name]) for name in trained)
 
 
+@pytest.mark.parametrize("method", ["ssb", "bitfit", "full", "head"])
+def test_the_head_may_have_a_rate_of_its_own(method: str, run: Callable[..., Outcome], tmp_path: Path) -> None:
+    still = [f"adapter.method={method}", "training.learning_rate=1e-30", "training.head_learning_rate=1e-30"]
+    before = _weights(run(*still, f"output={tmp_path / 'a'}"))
+    after = _weights(run(*still[:2], "training.head_learning_rate=0.01", f"output={tmp_path / 'b'}"))
+    moved = {name for name in before if (before[name] - after[name]).abs().max() > 1e-6}
+    assert moved == {name for name in before if "pooler" in name or "classifier" in name}
+
+
 @pytest.mark.parametrize("method", [method.name for method in methods.every()])
 def test_a_saved_adapter_loads_through_peft_with_equal_logits(
     method: str, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
@@ -178,6 +187,7 @@ def _without_dropout(tmp_path: Path, run: Callable[..., Outcome]) -> Path:
         "training.group_by_length=false",
         "training.scheduler=constant",
         "training.max_steps=4",
+        "training.head_learning_rate=0.001",
         "training.weight_decay=0.1",
         "training.label_smoothing=0.1",
         "adapter.dropout=0.1",

@@ -6,6 +6,7 @@ is trained in one basis must find the same one again when it is loaded. For the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -173,10 +174,8 @@ def _store(path: Path, tensors: dict[str, Tensor]) -> None:
 def _shrink(folder: Path) -> None:
     files = []
     for path in folder.glob("*.safetensors"):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # another process shrinks it, too
             files.append((path.stat().st_mtime, path.stat().st_size, path))
-        except FileNotFoundError:  # another process shrinks it, too
-            continue
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if total <= cache_limit():

@@ -98,6 +98,8 @@ class TrainingSection:
 
     Attributes:
         learning_rate: the peak; null stands for the method's own default, which is scaled by nothing.
+        head_learning_rate: the peak for the head; null stands for `learning_rate`, as in the paper. The rates that
+            suit trained scales are too high for a head of dense weights.
         epochs: passes over the training rows, unless `max_steps` (optimiser steps) is given.
         batch_size: rows per forward pass; times `gradient_accumulation` makes the rows per optimiser step.
         warmup_ratio: the share of all steps in which the rate rises from zero.
@@ -108,6 +110,7 @@ class TrainingSection:
     """
 
     learning_rate: float | None = None
+    head_learning_rate: float | None = None
     epochs: int = 3
     max_steps: int | None = None
     batch_size: int = 32
@@ -232,6 +235,7 @@ def validate(config: RunConfig) -> RunConfig:
         "task.train_rows": task.train_rows,
         "task.eval_rows": task.eval_rows,
         "training.learning_rate": training.learning_rate,
+        "training.head_learning_rate": training.head_learning_rate,
         "training.epochs": training.epochs,
         "training.max_steps": training.max_steps,
         "training.batch_size": training.batch_size,

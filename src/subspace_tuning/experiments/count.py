@@ -62,8 +62,8 @@ def _empty(architecture: PretrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         try:
             architecture.num_labels = 2
-            model = transformers.AutoModelForSequenceClassification.from_config(architecture)
+            model = transformers.AutoModelForSequenceClassification.from_config(architecture)  # type: ignore[no-untyped-call]
         except ValueError:
-            model = transformers.AutoModel.from_config(architecture)
+            model = transformers.AutoModel.from_config(architecture)  # type: ignore[no-untyped-call]
     assert isinstance(model, PreTrainedModel)
     return model

@@ -129,6 +129,14 @@ def _head_parameters(model: PreTrainedModel, head: Sequence[str]) -> list[nn.Par
     return list({id(parameter): parameter for owner in owners for parameter in owner.parameters()}.values())
 
 
+def trained_head(model: PreTrainedModel | peft.PeftModel, adapter: AdapterSection) -> list[nn.Parameter]:
+    """The trained parameters of the head of a model that `attach` gave for `adapter`."""
+    if isinstance(model, peft.PeftModel):
+        named = model.named_parameters()
+        return [parameter for name, parameter in named if ".modules_to_save." in name and parameter.requires_grad]
+    return _head_parameters(model, adapter.head or head_modules(model))
+
+
 def attach(model: PreTrainedModel, adapter: AdapterSection) -> tuple[PreTrainedModel | peft.PeftModel, Counts]:
     """The model with the method on it, ready to train, and what there is to train. The given model is changed.
 

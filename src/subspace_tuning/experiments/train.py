@@ -103,7 +103,8 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     }
     rows = len(encoded["train"])
     args = arguments(training, parts.task, rows, parts.learning_rate, str(folder.checkpoints), progress)
-    trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training)
+    head = models.trained_head(parts.model, parts.config.adapter)
+    trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head)
     checkpoint = folder.last_checkpoint()
     resumed = None if checkpoint is None else _state(checkpoint).global_step
     state = _fit(trainer, checkpoint)

@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
     DataCollatorWithPadding,
@@ -129,11 +130,13 @@ class Bars(ProgressCallback):
 
 
 class SeededTrainer(Trainer):
-    """A Trainer whose training rows come in `order`."""
+    """A Trainer whose training rows come in `order`, and which trains `head` at a rate of its own."""
 
-    def __init__(self, *, order: EpochSampler, **kwargs: Any) -> None:
+    def __init__(self, *, order: EpochSampler, head: Sequence[nn.Parameter], head_rate: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.order = order
+        self.head = {id(parameter) for parameter in head}
+        self.head_rate = head_rate
         # Classification heads take the mean over the rows they see and ignore the count that the Trainer hands them;
         # told that they heed it, the Trainer would add the losses of accumulated batches up instead of averaging them.
         self.model_accepts_loss_kwargs = False
@@ -146,6 +149,15 @@ class SeededTrainer(Trainer):
     def load_weights(self, checkpoint: str) -> None:
         """Puts a checkpoint's weights into the model."""
         self._load_from_checkpoint(checkpoint)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's optimiser, the head's parameters in groups with the head's rate."""
+        optimizer = super().create_optimizer(model)
+        for group in list(optimizer.param_groups):
+            head = [parameter for parameter in group["params"] if id(parameter) in self.head]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in self.head]
+            optimizer.add_param_group({**group, "params": head, "lr": self.head_rate})
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order
@@ -214,8 +226,9 @@ def build(
     data: dict[str, datasets.Dataset],
     args: TrainingArguments,
     training: TrainingSection,
+    head: Sequence[nn.Parameter],
 ) -> SeededTrainer:
-    """A trainer of `model` on `data`, a dataset per split."""
+    """A trainer of `model` on `data`, a dataset per split; `head` are those of its parameters that are the head's."""
     train = data["train"]
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -226,6 +239,8 @@ def build(
     evaluation = {prefix: data[split] for prefix, split in task.evaluation}
     trainer = SeededTrainer(
         order=EpochSampler([len(ids) for ids in train["input_ids"]], group, training.seed),
+        head=head,
+        head_rate=training.head_learning_rate or args.learning_rate,
         model=model,
         args=args,
         train_dataset=train,

@@ -1,8 +1,9 @@
-"""English acceptability judgements in the form of GLUE's CoLA, made from templates: `sentence`, `label` (1 acceptable), `idx`.
+"""English acceptability judgements in the form of GLUE's CoLA, made from templates.
 
-Sentences come in blocks that are closed under their own words: whatever word form stands in an acceptable sentence of a block
-stands as often in an unacceptable one. So no word says anything about the label, and a classifier has to look at how words stand
-together; and as the two splits share function words only, it cannot learn which content words go together either.
+Sentences come in blocks that are closed under their own words: whatever word form stands in an acceptable sentence of
+a block stands as often in an unacceptable one. So no word says anything about the label, and a classifier has to look
+at how words stand together; and as the two splits share function words only, it cannot learn which content words go
+together either.
 
 Two kinds of blocks do this. A *crossing* combines k rows with k columns of which each fits one row:
 
@@ -18,19 +19,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, TypeAlias, TypedDict, TypeVar, get_args
+from typing import Literal, TypeAlias, TypedDict, get_args
 
-from subspace_tuning.tasks.lexicon import TEST, TRAIN, Lexicon, Noun
+from subspace_tuning.tasks.lexicon import TEST, TRAIN, Draw
 
 Split: TypeAlias = Literal["train", "test"]
 Pair: TypeAlias = tuple[str, str]
 """A minimal pair, acceptable first, as yet without capital and full stop."""
 Block: TypeAlias = list[Pair]
 
-MAXIMUM_SIZE = 20_000
-"""What either split yields for sure; the templates make more, but the smaller ones run dry and the mixture tilts."""
+MAXIMUM_SIZE = 10_000
+"""What either split yields for sure; beyond it the reflexives, of which there are fewest, run out."""
 
 
 class Example(TypedDict):
@@ -42,45 +42,7 @@ class Example(TypedDict):
     phenomenon: str
 
 
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """Draws words and phrases from one split's lexicon."""
-
-    rng: random.Random
-    words: Lexicon
-
-    def one(self, options: Sequence[_T]) -> _T:
-        return self.rng.choice(options)
-
-    def people(self, count: int) -> list[Noun]:
-        """Distinct people, a third of them with an adjective, which keeps distances between words from being fixed."""
-        nouns = self.rng.sample(self.words.people, count)
-        adjectives = self.rng.sample(self.words.person_adjectives, count)
-        return [
-            Noun(f"{adjective} {noun.singular}", f"{adjective} {noun.plural}") if self.rng.random() < 1 / 3 else noun
-            for noun, adjective in zip(nouns, adjectives, strict=True)
-        ]
-
-    def persons(self, count: int) -> list[str]:
-        """Distinct people in the singular."""
-        return [noun.singular for noun in self.people(count)]
-
-    def thing(self) -> str:
-        """A thing or some, to follow "the"."""
-        return self.one(self.one(self.words.things))
-
-    def quality(self, *phrases: str) -> str:
-        """A person's adjective that none of the phrases has already: "the lazy nurse is lazy" would be odd."""
-        return self.one([word for word in self.words.person_adjectives if word not in " ".join(phrases).split()])
-
-    def near(self) -> str:
-        return self.one(("near", "behind", "beside"))
-
-
-_Template: TypeAlias = Callable[[_Draw], Block]
+_Template: TypeAlias = Callable[[Draw], Block]
 _TEMPLATES: dict[str, list[_Template]] = {}
 
 
@@ -98,11 +60,17 @@ def _cross(rows: Sequence[str], columns: Sequence[str], frame: Callable[[str, st
     return [(frame(row, fits), frame(row, other)) for row, fits, other in zip(rows, columns, wrong, strict=True)]
 
 
-# Subject and verb. In most templates another noun, of either number, stands nearer to the verb than the subject does.
+# Subject and verb, next to each other or with another noun, of either number, nearer to the verb than the subject is.
 
 
 @_template("agreement")
-def _agreement_across_a_place(d: _Draw) -> Block:
+def _agreement_of_full_verbs(d: Draw) -> Block:
+    (subject,), verb, often = d.people(1), d.one(d.words.rest), d.one(d.words.frequencies)
+    return _cross(subject, (verb.third, verb.base), lambda noun, form: f"the {noun} {often} {form}")
+
+
+@_template("agreement")
+def _agreement_across_a_place(d: Draw) -> Block:
     if d.one((True, False)):
         subject, other = d.people(2)
         adjective = d.quality(*subject, *other)
@@ -114,15 +82,16 @@ def _agreement_across_a_place(d: _Draw) -> Block:
 
 
 @_template("agreement")
-def _agreement_across_a_clause(d: _Draw) -> Block:
-    (subject, other), verb = d.people(2), d.one(d.words.judge)
-    adjective = d.quality(*subject, *other)
-    middle = f"who {verb.past} the {d.one(other)}"
-    return _cross(subject, ("is", "are"), lambda noun, form: f"the {noun} {middle} {form} {adjective}")
+def _agreement_in_questions(d: Draw) -> Block:
+    (subject,), verb = d.people(1), d.one(d.words.rest)
+    adjective = d.quality(*subject)
+    if d.one((True, False)):
+        return _cross(subject, ("is", "are"), lambda noun, form: f"{form} the {noun} {adjective}?")
+    return _cross(subject, ("does", "do"), lambda noun, form: f"{form} the {noun} {verb.base}?")
 
 
 @_template("agreement")
-def _agreement_of_coordinated_subjects(d: _Draw) -> Block:
+def _agreement_of_coordinated_subjects(d: Draw) -> Block:
     first, second = d.persons(2)
     adjective = d.quality(first, second)
     return _cross(
@@ -134,27 +103,20 @@ def _agreement_of_coordinated_subjects(d: _Draw) -> Block:
 
 
 @_template("reflexives")
-def _reflexive_gender_of_names(d: _Draw) -> Block:
+def _reflexive_gender_of_names(d: Draw) -> Block:
     names, verb, time = (d.one(d.words.men), d.one(d.words.women)), d.one(d.words.judge), d.one(d.words.times)
     return _cross(names, ("himself", "herself"), lambda name, self: f"{name} {verb.past} {self} {time}")
 
 
 @_template("reflexives")
-def _reflexive_gender_of_nouns(d: _Draw) -> Block:
-    (man, woman), verb, other = d.one(d.words.relatives), d.one(d.words.judge), d.one(d.people(1)[0])
-    rows, middle = (man.singular, woman.singular), d.one(("", f"{d.near()} the {other} "))
-    return _cross(rows, ("himself", "herself"), lambda noun, self: f"the {noun} {middle}{verb.past} {self}")
-
-
-@_template("reflexives")
-def _reflexive_number(d: _Draw) -> Block:
+def _reflexive_number(d: Draw) -> Block:
     relative, verb, time = d.one(d.words.relatives), d.one(d.words.judge), d.one(d.words.times)
     noun, singular = d.one(((relative.male, "himself"), (relative.female, "herself")))
     return _cross(noun, (singular, "themselves"), lambda form, self: f"the {form} {verb.past} {self} {time}")
 
 
 @_template("reflexives")
-def _reflexive_of_the_head_not_the_owner(d: _Draw) -> Block:
+def _reflexive_of_the_head_not_the_owner(d: Draw) -> Block:
     (man, woman), verb = d.one(d.words.relatives), d.one(d.words.judge)
     owners = d.one(d.words.women), d.one(d.words.men)
     if d.one((True, False)):
@@ -165,24 +127,31 @@ def _reflexive_of_the_head_not_the_owner(d: _Draw) -> Block:
 
 
 @_template("reflexives")
-def _reflexive_of_the_inner_subject(d: _Draw) -> Block:
+def _reflexive_of_the_inner_subject(d: Draw) -> Block:
     man, woman, verb, say = d.one(d.words.men), d.one(d.words.women), d.one(d.words.judge), d.one(d.words.say)
     rows = f"{woman} {say} that {man}", f"{man} {say} that {woman}"
     return _cross(rows, ("himself", "herself"), lambda start, self: f"{start} {verb.past} {self}")
+
+
+@_template("reflexives")
+def _reflexive_is_no_subject(d: Draw) -> Block:
+    name, self = d.one(((d.one(d.words.men), "himself"), (d.one(d.words.women), "herself")))
+    verb, time = d.one(d.words.judge), d.one(d.words.times)
+    return [(f"{name} {verb.past} {self} {time}", f"{self} {verb.past} {name} {time}")]
 
 
 # What a verb takes: an object or none, which one first, and with which preposition.
 
 
 @_template("arguments")
-def _argument_object_or_none(d: _Draw) -> Block:
+def _argument_object_or_none(d: Draw) -> Block:
     (subject,), thing, time = d.persons(1), d.thing(), d.one(d.words.times)
     verbs = d.one(d.words.handle).past, d.one(d.words.rest).past
     return _cross((f" the {thing}", ""), verbs, lambda rest, verb: f"the {subject} {verb}{rest} {time}")
 
 
 @_template("arguments")
-def _argument_causative(d: _Draw) -> Block:
+def _argument_causative(d: Draw) -> Block:
     (subject,), thing, time = d.persons(1), d.thing(), d.one(d.words.times)
     verbs = d.one(d.words.handle).past, d.one(d.words.happen).past
     frames = f"the {subject} _ the {thing} {time}", f"the {thing} _ {time}"
@@ -190,7 +159,7 @@ def _argument_causative(d: _Draw) -> Block:
 
 
 @_template("arguments")
-def _argument_dative(d: _Draw) -> Block:
+def _argument_dative(d: Draw) -> Block:
     (subject, other), topic = d.persons(2), d.one(d.words.topics)
     verbs = d.one(d.words.give), d.one(d.words.explain), d.one(d.words.inform)
     objects = f"the {other} the {topic}", f"the {topic} to the {other}", f"the {other} of the {topic}"
@@ -198,7 +167,7 @@ def _argument_dative(d: _Draw) -> Block:
 
 
 @_template("arguments")
-def _argument_preposition(d: _Draw) -> Block:
+def _argument_preposition(d: Draw) -> Block:
     (subject, other), (verb, preposition) = d.people(2), d.one(d.words.address)
     tail = f"the {d.one(other)} {d.one(d.words.times)}"
     verbs, noun = (d.one(d.words.judge).past, verb), d.one(subject)
@@ -209,7 +178,7 @@ def _argument_preposition(d: _Draw) -> Block:
 
 
 @_template("word_order")
-def _order_of_question_and_clause(d: _Draw) -> Block:
+def _order_of_question_and_clause(d: Draw) -> Block:
     """Inversion is right in a question and wrong in an embedded one, so that it is no sign of either label."""
     (subject, other), verb, thing = d.persons(2), d.one(d.words.handle), d.thing()
     know, wh = d.one(d.words.know), d.one(("when", "where", "why", "how"))
@@ -224,7 +193,7 @@ def _order_of_question_and_clause(d: _Draw) -> Block:
 
 
 @_template("word_order")
-def _order_of_adverbs(d: _Draw) -> Block:
+def _order_of_adverbs(d: Draw) -> Block:
     # No adjective may follow: "the secretly proud teacher" would be fine.
     subject, manner = d.one(d.words.people).singular, d.one(d.words.manners)
     verb, thing = d.one(d.words.handle), d.thing()
@@ -234,7 +203,7 @@ def _order_of_adverbs(d: _Draw) -> Block:
 
 
 @_template("word_order")
-def _order_of_adjectives(d: _Draw) -> Block:
+def _order_of_adjectives(d: Draw) -> Block:
     (subject,), verb, thing = d.persons(1), d.one(d.words.handle), d.thing()
     first, second = d.one(d.words.thing_adjectives), d.one(d.words.kind_adjectives)
     start = f"the {subject} {verb.past} the"
@@ -242,7 +211,7 @@ def _order_of_adjectives(d: _Draw) -> Block:
 
 
 @_template("word_order")
-def _order_of_determiners(d: _Draw) -> Block:
+def _order_of_determiners(d: Draw) -> Block:
     (subject,), verb, noun = d.persons(1), d.one(d.words.handle), d.one(d.words.things)
     adjective, many = d.one(d.words.thing_adjectives), d.one(("these", "those", "the"))
     good, bad, head = d.one(
@@ -255,6 +224,20 @@ def _order_of_determiners(d: _Draw) -> Block:
     )
     start = f"the {subject} {verb.past}"
     return [(f"{start} {good} {adjective} {head}", f"{start} {bad} {adjective} {head}")]
+
+
+@_template("word_order")
+def _order_of_negation(d: Draw) -> Block:
+    (subject,), verb, thing = d.persons(1), d.one(d.words.handle), d.thing()
+    auxiliary, form = d.one((("did", verb.base), ("will", verb.base), ("must", verb.base), ("has", verb.participle)))
+    return [(f"the {subject} {auxiliary} not {form} the {thing}", f"the {subject} not {auxiliary} {form} the {thing}")]
+
+
+@_template("word_order")
+def _order_of_particles(d: Draw) -> Block:
+    (subject,), (verb, particle) = d.persons(1), d.one(d.words.phrasal)
+    pronoun, time = d.one(("it", "them")), d.one(d.words.times)
+    return [(f"the {subject} {verb} {pronoun} {particle} {time}", f"the {subject} {verb} {particle} {pronoun} {time}")]
 
 
 # Determiner and noun.
@@ -270,16 +253,16 @@ _BY_NUMBER = (
 
 
 @_template("determiners")
-def _determiner_of_an_object(d: _Draw) -> Block:
+def _determiner_of_an_object(d: Draw) -> Block:
     (subject,), verb, noun = d.persons(1), d.one(d.words.handle), d.one(d.words.things)
     middle = d.one(("", f"{d.one(d.words.thing_adjectives)} "))
     return _cross(noun, d.one(_BY_NUMBER), lambda form, which: f"the {subject} {verb.past} {which} {middle}{form}")
 
 
 @_template("determiners")
-def _determiner_of_a_subject(d: _Draw) -> Block:
-    (noun, other), verb = d.people(2), d.one(d.words.judge)
-    return _cross(noun, d.one(_BY_NUMBER), lambda form, which: f"{which} {form} {verb.past} the {other.singular}")
+def _determiner_of_a_subject(d: Draw) -> Block:
+    (noun,), verb, time = d.people(1), d.one(d.words.rest), d.one(d.words.times)
+    return _cross(noun, d.one(_BY_NUMBER), lambda form, which: f"{which} {form} {verb.past} {time}")
 
 
 PHENOMENA: tuple[str, ...] = tuple(_TEMPLATES)
@@ -289,8 +272,8 @@ def _finish(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:] + ("" if sentence.endswith("?") else ".")
 
 
-def _pairs(draw: _Draw, templates: Sequence[_Template], seen: set[str]) -> Iterator[Pair]:
-    """Endless minimal pairs of unseen sentences. A block with a seen one is dropped whole, or its words would not balance."""
+def _pairs(draw: Draw, templates: Sequence[_Template], seen: set[str]) -> Iterator[Pair]:
+    """Minimal pairs of unseen sentences. A block with a seen one is dropped whole, or its words would not balance."""
     while True:
         for template in templates:
             block = template(draw)
@@ -303,8 +286,8 @@ def _pairs(draw: _Draw, templates: Sequence[_Template], seen: set[str]) -> Itera
 def generate(split: Split, size: int, seed: int) -> list[Example]:
     """Make `size` distinct sentences of one split, the same ones for the same arguments.
 
-    Half are acceptable and half are not, every phenomenon has the same share (to within a pair), and every word form is as
-    frequent in acceptable sentences as in unacceptable ones, up to the last block of each phenomenon.
+    Half are acceptable and half are not, every phenomenon has the same share (to within a pair), and every word form
+    is as frequent in acceptable sentences as in unacceptable ones, up to the last block of each phenomenon.
 
     Raises:
         ValueError: `split` is neither "train" nor "test", or `size` is below 1 or above `MAXIMUM_SIZE`.
@@ -316,7 +299,7 @@ def generate(split: Split, size: int, seed: int) -> list[Example]:
             f"size {size} is out of range: the grammar makes from 1 to about {MAXIMUM_SIZE} sentences per split"
         )
     rng = random.Random(seed)
-    draw = _Draw(rng, TRAIN if split == "train" else TEST)
+    draw = Draw(rng, TRAIN if split == "train" else TEST)
     seen: set[str] = set()
     rows: list[tuple[str, int, str]] = []
     pairs_needed = (size + 1) // 2

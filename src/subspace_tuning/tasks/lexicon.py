@@ -1,15 +1,16 @@
 """The words of the acceptability data: two small vocabularies, one per split, that share function words only.
 
-Words stand in semantic classes, so that a template can ask for "someone who can sneeze" or "something one can carry" and never
-makes an odd sentence by accident. What a word has to satisfy to join a class is said at the field of `Lexicon`; the judgements
-of `acceptability` hold only while the classes keep those promises.
+Words stand in semantic classes, so that a template can ask for "someone who can sneeze" or "something one can carry"
+and never makes an odd sentence by accident. What a word has to satisfy to join a class is said at the field of
+`Lexicon`; the judgements of `acceptability` hold only while the classes keep those promises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 
 class Noun(NamedTuple):
@@ -33,6 +34,9 @@ class Gendered(NamedTuple):
 
     male: Noun
     female: Noun
+
+
+_T = TypeVar("_T")
 
 
 def _rows(table: str) -> list[list[str]]:
@@ -71,10 +75,6 @@ class Lexicon:
     women: tuple[str, ...]
     things: tuple[Noun, ...]
     """What one can carry, damage and lose, and what may be made of wood, metal or plastic."""
-    masses: tuple[str, ...]
-    """Mass nouns, none of which is also a plural or a serving ("many coffees")."""
-    furniture: tuple[str, ...]
-    """What one can put a thing on."""
     topics: tuple[str, ...]
     """What one can hand over as paper, explain, and be informed of."""
     person_adjectives: tuple[str, ...]
@@ -84,6 +84,8 @@ class Lexicon:
     """Material or origin: nothing comes between these and the noun."""
     manners: tuple[str, ...]
     """Manner adverbs that suit every verb in `handle`."""
+    frequencies: tuple[str, ...]
+    """Adverbs that stand before a verb in the present."""
     times: tuple[str, ...]
     """Adverbs that may end any sentence in the past."""
     rest: tuple[Verb, ...]
@@ -92,8 +94,6 @@ class Lexicon:
     """A thing does it by itself; nobody can do it to a thing."""
     handle: tuple[Verb, ...]
     """Someone does it to a thing; the object is never left out, and the thing never does it by itself."""
-    acquire: tuple[str, ...]
-    """Past tense: someone does it to a thing or to a mass."""
     judge: tuple[Verb, ...]
     """Someone does it to a person, possibly to oneself; the object is never left out, and no preposition follows."""
     address: tuple[tuple[str, str], ...]
@@ -104,8 +104,6 @@ class Lexicon:
     """Past tense: explained the plan to the nurse, but not *explained the nurse the plan."""
     inform: tuple[str, ...]
     """Past tense: informed the nurse of the plan, but not *informed the plan to the nurse."""
-    put: tuple[str, ...]
-    """Past tense: put the lamp on the table."""
     phrasal: tuple[tuple[str, str], ...]
     """Past tense and particle: picked it up, but not *picked up it."""
     say: tuple[str, ...]
@@ -128,12 +126,12 @@ def _leaves(tree: Iterable[object]) -> Iterable[str]:
 
 
 FUNCTION_WORDS: frozenset[str] = frozenset(
-    """
-    the a this these that those every each both all several one two three many much few little too so such
-    is are was were has have had do does did will would could must not
-    himself herself themselves it them who where when why how and
-    near behind beside to of at for on up down away out over back
-    """.split()
+    _words(
+        "the a this these that those every each both all several one two three such"
+        " is are was were has had do does did will would could must not"
+        " himself herself themselves it them where when why how and"
+        " near behind beside to of at for on up down away out over back"
+    )
 )
 
 TRAIN = Lexicon(
@@ -151,13 +149,12 @@ TRAIN = Lexicon(
         "box boxes, vase vases, lamp lamps, ring rings, basket baskets, bottle bottles, knife knives, comb combs,"
         "coin coins, wheel wheels"
     ),
-    masses=_words("water bread rice sand butter"),
-    furniture=_words("table shelf bench"),
     topics=_words("plan report schedule contract"),
     person_adjectives=_words("tired clever young happy lazy"),
     thing_adjectives=_words("big heavy pretty strange"),
     kind_adjectives=_words("wooden plastic French Chinese"),
     manners=_words("quickly carefully quietly"),
+    frequencies=_words("often rarely"),
     times=_words("yesterday again"),
     rest=_verbs(
         "sleep sleeps slept slept, sneeze sneezes sneezed sneezed, smile smiles smiled smiled,"
@@ -169,7 +166,6 @@ TRAIN = Lexicon(
         "fetch fetches fetched fetched, repair repairs repaired repaired, bring brings brought brought,"
         "bury buries buried buried"
     ),
-    acquire=_words("bought received wanted"),
     judge=_verbs(
         "admire admires admired admired, blame blames blamed blamed, annoy annoys annoyed annoyed,"
         "flatter flatters flattered flattered, amuse amuses amused amused, distrust distrusts distrusted distrusted"
@@ -178,7 +174,6 @@ TRAIN = Lexicon(
     give=_words("handed lent"),
     explain=_words("explained announced described"),
     inform=_words("informed warned"),
-    put=_words("placed left"),
     phrasal=_pairs("picked up, threw away, handed over, brought back"),
     say=_words("said thought"),
     know=_words("knew forgot"),
@@ -199,14 +194,13 @@ TEST = Lexicon(
         "cup cups, plate plates, mirror mirrors, bell bells, clock clocks, bucket buckets, spoon spoons,"
         "ladder ladders, tray trays, drum drums"
     ),
-    masses=_words("milk sugar salt flour honey"),
-    furniture=_words("desk chair counter"),
     topics=_words("agenda proposal document petition"),
     person_adjectives=_words("hungry proud brave rich nervous"),
     thing_adjectives=_words("small nice cheap lovely"),
     kind_adjectives=_words("metal golden Italian German"),
     manners=_words("slowly secretly calmly"),
-    times=_words("today twice"),
+    frequencies=_words("always never"),
+    times=_words("today recently"),
     rest=_verbs(
         "cough coughs coughed coughed, faint faints fainted fainted, yawn yawns yawned yawned,"
         "snore snores snored snored, shiver shivers shivered shivered"
@@ -217,7 +211,6 @@ TEST = Lexicon(
         "take takes took taken, grab grabs grabbed grabbed, replace replaces replaced replaced,"
         "obtain obtains obtained obtained"
     ),
-    acquire=_words("ordered obtained needed"),
     judge=_verbs(
         "praise praises praised praised, criticize criticizes criticized criticized, injure injures injured injured,"
         "punish punishes punished punished, support supports supported supported, insult insults insulted insulted"
@@ -226,8 +219,42 @@ TEST = Lexicon(
     give=_words("gave offered"),
     explain=_words("revealed mentioned disclosed"),
     inform=_words("advised reminded"),
-    put=_words("put laid"),
     phrasal=_pairs("put down, pulled out, wrapped up, took away"),
     say=_words("claimed believed"),
     know=_words("remembered discovered"),
 )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draws words and phrases from one split's lexicon."""
+
+    rng: random.Random
+    words: Lexicon
+
+    def one(self, options: Sequence[_T]) -> _T:
+        return self.rng.choice(options)
+
+    def people(self, count: int) -> list[Noun]:
+        """Distinct people, a third of them with an adjective, which keeps distances between words from being fixed."""
+        nouns = self.rng.sample(self.words.people, count)
+        adjectives = self.rng.sample(self.words.person_adjectives, count)
+        return [
+            Noun(f"{adjective} {noun.singular}", f"{adjective} {noun.plural}") if self.rng.random() < 1 / 3 else noun
+            for noun, adjective in zip(nouns, adjectives, strict=True)
+        ]
+
+    def persons(self, count: int) -> list[str]:
+        """Distinct people in the singular."""
+        return [noun.singular for noun in self.people(count)]
+
+    def thing(self) -> str:
+        """A thing or some, to follow "the"."""
+        return self.one(self.one(self.words.things))
+
+    def quality(self, *phrases: str) -> str:
+        """A person's adjective that none of the phrases has already: "the lazy nurse is lazy" would be odd."""
+        return self.one([word for word in self.words.person_adjectives if word not in " ".join(phrases).split()])
+
+    def near(self) -> str:
+        return self.one(("near", "behind", "beside"))

@@ -98,7 +98,7 @@ class SubspaceConfig(PeftConfig):
         return own
 
     def _check(self) -> None:
-        if self.format > FORMAT:
+        if not isinstance(self.format, int) or self.format > FORMAT:
             raise SubspaceError(
                 f"the adapter is of format {self.format}, saved by a newer version of subspace-tuning; this version "
                 f"reads up to {FORMAT}: upgrade it"
@@ -109,7 +109,7 @@ class SubspaceConfig(PeftConfig):
         for name, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
             if not isinstance(alpha, (int, float)) or not 0 < alpha < float("inf"):
                 raise SubspaceError(f"the scale {name} = {alpha!r} is not a positive number")
-        if not 0.0 <= self.dropout < 1.0:
+        if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
             raise SubspaceError(f"dropout = {self.dropout!r} is not in [0, 1)")
         if self.layers_pattern and self.layers_to_transform is None:
             raise SubspaceError("layers_pattern goes with layers_to_transform")

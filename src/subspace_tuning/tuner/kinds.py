@@ -121,6 +121,8 @@ class ConvKind(Kind):
 
 
 class NormKind(Kind):
+    """A normalisation: its weight is a row of scales, its bias has the same shape."""
+
     only_bias = True
 
     def matrix(self, weight: Tensor) -> Tensor:
@@ -129,13 +131,30 @@ class NormKind(Kind):
     def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
         return matrix.squeeze(0)
 
+    def check(self, module: nn.Module, name: str) -> None:
+        super().check(module, name)
+        if module.weight.dim() > 1:  # type: ignore[operator]
+            raise SubspaceError(f"{name}: a normalisation over more than one dimension cannot be adapted")
+
+    def along(self, bias: Tensor, dimensions: int) -> Tensor:
+        """Return a bias so that it can be added to an output of so many dimensions."""
+        return bias
+
+
+class GroupNormKind(NormKind):
+    """The channels stand behind the batch, not at the end."""
+
+    def along(self, bias: Tensor, dimensions: int) -> Tensor:
+        return bias.view(-1, *(1 for _ in range(dimensions - 2)))
+
 
 _KINDS: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
     ((nn.Linear,), LinearKind()),
     ((Conv1D,), Conv1DKind()),
     ((nn.Embedding,), EmbeddingKind()),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), ConvKind()),
-    ((nn.LayerNorm, nn.GroupNorm), NormKind()),
+    ((nn.LayerNorm,), NormKind()),
+    ((nn.GroupNorm,), GroupNormKind()),
 )
 
 

@@ -14,7 +14,7 @@ from ..algebra import Plan, Sizes, dense, plan
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
-from .kinds import Kind, kind_of
+from .kinds import Kind, NormKind, kind_of
 
 BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
 
@@ -62,23 +62,48 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         weight = self.kind.matrix(self.weight)
         one_hot, sizes = self.kind.one_hot, Sizes(self.in_features, self.out_features, r)
         factors = initial_factors(method, weight, r, one_hot=one_hot, random=not init_weights)
-        self.subspace_params[adapter_name] = nn.ParameterDict(factors.parameters)
+        parameters = {name: tensor.to(weight.dtype) for name, tensor in factors.parameters.items()}  # peft may raise it
+        self.subspace_params[adapter_name] = nn.ParameterDict(parameters)
         self.method[adapter_name] = method
         self.r[adapter_name] = r
         self.alpha[adapter_name] = alpha
         self.dropout[adapter_name] = dropout
         self._plans[adapter_name] = (
-            plan(method.formula, sizes, training=True, dropout=dropout > 0),
+            plan(method.formula, sizes, training=True, dropout=dropout > 0 and not one_hot),  # indices: none to drop
             plan(method.formula, sizes, training=False),
         )
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        # After the move: it would cast them to a low precision, in which singular vectors are not orthogonal.
-        constants = BufferDict(factors.constants, persistent=save_constants)
+        # Copies: what comes from the disk cache is not aligned in memory, and products then differ in the last bit.
+        copies = {name: tensor.clone() for name, tensor in factors.constants.items()}
+        constants = BufferDict(copies, persistent=save_constants)
         for name, anchored in method.anchors(one_hot).items():
             if f"{name}0" in constants and not anchored:  # drawn, so that nothing but the file can give it back
                 constants.register_buffer(f"{name}0", constants[f"{name}0"], persistent=True)
         self.subspace_constants[adapter_name] = constants
+        self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move an adapter to the base layer's device, and not to its precision as peft does.
+
+        Singular vectors in a low precision are not orthogonal, and loaded factors stay what they were when saved.
+        """
+        for tensors in (self.subspace_params, self.subspace_constants):
+            if adapter_name in tensors and not any(
+                parameter.is_meta for parameter in tensors[adapter_name].parameters()
+            ):
+                tensors[adapter_name].to(self.weight.device if device is None else device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Load as torch does, but tell an adapter of another base model in one line."""
+        for name, parameter in self.subspace_params.named_parameters():
+            loaded = state_dict.get(f"{prefix}subspace_params.{name}", parameter)
+            if loaded.shape != parameter.shape:
+                raise SubspaceError(
+                    f"{prefix.rstrip('.')}: the adapter's factor {name.rpartition('.')[2]} has the shape "
+                    f"{tuple(loaded.shape)}, here it needs {tuple(parameter.shape)}: it was trained on "
+                    "another base model"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def weight(self) -> Tensor:
@@ -113,8 +138,9 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
     def _adapted(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
         """Return the output with one adapter."""
         base, env = self.get_base_layer(), self._environment(name)
-        if self.kind.only_bias:
-            return self._base_output(x, *args, **kwargs) + self._bias_delta(name, env).to(x.dtype)
+        if isinstance(self.kind, NormKind):
+            output = self._base_output(x, *args, **kwargs)
+            return output + self.kind.along(self._bias_delta(name, env), output.dim()).to(output.dtype)
         chosen = self._plans[name][0 if self.training else 1]
         y = chosen.stage(self.kind.count_rows(base, x)).apply(self.kind.rows(base, x), env)
         assert isinstance(y, Tensor)

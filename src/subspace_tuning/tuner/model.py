@@ -13,7 +13,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import get_pattern_key
-from torch import nn
+from torch import Tensor, nn
 
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError, nearest
@@ -83,10 +83,11 @@ class SubspaceModel(BaseTuner):
         """Return the targets of a method in this model, from its placement."""
         method = config.resolved
         if method.placement == EVERY_BIAS:
+            uncalled = _uncalled(model)
             names = [
                 name
                 for name, module in _modules(model)
-                if kind_of(module) and getattr(module, "bias", None) is not None
+                if kind_of(module) and getattr(module, "bias", None) is not None and not name.startswith(uncalled)
             ]
         else:
             model_type = self.get_model_config(model).get("model_type")
@@ -106,7 +107,9 @@ class SubspaceModel(BaseTuner):
         for name, config in self.peft_config.items():
             if not isinstance(config, SubspaceConfig):
                 continue
-            taken = set(self.peft_config) & set(config.resolved.formula.trainable)
+            formula = config.resolved.formula
+            saved = {*formula.trainable, *formula.spectral, *(f"{factor}0" for factor in formula.trainable)}
+            taken = set(self.peft_config) & saved
             if taken:
                 raise SubspaceError(
                     f"adapter {name!r} has a factor {min(taken)}, so no adapter of the model may have that name"
@@ -120,7 +123,13 @@ class SubspaceModel(BaseTuner):
             given = config.target_modules or ()
             shown = repr(given) if isinstance(given, str) else ", ".join(sorted(given)) or "of an empty list"
             raise SubspaceError(f"target_modules {shown} match nothing in the model{_limits(config)}. {_known(model)}")
+        uncalled = _uncalled(model)
         for name, module in targets:
+            if name.startswith(uncalled):
+                raise SubspaceError(
+                    f"{name} is a part of a MultiheadAttention, which reads its weight without calling it: an adapter "
+                    "would do nothing there; leave it out with exclude_modules"
+                )
             _check_target(name, module, config)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -129,6 +138,22 @@ class SubspaceModel(BaseTuner):
         super().delete_adapter(adapter_name)
         if alone:
             self.set_adapter(sorted(self.peft_config)[:1])
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Refuse an adapter that this base model has no place for: peft drops what does not fit without a word."""
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        places = {key.removeprefix("base_model.model.") for key in model.state_dict()}
+        keys = [key.removeprefix("base_model.model.") for key in remapped if f".{cls.prefix}" in key]
+        lost = [key for key in keys if key not in places]
+        if lost:
+            raise SubspaceError(
+                f"the adapter has {len(lost)} tensors that this base model has no place for, such as {lost[0]}: it was "
+                "trained on another base model"
+            )
+        return remapped
 
     # Several adapters in one batch
 
@@ -246,6 +271,11 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         wrapper = f"{name}." if isinstance(module, (SubspaceLayer, AuxiliaryTrainingWrapper)) else None
         yield name, module.get_base_layer() if isinstance(module, SubspaceLayer) else module
+
+
+def _uncalled(model: nn.Module) -> tuple[str, ...]:
+    """Return how the names begin of modules whose forward nobody calls."""
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
 
 
 def _selected(config: SubspaceConfig, name: str) -> bool:
