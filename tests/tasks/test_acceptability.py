@@ -47,7 +47,8 @@ def test_every_draw_is_well_formed(split: Split, size: int, seed: int) -> None:
     assert abs(labels[0] - labels[1]) <= 1
     shares = Counter(row["phenomenon"] for row in rows)
     assert set(shares) <= set(PHENOMENA)
-    assert max(shares.values()) - min(shares[phenomenon] for phenomenon in PHENOMENA) <= 3
+    assert abs(shares["word_order"] - size / 2) <= 4
+    assert all(abs(shares[phenomenon] - size / 8) <= 4 for phenomenon in PHENOMENA if phenomenon != "word_order")
     for sentence in sentences:
         assert sentence[0].isupper()
         assert sentence[-1] in ".?"

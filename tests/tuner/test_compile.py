@@ -50,10 +50,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_no_method_breaks_the_graph(variant: Variant, training: bool) -> None:
-    model, plain = adapted(variant).train(training), adapted(variant).train(training)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager" if training else "eager")
+def test_training_has_no_graph_break(variant: Variant) -> None:
+    model, plain = adapted(variant).train(), adapted(variant).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = rows(4)
     output, expected = compiled(x), plain(x)
     torch.testing.assert_close(output, expected)
@@ -66,16 +65,17 @@ def test_no_method_breaks_the_graph(variant: Variant, training: bool) -> None:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_growing_batch_does_not_recompile_every_time(variant: Variant) -> None:
+@torch.no_grad()
+def test_evaluation_has_no_graph_break_and_few_graphs(variant: Variant) -> None:
     model = adapted(variant).eval()
     counter = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, backend=counter)
-    with torch.no_grad():
-        for count in (2, 3, 7, 20, 50, 150, 400):
-            torch.testing.assert_close(compiled(rows(count)), model(rows(count)))
+    sizes = (2, 3, 7, 20, 50, 150, 400)
+    for count in sizes:
+        torch.testing.assert_close(compiled(rows(count)), model(rows(count)))
     layer = next(module for module in model.modules() if isinstance(module, SubspaceLayer))
     stages = len(layer._plans["default"][1].stages)
-    assert counter.frame_count <= 1 + stages  # the first batch is taken for one of a fixed size
+    assert counter.frame_count <= 1 + stages < len(sizes)  # the first batch is taken for one of a fixed size
 
 
 @pytest.mark.parametrize("name", ["ssb", "lora", "dora"])

@@ -139,15 +139,15 @@ def test_the_formulas_by_hand_cover_the_methods() -> None:
     assert registered <= {variant.name for variant in EVERY}
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize("name", PHI)
-def test_the_output_is_that_of_the_module_with_phi(name: str, kind: str, training: bool) -> None:
+def test_the_output_is_that_of_the_module_with_phi(name: str, kind: str) -> None:
     model, before, x, factors = adapted(kind, Variant(name))
     phi = PHI[name](matrix_of(before), factors, ALPHA / RANK)
     expected = with_weight(before, phi)(x)
     assert (expected - before(x)).abs().max() > 1e-3
-    torch.testing.assert_close(model.train(training)(x), expected, rtol=1e-4, atol=1e-5)
+    for training in (False, True):  # each has its own plan
+        torch.testing.assert_close(model.train(training)(x), expected, rtol=1e-4, atol=1e-5)
     model.merge_adapter()
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 

@@ -96,6 +96,32 @@ def test_disabling_or_switching_takes_a_merged_adapter_out(bert: Builder, linear
     assert torch.equal(logits(model, batch), expected)
 
 
+def test_a_base_weight_that_moved_is_merged_as_it_is_now(bert: Builder, linear: Variant, batch: Batch) -> None:
+    model = adapted(bert, linear, target_modules=["query"])
+    model.merge_adapter()
+    model.unmerge_adapter()
+    for layer in layers(model):
+        assert layer.bias is not None
+        layer.weight.data = 0.5 * layer.weight.data
+        layer.bias.data = 0.5 + layer.bias.data
+    before = base_weights(model)
+    expected = logits(model, batch)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model, batch), expected, **ROUNDING)
+    model.unmerge_adapter()
+    assert same(base_weights(model), before)
+
+
+def test_a_merged_model_is_cast_and_unmerged(bert: Builder, linear: Variant, batch: Batch) -> None:
+    model = adapted(bert, linear)
+    before = base_weights(model)
+    model.merge_adapter()
+    model.double()
+    model.unmerge_adapter()
+    assert all(torch.equal(tensor, before[name].to(tensor.dtype)) for name, tensor in base_weights(model).items())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+
+
 def test_merge_and_unload_gives_a_plain_model(bert: Builder, linear: Variant, batch: Batch) -> None:
     model = adapted(bert, linear)
     expected = logits(model, batch)

@@ -97,8 +97,7 @@ def generated(model: Any, tokens: Tensor, **options: Any) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("architecture", ["gpt2", "t5"])
+@pytest.mark.parametrize(("architecture", "beams"), [("gpt2", 2), ("t5", 3)])
 def test_generation_with_beams(
     request: pytest.FixtureRequest, architecture: str, beams: int, matrix: Variant, batch: Batch
 ) -> None:

@@ -147,7 +147,7 @@ def trainer(model: nn.Module, folder: Path, batch: Batch, steps: int, **options:
     return Trainer(model=model, args=arguments, train_dataset=Rows(batch), eval_dataset=Rows(batch))
 
 
-@pytest.mark.parametrize("name", ["ssb", "lora", "dora", "bitfit"])
+@pytest.mark.parametrize("name", ["ssb", "lora"])
 def test_the_trainer_saves_and_resumes(bert: Builder, name: str, tmp_path: Path, batch: Batch) -> None:
     def fresh() -> Any:
         torch.manual_seed(1)

@@ -19,8 +19,9 @@ from .config import AdapterSection, RunConfig, TaskSection, TrainingSection
 from .folder import written
 from .train import run
 
-EPOCHS, BATCH, LONGEST = 3, 32, 32
-TRAIN_ROWS, TEST_ROWS = 3000, 800
+EPOCHS, BATCH, LONGEST = 3, 16, 32
+TRAIN_ROWS, TEST_ROWS = 2600, 600
+HEAD_RATE = 5e-4
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("ssb", AdapterSection(method="ssb"), 1e-2),
-    Entry("lora", AdapterSection(method="lora", r=8), 2e-3),
-    Entry("your formula", AdapterSection(formula="D1 @ W @ D2 + s * A @ B", r=2), 2e-3),
+    Entry("ssb", AdapterSection(method="ssb"), 5e-3),
+    Entry("lora", AdapterSection(method="lora", r=8), 1e-3),
+    Entry("your formula", AdapterSection(formula="D1 @ W @ D2 + s * A @ B", r=4), 1e-3),
 )
 
 
@@ -84,7 +85,14 @@ def plot(results: list[Result], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     axes.axhline(100 * results[0].majority, color="0.5", linestyle="--", linewidth=1)
-    axes.annotate("majority class", (1, 100 * results[0].majority), ("-4", "4"), "axes fraction", "offset points")
+    axes.annotate(
+        "majority class",
+        (1, 100 * results[0].majority),
+        (-4, 4),
+        ("axes fraction", "data"),
+        "offset points",
+        ha="right",
+    )
     for number, result in enumerate(results):
         axes.scatter(result.trainable, 100 * result.accuracy, s=70, color=f"C{number}", zorder=3)
         label = f"{result.title}\n{result.formula}"
@@ -113,7 +121,13 @@ def _config(entry: Entry, folder: Path, data: Path, seed: int) -> RunConfig:
         output=str(folder / entry.title.replace(" ", "-")),
         task=TaskSection(name="cola", data=str(data), max_length=LONGEST),
         adapter=entry.adapter,
-        training=TrainingSection(learning_rate=entry.learning_rate, epochs=EPOCHS, batch_size=BATCH, seed=seed),
+        training=TrainingSection(
+            learning_rate=entry.learning_rate,
+            head_learning_rate=HEAD_RATE,
+            epochs=EPOCHS,
+            batch_size=BATCH,
+            seed=seed,
+        ),
     )
 
 

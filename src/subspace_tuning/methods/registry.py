@@ -72,7 +72,15 @@ class Method:
 
     def anchors(self, one_hot: bool = False) -> Mapping[str, bool]:
         """Return for every trainable factor whether its parameter is the offset from an anchor."""
-        return {name: lookup(start)[2] for name, start in self.starts_for(one_hot).items()}
+        return self._anchors[one_hot]
+
+    @cached_property
+    def _anchors(self) -> tuple[Mapping[str, bool], Mapping[str, bool]]:
+        # Kept here, since every forward pass asks for them.
+        dense_rows, one_hot = (
+            {name: lookup(start)[2] for name, start in self.starts_for(kind).items()} for kind in (False, True)
+        )
+        return dense_rows, one_hot
 
     def counted(self, sizes: Sizes) -> int:
         """Return the number of trainable parameters of one matrix."""

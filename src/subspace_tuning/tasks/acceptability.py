@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Literal, TypeAlias, TypedDict, get_args
 
 from subspace_tuning.tasks.lexicon import TEST, TRAIN, Draw
@@ -266,6 +266,8 @@ def _determiner_of_a_subject(d: Draw) -> Block:
 
 
 PHENOMENA: tuple[str, ...] = tuple(_TEMPLATES)
+_SHARES = {name: 4 if name == "word_order" else 1 for name in PHENOMENA}
+"""Half of the pairs are about word order: a model finds that first, and what is subtler only after it."""
 
 
 def _finish(sentence: str) -> str:
@@ -286,8 +288,9 @@ def _pairs(draw: Draw, templates: Sequence[_Template], seen: set[str]) -> Iterat
 def generate(split: Split, size: int, seed: int) -> list[Example]:
     """Make `size` distinct sentences of one split, the same ones for the same arguments.
 
-    Half are acceptable and half are not, every phenomenon has the same share (to within a pair), and every word form
-    is as frequent in acceptable sentences as in unacceptable ones, up to the last block of each phenomenon.
+    Half are acceptable and half are not, half are about word order and the other phenomena share the rest (to within a
+    pair), and every word form is as frequent in acceptable sentences as in unacceptable ones, up to the last block of
+    each phenomenon.
 
     Raises:
         ValueError: `split` is neither "train" nor "test", or `size` is below 1 or above `MAXIMUM_SIZE`.
@@ -303,8 +306,9 @@ def generate(split: Split, size: int, seed: int) -> list[Example]:
     seen: set[str] = set()
     rows: list[tuple[str, int, str]] = []
     pairs_needed = (size + 1) // 2
-    for position, phenomenon in enumerate(PHENOMENA):
-        share = (pairs_needed + position) // len(PHENOMENA)
+    ends = [pairs_needed * part // sum(_SHARES.values()) for part in accumulate(_SHARES.values(), initial=0)]
+    for phenomenon, start, end in zip(PHENOMENA, ends, ends[1:], strict=False):
+        share = end - start
         for good, bad in islice(_pairs(draw, _TEMPLATES[phenomenon], seen), share):
             rows += [(good, 1, phenomenon), (bad, 0, phenomenon)]
     rng.shuffle(rows)
