@@ -22,6 +22,7 @@ FORMULAS = (
     "W + s * (W * (A @ B))",
     "W + s * (A @ B - A0 @ B0)",
     "W + Delta",
+    "W + s * A @ B @ W",
     "W @ R",
     "unit(D1 @ W) @ D",
     "affine(W, b) @ (I + affine(A, a) @ gelu @ affine(B, c))",

@@ -138,7 +138,8 @@ def _cached(
     try:
         stored = load_file(path)
         os.utime(path)
-        return Spectrum(stored["U"], stored["S"], stored["V"])
+        # Copies: what lies in a file is not aligned in memory, and products then differ in the last bit.
+        return Spectrum(*(stored[name].clone() for name in Spectrum._fields))
     except (OSError, SafetensorError, KeyError):
         pass  # not there, or cut short by a full disk: compute it
     result = compute(weight, rank, part)

@@ -185,18 +185,22 @@ def _start_of_kept(leaf: Leaf, formula: Formula, after_unit: bool) -> str:
 
 
 def _kept_terms(node: Sum) -> tuple[Expression, ...]:
-    """Return the terms that carry W; if none does, those that carry a part of it."""
-    for frozen in (_holds_weight, _holds_part):
+    """Return W where it stands alone, else the terms that carry it, else those that carry a part of it."""
+    for frozen in (_is_weight, _holds_weight, _holds_part):
         kept = tuple(term for term in node.terms if frozen(term))
         if kept:
             return kept
     return ()
 
 
+def _is_weight(node: Expression) -> bool:
+    return isinstance(node, Leaf) and node.name in ("W", "b")
+
+
 def _holds_weight(node: Expression) -> bool:
     if isinstance(node, Hadamard):
         return False
-    return (isinstance(node, Leaf) and node.name in ("W", "b")) or any(map(_holds_weight, node.children))
+    return _is_weight(node) or any(map(_holds_weight, node.children))
 
 
 def _holds_part(node: Expression) -> bool:

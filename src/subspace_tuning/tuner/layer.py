@@ -72,9 +72,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
             plan(method.formula, sizes, training=True, dropout=dropout > 0 and not one_hot),  # indices: none to drop
             plan(method.formula, sizes, training=False),
         )
-        # Copies: what comes from the disk cache is not aligned in memory, and products then differ in the last bit.
-        copies = {name: tensor.clone() for name, tensor in factors.constants.items()}
-        constants = BufferDict(copies, persistent=save_constants)
+        constants = BufferDict(factors.constants, persistent=save_constants)
         for name, anchored in method.anchors(one_hot).items():
             if f"{name}0" in constants and not anchored:  # drawn, so that nothing but the file can give it back
                 constants.register_buffer(f"{name}0", constants[f"{name}0"], persistent=True)
