@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +57,9 @@ class Variant:
 
 
 EVERY = [*(Variant(method.name) for method in methods.every()), Variant("formula")]
+
+
+Batch = dict[str, Tensor]
 
 
 @pytest.fixture(params=EVERY, ids=str)
@@ -215,3 +219,16 @@ def unchanged() -> Callable[[nn.Module], Callable[[], None]]:
         return check
 
     return remember
+
+
+@pytest.fixture(scope="session")
+def bert_folder(bert: Builder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the saved base model."""
+    folder = tmp_path_factory.mktemp("bert")
+    bert().save_pretrained(folder)  # type: ignore[operator]
+    return folder
+
+
+def logits(model: Any, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return model(**batch).logits

@@ -21,24 +21,9 @@ import subspace_tuning
 from subspace_tuning import SubspaceConfig, methods
 from subspace_tuning.algebra.svd import svd
 
-from .conftest import EVERY, Builder, Variant
-
-Batch = dict[str, Tensor]
+from .conftest import EVERY, Batch, Builder, Variant, logits
 
 TARGETS = ["query", "value", "output.dense"]
-
-
-@pytest.fixture(scope="module")
-def bert_folder(bert: Builder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the saved base model."""
-    folder = tmp_path_factory.mktemp("bert")
-    bert().save_pretrained(folder)  # type: ignore[operator]
-    return folder
-
-
-def logits(model: Any, batch: Batch) -> Tensor:
-    with torch.no_grad():
-        return model(**batch).logits
 
 
 def saved(build: Builder, config: SubspaceConfig, folder: Path, batch: Batch) -> Tensor:

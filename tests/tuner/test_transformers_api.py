@@ -14,27 +14,12 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from subspace_tuning import SubspaceConfig, SubspaceError, SubspaceLayer
 
-from .conftest import Builder, Variant
-
-Batch = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def bert_folder(bert: Builder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the saved base model."""
-    folder = tmp_path_factory.mktemp("bert")
-    bert().save_pretrained(folder)  # type: ignore[operator]
-    return folder
-
-
-def logits(model: Any, batch: Batch) -> Tensor:
-    with torch.no_grad():
-        return model(**batch).logits
+from .conftest import Batch, Builder, Variant, logits
 
 
 def layers(model: nn.Module) -> list[SubspaceLayer]:

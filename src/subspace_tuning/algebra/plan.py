@@ -1,8 +1,8 @@
 """The planner: of the equal ways to evaluate an expression, the cheapest for the sizes at hand.
 
 A plan is itself an expression, equal to the formula, whose products are grouped and in which ``Formed`` marks what is
-multiplied out before the rows meet it: ``D1 @ W @ D2`` stays as it is for few rows and becomes ``[D1 @ W @ D2]`` for
-many. So a plan is applied, printed and tested like any other expression.
+multiplied out before the rows meet it: ``U @ diag(sigma) @ V.T`` stays as it is for few rows and becomes
+``[U @ (diag(sigma) @ V.T)]`` for many. So a plan is applied, printed and tested like any other expression.
 
 Costs are in floating point operations. Moving a number to or from memory counts as ``MOVE`` operations, which is
 roughly where current processors stand, and a training step counts each product once more per operand that needs a

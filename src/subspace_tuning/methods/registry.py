@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 
-from ..algebra import Expression, Formula, NotLinearError, Sizes, dense, names, parse, symbol
+from ..algebra import Expression, Formula, Sizes, parse, symbol
 from ..algebra.nodes import Affine, Leaf
 from ..errors import SubspaceError, nearest
 from .factors import environment, initial_factors
@@ -232,6 +232,3 @@ def polynomial(text: str, sizes: Sizes) -> int:
         raise SubspaceError(f"the count {text!r} is not a polynomial in n, m, k and r")
 
     return value(ast.parse(text, mode="eval").body)
-
-
-__all__ = ["Category", "Method", "NotLinearError", "dense", "every", "from_formula", "get", "method", "names"]
