@@ -40,5 +40,7 @@ class Net(nn.Module):
 def fits(case: Method, kind: str) -> bool:
     """Whether the tuner takes a method on a kind: the bias methods want a bias, and a norm has nothing else."""
     has_bias = isinstance(getattr(Net(kind).target, "bias", None), Tensor)
-    bias_alone = case.name == "bitfit"
+    if case.formula.wraps_norm:
+        return kind == "layer_norm"
+    bias_alone = case.name in ("bitfit", "s_bitfit")
     return has_bias if bias_alone else kind != "layer_norm"

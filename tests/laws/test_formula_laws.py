@@ -18,7 +18,21 @@ from subspace_tuning.algebra.unit import Unit
 from subspace_tuning.methods import Method, environment, initial_factors
 
 from .registry import LINEAR, METHODS, method_id
-from .weights import EPSILON, RANK, SCALE, SHAPES, environment_of, sizes_of, split, weight_of
+from .weights import (
+    DIRECTIONS,
+    ENTRIES,
+    EPSILON,
+    RANK,
+    SCALE,
+    SHAPES,
+    environment_of,
+    frozen,
+    norm,
+    rows_of,
+    sizes_of,
+    split,
+    weight_of,
+)
 
 every_method = pytest.mark.parametrize("case", METHODS, ids=method_id)
 every_linear = pytest.mark.parametrize("case", LINEAR, ids=method_id)
@@ -38,8 +52,8 @@ def planned(case: Method, sizes: Sizes, rows: int, training: bool, x: Tensor, en
 def test_phi_of_w_is_w_at_the_start(case: Method, shape: str, dtype: torch.dtype) -> None:
     weight, bias = weight_of(shape, dtype), torch.randn(SHAPES[shape][1]).to(dtype)
     env = environment_of(case, weight, random=False, bias=bias)
-    x = torch.randn(5, weight.shape[0]).to(dtype)
-    wanted = x @ weight + bias if case.formula.names_bias else x @ weight
+    x = rows_of(case, weight, 5)
+    wanted = frozen(case, x, weight, bias)
     y = case.formula.evaluated.apply(x, env)
     torch.testing.assert_close(y, wanted, atol=EPSILON[dtype], rtol=EPSILON[dtype])
 
@@ -63,12 +77,12 @@ def test_every_plan_gives_the_same_values_and_gradients(
     """Plans for sizes other than the tensors' own are equal to the formula, too; so all of them are tried."""
     weight = torch.randn(n, m, dtype=torch.float64)
     env = environment_of(case, weight, random=True)
-    x = torch.randn(rows, n, dtype=torch.float64, requires_grad=True)
+    x = rows_of(case, weight, rows).requires_grad_()
     leaves = [x, *env["leaves"].values()]
     wanted = case.formula.evaluated.apply(x, env)
     upstream = torch.randn_like(wanted)
     gradients = torch.autograd.grad(wanted, leaves, upstream)
-    told = Sizes(n * big, m * big, data.draw(st.integers(1, 3)))
+    told = Sizes(n * big, m * big, data.draw(st.integers(1, 3)), ENTRIES, DIRECTIONS)
     for training in (True, False):
         for limit, _ in plan(case.formula, told, training).stages:
             y = planned(case, told, limit, training, x, env)
@@ -101,11 +115,11 @@ def test_gradient_is_the_slope(case: Method) -> None:
 
     def run(x: Tensor, *values: Tensor) -> Tensor:
         parameters = dict(zip(env["leaves"], values, strict=True))
-        y = expression.apply(x, environment(case, weight, parameters, env["constants"], SCALE) | norms)
+        y = expression.apply(x, environment(case, weight, parameters, env["constants"], SCALE, norm=norm) | norms)
         assert isinstance(y, Tensor)
         return y
 
-    x = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    x = rows_of(case, weight, 2).requires_grad_()
     leaves = [x, *env["leaves"].values()]
     assert torch.autograd.gradcheck(run, leaves)
     upstream = torch.randn(2, 11, dtype=torch.float64)
@@ -132,7 +146,7 @@ def _with_fixed_norms(node: Expression, env: dict[str, Any]) -> tuple[Expression
 @every_shape
 def test_count_is_the_declared_formula(case: Method, shape: str) -> None:
     weight = weight_of(shape)
-    factors = initial_factors(case, weight, RANK)
+    factors = initial_factors(case, weight, RANK, entries=ENTRIES, directions=DIRECTIONS)
     counted = sum(tensor.numel() for tensor in factors.parameters.values())
     assert counted == case.counted(sizes_of(weight)) == case.formula.count(sizes_of(weight))
     assert set(factors.parameters) == set(case.formula.trainable)
@@ -173,7 +187,7 @@ def test_printed_and_parsed_again_is_the_same_formula(case: Method) -> None:
 
 @every_method
 def test_no_plan_costs_more_than_the_formula_as_written(case: Method) -> None:
-    for sizes in (Sizes(768, 768, 8), Sizes(384, 1536, 4), Sizes(64, 32, 32)):
+    for sizes in (Sizes(768, 768, 8, 99, 8), Sizes(384, 1536, 4, 99, 8), Sizes(64, 32, 32, 99, 8)):
         for training in (True, False):
             chosen = plan(case.formula, sizes, training)
             if chosen.on_base:

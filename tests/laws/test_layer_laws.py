@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from subspace_tuning import SubspaceConfig, SubspaceError, SubspaceLayer
 from subspace_tuning.algebra import Sizes
 from subspace_tuning.methods import Method
+from subspace_tuning.tuner.scheduling import schedule
 
 from .modules import KINDS, Net, fits
 from .registry import METHODS, method_id
@@ -28,10 +29,20 @@ every_case = pytest.mark.parametrize(
 )
 
 
-def config_of(case: Method, **options: Any) -> SubspaceConfig:
+def config_of(case: Method, kind: str, **options: Any) -> SubspaceConfig:
     registered = str(case.formula) != case.name
-    named = {"method": case.name} if registered else {"formula": case.name}
-    return SubspaceConfig(**named, r=RANK, alpha=5.0, target_modules=["target"], **options)
+    named: dict[str, Any] = {"method": case.name} if registered else {"formula": case.name}
+    if case.selection == "magnitude":
+        named["budget"] = 12  # more than the embedding's row for padding, which no input looks up
+    if case.schedule == "lora_dash":
+        named["schedule"] = {"directions": 2, "launch": 1}
+    config = SubspaceConfig(**named, r=RANK, alpha=5.0, target_modules=["target"], **options)
+    if not case.needs_calibration:
+        return config
+    if not case.formula.masked:
+        return config.chosen()
+    count = Net(kind).target.weight.numel()
+    return config.chosen(entries={"target": 7}, positions={"target": torch.randperm(count)[:7]})
 
 
 def adapted(
@@ -40,7 +51,7 @@ def adapted(
     """Return the adapted network, an untouched copy of the network, and an input."""
     base = Net(kind).to(dtype)
     x = KINDS[kind][1]()
-    model = get_peft_model(copy.deepcopy(base), config_of(case, **options)).eval()
+    model = get_peft_model(copy.deepcopy(base), config_of(case, kind, **options)).eval()
     return model, base, x.to(dtype) if x.is_floating_point() else x
 
 
@@ -65,26 +76,33 @@ def test_every_factor_trains_and_nothing_else_does(case: Method, kind: str) -> N
     model, base, x = adapted(case, kind)
     layer = layer_of(model)
     factors = dict(layer.subspace_params["default"].named_parameters())
-    assert set(factors) == set(case.formula.trainable)
+    assert set(factors) == set(layer.method["default"].formula.trainable)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in factors.values()}
-    sizes = Sizes(layer.in_features, layer.out_features, RANK)
-    assert sum(parameter.numel() for parameter in trained) == case.counted(sizes)
+    method, shapes = layer.method["default"], {name: tuple(factor.shape) for name, factor in factors.items()}
+    entries, rank = (len(factors["Delta"]) if method.formula.masked else 0), layer.r["default"]
+    window = layer.kind.window(layer.get_base_layer())
+    sizes = Sizes(layer.in_features, layer.out_features, rank, entries, 2, window)
+    assert shapes == {name: sizes.of(method.formula.shapes[name]) for name in factors}
+    assert sum(parameter.numel() for parameter in trained) == method.counted(sizes)
 
     before = {name: parameter.detach().clone() for name, parameter in factors.items()}
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     target = torch.randn_like(base(x))
     losses = []
-    for _ in range(4):
+    launch = schedule(model, total_steps=4) if case.schedule == "lora_dash" else None
+    for step in range(1, 5):
         optimizer.zero_grad()
         loss = (model.train()(x) - target).square().mean()
         loss.backward()
         optimizer.step()
+        if launch is not None:
+            launch.step(step)
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     for name, parameter in factors.items():
         assert parameter.grad is not None, name
-        assert not torch.equal(parameter, before[name]), name
+        assert not parameter.numel() or not torch.equal(parameter, before[name]), name
     for key, tensor in base.target.state_dict().items():
         assert torch.equal(tensor, layer.get_base_layer().state_dict()[key]), key
 
@@ -117,10 +135,13 @@ def test_saved_and_loaded_is_bit_equal(case: Method, kind: str, constants: bool,
     model, base, x = adapted(case, kind, init_weights=False, save_constants=constants)
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "adapter_model.safetensors")
-    wanted = {f"base_model.model.target.subspace_params.{name}" for name in case.formula.trainable}
+    method = layer_of(model).method["default"]
+    wanted = {f"base_model.model.target.subspace_params.{name}" for name in method.formula.trainable}
     held = set(layer_of(model).subspace_constants["default"])
-    drawn = {f"{name}0" for name, anchored in case.anchors(kind == "embedding").items() if not anchored}
-    wanted |= {f"base_model.model.target.subspace_constants.{name}" for name in (held if constants else held & drawn)}
+    drawn = {f"{name}0" for name, anchored in method.anchors(kind == "embedding").items() if not anchored}
+    chosen = {"M", "U_k", "V_k"}
+    kept = held if constants else held & (drawn | chosen)
+    wanted |= {f"base_model.model.target.subspace_constants.{name}" for name in kept}
     assert set(stored) == wanted
     torch.manual_seed(1234)
     loaded = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).eval()

@@ -12,7 +12,7 @@ from subspace_tuning.algebra.nodes import Affine
 from subspace_tuning.methods import Method, environment, initial_factors
 
 SHAPES = {"tall": (11, 6), "wide": (6, 11), "square": (8, 8), "deficient": (9, 7), "zero_column": (7, 6)}
-RANK, SCALE = 3, 1.7
+RANK, SCALE, ENTRIES, DIRECTIONS = 3, 1.7, 9, 2
 EPSILON = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 6e-2}
 
 
@@ -27,14 +27,33 @@ def weight_of(shape: str, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def sizes_of(weight: Tensor) -> Sizes:
-    return Sizes(weight.shape[0], weight.shape[1], RANK)
+    return Sizes(weight.shape[0], weight.shape[1], RANK, ENTRIES, DIRECTIONS)
+
+
+def rows_of(case: Method, weight: Tensor, count: int) -> Tensor:
+    """Return rows that fit phi(W): as wide as W's inputs, or as what a normalisation sees."""
+    width = weight.shape[1] if case.formula.wraps_norm else weight.shape[0]
+    return torch.randn(count, width, dtype=torch.float64).to(weight.dtype)
+
+
+def norm(x: Tensor) -> Tensor:
+    return torch.nn.functional.layer_norm(x, x.shape[-1:])
+
+
+def frozen(case: Method, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return what the frozen layer gives, as far as phi stands for it."""
+    if case.formula.wraps_norm:
+        return norm(x)
+    return x @ weight + bias if case.formula.names_bias and bias is not None else x @ weight
 
 
 def environment_of(case: Method, weight: Tensor, random: bool, bias: Tensor | None = None) -> dict[str, Any]:
     """Return the environment, with the parameters as leaves that want gradients and the constants beside it."""
-    factors = initial_factors(case, weight, RANK, random=random)
+    factors = initial_factors(
+        case, weight, RANK, random=random, scale=SCALE, entries=ENTRIES, directions=DIRECTIONS
+    )
     leaves = {name: tensor.requires_grad_() for name, tensor in factors.parameters.items()}
-    env: dict[str, Any] = dict(environment(case, weight, leaves, factors.constants, SCALE, bias))
+    env: dict[str, Any] = dict(environment(case, weight, leaves, factors.constants, SCALE, bias, norm=norm))
     env |= {"leaves": leaves, "constants": factors.constants}
     return env
 

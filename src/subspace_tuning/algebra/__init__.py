@@ -1,6 +1,7 @@
 """The formula algebra: expressions over named factors, their shapes, their evaluation and its cost. Torch only."""
 
 from .formula import Formula, Sizes
+from .gate import gate
 from .nodes import (
     Expression,
     Identity,
@@ -29,6 +30,7 @@ __all__ = [
     "affine",
     "dense",
     "diag",
+    "gate",
     "gelu",
     "parse",
     "plan",

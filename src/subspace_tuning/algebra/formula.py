@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from . import names
-from .nodes import Activation, Affine, Expression, Sparse, substitute, symbol
+from .gate import Gate
+from .nodes import Activation, Affine, Expression, Normalisation, Sparse, substitute, symbol
 
 Shape = tuple[str, ...]
 
 
 class Sizes(NamedTuple):
-    """The numbers behind the dimensions of a formula in one layer: W is n x m, the rank is r."""
+    """The numbers behind the dimensions of a formula in one layer: W is n x m, the rank is r.
+
+    A mask has p entries, and q of W's singular directions are chosen. A convolution's patch has c channels times its
+    window of w1, w2, ... positions; on the axis i of the window the rank is v_i = min(r, w_i), and g = r v1 v2 ...
+    """
 
     n: int
     m: int
     r: int
+    p: int = 0
+    q: int = 0
+    window: tuple[int, ...] = ()
 
-    @property
-    def k(self) -> int:
-        """Return the number of singular values of W."""
-        return min(self.n, self.m)
+    def dimension(self, name: str) -> int:
+        """Return a dimension by its name."""
+        axes = [min(self.r, width) for width in self.window]
+        if name in ("n", "m", "r", "p", "q"):
+            return int(getattr(self, name))
+        if name == "k":
+            return min(self.n, self.m)
+        if name == "c":
+            return self.n // math.prod(self.window)
+        if name == "g":
+            return self.r * math.prod(axes)
+        return (self.window if name[0] == "w" else axes)[int(name[1:]) - 1]
 
     def of(self, shape: Shape) -> tuple[int, ...]:
         """Return a symbolic shape in numbers."""
-        return tuple(getattr(self, dimension) for dimension in shape)
+        return tuple(self.dimension(name) for name in shape)
 
 
 @dataclass(frozen=True)
 class Formula:
-    """phi(W) as an expression, with the symbolic shape of every name, over the dimensions n, m, r and k = min(n, m).
+    """phi(W) as an expression, with the symbolic shape of every name, over the dimensions of :class:`Sizes`.
 
-    A diagonal's shape is the length of its vector, a scalar's is empty. Made by :func:`subspace_tuning.algebra.parse`.
+    A diagonal's shape is the length of its vector, a mask's and its entries' their number p, a scalar's is empty. Made
+    by :func:`subspace_tuning.algebra.parse`.
     """
 
     expression: Expression
@@ -73,10 +91,25 @@ class Formula:
         return "b" in self.expression.names
 
     @cached_property
+    def wraps_norm(self) -> bool:
+        """Whether phi is a map around a normalisation N instead of a matrix W; it is then m x m."""
+        return "N" in self.expression.names
+
+    @cached_property
+    def chooses_directions(self) -> bool:
+        """Whether singular directions of W are chosen during training."""
+        return any(name in names.CHOSEN_SHAPES for name in self.expression.names)
+
+    @cached_property
     def is_linear(self) -> bool:
         """Whether phi(W) is one matrix, or a matrix and a bias at the top."""
         inner = self.expression.matrix if isinstance(self.expression, Affine) else self.expression
-        return not any(isinstance(node, (Activation, Affine)) for node in inner.walk())
+        return not any(isinstance(node, (Activation, Affine, Normalisation)) for node in inner.walk())
+
+    @cached_property
+    def has_gates(self) -> bool:
+        """Whether entries pass through gates."""
+        return any(isinstance(node, Gate) for node in self.expression.walk())
 
     @cached_property
     def masked(self) -> tuple[str, ...]:
@@ -85,10 +118,4 @@ class Formula:
 
     def count(self, sizes: Sizes) -> int:
         """Return the number of trainable parameters for one matrix of these sizes."""
-        total = 0
-        for name in self.trainable:
-            numbers = 1
-            for size in sizes.of(self.shapes[name]):
-                numbers *= size
-            total += numbers
-        return total
+        return sum(math.prod(sizes.of(self.shapes[name])) for name in self.trainable)

@@ -14,8 +14,10 @@ SPECTRAL_SHAPES = {
     "V_r": ("m", "r"),
     "rest": ("n", "m"),
 }
+# Pairs of W's singular vectors that are chosen during training: q of the k directions.
+CHOSEN_SHAPES = {"U_k": ("n", "q"), "V_k": ("m", "q")}
 
-BASE = frozenset({"W", "b"})  # the layer's own tensors
+BASE = frozenset({"W", "b", "N"})  # the layer's own: weight, bias, and a normalisation as a map
 SCALE = "s"  # alpha / r
 
 _DIAGONAL = re.compile(r"S|S_r|D\d*")
@@ -41,7 +43,8 @@ def is_start(name: str) -> bool:
 
 def is_frozen(name: str) -> bool:
     """Whether the name's tensor comes from W and is never trained."""
-    return name in BASE or name == SCALE or name in SPECTRAL_SHAPES or is_mask(name) or is_start(name)
+    from_base = name in BASE or name in SPECTRAL_SHAPES or name in CHOSEN_SHAPES
+    return from_base or name == SCALE or is_mask(name) or is_start(name)
 
 
 def is_legal(name: str) -> bool:

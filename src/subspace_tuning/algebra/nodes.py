@@ -31,7 +31,7 @@ from . import names
 from . import rows as R
 from .rows import Rows
 
-Environment: TypeAlias = Mapping[str, "Tensor | float"]
+Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor]"]
 
 # All of them map 0 to 0, so an element-wise function keeps a diagonal matrix diagonal.
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -156,6 +156,19 @@ class Diagonal(Leaf):
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         return R.scale(x, self.compact(env))
+
+
+class Normalisation(Leaf):
+    """N, the frozen normalisation of the layer, which the environment holds as a function on rows."""
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        function = env[self.name]
+        assert callable(function)
+        result: Tensor = function(R.as_tensor(x))
+        return result
+
+    def compact(self, env: Environment) -> Tensor:
+        raise NotLinearError(f"{self.name} is a normalisation, which no matrix stands for")
 
 
 class Vector(Leaf):
@@ -349,7 +362,11 @@ class Scale(Expression):
         return times(*children)
 
     def value(self, env: Environment) -> Tensor | float:
-        return self.scalar.value if isinstance(self.scalar, Number) else env[self.scalar.name]
+        if isinstance(self.scalar, Number):
+            return self.scalar.value
+        value = env[self.scalar.name]
+        assert isinstance(value, (Tensor, float, int))
+        return value
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         y = R.as_tensor(self.node.apply(x, env))
@@ -471,6 +488,29 @@ class Elementwise(Expression):
 
 
 @dataclass(frozen=True)
+class Kron(Expression):
+    """``kron(A, C1, C2)``: the Kronecker product, which acts on each axis of a convolution's patch by itself."""
+
+    factors: tuple[Expression, ...]
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return self.factors
+
+    def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
+        return Kron(children)
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return R.matmul(x, self.compact(env))
+
+    def compact(self, env: Environment) -> Tensor:
+        return reduce(torch.kron, (dense(factor, env) for factor in self.factors))
+
+    def __str__(self) -> str:
+        return f"kron({', '.join(map(str, self.factors))})"
+
+
+@dataclass(frozen=True)
 class Affine(Expression):
     """``affine(A, b)``: the augmented matrix [A; b], the map x -> x @ A + b."""
 
@@ -550,6 +590,8 @@ def symbol(name: str) -> Expression:
         return Identity()
     if name in NONLINEARITIES:
         return Activation(name)
+    if name == "N":
+        return Normalisation(name)
     if names.is_diagonal(name):
         return Diagonal(name)
     # A lower-case name is a scalar until diag() or affine() finds it in the place of a vector.

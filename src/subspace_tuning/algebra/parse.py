@@ -15,6 +15,7 @@ from typing import ClassVar
 from ..errors import SubspaceError
 from . import names
 from .formula import Formula, Shape
+from .gate import gate
 from .nodes import (
     NONLINEARITIES,
     Activation,
@@ -22,9 +23,12 @@ from .nodes import (
     Elementwise,
     Expression,
     Identity,
+    Kron,
     Matrix,
+    Normalisation,
     Number,
     Scalar,
+    Sparse,
     affine,
     diag,
     product,
@@ -33,7 +37,8 @@ from .nodes import (
 )
 from .unit import unit
 
-_FUNCTIONS = ("diag", "unit", "affine", *NONLINEARITIES)
+_FUNCTIONS = ("diag", "unit", "affine", "gate", "kron", *NONLINEARITIES)
+_AXES = 3  # of a convolution's window
 _LONGEST = 1000  # characters; keeps the recursion below Python's limit
 
 
@@ -98,7 +103,8 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text.strip()
         self.shapes: dict[str, tuple[_Dimension, ...]] = {}
-        self.dimensions = {name: _Dimension(name) for name in "nmkr"}
+        axes = [f"{letter}{axis + 1}" for letter in "wv" for axis in range(_AXES)]
+        self.dimensions = {name: _Dimension(name) for name in [*"nmkrqcg", *axes]}
         self.found: list[_Typed] = []
 
     def read(self) -> Formula:
@@ -113,11 +119,16 @@ class _Reader:
         result = self.visit(tree.body)
         if len(result.shape) != 2:
             raise self.error(tree.body, f"phi(W) is a matrix, this is {_kind(result)}")
-        self.unify(tree.body, result.shape, self.known("n", "m"), "phi(W) is {1} like W, this is {0}")
-        if not {"W", "U", "U_r"} & set(result.node.names):
+        wanted = ("m", "m") if "N" in result.node.names else ("n", "m")
+        self.unify(tree.body, result.shape, self.known(*wanted), "phi(W) is {1} like W, this is {0}")
+        if not {"W", "U", "U_r", "N"} & set(result.node.names):
             raise self.error(tree.body, "phi(W) does not use W")
         shapes = {name: tuple(d.root().name or "r" for d in self.shapes[name]) for name in result.node.names}
-        formula = Formula(result.node, {name: _compact(name, shape) for name, shape in shapes.items()})
+        sparse = {name for node in result.node.walk() if isinstance(node, Sparse) for name in node.own_names}
+        formula = Formula(
+            result.node,
+            {name: ("p",) if name in sparse else _compact(name, shape) for name, shape in shapes.items()},
+        )
         self.check_starts(tree.body, formula)
         return formula
 
@@ -164,7 +175,7 @@ class _Reader:
 
     def name(self, tree: ast.Name) -> _Typed:
         name = tree.id
-        if name in ("diag", "unit", "affine"):
+        if name in ("diag", "unit", "affine", "gate", "kron"):
             raise self.error(tree, f"{name} is a function: write {name}(...)")
         if not names.is_legal(name):
             raise self.error(tree, "a name is made of letters, digits and _, and starts with a letter")
@@ -177,13 +188,16 @@ class _Reader:
         return _Typed(node, self.shapes[name])
 
     def new_shape(self, tree: ast.Name, node: Expression) -> tuple[_Dimension, ...]:
-        if tree.id in names.SPECTRAL_SHAPES:
-            return self.known(*names.SPECTRAL_SHAPES[tree.id])
+        spectral = names.SPECTRAL_SHAPES | names.CHOSEN_SHAPES
+        if tree.id in spectral:
+            return self.known(*spectral[tree.id])
         if tree.id[:2] in ("U_", "S_", "V_"):
-            known = ", ".join(names.SPECTRAL_SHAPES)
+            known = ", ".join(spectral)
             raise self.error(tree, f"{tree.id} is no part of W's singular value decomposition; there are {known}")
         if tree.id == "W" or names.is_mask(tree.id):
             return self.known("n", "m")
+        if isinstance(node, Normalisation):
+            return self.known("m", "m")
         if isinstance(node, Scalar):
             return ()
         if isinstance(node, Diagonal):
@@ -202,6 +216,8 @@ class _Reader:
             close = difflib.get_close_matches(function, _FUNCTIONS, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise self.error(tree.func, f"unknown function {function}; {hint}There are {', '.join(_FUNCTIONS)}")
+        if function == "kron":
+            return self.kron(tree)
         wanted = 2 if function == "affine" else 1
         if tree.keywords or len(tree.args) != wanted:
             raise self.error(tree, f"{function} takes {wanted} argument{'s' * (wanted > 1)}")
@@ -213,9 +229,21 @@ class _Reader:
         if function == "affine":
             bias = self.vector(tree.args[1], arguments[1], arguments[0].shape[1])
             return _Typed(affine(arguments[0].node, bias), arguments[0].shape)
-        if function == "unit":
-            return _Typed(unit(arguments[0].node), arguments[0].shape)
+        if function in ("unit", "gate"):
+            build = unit if function == "unit" else gate
+            return _Typed(build(arguments[0].node), arguments[0].shape)
         return _Typed(Elementwise(function, arguments[0].node), arguments[0].shape)
+
+    def kron(self, tree: ast.Call) -> _Typed:
+        """Read kron(A, C1, ...): one factor for the channels of a patch, and one for each axis of its window."""
+        if tree.keywords or not 2 <= len(tree.args) <= 1 + _AXES:
+            raise self.error(tree, f"kron takes a factor for the channels and one for each of 1 to {_AXES} axes")
+        arguments = [self.visit(argument) for argument in tree.args]
+        shapes = [("c", "r"), *((f"w{axis}", f"v{axis}") for axis in range(1, len(arguments)))]
+        for place, argument, shape in zip(tree.args, arguments, shapes, strict=True):
+            self.need_matrix(place, argument, "kron")
+            self.unify(place, argument.shape, self.known(*shape), "this factor of kron is {1}, not {0}")
+        return _Typed(Kron(tuple(argument.node for argument in arguments)), self.known("n", "g"))
 
     def vector(self, place: ast.expr, argument: _Typed, length: _Dimension) -> Expression:
         """Give every lower-case name of the argument the shape of a vector of this length."""

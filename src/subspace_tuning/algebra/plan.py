@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from . import names
 from . import rows as R
 from .formula import Formula, Sizes
+from .gate import Gate
 from .nodes import (
     Activation,
     Affine,
@@ -28,8 +29,10 @@ from .nodes import (
     Expression,
     Hadamard,
     Identity,
+    Kron,
     Leaf,
     Matrix,
+    Normalisation,
     Number,
     Product,
     Scalar,
@@ -44,6 +47,7 @@ from .unit import Unit
 
 MOVE = 40.0
 MOST_ROWS = 2**20
+_SHAPELESS = (Activation, Identity, Normalisation)  # they take rows of any width and keep it
 
 Step = tuple[float, Expression]  # what a way of evaluation costs, and the way
 
@@ -166,8 +170,10 @@ def _carries_weight(term: Expression) -> bool:
     """Whether the term is W reconstructed (a product with W or its subspaces) and not an addition to it."""
     if isinstance(term, Hadamard):
         return False
+    if isinstance(term, Identity):  # I + A @ B beside or behind W
+        return True
     if isinstance(term, Leaf):
-        return term.name == "W" or term.name in names.SPECTRAL_SHAPES
+        return term.name in ("W", "N") or term.name in names.SPECTRAL_SHAPES
     return any(_carries_weight(child) for child in term.children)
 
 
@@ -201,7 +207,7 @@ class _Planner:
 
     def _cheapest(self, node: Expression) -> Step:
         factored = self._factored(node)
-        forms_itself = isinstance(node, (Leaf, Formed, Hadamard, Sparse, Transpose))
+        forms_itself = isinstance(node, (Leaf, Formed, Gate, Hadamard, Kron, Sparse, Transpose))
         if not self.choose or node.diagonal or forms_itself or not _has_matrix(node):
             return factored
         return min(factored, self._by_matrix(node), key=lambda step: step[0])
@@ -216,7 +222,7 @@ class _Planner:
 
     def _factored(self, node: Expression) -> Step:
         rows = self.rows
-        if isinstance(node, (Identity, Activation)):
+        if isinstance(node, (Identity, Activation, Normalisation)):
             return 0.0, node
         if node.diagonal:
             return self.elements(rows * self.shape(node)[0], 1 + self.trains(node)), node
@@ -267,7 +273,7 @@ class _Planner:
                 part = factors[start:end]
                 if len(part) > 1 and not (self.choose and all(_has_matrix(factor) for factor in part)):
                     continue
-                if len(part) == 1 and isinstance(part[0], (Activation, Identity)):
+                if len(part) == 1 and isinstance(part[0], _SHAPELESS):
                     step: Step = (self.elements(self.rows * width[start]), part[0])
                     columns = width[start]
                 else:
@@ -336,19 +342,18 @@ class _Planner:
     def shape(self, node: Expression) -> tuple[int, int]:
         """Return rows and columns in numbers."""
         if isinstance(node, Leaf):
-            size = (
-                self.sizes.of(self.formula.shapes[node.name])
-                if node.name in self.formula.shapes
-                else (self.sizes.of(names.SPECTRAL_SHAPES[node.name]))
-            )
+            known = self.formula.shapes.get(node.name) or names.SPECTRAL_SHAPES.get(node.name, ())
+            size = self.sizes.of(known)
             return (size[0], size[-1]) if size else (1, 1)
         if isinstance(node, Product):
-            shaped = [self.shape(factor) for factor in node.factors if not isinstance(factor, (Activation, Identity))]
+            shaped = [self.shape(factor) for factor in node.factors if not isinstance(factor, _SHAPELESS)]
             return shaped[0][0], shaped[-1][1]
         if isinstance(node, Transpose):
             return self.shape(node.node)[::-1]
         if isinstance(node, Sparse):
             return self.sizes.n, self.sizes.m
+        if isinstance(node, Kron):
+            return self.sizes.n, self.sizes.dimension("g")
         inner = [child for child in node.children if not isinstance(child, (Identity, Number))]
         return self.shape(inner[-1] if isinstance(node, Scale) else inner[0])
 
@@ -361,4 +366,4 @@ def _times(scalars: list[Scalar | Number], node: Expression) -> Expression:
 
 def _has_matrix(node: Expression) -> bool:
     """Whether the node is a linear map without a bias that acts on all rows alike."""
-    return not any(isinstance(part, (Activation, Affine, Dropped)) for part in node.walk())
+    return not any(isinstance(part, (Activation, Affine, Dropped, Normalisation)) for part in node.walk())

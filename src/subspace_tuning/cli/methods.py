@@ -2,44 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from .console import wide_console
 
+if TYPE_CHECKING:
+    from ..methods import Hosted, Method
+
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Tell all about one method.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as a page.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="The formulas in LaTeX.")] = False,
 ) -> None:
     """List the methods: formula, category, parameters per matrix, where they go, who invented them."""
     from .. import methods as catalogue
 
+    if name is not None and name in catalogue.HOSTED and not (markdown or latex):
+        _describe_hosted(catalogue.HOSTED[name])
+        return
+    chosen = list(catalogue.every()) if name is None else [catalogue.get(name)]
+    if markdown:
+        from ..methods.catalogue import page
+
+        typer.echo(page() if name is None else page(chosen), nl=False)
+        return
+    if latex:
+        from ..algebra.latex import latex as in_latex
+
+        for known in chosen:
+            typer.echo(f"{known.name}: {in_latex(known.formula.expression)}" if name is None else in_latex(known.formula.expression))
+        return
     if name is not None:
-        _describe(catalogue.get(name))
+        _describe(chosen[0])
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("method", "formula phi(W)", "category", "parameters", "citation"):
         table.add_column(column, no_wrap=True)
     for known in catalogue.every():
         table.add_row(known.name, str(known.formula), known.category, known.count or "", known.citation)
+    for outside in catalogue.hosted():
+        table.add_row(outside.name, outside.formula, outside.category, outside.count, outside.citation)
     wide_console().print(table)
-    typer.echo("\nW is n x m, the rank is r, k = min(n, m). `subspace methods NAME` tells all about one.")
+    typer.echo("\nW is n x m, the rank is r, k = min(n, m); a mask has p entries, and q directions are chosen.")
+    typer.echo("`subspace methods NAME` tells all about one.")
 
 
-def _describe(known: object) -> None:
-    from ..methods import Method
+def _describe_hosted(known: Hosted) -> None:
+    rows = {
+        "method": known.name,
+        "formula": known.formula,
+        "category": f"{known.category}, {known.mode}",
+        "parameters": known.count,
+        "runs as": f"peft's {known.config}",
+        "learning rate": f"{known.learning_rate:g}",
+        "citation": known.citation,
+    }
+    _print(rows, known.description)
 
-    assert isinstance(known, Method)
+
+def _describe(known: Method) -> None:
+    from ..methods.registry import SELECTIONS
+
     formula = known.formula
     rows = {
         "method": known.name,
         "formula": str(formula),
-        "category": known.category,
+        "category": known.category + (f", {known.mode}" if known.mode else ""),
         "parameters": f"{known.count} per matrix",
         "placement": ", ".join(known.placement),
-        "merges": "yes" if formula.is_linear else "no: there is a nonlinearity between the factors",
+        "merges": "yes" if formula.is_linear else "no: phi(W) is not one matrix",
         "learning rate": f"{known.learning_rate:g}",
         "includes": ", ".join(known.includes) or "-",
         "citation": known.citation,
@@ -47,7 +82,17 @@ def _describe(known: object) -> None:
     for start, at in known.starts_for().items():
         shape = " x ".join(formula.shapes[start]) or "a number"
         rows[f"factor {start}"] = f"{shape}, starts at {at}"
+    if known.selection:
+        rows["chooses"] = SELECTIONS[known.selection]
+    if known.schedule:
+        rows["schedule"] = known.schedule
+    if known.pattern:
+        rows["pattern"] = f"{'+'.join(known.pattern)}, weight {known.pattern_weight:g}"
+    _print(rows, known.description)
+
+
+def _print(rows: dict[str, str], description: str) -> None:
     width = max(map(len, rows))
     for key, value in rows.items():
         typer.echo(f"{key:{width}}  {value}")
-    typer.echo(f"\n{known.description}")
+    typer.echo(f"\n{description}")

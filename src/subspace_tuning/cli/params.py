@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ..errors import SubspaceError
 from .console import wide_console
 
 
@@ -17,25 +18,78 @@ def params(
     ] = None,
     formula: Annotated[list[str] | None, typer.Option("--formula", "-f", help="Also a formula of your own.")] = None,
     rank: Annotated[int, typer.Option("--rank", "-r", help="The rank, or the width of a bottleneck.")] = 8,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's rows and budgets beside the paper's own figures.")
+    ] = False,
 ) -> None:
     """Count the trainable parameters of each method in a model, which is built without its weights."""
+    if paper:
+        if method or formula:
+            raise SubspaceError("--paper has its own rows: leave --method and --formula out")
+        _paper(model)
+        return
+    _methods(model, method or [], formula or [], rank)
+
+
+def _methods(model: str, names: list[str], formulas: list[str], rank: int) -> None:
     from .. import methods as catalogue
-    from ..experiments.count import count
+    from ..experiments.count import Count, architecture_of, count_hosted, count_in
     from ..tuner import SubspaceConfig
 
-    names = method or ([] if formula else [known.name for known in catalogue.every()])
-    configs = [SubspaceConfig(method=name, r=rank) for name in names]
-    configs += [SubspaceConfig(formula=text, r=rank) for text in formula or []]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method", no_wrap=True)
-    for column in ("rank", "matrices", "trainable", "per mille"):
-        table.add_column(column, justify="right")
-    total = 0
-    for config, counted in zip(configs, count(model, configs), strict=True):
-        shown = config.formula if counted.method == "formula" else counted.method
+    every = not names and not formulas
+    if every:
+        names = [known.name for known in (*catalogue.every(), *catalogue.hosted())]
+    # All are read before the first is counted, so that a wrong name is told at once.
+    configs = [name if name in catalogue.HOSTED else SubspaceConfig(method=name, r=rank) for name in names]
+    configs += [SubspaceConfig(formula=text, r=rank) for text in formulas]
+    architecture = architecture_of(model)
+    table = _table("method", "rank", "matrices", "trainable", "per mille")
+    total, left_out = 0, []
+    for config in configs:
+        try:
+            counted: Count = (
+                count_hosted(architecture, config, rank) if isinstance(config, str) else count_in(architecture, config)
+            )
+        except SubspaceError as error:
+            if not every:
+                raise
+            left_out.append(f"{config if isinstance(config, str) else config.method}: {error}")
+            continue
+        own = not isinstance(config, str) and counted.method == "formula"
         rank_shown = "-" if counted.rank is None else str(counted.rank)
         figures = (f"{counted.matrices}", f"{counted.trainable:,}", f"{counted.per_mille:.3f}")
-        table.add_row(shown, rank_shown, *figures)
+        table.add_row(config.formula if own and not isinstance(config, str) else counted.method, rank_shown, *figures)
         total = counted.total
     wide_console().print(table)
     typer.echo(f"\nof {total:,} parameters; the head is part of them and is not counted as trainable")
+    for line in left_out:
+        typer.echo(f"left out: {line}")
+
+
+def _paper(model: str) -> None:
+    from ..experiments.paper import compare
+
+    table = _table("row of the paper", "budget r", "trainable", "per mille", "paper", "difference", "agrees")
+    total = agreeing = rows = 0
+    for found in compare(model):
+        table.add_row(
+            found.row.name,
+            "-" if found.budget is None else str(found.budget),
+            f"{found.counted.trainable:,}",
+            f"{found.counted.per_mille:.3f}",
+            f"{found.paper:.2f}",
+            f"{found.difference:+.3f}",
+            "yes" if found.agrees else "NO",
+        )
+        total, rows, agreeing = found.counted.total, rows + 1, agreeing + found.agrees
+    wide_console().print(table)
+    typer.echo(f"\nof {total:,} parameters with a head of two labels, which is not counted as trainable")
+    typer.echo(f"{agreeing} of {rows} agree within 0.03 or half a percent of the paper's figure, whichever is larger")
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for column in others:
+        table.add_column(column, justify="right")
+    return table

@@ -74,7 +74,8 @@ class AdapterSection:
     """The method, by name (`full` and `head` among them) or as a formula, with the fields of `SubspaceConfig`.
 
     A field left at null has the default of `SubspaceConfig`. `head` names the modules trained beside the adapter;
-    null stands for the model's classification head and pooler.
+    null stands for the model's classification head and pooler. `calibration_rows` are the training rows from which
+    methods such as fishmask choose what to train; null stands for 64.
     """
 
     method: str | None = None
@@ -82,7 +83,15 @@ class AdapterSection:
     starts: dict[str, str] | None = None
     r: int | None = None
     alpha: float | None = None
+    rank_stabilised: bool | None = None
     dropout: float | None = None
+    pattern: str | None = None
+    pattern_weight: float | None = None
+    nonlinearity: str | None = None
+    gate_weight: float | None = None
+    budget: int | float | None = None
+    schedule: dict[str, float] | None = None
+    calibration_rows: int | None = None
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | None = None
@@ -98,6 +107,7 @@ class TrainingSection:
 
     Attributes:
         learning_rate: the peak; null stands for the method's own default, which is scaled by nothing.
+        lora_plus_ratio: the rate of every factor B over that of A (LoRA+); null stands for 1.
         head_learning_rate: the peak for the head; null stands for `learning_rate`, as in the paper. The rates that
             suit trained scales are too high for a head of dense weights.
         epochs: passes over the training rows, unless `max_steps` (optimiser steps) is given.
@@ -111,6 +121,7 @@ class TrainingSection:
 
     learning_rate: float | None = None
     head_learning_rate: float | None = None
+    lora_plus_ratio: float | None = None
     epochs: int = 3
     max_steps: int | None = None
     batch_size: int = 32
@@ -236,6 +247,8 @@ def validate(config: RunConfig) -> RunConfig:
         "task.eval_rows": task.eval_rows,
         "training.learning_rate": training.learning_rate,
         "training.head_learning_rate": training.head_learning_rate,
+        "training.lora_plus_ratio": training.lora_plus_ratio,
+        "adapter.calibration_rows": config.adapter.calibration_rows,
         "training.epochs": training.epochs,
         "training.max_steps": training.max_steps,
         "training.batch_size": training.batch_size,

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import transformers
-from peft import get_peft_model
+from peft import TaskType, get_peft_model
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import SubspaceError
-from ..tuner import SubspaceConfig, SubspaceLayer
-from .model import cannot_load, head_modules, locate
+from ..methods import HOSTED
+from ..tuner import SubspaceConfig, SubspaceLayer, SubspaceModel
+from ..tuner.mam import mam_model
+from ..tuner.model import budget_of, share_out, targets
+from .model import cannot_load, head_modules, locate, peft_config
+from .public import public_configuration
 
 
 @dataclass(frozen=True)
@@ -31,30 +37,84 @@ class Count:
         return 1000 * self.trainable / self.total
 
 
-def count(name: str, configs: Iterable[SubspaceConfig]) -> Iterator[Count]:
-    """Count for each config in turn what it trains.
+def architecture_of(name: str) -> PretrainedConfig:
+    """Return a model's configuration.
 
     Args:
-        name: a hub name, a local folder or ``minilm``. Only its configuration is read.
-        configs: the adapters; each meets a fresh model.
+        name: a hub name, a local folder or ``minilm``. The paper's models are known without the hub.
 
     Raises:
-        SubspaceError: the model's configuration cannot be read, or an adapter does not fit the model.
+        SubspaceError: the configuration cannot be read.
     """
     source = locate(name)
+    known = public_configuration(name) if source == name else None
+    if known is not None:
+        return known
     try:
-        architecture = transformers.AutoConfig.from_pretrained(source)
+        return transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise SubspaceError(cannot_load(name, source, error)) from error
-    for config in configs:
-        model = _empty(architecture)
-        total = sum(parameter.numel() for parameter in model.parameters())
-        config.modules_to_save = head_modules(model)
-        adapted = get_peft_model(model, config)
-        layers = [module for module in adapted.modules() if isinstance(module, SubspaceLayer)]
-        trainable = sum(parameter.numel() for layer in layers for parameter in layer.subspace_params.parameters())
-        method = config.resolved
-        yield Count(method.name, config.r if method.formula.has_rank else None, len(layers), trainable, total)
+
+
+def count(name: str, configs: Iterable[SubspaceConfig]) -> Iterator[Count]:
+    """Count for each config in turn what it trains, in a fresh model. Raises SubspaceError as ``count_in`` does."""
+    architecture = architecture_of(name)
+    return (count_in(architecture, config) for config in configs)
+
+
+def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
+    """Count what a config trains.
+
+    A mask that is to be chosen from data is counted as its budget, spread evenly; of biases chosen from data the first
+    ones that fill the budget are counted.
+
+    Raises:
+        SubspaceError: the adapter does not fit the model.
+    """
+    model = _empty(architecture)
+    total = _size(model)
+    config = dataclasses.replace(config, modules_to_save=head_modules(model))
+    if config.resolved.needs_calibration:
+        config = _evenly(model, config)
+    adapted = get_peft_model(model, config)
+    layers = [module for module in adapted.modules() if isinstance(module, SubspaceLayer)]
+    trainable = sum(parameter.numel() for layer in layers for parameter in layer.subspace_params.parameters())
+    method = config.resolved
+    return Count(method.name, config.r if method.formula.has_rank else None, len(layers), trainable, total)
+
+
+def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
+    """Count what one of peft's own methods trains."""
+    model = _empty(architecture)
+    total, head = _size(model), head_modules(model)
+    config = peft_config(HOSTED[name], rank, {"task_type": TaskType.SEQ_CLS, "modules_to_save": head})
+    adapted: nn.Module = mam_model(model, config) if name == "mam" else get_peft_model(model, config)  # type: ignore[arg-type]
+    trained = [(name, p) for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." not in name]
+    layers = sum(isinstance(module, SubspaceLayer) for module in adapted.modules())
+    return Count(name, rank, layers, sum(parameter.numel() for _, parameter in trained), total)
+
+
+def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
+    if config.target_modules is None:
+        config.target_modules = SubspaceModel.placement(model, config)
+    found = targets(model, config)
+    if config.resolved.formula.masked:
+        return config.chosen(entries=share_out(config, {name: _weights(module) for name, module in found}))
+    sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator,union-attr]
+    left, chosen = budget_of(config, sum(sizes.values())), []
+    for name, size in sizes.items():
+        if size <= left:
+            left -= size
+            chosen.append(name)
+    return config.chosen(target_modules=chosen)
+
+
+def _weights(module: nn.Module) -> int:
+    return int(module.weight.numel())  # type: ignore[operator,union-attr]
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _empty(architecture: PretrainedConfig) -> PreTrainedModel:

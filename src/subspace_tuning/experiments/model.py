@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -15,8 +16,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
+from ..methods import HOSTED, Hosted
 from ..tasks.glue import Task
 from ..tuner import SubspaceConfig
+from ..tuner.calibrate import Batch, calibrate
+from ..tuner.mam import mam_model
 from .config import FULL, HEAD, AdapterSection
 
 PACKAGED = "minilm"
@@ -137,8 +141,12 @@ def trained_head(model: PreTrainedModel | peft.PeftModel, adapter: AdapterSectio
     return _head_parameters(model, adapter.head or head_modules(model))
 
 
-def attach(model: PreTrainedModel, adapter: AdapterSection) -> tuple[PreTrainedModel | peft.PeftModel, Counts]:
+def attach(
+    model: PreTrainedModel, adapter: AdapterSection, batches: Callable[[], Iterable[Batch]] | None = None
+) -> tuple[PreTrainedModel | peft.PeftModel, Counts]:
     """The model with the method on it, ready to train, and what there is to train. The given model is changed.
+
+    `batches` gives training rows to methods that choose from data what they train.
 
     Raises:
         SubspaceError: the method, the formula or a module's name is not known, or the method does not fit the model.
@@ -155,7 +163,10 @@ def attach(model: PreTrainedModel, adapter: AdapterSection) -> tuple[PreTrainedM
             parameter.requires_grad_(True)
     elif adapter.method != FULL:
         try:
-            tuned = peft.get_peft_model(model, build_adapter(adapter, head))
+            config = build_adapter(adapter, head)
+            if isinstance(config, SubspaceConfig) and config.resolved.needs_calibration and batches is not None:
+                config = calibrate(model, config, batches())
+            tuned = mam_model(model, config) if adapter.method == "mam" else peft.get_peft_model(model, config)  # type: ignore[arg-type]
         except SubspaceError:
             raise
         except ValueError as error:  # peft's own complaint, such as a target that matches nothing
@@ -164,14 +175,30 @@ def attach(model: PreTrainedModel, adapter: AdapterSection) -> tuple[PreTrainedM
     return tuned, Counts(total, trained - in_head, in_head, 1000 * (trained - in_head) / total)
 
 
-def build_adapter(adapter: AdapterSection, head: Sequence[str]) -> SubspaceConfig:
+def build_adapter(adapter: AdapterSection, head: Sequence[str]) -> peft.PeftConfig:
     """The adapter's config, with `head` trained and saved beside it.
 
     Raises:
         SubspaceError: the method, the formula or one of the values is not known.
     """
-    given = {name: value for name, value in asdict(adapter).items() if value is not None and name != "head"}
-    return SubspaceConfig(task_type=peft.TaskType.SEQ_CLS, modules_to_save=list(head), **given)
+    own = ("head", "calibration_rows")
+    given = {name: value for name, value in asdict(adapter).items() if value is not None and name not in own}
+    common = {"task_type": peft.TaskType.SEQ_CLS, "modules_to_save": list(head)}
+    if adapter.method not in HOSTED:
+        return SubspaceConfig(**common, **given)
+    known = HOSTED[adapter.method]
+    unused = sorted(given.keys() - {"method", "r"})
+    if unused:
+        raise SubspaceError(f"adapter.{unused[0]} has no meaning with method {known.name!r}: leave it out")
+    return peft_config(known, given.get("r", SubspaceConfig.r), common)
+
+
+def peft_config(known: Hosted, size: int, common: Mapping[str, Any]) -> peft.PeftConfig:
+    """peft's config for one of its own methods, with `size` rows. Raises SubspaceError if there are none."""
+    if size < 1:
+        raise SubspaceError(f"the number of rows r = {size!r} is not a positive whole number")
+    config: peft.PeftConfig = getattr(peft, known.config)(**{known.size: size}, **common)
+    return config
 
 
 def default_learning_rate(adapter: AdapterSection) -> float:
@@ -182,4 +209,5 @@ def default_learning_rate(adapter: AdapterSection) -> float:
     """
     if adapter.method in _LEARNING_RATES:
         return _LEARNING_RATES[adapter.method]
-    return build_adapter(adapter, ()).resolved.learning_rate
+    config = build_adapter(adapter, ())
+    return config.resolved.learning_rate if isinstance(config, SubspaceConfig) else HOSTED[adapter.method or ""].learning_rate

@@ -7,7 +7,7 @@ moment and taken up by the same call; on a CPU the result is the same bit for bi
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,18 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from ..tasks import glue, tables
+from ..tuner.penalty import orthogonality
 from . import model as models
 from . import record as records
 from . import surroundings
 from .config import Keep, RunConfig, validate
 from .folder import RunFolder, replaced
-from .trainer import SeededTrainer, arguments, build, encode, history
+from .trainer import SeededTrainer, arguments, batches, build, check_training, encode, history
 
 logger = logging.getLogger(__name__)
+
+CALIBRATION_ROWS = 64
+"""The training rows from which some methods choose what to train, unless the config says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,14 @@ def _prepare(config: RunConfig) -> _Parts:
     rows = tables.load(task, config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     transformers.set_seed(config.training.seed)  # the head and the factors are drawn from here on
     base, tokenizer = models.load(config.model, task, config.task.max_length)
-    tuned, counts = models.attach(base, config.adapter)
+
+    def sample() -> Iterator[Any]:
+        seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
+        encoded = encode(task, seen, tokenizer, config.task.max_length)
+        return batches(encoded, tokenizer, config.training.batch_size)
+
+    tuned, counts = models.attach(base, config.adapter, sample)
+    check_training(tuned, config.training, len(rows["train"]))
     return _Parts(config, task, rows, tuned, tokenizer, counts, learning_rate)
 
 
@@ -122,6 +133,8 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
             "seconds": round(trainer.seconds(), 2),
             "data": data,
             "result": result,
+            "schedule": {} if trainer.schedule is None else trainer.schedule.report(),
+            "orthogonality": {name: found._asdict() for name, found in orthogonality(parts.model).items()},
         },
     )
     _save(parts, folder.path / result, record)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -33,10 +35,16 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import SubspaceError
+from ..methods.schedules import Schedule
 from ..tasks import glue
 from ..tasks.tables import Table
+from ..tuner.calibrate import evaluating, fisher, hardest, loss_of
+from ..tuner.optim import is_second_factor, parameter_groups
+from ..tuner.penalty import penalty
+from ..tuner.scheduling import adapted, schedule
 from .config import Device, Keep, Precision, Scheduler, TrainingSection
 
+_SCHEDULE = "schedule.safetensors"
 _NO_FIGURES = ("runtime", "per_second")  # what the Trainer measures of itself
 
 
@@ -118,6 +126,20 @@ class Clock(TrainerCallback, ExportableState):
         return {"args": {"seconds": self.total()}, "attributes": {}}
 
 
+class Scheduling(TrainerCallback):
+    """Calls the schedule after each optimiser step, while its gradients are there."""
+
+    def __init__(self, trainer: SeededTrainer) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.trainer.schedule is not None
+        self.trainer.schedule.step(state.global_step + 1)
+        self.trainer.recent.clear()
+
+
 class Bars(ProgressCallback):
     """Progress bars, and a short line per evaluation instead of all that the Trainer logs."""
 
@@ -132,9 +154,20 @@ class Bars(ProgressCallback):
 class SeededTrainer(Trainer):
     """A Trainer whose training rows come in `order`, and which trains `head` at a rate of its own."""
 
-    def __init__(self, *, order: EpochSampler, head: Sequence[nn.Parameter], head_rate: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        order: EpochSampler,
+        head: Sequence[nn.Parameter],
+        head_rate: float,
+        b_ratio: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.order = order
+        self.b_ratio = b_ratio
+        self.schedule: Schedule | None = None
+        self.recent: list[Any] = []  # the batches of this optimiser step, for schedules that look at them
         self.head = {id(parameter) for parameter in head}
         self.head_rate = head_rate
         # Classification heads take the mean over the rows they see and ignore the count that the Trainer hands them;
@@ -151,13 +184,47 @@ class SeededTrainer(Trainer):
         self._load_from_checkpoint(checkpoint)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimiser, the head's parameters in groups with the head's rate."""
+        """The Trainer's optimiser, with groups of their own for the head's parameters and for the factors B."""
         optimizer = super().create_optimizer(model)
+        faster = {id(parameter) for name, parameter in self.model.named_parameters() if is_second_factor(name)}
         for group in list(optimizer.param_groups):
-            head = [parameter for parameter in group["params"] if id(parameter) in self.head]
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in self.head]
-            optimizer.add_param_group({**group, "params": head, "lr": self.head_rate})
+            for chosen, rate in ((self.head, self.head_rate), (faster, group["lr"] * self.b_ratio)):
+                own = [parameter for parameter in group["params"] if id(parameter) in chosen]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+                optimizer.add_param_group({**group, "params": own, "lr": rate})
         return optimizer
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's loss; it computes a smoothed one from the logits, which lacks what the patterns add."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        added = penalty(model) if model.training and self.label_smoother is not None else None
+        if added is None:
+            return loss
+        return (loss[0] + added, *loss[1:]) if isinstance(loss, tuple) else loss + added
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's step; a schedule that looks at examples finds the batch in `recent`."""
+        if self.schedule is not None and self.schedule.context.scores is not None:
+            self.recent.append(self._prepare_inputs(inputs))
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def scores(self) -> dict[str, torch.Tensor]:
+        """Fisher information of every adapted W on the half of this step's examples with the largest loss."""
+        assert self.model is not None
+        with evaluating(self.model):
+            examples = hardest(self.model, self.recent, share=0.5)
+            return fisher(adapted(self.model), lambda: (loss_of(self.model, example) for example in examples))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.schedule is not None:
+            state = {name: tensor.contiguous() for name, tensor in self.schedule.state_dict().items()}
+            save_file(state, Path(output_dir or self.args.output_dir) / _SCHEDULE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.schedule is not None:
+            self.schedule.load_state_dict(load_file(Path(resume_from_checkpoint) / _SCHEDULE))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order
@@ -241,6 +308,7 @@ def build(
         order=EpochSampler([len(ids) for ids in train["input_ids"]], group, training.seed),
         head=head,
         head_rate=training.head_learning_rate or args.learning_rate,
+        b_ratio=training.lora_plus_ratio or 1.0,
         model=model,
         args=args,
         train_dataset=train,
@@ -250,10 +318,26 @@ def build(
         compute_metrics=_figures(task),
         callbacks=callbacks,
     )
+    trainer.schedule = schedule(model, total_steps(training, len(train)), trainer.scores)
+    if trainer.schedule is not None:
+        trainer.add_callback(Scheduling(trainer))
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     if not args.disable_tqdm:
         trainer.add_callback(Bars)
     return trainer
+
+
+def batches(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[Any]:
+    """The rows of encoded data as batches of padded tensors, in order."""
+    collate = DataCollatorWithPadding(tokenizer)
+    for start in range(0, len(data), size):
+        yield dict(collate([data[i] for i in range(start, min(start + size, len(data)))]))
+
+
+def check_training(model: nn.Module, training: TrainingSection, rows: int) -> None:
+    """Raises SubspaceError if the method's schedule or the ratio of LoRA+ does not fit a run over `rows` rows."""
+    schedule(model, total_steps(training, rows), dict)
+    parameter_groups(model, 1.0, training.lora_plus_ratio or 1.0)
 
 
 def _figures(task: glue.Task) -> Any:

@@ -6,8 +6,9 @@ import importlib
 import pkgutil
 
 from .factors import Factors, environment, initial_factors
+from .hosted import HOSTED, Hosted, hosted
 from .registry import Method, every, from_formula, get, method, register, unregister
-from .roles import ALL_MATRICES, EVERY_BIAS, ROLES, SCALED
+from .roles import ALL_MATRICES, CROSS_ATTENTION, EVERY_BIAS, FFN_NORM, ROLES, SCALED
 
 for _category in ("reconstruction", "extension", "combination"):
     _package = importlib.import_module(f"{__name__}.{_category}")
@@ -16,15 +17,20 @@ for _category in ("reconstruction", "extension", "combination"):
 
 __all__ = [
     "ALL_MATRICES",
+    "CROSS_ATTENTION",
     "EVERY_BIAS",
+    "FFN_NORM",
+    "HOSTED",
     "ROLES",
     "SCALED",
     "Factors",
+    "Hosted",
     "Method",
     "environment",
     "every",
     "from_formula",
     "get",
+    "hosted",
     "initial_factors",
     "method",
     "register",

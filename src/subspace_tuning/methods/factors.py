@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..algebra import names
 from ..algebra.formula import Sizes
-from ..algebra.svd import svd
+from ..algebra.svd import Spectrum, svd
 from .starts import Place, lookup
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Factors(NamedTuple):
-    """The tensors of one method on one weight. ``constants`` holds the decomposition's parts and, as X0, anchors."""
+    """The tensors of one method on one weight.
+
+    ``constants`` holds the decomposition's parts, masks, chosen directions and, as X0, anchors.
+    """
 
     parameters: dict[str, Tensor]
     constants: dict[str, Tensor]
@@ -31,6 +35,11 @@ def initial_factors(
     one_hot: bool = False,
     random: bool = False,
     cache: bool = True,
+    scale: float = 1.0,
+    entries: int = 0,
+    directions: int = 0,
+    window: tuple[int, ...] = (),
+    positions: Tensor | None = None,
 ) -> Factors:
     """Return the factors of a method at its start.
 
@@ -41,17 +50,26 @@ def initial_factors(
         one_hot: the rows of W are looked up, as in an embedding.
         random: draw every parameter instead, so that phi(W) differs from W (for tests).
         cache: use the disk cache of decompositions.
+        scale: s, which some starts divide by.
+        entries: p, how many entries of W a mask lets train.
+        directions: q, how many singular directions are chosen in training.
+        window: the window of a convolution, for formulas that treat its axes apart.
+        positions: the mask, as p flat indices into the n x m matrix. Without it the smallest entries are taken if the
+            method says so, random ones if ``random``, else it holds zeros and is to be loaded.
 
     Raises:
         SubspaceError: the rank is above min(n, m), or the weight has entries that are not finite.
     """
-    sizes = Sizes(weight.shape[0], weight.shape[1], rank)
+    sizes = Sizes(weight.shape[0], weight.shape[1], rank, entries, directions, window)
     shapes = {name: sizes.of(method.formula.shapes[name]) for name in method.formula.trainable}
     constants = spectral_parts(method, weight, rank, cache)
+    constants |= {mask: _positions(method, weight, entries, positions, random) for mask in method.formula.masked}
+    constants |= _directions(method, sizes, random)
     parameters = {}
+    triples: dict[str, Spectrum] = {}
     for name, start in method.starts_for(one_hot).items():
         function, numbers, anchored = lookup(start)
-        place = Place(shapes[name], weight.detach(), constants, one_hot)
+        place = Place(shapes[name], weight.detach(), constants, one_hot, scale, cache, triples)
         value = function(place, *numbers)
         if anchored and isinstance(value, Tensor):
             constants[f"{name}0"] = value
@@ -59,12 +77,34 @@ def initial_factors(
         parameters[name] = torch.randn(shapes[name]) * _spread(shapes[name]) if random else drawn
         if f"{name}0" in method.formula.shapes and not anchored:
             constants[f"{name}0"] = drawn.clone()
-    used = {name for name in constants if name in method.formula.spectral or name.endswith("0")}
+    used = {name for name in constants if name in method.formula.evaluated.names or name.endswith("0")}
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return Factors(
         {name: tensor.to(device=weight.device, dtype=dtype) for name, tensor in parameters.items()},
-        {name: constants[name].to(device=weight.device, dtype=dtype) for name in sorted(used)},
+        {
+            name: constants[name].to(weight.device, dtype if constants[name].is_floating_point() else torch.int64)
+            for name in sorted(used)
+        },
     )
+
+
+def _positions(method: Method, weight: Tensor, entries: int, positions: Tensor | None, random: bool) -> Tensor:
+    if positions is not None:
+        return positions
+    if method.selection == "magnitude" and not weight.is_meta:
+        magnitudes = weight.detach().abs().flatten().float()
+        return magnitudes.topk(entries, largest=False).indices.sort().values
+    return torch.randperm(weight.numel())[:entries] if random else torch.zeros(entries, dtype=torch.int64)
+
+
+def _directions(method: Method, sizes: Sizes, random: bool) -> dict[str, Tensor]:
+    """Return the chosen directions: zeros until the schedule chooses, so that nothing trains along them."""
+    if not method.formula.chooses_directions:
+        return {}
+    shapes = {name: sizes.of(shape) for name, shape in names.CHOSEN_SHAPES.items()}
+    if random:
+        return {name: torch.linalg.qr(torch.randn(shape))[0] for name, shape in shapes.items()}
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
 def spectral_parts(method: Method, weight: Tensor, rank: int, cache: bool = True) -> dict[str, Tensor]:
@@ -86,7 +126,7 @@ def _decomposed(weight: Tensor, rank: int | None, cache: bool) -> tuple[Tensor, 
 
 def _spread(shape: tuple[int, ...]) -> float:
     """Return a deviation that keeps a product of drawn factors near the size of W."""
-    return 0.3 if len(shape) < 2 else shape[0] ** -0.5
+    return 0.3 if len(shape) < 2 else max(shape[0], 1) ** -0.5
 
 
 def environment(
@@ -97,12 +137,19 @@ def environment(
     scale: float,
     bias: Tensor | None = None,
     one_hot: bool = False,
-) -> dict[str, Tensor | float]:
+    norm: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Tensor | float | Callable[[Tensor], Tensor]]:
     """Return what the formula's names stand for: factors are their parameter, or their anchor plus it."""
-    env: dict[str, Tensor | float] = {"W": weight, "s": scale, **constants}
+    env: dict[str, Tensor | float | Callable[[Tensor], Tensor]] = {"W": weight, "s": scale, **constants}
+    if norm is not None:
+        env["N"] = norm
     if method.formula.names_bias:
         env["b"] = weight.new_zeros(weight.shape[1]) if bias is None else bias
     for name, anchored in method.anchors(one_hot).items():
         parameter = parameters[name]
-        env[name] = constants.get(f"{name}0", 1.0) + parameter if anchored else parameter
+        if anchored:
+            number = method.fixed_anchors.get(name)
+            env[name] = (constants[f"{name}0"] if number is None else number) + parameter
+        else:
+            env[name] = parameter
     return env

@@ -11,24 +11,33 @@ The declaration *is* the formula::
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from ..algebra import Expression, Formula, Sizes, parse, symbol
+from ..algebra import Expression, Formula, NotLinearError, Sizes, parse, symbol
 from ..algebra.nodes import Affine, Leaf
 from ..errors import SubspaceError, nearest
 from .factors import environment, initial_factors
+from .hosted import HOSTED
 from .roles import ALL_MATRICES
-from .starts import infer_starts, lookup
+from .starts import fixed_number, infer_starts, lookup
 
 Category = Literal["reconstruction", "extension", "combination"]
+
+SELECTIONS = {
+    "magnitude": "the entries of W that are smallest in absolute value; no data are needed",
+    "fisher": "the entries with the largest Fisher information, over all adapted matrices together",
+    "sensitivity": "as fisher, but a matrix that holds more such entries than a low-rank term gets the latter",
+    "importance": "the biases whose training lowers the loss most to first order, per parameter",
+}
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,13 @@ class Method:
     """A way to fine-tune a frozen W (n x m).
 
     ``starts`` names the start of those factors that the formula's form does not settle (see ``starts.infer_starts``);
-    ``count`` is the number of trainable parameters per matrix, a polynomial in n, m, r and k = min(n, m);
+    ``count`` is the number of trainable parameters per matrix, a polynomial in the dimensions of ``Sizes``;
     ``includes`` says which methods are special cases, and which factor to replace by what to see it.
+
+    ``mode`` is the paper's finer division of the category. What some methods need besides: ``selection`` tells how a mask or the adapted modules are chosen (see SELECTIONS)
+    and ``budget`` which share of them by default; ``schedule`` names the schedule that acts on the factors between
+    optimiser steps; ``pattern`` and ``pattern_weight`` are constraints that belong to the method; ``convolution`` is
+    the formula on a convolution with one, two or three axes, where C stands for a factor per axis.
     """
 
     name: str
@@ -50,8 +64,17 @@ class Method:
     learning_rate: float = 1e-3
     citation: str = ""
     description: str = ""
+    mode: str = ""
+    selection: str | None = None
+    budget: float | None = None
+    schedule: str | None = None
+    pattern: tuple[str, ...] = ()
+    pattern_weight: float = 0.0
+    convolution: str | None = None
 
     def __post_init__(self) -> None:
+        if self.selection not in (None, *SELECTIONS):
+            raise SubspaceError(f"method {self.name!r}: unknown selection; {nearest(str(self.selection), SELECTIONS)}")
         unknown = set(self.starts) - set(self.formula.trainable)
         if unknown:
             wrong = min(unknown)
@@ -75,6 +98,26 @@ class Method:
         return self._anchors[one_hot]
 
     @cached_property
+    def fixed_anchors(self) -> Mapping[str, float]:
+        """The anchors that are one number for every matrix, such as 1 for a scale."""
+        numbers = {name: fixed_number(start) for name, start in self.starts_for().items()}
+        return {name: number for name, number in numbers.items() if number is not None}
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether data must be seen before the factors can be made."""
+        return self.selection not in (None, "magnitude")
+
+    def on_axes(self, axes: int) -> Method:
+        """Return the method as it is on a convolution with so many axes."""
+        if self.convolution is None:
+            return self
+        windows = ", ".join(f"C{axis}" for axis in range(1, axes + 1))
+        formula = parse(self.convolution.replace("C", windows))
+        starts = {name: "identity" for name in formula.trainable if name.startswith("C")} | dict(self.starts)
+        return dataclasses.replace(self, formula=formula, starts=starts, count=None, includes={}, convolution=None)
+
+    @cached_property
     def _anchors(self) -> tuple[Mapping[str, bool], Mapping[str, bool]]:
         # Kept here, since every forward pass asks for them.
         dense_rows, one_hot = (
@@ -89,18 +132,20 @@ class Method:
     @cached_property
     def start_problem(self) -> str | None:
         """What is wrong with the start, in one line; None if phi(W) = W there (checked on a small W)."""
-        if self.formula.masked:
-            return f"{self.formula} has the mask {self.formula.masked[0]}, whose positions must be chosen first"
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(7, 5, dtype=torch.float64, generator=generator)
         bias = torch.randn(5, dtype=torch.float64, generator=generator)
-        rows = torch.randn(4, 7, dtype=torch.float64, generator=generator)
+        around = self.formula.wraps_norm
+        rows = torch.randn(4, 5 if around else 7, dtype=torch.float64, generator=generator)
         with torch.random.fork_rng(devices=[]):
-            factors = initial_factors(self, weight, rank=3, cache=False)
-        env = environment(self, weight, factors.parameters, factors.constants, scale=2.0, bias=bias)
-        output = self.formula.evaluated.apply(rows, env)
+            factors = initial_factors(self, weight, rank=3, cache=False, scale=2.0, entries=6, directions=2)
+        env = environment(self, weight, factors.parameters, factors.constants, scale=2.0, bias=bias, norm=_row_norm)
+        try:
+            output = self.formula.evaluated.apply(rows, env)
+        except NotLinearError as error:
+            return f"phi(W) = {self.formula} cannot be evaluated: {error}"
         assert isinstance(output, torch.Tensor)
-        wanted = rows @ weight + bias if self.formula.names_bias else rows @ weight
+        wanted = _row_norm(rows) if around else rows @ weight + (bias if self.formula.names_bias else 0.0)
         if torch.allclose(output, wanted):
             return None
         told = ", ".join(f"{name} at {start}" for name, start in self.starts_for().items())
@@ -110,6 +155,10 @@ class Method:
         """Raise SubspaceError if phi(W) is not W at the start."""
         if self.start_problem is not None:
             raise SubspaceError(f"method {self.name!r}: {self.start_problem}")
+
+
+def _row_norm(rows: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.layer_norm(rows, rows.shape[-1:])
 
 
 @lru_cache(maxsize=256)
@@ -133,12 +182,15 @@ def method(
     citation: str = "",
     name: str | None = None,
     replace: bool = False,
+    **needs: Any,
 ) -> Callable[[Callable[..., Expression]], Method]:
     """Declare and register a method: decorate a function whose parameters are the formula's names.
 
     >>> @method(count="n")
     ... def scaled_inputs(W, D1):
     ...     return D1 @ W
+
+    ``needs`` are the fields of :class:`Method` from ``mode`` on, for the methods that need more than a formula.
 
     Raises:
         SubspaceError: the formula does not fit together, phi(W) is not W at the start, or the name is taken (give
@@ -160,6 +212,7 @@ def method(
             learning_rate=learning_rate,
             citation=citation,
             description=inspect.getdoc(function) or "",
+            **needs,
         )
         return register(declared, replace=replace)
 
@@ -182,10 +235,14 @@ def unregister(name: str) -> None:
 
 def get(name: str) -> Method:
     """Return a registered method. Raises SubspaceError with the nearest known names."""
+    if name in HOSTED:
+        raise SubspaceError(
+            f"method {name!r} is no formula over one matrix: use peft's {HOSTED[name].config}, or `subspace train`"
+        )
     try:
         return _REGISTRY[name]
     except KeyError:
-        raise SubspaceError(f"unknown method {name!r}; {nearest(name, _REGISTRY)}") from None
+        raise SubspaceError(f"unknown method {name!r}; {nearest(name, [*_REGISTRY, *HOSTED])}") from None
 
 
 def every() -> Iterator[Method]:
@@ -197,7 +254,15 @@ def every() -> Iterator[Method]:
 def from_formula(text: str, starts: Mapping[str, str] | None = None, name: str = "formula") -> Method:
     """Return an unregistered method for a formula string. Raises FormulaError, or SubspaceError on a wrong start."""
     formula = parse(text)
-    return Method(name, formula, categorise(formula), starts=dict(starts or {}))
+    return Method(
+        name,
+        formula,
+        categorise(formula),
+        starts=dict(starts or {}),
+        selection="fisher" if formula.masked else None,
+        budget=0.005 if formula.masked else None,
+        schedule="lora_dash" if formula.chooses_directions and {"A", "B", "d"} <= set(formula.trainable) else None,
+    )
 
 
 def categorise(formula: Formula) -> Category:
@@ -227,8 +292,8 @@ def polynomial(text: str, sizes: Sizes) -> int:
             return _OPERATIONS[type(tree.op)](value(tree.left), value(tree.right))
         if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
             return tree.value
-        if isinstance(tree, ast.Name) and tree.id in "nmkr":
-            return int(getattr(sizes, tree.id))
-        raise SubspaceError(f"the count {text!r} is not a polynomial in n, m, k and r")
+        if isinstance(tree, ast.Name) and tree.id in "nmkrpq":
+            return sizes.dimension(tree.id)
+        raise SubspaceError(f"the count {text!r} is not a polynomial in n, m, k, r, p and q")
 
     return value(ast.parse(text, mode="eval").body)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..algebra import names
 from ..algebra.formula import Formula
+from ..algebra.gate import Gate
 from ..algebra.nodes import (
     Activation,
     Affine,
@@ -31,22 +32,33 @@ from ..algebra.nodes import (
     Product,
     Scalar,
     Scale,
+    Sparse,
     Sum,
     Transpose,
     Vector,
 )
+from ..algebra.svd import Part, Spectrum, svd
 from ..algebra.unit import Unit
 from ..errors import SubspaceError, nearest
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a start can look at: the factor's shape, the weight W (n x m) and the parts of its decomposition."""
+    """What a start can look at: the factor's shape, the weight W (n x m), the parts of its decomposition, the scale."""
 
     shape: tuple[int, ...]
     weight: Tensor
     spectral: Mapping[str, Tensor]
     one_hot: bool = False  # the rows of W are looked up (an embedding): one input is 1, the others 0
+    scale: float = 1.0
+    cache: bool = True
+    triples: dict[str, Spectrum] = field(default_factory=dict)  # shared by the factors of one matrix
+
+    def singular_triples(self, part: Part) -> Spectrum:
+        """Return the r largest or smallest singular triples of W; r is the factor's smaller dimension."""
+        if part not in self.triples:
+            self.triples[part] = svd(self.weight, min(self.shape), part, self.cache)
+        return self.triples[part]
 
 
 # Drawn starts return the parameter; anchors return the value that the parameter is the offset from.
@@ -96,6 +108,41 @@ def ones(place: Place) -> float:
 
 
 @anchor
+def constant(place: Place, value: float) -> float:
+    return value
+
+
+@anchor
+def principal_left(place: Place) -> Tensor:
+    """U_r sqrt(S_r / s), so that s times the product with ``principal_right`` is the leading part of W."""
+    return _half(place, "top", left=True)
+
+
+@anchor
+def principal_right(place: Place) -> Tensor:
+    return _half(place, "top", left=False)
+
+
+@anchor
+def minor_left(place: Place) -> Tensor:
+    """As ``principal_left``, of the r smallest singular values."""
+    return _half(place, "bottom", left=True)
+
+
+@anchor
+def minor_right(place: Place) -> Tensor:
+    return _half(place, "bottom", left=False)
+
+
+def _half(place: Place, part: Part, left: bool) -> Tensor:
+    if place.weight.is_meta:
+        return place.weight.new_empty(place.shape)
+    U, S, V = place.singular_triples(part)
+    root = (S / place.scale).sqrt()
+    return U * root if left else (V * root).T
+
+
+@anchor
 def identity(place: Place) -> Tensor:
     return torch.eye(*place.shape)
 
@@ -118,6 +165,7 @@ def _wide(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
+OPEN = 1.5  # logits of gates at the start: nine tenths open, where the gradient does not vanish
 _CALL = re.compile(r"(\w+)(?:\((.*)\))?")
 
 
@@ -135,6 +183,12 @@ def lookup(start: str) -> tuple[Callable[..., Tensor | float], tuple[float, ...]
     except ValueError:
         raise SubspaceError(f"the start {start!r} takes numbers in its parentheses") from None
     return (ANCHORS[name], numbers, True) if name in ANCHORS else (DRAWN[name], numbers, False)
+
+
+def fixed_number(start: str) -> float | None:
+    """Return the number that an anchor stands for in every matrix, None if it depends on the matrix."""
+    function, numbers, _ = lookup(start)
+    return {ones: 1.0, constant: numbers[0] if numbers else None}.get(function)
 
 
 # The rules for a formula that does not say how its factors start
@@ -226,14 +280,20 @@ def _vanish(node: Expression, formula: Formula, one_hot: bool, found: dict[str, 
             found.setdefault(node.scalar.name, "ones")
         _vanish(node.children[-1], formula, one_hot, found)
         return
+    if isinstance(node, Sparse):
+        found.setdefault(node.entries, "zeros")
+        return
     factors = node.factors if isinstance(node, Product) else node.children or (node,)
     trainable = [factor for factor in factors if any(not names.is_frozen(name) for name in factor.names)]
-    nonlinear = any(isinstance(factor, (Activation, Affine)) for factor in factors)
-    zero_first = one_hot and not nonlinear and len(trainable) > 1
+    fixed = any(isinstance(factor, (Activation, Affine, Gate)) for factor in factors)
+    zero_first = one_hot and not fixed and len(trainable) > 1
     zero = trainable[0 if zero_first else -1] if trainable else None
     for factor in trainable:
         if isinstance(node, Hadamard) and isinstance(factor, Product):
             _vanish(factor, formula, one_hot, found)
+            continue
+        if isinstance(factor, Gate):
+            found.update({name: f"constant({OPEN})" for name in factor.names if name not in found})
             continue
         for name in factor.names:
             if not names.is_frozen(name):

@@ -35,6 +35,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, count: int) -> Table:
+        """The first rows."""
+        return Table(tuple(column[:count] for column in self.texts), self.labels[:count])
+
     def fingerprint(self) -> str:
         """SHA-256 over texts and labels: two runs with the same one saw the same rows in the same order."""
         digest = hashlib.sha256()

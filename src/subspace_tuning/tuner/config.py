@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, ClassVar
 
 from peft import PeftConfig
+from torch import Tensor
 
 from .. import methods
 from ..algebra import parse
 from ..errors import SubspaceError
 from ..methods import Method
+from ..methods.patterns import NONLINEAR, PENALTIES, constrained, has_pair, read_patterns
+from ..methods.schedules import SCHEDULES, Options
 
 FORMAT = 1  # of the saved adapter; raised when an older version could not read it right
-PATTERNS = ("orthogonal", "diagonal", "nonlinear")
+PATTERN_WEIGHT = 1e-3
+"""The weight of the orthogonal and the diagonal pattern, where neither config nor method gives one."""
 
 
 class SubspaceType(str, enum.Enum):
@@ -41,7 +48,40 @@ class SubspaceConfig(PeftConfig):
     )
     r: int = field(default=8, metadata={"help": "the rank, or the width of a bottleneck"})
     alpha: float = field(default=16.0, metadata={"help": "the scale is s = alpha / r"})
+    rank_stabilised: bool = field(
+        default=False, metadata={"help": "the scale is s = alpha / sqrt(r) instead (arXiv 2312.03732)"}
+    )
     dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the added terms"})
+    pattern: str | list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "constraints on A and B: orthogonal, diagonal, nonlinear, or several joined by +; None: the "
+            "method's own; 'none': not even these"
+        },
+    )
+    pattern_weight: float | None = field(
+        default=None, metadata={"help": "the weight of the orthogonal and the diagonal pattern in the loss"}
+    )
+    nonlinearity: str = field(default="relu", metadata={"help": "what pattern 'nonlinear' puts behind A"})
+    gate_weight: float = field(
+        default=1.25e-7, metadata={"help": "the weight in the loss of every gate that is expected to be open"}
+    )
+    budget: float | int | None = field(
+        default=None,
+        metadata={
+            "help": "for masks and chosen biases: how many of them to train in all, or their share (a number with a "
+            "point, up to 1.0); None: the method's own share"
+        },
+    )
+    schedule: dict[str, float] | None = field(
+        default=None, metadata={"help": "options of the method's schedule, in optimiser steps"}
+    )
+    calibrated: bool = field(
+        default=False, metadata={"help": "set by `calibrate`: what to train has been chosen from data"}
+    )
+    entries: dict[str, int] | None = field(
+        default=None, metadata={"help": "set when a mask is chosen: the number of trained entries by module name"}
+    )
     target_modules: list[str] | str | None = field(
         default=None,
         metadata={"help": "module name suffixes, a regex, or 'all-linear'; None: the method's placement in this model"},
@@ -65,6 +105,9 @@ class SubspaceConfig(PeftConfig):
     )
     format: int = field(default=FORMAT, metadata={"help": "version of the saved form"})
 
+    # The masks that `calibrate` chose, by module name; they travel to the layers and are saved there.
+    positions: ClassVar[Mapping[str, Tensor] | None] = None
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = SubspaceType.SUBSPACE
@@ -84,7 +127,8 @@ class SubspaceConfig(PeftConfig):
             raise SubspaceError("give a method (see `subspace methods`) or a formula")
         if self.formula is None or self.method in {known.name for known in methods.every()}:
             known = methods.get(self.method or "")
-            if self.formula is not None and parse(self.formula) != known.formula:
+            patterned = constrained(known, self.patterns_of(known), self.nonlinearity)
+            if self.formula is not None and parse(self.formula) not in (known.formula, patterned.formula):
                 raise SubspaceError(
                     f"method {known.name!r} is {known.formula} here, not {self.formula}: the adapter comes from "
                     "another version, or both a method and a formula are given"
@@ -92,10 +136,57 @@ class SubspaceConfig(PeftConfig):
             if self.starts and self.starts != dict(known.starts):
                 own_starts = ", ".join(f"{name} at {start}" for name, start in known.starts.items()) or "inferred ones"
                 raise SubspaceError(f"starts go with a formula; method {known.name!r} has its own ({own_starts})")
-            return known
+            return patterned
         own = methods.from_formula(self.formula, self.starts, self.method or "formula")
         own.check_start()
-        return own
+        wanted = self.patterns_of(own)
+        if has_pair(own.formula) and not own.formula.is_linear:  # a loaded formula has its nonlinearity already
+            wanted = tuple(name for name in wanted if name != NONLINEAR)
+        return constrained(own, wanted, self.nonlinearity)
+
+    def patterns_of(self, method: Method) -> tuple[str, ...]:
+        """Return the patterns that hold for a method: the config's, or its own."""
+        return method.pattern if self.pattern is None else read_patterns(self.pattern)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns that hold."""
+        return self.patterns_of(self.resolved)
+
+    @property
+    def penalty_weight(self) -> float:
+        """The weight of the patterns that are penalties; 0 if there are none."""
+        if not set(self.patterns) & set(PENALTIES):
+            return 0.0
+        return self.pattern_weight if self.pattern_weight is not None else self.resolved.pattern_weight or PATTERN_WEIGHT
+
+    @property
+    def adds_to_loss(self) -> bool:
+        """Whether there is a penalty on patterns or gates."""
+        return self.penalty_weight > 0 or (self.gate_weight > 0 and self.resolved.formula.has_gates)
+
+    @property
+    def schedule_options(self) -> Options | None:
+        """The options of the method's schedule, None if it has none."""
+        name = self.resolved.schedule
+        return None if name is None else SCHEDULES[name].options_class.read(name, self.schedule or {})
+
+    @property
+    def directions(self) -> int:
+        """How many singular directions the schedule will choose in each matrix."""
+        return int(getattr(self.schedule_options, "directions", 0))
+
+    def scale(self, alpha: float, r: int) -> float:
+        """Return s for a matrix."""
+        width = max(r, 1)
+        return alpha / (width**0.5 if self.rank_stabilised else width)
+
+    def chosen(self, **choice: Any) -> SubspaceConfig:
+        """Return a copy that carries a choice made from data: ``entries`` and ``positions``, or ``target_modules``."""
+        positions = choice.pop("positions", None)
+        copied = dataclasses.replace(self, calibrated=True, **choice)
+        copied.__dict__["positions"] = positions
+        return copied
 
     def _check(self) -> None:
         if not isinstance(self.format, int) or self.format > FORMAT:
@@ -111,6 +202,11 @@ class SubspaceConfig(PeftConfig):
                 raise SubspaceError(f"the scale {name} = {alpha!r} is not a positive number")
         if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
             raise SubspaceError(f"dropout = {self.dropout!r} is not in [0, 1)")
+        if self.pattern_weight is not None and not 0 <= self.pattern_weight < float("inf"):
+            raise SubspaceError(f"pattern_weight = {self.pattern_weight!r} is not a number of at least 0")
+        if not 0 <= self.gate_weight < float("inf"):
+            raise SubspaceError(f"gate_weight = {self.gate_weight!r} is not a number of at least 0")
+        self._check_budget()
         if self.layers_pattern and self.layers_to_transform is None:
             raise SubspaceError("layers_pattern goes with layers_to_transform")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
@@ -118,4 +214,23 @@ class SubspaceConfig(PeftConfig):
                 f"layers_to_transform selects among listed target_modules, not among the matches of "
                 f"{self.target_modules!r}: list them, or name the layers in the regex"
             )
-        _ = self.resolved
+        method = self.resolved
+        if self.pattern_weight is not None and not set(self.patterns) & set(PENALTIES):
+            raise SubspaceError("pattern_weight goes with the pattern orthogonal or diagonal")
+        if self.schedule is not None and method.schedule is None:
+            raise SubspaceError(f"method {method.name!r} has no schedule: leave the option `schedule` out")
+        if self.budget is not None and method.selection is None:
+            raise SubspaceError(f"method {method.name!r} chooses nothing within a budget: leave the option out")
+        if method.formula.masked and method.selection is None:
+            raise SubspaceError(f"method {method.name!r}: the formula has a mask, and its `selection` is not given")
+        _ = self.schedule_options
+
+    def _check_budget(self) -> None:
+        if self.budget is None:
+            return
+        whole = isinstance(self.budget, int) and not isinstance(self.budget, bool) and self.budget >= 1
+        share = isinstance(self.budget, float) and (0.0 < self.budget <= 1.0)
+        if not whole and not share:
+            raise SubspaceError(
+                f"budget = {self.budget!r} is neither a share between 0.0 and 1.0 nor a positive whole number"
+            )

@@ -40,6 +40,10 @@ class Kind(ABC):
         """Return rows of width m as the module's output."""
         return y
 
+    def window(self, module: nn.Module) -> tuple[int, ...]:
+        """Return the window of a convolution, () for everything else."""
+        return ()
+
     def count_rows(self, module: nn.Module, x: Tensor) -> int:
         """Return how many rows the input has."""
         return x.numel() // x.shape[-1]
@@ -110,6 +114,9 @@ class ConvKind(Kind):
             own = y.unflatten(-1, (groups, -1))
             y = own.diagonal(dim1=-3, dim2=-2).movedim(-1, -2).flatten(-2)
         return y.movedim(-1, -_as_conv(module).weight.dim() + 1)
+
+    def window(self, module: nn.Module) -> tuple[int, ...]:
+        return tuple(_as_conv(module).weight.shape[2:])
 
     def count_rows(self, module: nn.Module, x: Tensor) -> int:
         # Upper bound: the output has at most about as many positions as the input, over the stride.

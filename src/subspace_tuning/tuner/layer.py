@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from ..algebra import Plan, Sizes, dense, plan
+from ..algebra.names import CHOSEN_SHAPES
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
@@ -27,7 +28,17 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("subspace_params",)
-    other_param_names = ("subspace_constants", "method", "r", "alpha", "dropout", "_plans")
+    other_param_names = (
+        "subspace_constants",
+        "method",
+        "r",
+        "alpha",
+        "scaling",
+        "dropout",
+        "patterns",
+        "gate_weight",
+        "_plans",
+    )
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -40,6 +51,10 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         self.method: dict[str, Method] = {}
         self.r: dict[str, int] = {}
         self.alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}  # s
+        self.patterns: dict[str, tuple[tuple[str, ...], float]] = {}  # the penalties on A and B, and their weight
+        self.gate_weight: dict[str, float] = {}
+        self.unfilled: set[str] = set()  # adapters whose mask has yet to be loaded
         self.dropout: dict[str, float] = {}
         self._plans: dict[str, tuple[Plan, Plan]] = {}  # in training, in evaluation
         self._disable_adapters = False
@@ -53,29 +68,57 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         method: Method,
         r: int,
         alpha: float,
+        *,
+        scale: float | None = None,
         dropout: float = 0.0,
+        patterns: tuple[tuple[str, ...], float] = ((), 0.0),
+        gate_weight: float = 0.0,
+        entries: int = 0,
+        directions: int = 0,
+        positions: Tensor | None = None,
         init_weights: bool = True,
         save_constants: bool = False,
         inference_mode: bool = False,
     ) -> None:
-        """Give the layer an adapter, or replace the one of this name."""
-        weight = self.kind.matrix(self.weight)
-        one_hot, sizes = self.kind.one_hot, Sizes(self.in_features, self.out_features, r)
-        factors = initial_factors(method, weight, r, one_hot=one_hot, random=not init_weights)
+        """Give the layer an adapter, or replace the one of this name. ``scale`` is alpha / r if it is not given."""
+        weight, window = self.kind.matrix(self.weight), self.kind.window(self.get_base_layer())
+        method = method.on_axes(len(window)) if window else method
+        scale = alpha / r if scale is None else scale
+        one_hot = self.kind.one_hot
+        sizes = Sizes(self.in_features, self.out_features, r, entries, directions, window)
+        factors = initial_factors(
+            method,
+            weight,
+            r,
+            one_hot=one_hot,
+            random=not init_weights,
+            scale=scale,
+            entries=entries,
+            directions=directions,
+            window=window,
+            positions=positions,
+        )
         parameters = {name: tensor.to(weight.dtype) for name, tensor in factors.parameters.items()}  # peft may raise it
         self.subspace_params[adapter_name] = nn.ParameterDict(parameters)
         self.method[adapter_name] = method
         self.r[adapter_name] = r
         self.alpha[adapter_name] = alpha
+        self.scaling[adapter_name] = scale
+        self.patterns[adapter_name] = patterns
+        self.gate_weight[adapter_name] = gate_weight
+        self.unfilled.discard(adapter_name)
+        if method.formula.masked and method.needs_calibration and positions is None and init_weights and entries:
+            self.unfilled.add(adapter_name)
         self.dropout[adapter_name] = dropout
         self._plans[adapter_name] = (
             plan(method.formula, sizes, training=True, dropout=dropout > 0 and not one_hot),  # indices: none to drop
             plan(method.formula, sizes, training=False),
         )
         constants = BufferDict(factors.constants, persistent=save_constants)
-        for name, anchored in method.anchors(one_hot).items():
-            if f"{name}0" in constants and not anchored:  # drawn, so that nothing but the file can give it back
-                constants.register_buffer(f"{name}0", constants[f"{name}0"], persistent=True)
+        # What nothing but the file can give back: drawn starts, masks, chosen directions.
+        drawn = [f"{name}0" for name, anchored in method.anchors(one_hot).items() if not anchored]
+        for name in {*drawn, *method.formula.masked, *CHOSEN_SHAPES} & set(constants):
+            constants.register_buffer(name, constants[name], persistent=True)
         self.subspace_constants[adapter_name] = constants
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
@@ -93,6 +136,9 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load as torch does, but tell an adapter of another base model in one line."""
+        for adapter in list(self.unfilled):
+            if any(key.startswith(f"{prefix}subspace_constants.{adapter}.") for key in state_dict):
+                self.unfilled.discard(adapter)
         for name, parameter in self.subspace_params.named_parameters():
             loaded = state_dict.get(f"{prefix}subspace_params.{name}", parameter)
             if loaded.shape != parameter.shape:
@@ -135,8 +181,12 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
 
     def _adapted(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
         """Return the output with one adapter."""
+        if name in self.unfilled:
+            raise SubspaceError(
+                f"adapter {name!r} was chosen from data and its mask is not loaded: load the adapter, or call calibrate"
+            )
         base, env = self.get_base_layer(), self._environment(name)
-        if isinstance(self.kind, NormKind):
+        if isinstance(self.kind, NormKind) and not self.method[name].formula.wraps_norm:
             output = self._base_output(x, *args, **kwargs)
             return output + self.kind.along(self._bias_delta(name, env), output.dim()).to(output.dtype)
         chosen = self._plans[name][0 if self.training else 1]
@@ -145,7 +195,8 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         if chosen.on_base:
             frozen = self._base_output(x, *args, **kwargs)
             return frozen + self.kind.finish(base, y).to(frozen.dtype)
-        if self.bias is not None and not self.method[name].formula.names_bias:
+        formula = self.method[name].formula
+        if self.bias is not None and not (formula.names_bias or formula.wraps_norm):
             y = y + self.bias.to(y.dtype)
         return self.kind.finish(base, y)
 
@@ -176,12 +227,19 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
             self.kind.matrix(self.weight if weight is None else weight),
             self.subspace_params[name],  # type: ignore[arg-type]
             self.subspace_constants[name]._buffers,  # type: ignore[arg-type]
-            scale=self.alpha[name] / self.r[name],
+            scale=self.scaling[name],
             bias=self.bias if bias is None else bias,
             one_hot=self.kind.one_hot,
+            norm=self.base_layer if self.method[name].formula.wraps_norm else None,
         )
         env["dropout"] = self.dropout[name]
+        env["training"] = self.training and weight is None
         return env
+
+    def factor(self, name: str, adapter_name: str = "default") -> Tensor:
+        """Return the value of a factor as it stands in the formula: its parameter, or its anchor plus it."""
+        value: Tensor = self._environment(adapter_name)[name]
+        return value
 
     # Merging
 

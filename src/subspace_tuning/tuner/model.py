@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from peft import PeftConfig
@@ -21,6 +22,7 @@ from ..methods import EVERY_BIAS
 from .config import SubspaceConfig
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
 from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm
+from .penalty import penalty
 from .roles import target_modules
 
 
@@ -41,9 +43,10 @@ class SubspaceModel(BaseTuner):
         try:
             self._check_name(adapter_name)
             if config.target_modules is None:
-                config.target_modules = self._placement(model, config)
+                config.target_modules = self.placement(model, config)
             if kwargs.get("state_dict") is None:
-                self._check_targets(model, config)
+                self.check_targets(model, config)
+                self._check_choice(model, config)
         except SubspaceError:
             del self.peft_config[adapter_name]
             raise
@@ -64,12 +67,23 @@ class SubspaceModel(BaseTuner):
             layer = _layer_class(target)(target)
             self._replace_module(parent, target_name, layer, target)
         assert isinstance(layer, SubspaceLayer)
+        method, entries = config.resolved, (config.entries or {}).get(current_key, 0)
+        rank = _by_pattern(config.rank_pattern, current_key, config.r)
+        if method.selection == "sensitivity" and entries:  # sparse here: no low-rank term
+            rank = 0
+        alpha = _by_pattern(config.alpha_pattern, current_key, config.alpha)
         layer.update_layer(
             adapter_name,
-            config.resolved,
-            r=_by_pattern(config.rank_pattern, current_key, config.r),
-            alpha=_by_pattern(config.alpha_pattern, current_key, config.alpha),
+            method,
+            r=rank,
+            alpha=alpha,
+            scale=config.scale(alpha, rank),
             dropout=config.dropout,
+            patterns=(config.patterns, config.penalty_weight),
+            gate_weight=config.gate_weight if method.formula.has_gates else 0.0,
+            entries=entries,
+            directions=config.directions,
+            positions=None if config.positions is None else config.positions[current_key],
             init_weights=config.init_weights,
             save_constants=config.save_constants,
             inference_mode=bool(config.inference_mode),
@@ -79,7 +93,8 @@ class SubspaceModel(BaseTuner):
 
     # Where to
 
-    def _placement(self, model: nn.Module, config: SubspaceConfig) -> list[str] | str:
+    @classmethod
+    def placement(cls, model: nn.Module, config: SubspaceConfig) -> list[str] | str:
         """Return the targets of a method in this model, from its placement."""
         method = config.resolved
         if method.placement == EVERY_BIAS:
@@ -90,7 +105,7 @@ class SubspaceModel(BaseTuner):
                 if kind_of(module) and getattr(module, "bias", None) is not None and not name.startswith(uncalled)
             ]
         else:
-            model_type = self.get_model_config(model).get("model_type")
+            model_type = cls.get_model_config(model).get("model_type")
             if model_type in (None, "custom"):
                 raise SubspaceError(f"target_modules is not given, and this model has no model_type. {_known(model)}")
             pattern = target_modules(str(model_type), method.placement)
@@ -102,29 +117,55 @@ class SubspaceModel(BaseTuner):
             raise SubspaceError(f"method {method.name!r} finds nothing to adapt in this model{_limits(config)}")
         return chosen
 
+    def _check_choice(self, model: nn.Module, config: SubspaceConfig) -> None:
+        """Choose what needs no data, and refuse what should have been chosen from data and was not."""
+        method = config.resolved
+        if method.needs_calibration and not config.calibrated:
+            raise SubspaceError(
+                f"method {method.name!r} chooses what it trains from data: config = calibrate(model, config, batches) "
+                "with a few batches, then use that config"
+            )
+        if method.selection == "magnitude" and config.entries is None:
+            sizes = {name: module.weight.numel() for name, module in targets(model, config)}  # type: ignore[operator,union-attr]
+            config.entries = share_out(config, sizes)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; in training, what the patterns and gates ask for joins the loss of the outputs."""
+        outputs = super().forward(*args, **kwargs)
+        loss = getattr(outputs, "loss", None)
+        if self.training and isinstance(loss, Tensor) and any(map(self._adds_to_loss, self.active_adapters)):
+            added = penalty(self)
+            if added is not None:
+                outputs.loss = loss + added.to(loss.device, loss.dtype)
+        return outputs
+
+    def _adds_to_loss(self, adapter_name: str) -> bool:
+        return _own(self.peft_config[adapter_name]).adds_to_loss
+
     def _check_name(self, adapter_name: str) -> None:
         """peft finds the tensors of an adapter by the end of their names, so no factor may be called like one."""
         for name, config in self.peft_config.items():
             if not isinstance(config, SubspaceConfig):
                 continue
             formula = config.resolved.formula
-            saved = {*formula.trainable, *formula.spectral, *(f"{factor}0" for factor in formula.trainable)}
+            saved = {*formula.evaluated.names, *(f"{factor}0" for factor in formula.trainable)}
             taken = set(self.peft_config) & saved
             if taken:
                 raise SubspaceError(
                     f"adapter {name!r} has a factor {min(taken)}, so no adapter of the model may have that name"
                 )
 
-    def _check_targets(self, model: nn.Module, config: SubspaceConfig) -> None:
+    @staticmethod
+    def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
         """Check every targeted module before the first one is replaced."""
         _maybe_include_all_linear_layers(config, model)
-        targets = [(name, module) for name, module in _modules(model) if check_target_module_exists(config, name)]
-        if not targets:
+        found = targets(model, config)
+        if not found:
             given = config.target_modules or ()
             shown = repr(given) if isinstance(given, str) else ", ".join(sorted(given)) or "of an empty list"
             raise SubspaceError(f"target_modules {shown} match nothing in the model{_limits(config)}. {_known(model)}")
         uncalled = _uncalled(model)
-        for name, module in targets:
+        for name, module in found:
             if name.startswith(uncalled):
                 raise SubspaceError(
                     f"{name} is a part of a MultiheadAttention, which reads its weight without calling it: an adapter "
@@ -214,6 +255,29 @@ class SubspaceModel(BaseTuner):
                 raise SubspaceError(f"{module_name}: {error}") from None
 
 
+def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Module]]:
+    """Return the modules that a config with ``target_modules`` adapts, with their names."""
+    return [(name, module) for name, module in _modules(model) if check_target_module_exists(config, name)]
+
+
+def share_out(config: SubspaceConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Share a budget out over matrices in proportion to their sizes. Raises SubspaceError if it is above their sum."""
+    total = sum(sizes.values())
+    budget = budget_of(config, total)
+    ends = [round(end * budget / total) for end in accumulate(sizes.values())]
+    return {name: end - start for name, start, end in zip(sizes, [0, *ends], ends, strict=False)}
+
+
+def budget_of(config: SubspaceConfig, total: int) -> int:
+    """Return a config's budget as a number of the ``total`` entries. Raises SubspaceError if it is above it."""
+    budget = config.budget if config.budget is not None else config.resolved.budget
+    assert budget is not None
+    number = budget if isinstance(budget, int) else max(1, round(budget * total))
+    if number > total:
+        raise SubspaceError(f"budget = {number:,} is above the {total:,} entries of the adapted matrices")
+    return number
+
+
 def _own(config: PeftConfig) -> SubspaceConfig:
     assert isinstance(config, SubspaceConfig)
     return config
@@ -247,7 +311,9 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
     kind.check(module, name)
     expression = method.formula.expression
     bias_alone = isinstance(expression, Affine) and expression.matrix == Matrix("W")
-    if kind.only_bias and not bias_alone:
+    if method.formula.wraps_norm and not kind.only_bias:
+        raise SubspaceError(f"{name} is a {type(module).__name__}; {method.name!r} goes around normalisations alone")
+    if kind.only_bias and not bias_alone and not method.formula.wraps_norm:
         raise SubspaceError(
             f"{name} is a {type(module).__name__}, which has no matrix; of it {method.name!r} could adapt nothing"
         )
@@ -255,6 +321,9 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
         raise SubspaceError(f"method {method.name!r} trains biases, and {name} has none")
     rank = _by_pattern(config.rank_pattern, name, config.r)
     n, m = kind.matrix(module.weight).shape  # type: ignore[arg-type]
+    n = m if method.formula.wraps_norm else n
+    if config.directions > min(n, m):
+        raise SubspaceError(f"{name}: {config.directions} directions are above min(n, m) = {min(n, m)} of its weight")
     if method.formula.has_rank and rank > min(n, m):
         raise SubspaceError(f"{name}: rank {rank} is above min(n, m) = {min(n, m)} of its {n} x {m} weight")
 

@@ -4,7 +4,7 @@ from ..registry import method
 
 
 @method(
-    category="extension",
+    category="extension", mode="low rank",
     count="r * (n + m) + r",
     starts={"A": "kaiming_uniform", "B": "kaiming_uniform", "D": "zeros"},
     includes={"lora": {"D": "I"}},

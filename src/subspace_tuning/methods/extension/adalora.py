@@ -1,0 +1,18 @@
+"""AdaLoRA: a budget of triplets that moves to where they matter (Zhang et al., arXiv 2303.10512)."""
+
+from ..registry import method
+
+
+@method(
+    category="extension",
+    count="r * (n + m) + r",
+    starts={"A": "normal(0.02)", "B": "normal(0.02)", "D": "zeros"},
+    includes={"lora": {"D": "I"}},
+    schedule="adalora",
+    pattern=("orthogonal",),
+    pattern_weight=0.1,
+    citation="arXiv:2303.10512",
+)
+def adalora(W, A, D, B, s):
+    """Add A @ D @ B, A and B held near orthogonal; the schedule zeroes the entries of D with the least importance."""
+    return W + s * A @ D @ B

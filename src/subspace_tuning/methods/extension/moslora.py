@@ -1,0 +1,15 @@
+"""MoSLoRA: LoRA with a mixer between its subspaces (Wu et al., arXiv 2406.11909)."""
+
+from ..registry import method
+
+
+@method(
+    category="extension", mode="low rank",
+    count="r * (n + m) + r * r",
+    starts={"A": "kaiming_uniform", "G": "orthogonal", "B": "zeros"},
+    includes={"lora": {"G": "I"}, "trilora": {"G": "D"}},
+    citation="arXiv:2406.11909",
+)
+def moslora(W, A, G, B, s):
+    """Add A @ G @ B with a mixer G of r x r that starts orthogonal; B starts at 0."""
+    return W + s * A @ G @ B

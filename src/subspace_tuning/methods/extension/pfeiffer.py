@@ -1,0 +1,20 @@
+"""Pfeiffer's adapter: one bottleneck around the feed-forward block's normalisation (arXiv 2005.00247)."""
+
+from ...algebra import affine, relu
+from ..registry import method
+from ..roles import FFN_NORM
+
+
+@method(
+    category="extension", mode="adapter",
+    placement=(FFN_NORM,),
+    count="2 * m * r + r + m",
+    starts={"A": "normal(0.02)", "B": "zeros", "a": "zeros", "c": "zeros"},
+    citation="arXiv:2005.00247",
+)
+def pfeiffer(N, I, A, a, B, c):
+    """Normalise, adapt, add to what was normalised, and normalise again with the same frozen N; B starts at 0.
+
+    With z the block's output and x its input, N sees z + x and gives N(adapter(N(z + x)) + z + x).
+    """
+    return (I + N @ affine(A, a) @ relu @ affine(B, c)) @ N

@@ -1,0 +1,171 @@
+"""Matrix pattern constraints on the factors A and B of any method (arXiv 2407.05417, section V).
+
+Two of them are penalties that join the loss, computed on r x r Gram matrices, never on anything larger:
+
+* ``orthogonal`` (MPC_o): ||A^T A - I||_F^2 + ||B B^T - I||_F^2;
+* ``diagonal`` (MPC_d): ||A^T A - I||_F^2 + ||B B^T - diag(B B^T)||_F^2.
+
+The third, ``nonlinear`` (MPC_n), rewrites the formula: an element-wise nonlinearity stands behind A.
+
+The penalties pull on B, which most methods start at 0, too: B is drawn to the matrices with orthonormal rows, away from
+W. A weight that suits one scale of the loss does not suit another, so it is to be tried over some powers of ten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..algebra import Expression, Formula, parse, symbol
+from ..algebra.nodes import NONLINEARITIES, Activation, Affine, Kron, Leaf, Product
+from ..errors import SubspaceError, nearest
+from .registry import Method
+
+ORTHOGONAL, DIAGONAL, NONLINEAR = "orthogonal", "diagonal", "nonlinear"
+PATTERNS = (ORTHOGONAL, DIAGONAL, NONLINEAR)
+PENALTIES = (ORTHOGONAL, DIAGONAL)
+NONE = "none"
+
+
+def read_patterns(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Read one pattern, several joined by ``+`` or listed, or "none". Raises SubspaceError for an unknown one."""
+    if given is None or given == NONE:
+        return ()
+    listed = given.split("+") if isinstance(given, str) else list(given)
+    wanted = [name.strip() for name in listed]
+    for name in wanted:
+        if name not in PATTERNS:
+            raise SubspaceError(f"unknown pattern {name!r}; {nearest(name, (*PATTERNS, NONE))}")
+    return tuple(name for name in PATTERNS if name in wanted)
+
+
+def has_pair(formula: Formula) -> bool:
+    """Whether A and B are factors of one product, A before B."""
+    return any(_pair(node) is not None for node in formula.expression.walk())
+
+
+def constrained(method: Method, patterns: Sequence[str], nonlinearity: str = "relu") -> Method:
+    """Return the method under these patterns. Only ``nonlinear`` changes the formula.
+
+    Raises:
+        SubspaceError: the method has no product of A and B, or is not W at its start with a nonlinearity between them.
+    """
+    if not patterns:
+        return method
+    if not has_pair(method.formula):
+        raise SubspaceError(
+            f"pattern {'+'.join(patterns)} constrains A and B of a product A @ ... @ B, and method {method.name!r} "
+            f"has none: it is {method.formula}"
+        )
+    if NONLINEAR not in patterns:
+        return method
+    if nonlinearity not in NONLINEARITIES:
+        raise SubspaceError(f"unknown nonlinearity {nonlinearity!r}; {nearest(nonlinearity, NONLINEARITIES)}")
+    formula = parse(str(_with_activation(method.formula.expression, nonlinearity)))
+    if formula.is_linear == method.formula.is_linear:
+        raise SubspaceError(f"pattern nonlinear: method {method.name!r} has a nonlinearity already: {method.formula}")
+    if method.convolution is not None:
+        convolution = _with_activation(parse(method.convolution.replace("C", "C1")).expression, nonlinearity)
+        method = dataclasses.replace(method, convolution=str(convolution).replace("C1", "C"))
+    changed = dataclasses.replace(method, formula=formula, includes={})
+    if changed.start_problem is not None:
+        raise SubspaceError(f"pattern nonlinear does not go with method {method.name!r}: {changed.start_problem}")
+    return changed
+
+
+def penalty(A: Tensor, B: Tensor, patterns: Iterable[str]) -> Tensor:
+    """Return the penalty on A (n x r) and B (r x m), in float32 or wider.
+
+    >>> penalty(torch.eye(3)[:, :2], torch.zeros(2, 4), ["orthogonal"])
+    tensor(2.)
+    """
+    grams = _grams(A, B)
+    total = grams.A.new_zeros(())
+    for pattern in patterns:
+        if pattern in PENALTIES:
+            right = _deviation(grams.B) if pattern == ORTHOGONAL else grams.B - torch.diag(torch.diagonal(grams.B))
+            total = total + _deviation(grams.A).square().sum() + right.square().sum()
+    return total
+
+
+class Orthogonality(NamedTuple):
+    """How orthogonal A's columns and B's rows are.
+
+    ``A`` and ``B`` are the Frobenius distances of their Gram matrices from the identity; ``cosine_A`` and ``cosine_B``
+    the root mean square of the cosines between different columns or rows, 0 if they are orthogonal, whatever their norms
+    (0 for rank 1 and for zero vectors).
+    """
+
+    A: float
+    B: float
+    cosine_A: float
+    cosine_B: float
+
+
+@torch.no_grad()
+def orthogonality(A: Tensor, B: Tensor) -> Orthogonality:
+    """Measure the orthogonality of A (n x r) and B (r x m)."""
+    grams = _grams(A, B)
+    return Orthogonality(
+        *(float(torch.linalg.matrix_norm(_deviation(gram))) for gram in grams), *(map(_mean_cosine, grams))
+    )
+
+
+class _Grams(NamedTuple):
+    A: Tensor
+    B: Tensor
+
+
+def _grams(A: Tensor, B: Tensor) -> _Grams:
+    with torch.autocast(A.device.type, enabled=False):
+        A, B = (factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in (A, B))
+        return _Grams(A.T @ A, B @ B.T)
+
+
+def _deviation(gram: Tensor) -> Tensor:
+    return gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
+def _mean_cosine(gram: Tensor) -> float:
+    norms = torch.diagonal(gram).clamp_min(0.0).sqrt()
+    cosines = gram / (norms[:, None] * norms).clamp_min(torch.finfo(gram.dtype).tiny)
+    others = cosines[~torch.eye(len(gram), dtype=torch.bool, device=gram.device)]
+    return float(others.square().mean().sqrt()) if others.numel() else 0.0
+
+
+# Finding A and B in a formula
+
+
+def _pair(node: Expression) -> tuple[int, int] | None:
+    """Return where A and B stand in a product."""
+    if not isinstance(node, Product):
+        return None
+    places = {_core(factor): index for index, factor in enumerate(node.factors)}
+    a, b = places.get(symbol("A")), places.get(symbol("B"))
+    return (a, b) if a is not None and b is not None and a < b else None
+
+
+def _core(factor: Expression) -> Expression:
+    """Return the matrix of an affine factor, or the A of a Kronecker product, else the factor."""
+    if isinstance(factor, Affine):
+        return factor.matrix
+    first = factor.factors[0] if isinstance(factor, Kron) else factor
+    return first if isinstance(first, Leaf) else factor
+
+
+def _with_activation(node: Expression, nonlinearity: str) -> Expression:
+    """Return the expression with a nonlinearity behind each A that has a B further on and none between them yet."""
+    if not node.children:
+        return node
+    pair = _pair(node)
+    if pair is not None and isinstance(node, Product):
+        first, last = pair
+        if not any(isinstance(factor, Activation) for factor in node.factors[first:last]):
+            factors = (*node.factors[: first + 1], Activation(nonlinearity), *node.factors[first + 1 :])
+            return node.rebuilt(factors)
+        return node
+    return node.rebuilt(tuple(_with_activation(child, nonlinearity) for child in node.children))

@@ -1,0 +1,14 @@
+"""PiSSA: train the leading singular triples of W (Meng et al., arXiv 2404.02948)."""
+
+from ..registry import method
+
+
+@method(
+    category="reconstruction", mode="complex singular vectors",
+    count="r * (n + m)",
+    starts={"A": "principal_left", "B": "principal_right"},
+    citation="arXiv:2404.02948",
+)
+def pissa(W, A, B, A0, B0, s):
+    """Move the part of W that its r largest singular triples make; A0 and B0 hold that part, so W stays untouched."""
+    return W + s * (A @ B - A0 @ B0)

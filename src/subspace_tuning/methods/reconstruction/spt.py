@@ -1,0 +1,16 @@
+"""SPT: sensitivity decides between sparse entries and a low rank, matrix by matrix (He et al., arXiv 2303.08566)."""
+
+from ..registry import method
+
+
+@method(
+    category="reconstruction", mode="complex singular vectors",
+    count="p + r * (n + m)",
+    selection="sensitivity",
+    budget=0.005,
+    learning_rate=5e-4,
+    citation="arXiv:2303.08566",
+)
+def spt(W, M, Delta, A, B, s):
+    """Train the most sensitive entries; a matrix with more of them than a low-rank term has gets that term instead."""
+    return W + M * Delta + s * A @ B

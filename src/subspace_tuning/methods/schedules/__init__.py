@@ -1,0 +1,16 @@
+"""Schedules: what happens to factors between optimiser steps. One file each; none touches the optimiser."""
+
+from .adalora import AdaLoRA
+from .base import Context, Options, Schedule, Site
+from .dynamic_mask import DynamicMask
+from .flexlora import FlexLoRA
+from .lora_dash import LoRADash
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "adalora": AdaLoRA,
+    "flexlora": FlexLoRA,
+    "lora_dash": LoRADash,
+    "dynamic_mask": DynamicMask,
+}
+
+__all__ = ["SCHEDULES", "Context", "Options", "Schedule", "Site"]

@@ -1,0 +1,123 @@
+"""AdaLoRA's budget: the triplets (column of A, entry of D, row of B) that matter least lose their entry of D.
+
+Importance is sensitivity |p * gradient| times its uncertainty, both smoothed (arXiv 2303.10512, section 3.2). After
+``t_init`` steps the number of kept triplets falls with a cubic to ``target_rank`` per matrix, which it reaches
+``t_final`` steps before the end; from there the choice is fixed. Optimiser and learning rate are left alone: a triplet
+that was zeroed can come back until then, as its D moves on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import SubspaceError
+from .base import Context, Options, Schedule, steps
+
+
+@dataclass(frozen=True)
+class AdaLoRAOptions(Options):
+    """``target_rank`` is the mean rank at the end (2/3 of r); steps: warm-up, fixed end, and between two prunings."""
+
+    target_rank: float | None = None
+    t_init: int | None = None
+    t_final: int | None = None
+    interval: int | None = None
+    beta_sensitivity: float = 0.85
+    beta_uncertainty: float = 0.85
+
+
+class AdaLoRA(Schedule):
+    options_class = AdaLoRAOptions
+
+    def __init__(self, context: Context, options: Options) -> None:
+        super().__init__(context, options)
+        assert isinstance(options, AdaLoRAOptions)
+        self.start = sum(site.rank for site in self.sites)
+        wanted = options.target_rank
+        self.target = sum(
+            max(1, round(site.rank / 1.5)) if wanted is None else min(int(wanted), site.rank) for site in self.sites
+        )
+        if wanted is not None and not 0 < wanted <= max(site.rank for site in self.sites):
+            raise SubspaceError(f"schedule adalora: target_rank = {wanted} is not between 1 and the rank r at the start")
+        self.t_init = steps(options.t_init, 0.15, self.total)
+        self.t_final = steps(options.t_final, 0.3, self.total)
+        self.interval = max(1, steps(options.interval, 0.01, self.total))
+        self._need(self.t_init + self.t_final + 1, "its warm-up (t_init) and fixed end (t_final) with a step between")
+        self.betas = options.beta_sensitivity, options.beta_uncertainty
+        self.importance: dict[str, Tensor] = {}
+        self.uncertainty: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
+
+    def budget(self, step: int) -> int:
+        """Return how many triplets are kept after a step."""
+        if step <= self.t_init:
+            return self.start
+        left = max(0.0, 1.0 - (step - self.t_init) / (self.total - self.t_final - self.t_init))
+        return int((self.start - self.target) * left**3 + self.target)
+
+    @torch.no_grad()
+    def step(self, step: int) -> None:
+        last = self.total - self.t_final
+        if step < last:
+            self._observe()
+        if step == last or (self.t_init < step < last and step % self.interval == 0):
+            self.kept = self._choose(self.budget(step))
+            self._apply()
+        elif step > last:
+            self._apply()
+
+    def _observe(self) -> None:
+        smooth, spread = self.betas
+        for site in self.sites:
+            for name in ("A", "B", "D"):
+                parameter, key = site.parameters[name], f"{site.name}.{name}"
+                if parameter.grad is None:
+                    continue
+                sensitivity = (parameter * parameter.grad).abs().float()
+                zero = torch.zeros_like(sensitivity)
+                mean = smooth * self.importance.get(key, zero) + (1.0 - smooth) * sensitivity
+                self.importance[key] = mean
+                self.uncertainty[key] = (
+                    spread * self.uncertainty.get(key, zero) + (1.0 - spread) * (sensitivity - mean).abs()
+                )
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return the importance of every triplet: that of D's entry plus the means over A's column and B's row."""
+
+        def score(key: str) -> Tensor:
+            return self.importance[key] * self.uncertainty[key]
+
+        return {
+            site.name: score(f"{site.name}.D") + score(f"{site.name}.A").mean(0) + score(f"{site.name}.B").mean(1)
+            for site in self.sites
+        }
+
+    def _choose(self, budget: int) -> dict[str, Tensor]:
+        """Return for each matrix which triplets stay: the ``budget`` best over all matrices."""
+        scores = self.scores()
+        together = torch.cat([scores[site.name] for site in self.sites])
+        keep = torch.zeros(len(together), dtype=torch.bool, device=together.device)
+        keep[together.sort(descending=True, stable=True).indices[:budget]] = True
+        return dict(zip(scores, keep.split([site.rank for site in self.sites]), strict=True))
+
+    def _apply(self) -> None:
+        for site in self.sites:
+            if site.name in self.kept:
+                site.parameters["D"].mul_(self.kept[site.name].to(site.parameters["D"]))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        parts = {"importance": self.importance, "uncertainty": self.uncertainty, "kept": self.kept}
+        return {f"{part}/{key}": tensor for part, held in parts.items() for key, tensor in held.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for key, tensor in state.items():
+            part, _, name = key.partition("/")
+            getattr(self, part)[name] = tensor
+
+    def report(self) -> dict[str, Any]:
+        return {"ranks": {site.name: int((site.parameters["D"] != 0).sum()) for site in self.sites}}

@@ -1,0 +1,96 @@
+"""What a schedule is: it looks at factors and gradients after an optimiser step, and changes factors or constants.
+
+Steps are optimiser steps, counted from 1; a forward pass, an evaluation or a batch that only accumulates gradients is
+none. All that a schedule remembers is in ``state_dict``, so that a run that goes on from a checkpoint goes on the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ...errors import SubspaceError, nearest
+
+
+@dataclass(frozen=True)
+class Site:
+    """One adapted matrix: its name, its factors as parameters, its constants, the frozen W (n x m), s and r."""
+
+    name: str
+    parameters: Mapping[str, nn.Parameter]
+    constants: Mapping[str, Tensor]
+    weight: Tensor
+    scale: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a schedule is told of the run.
+
+    ``total`` is the number of optimiser steps; ``scores`` gives the Fisher information of every entry of every W on
+    the examples at hand, for schedules that move masks.
+    """
+
+    sites: Sequence[Site]
+    total: int
+    scores: Callable[[], Mapping[str, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings of a schedule, each with a default; a number of steps at None is a share of the run."""
+
+    @classmethod
+    def read(cls, name: str, given: Mapping[str, Any]) -> Options:
+        """Make options from a mapping. Raises SubspaceError for an unknown key or a value that is not a number."""
+        fields = {entry.name for entry in dataclasses.fields(cls)}
+        for key, value in given.items():
+            if key not in fields:
+                raise SubspaceError(f"schedule {name} has no option {key!r}; {nearest(key, fields)}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+                raise SubspaceError(f"schedule {name}: {key} = {value!r} is not a number of at least 0")
+        return cls(**given)
+
+
+class Schedule(ABC):
+    """A schedule over the sites of one adapter. Subclasses name their options and say what a step does."""
+
+    options_class: ClassVar[type[Options]] = Options
+
+    def __init__(self, context: Context, options: Options) -> None:
+        self.context = context
+        self.sites = context.sites
+        self.total = context.total
+
+    @abstractmethod
+    def step(self, step: int) -> None:
+        """Act after the optimiser step of this number; the gradients of the step are still there."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all that the schedule remembers."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state_dict`` gave."""
+
+    def report(self) -> dict[str, Any]:
+        """Return what the schedule came to, as plain data for the run's record."""
+        return {}
+
+    def _need(self, steps: int, what: str) -> None:
+        if steps > self.total:
+            raise SubspaceError(
+                f"the schedule is longer than the run: {what} takes {steps} optimiser steps of {self.total}; train "
+                "longer or shorten it with the adapter's `schedule` options"
+            )
+
+
+def steps(given: float | None, share: float, total: int) -> int:
+    """Return a number of steps: the given one, or a share of the run, at least 1."""
+    return int(given) if given is not None else max(1, round(share * total))

@@ -1,0 +1,72 @@
+"""FISH-DIP's masks: renewed in training by the Fisher information of the examples with the largest loss.
+
+The number of entries of each matrix stays. Entries that stay keep their place in Delta, and with it what the optimiser
+knows of them; an entry that comes in takes the place of one that leaves, and starts at 0. What leaves is W again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import SubspaceError
+from .base import Context, Options, Schedule, Site, steps
+
+
+@dataclass(frozen=True)
+class DynamicMaskOptions(Options):
+    """``interval`` is the number of steps between two renewals; after ``t_final`` before the end there is none."""
+
+    interval: int | None = None
+    t_final: int | None = None
+
+
+class DynamicMask(Schedule):
+    options_class = DynamicMaskOptions
+
+    def __init__(self, context: Context, options: Options) -> None:
+        super().__init__(context, options)
+        assert isinstance(options, DynamicMaskOptions)
+        self.interval = max(1, steps(options.interval, 0.1, self.total))
+        self.t_final = steps(options.t_final, 0.1, self.total)
+        self._need(self.interval + self.t_final, "its first renewal (interval) with its fixed end (t_final)")
+        if context.scores is None:
+            raise SubspaceError(
+                "the schedule dynamic_mask looks at training examples: give `scores`, as `subspace train` does"
+            )
+        self.renewed = 0
+
+    @torch.no_grad()
+    def step(self, step: int) -> None:
+        if step % self.interval or step > self.total - self.t_final:
+            return
+        assert self.context.scores is not None
+        with torch.enable_grad():
+            scores = self.context.scores()
+        for site in self.sites:
+            self.renewed += renew(site, scores[site.name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        # The masks are saved with the adapter.
+        return {"renewed": torch.tensor(self.renewed)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.renewed = int(state["renewed"])
+
+    def report(self) -> dict[str, Any]:
+        return {"entries_exchanged": self.renewed}
+
+
+def renew(site: Site, scores: Tensor) -> int:
+    """Move a mask to the entries with the largest scores; return how many entries were exchanged."""
+    mask, values = site.constants["M"], site.parameters["Delta"]
+    best = scores.flatten().topk(mask.numel()).indices
+    leaves = ~torch.isin(mask, best)
+    comes = best[~torch.isin(best, mask)].sort().values
+    mask[leaves] = comes
+    values[leaves] = 0.0
+    return len(comes)

@@ -1,0 +1,96 @@
+"""FlexLoRA's ranks: matrices trade rank by how evenly they use the directions that they have.
+
+A matrix has r places for directions, of which some are active. The evenness of a matrix is the entropy of its squared
+diagonal over the active places, in units of the largest possible one, ln(active): 1 if all are used alike, near 0 if
+one does everything. Every ``interval`` steps between ``t_init`` and ``t_final`` before the end the least even matrix
+gives up the active direction with the smallest |D|, and the most even one activates a place, where D starts at 0, so
+that the output does not jump. The sum of the ranks stays what it was.
+
+Where the entropy is not defined by the formula: a matrix of which one direction is active counts as 1 (it uses all it
+has, and has none to give), and one whose D is 0 throughout counts as 1 as well (nothing speaks against any direction).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import SubspaceError
+from .base import Context, Options, Schedule, steps
+
+
+@dataclass(frozen=True)
+class FlexLoRAOptions(Options):
+    """``target_rank`` is the mean number of active directions, from the start on (half of r); the others are steps."""
+
+    target_rank: float | None = None
+    t_init: int | None = None
+    t_final: int | None = None
+    interval: int | None = None
+
+
+class FlexLoRA(Schedule):
+    options_class = FlexLoRAOptions
+
+    def __init__(self, context: Context, options: Options) -> None:
+        super().__init__(context, options)
+        assert isinstance(options, FlexLoRAOptions)
+        self.t_init = steps(options.t_init, 0.1, self.total)
+        self.t_final = steps(options.t_final, 0.2, self.total)
+        self.interval = max(1, steps(options.interval, 0.01, self.total))
+        self._need(self.t_init + self.t_final + 1, "its warm-up (t_init) and fixed end (t_final) with a step between")
+        wanted = options.target_rank
+        self.active: dict[str, Tensor] = {}
+        for site in self.sites:
+            count = max(1, site.rank // 2) if wanted is None else int(wanted)
+            if not 1 <= count <= site.rank:
+                raise SubspaceError(
+                    f"schedule flexlora: target_rank = {wanted} is not between 1 and {site.rank}, the places of "
+                    f"{site.name}"
+                )
+            self.active[site.name] = torch.arange(site.rank, device=site.weight.device) < count
+
+    @torch.no_grad()
+    def step(self, step: int) -> None:
+        if self.t_init < step <= self.total - self.t_final and step % self.interval == 0:
+            self._trade()
+        for site in self.sites:
+            site.parameters["D"].mul_(self.active[site.name].to(site.parameters["D"]))
+
+    def _trade(self) -> None:
+        givers = [site for site in self.sites if int(self.active[site.name].sum()) > 1]
+        takers = [site for site in self.sites if not bool(self.active[site.name].all())]
+        evenness = {site.name: evenness_of(site.parameters["D"], self.active[site.name]) for site in self.sites}
+        giver = min(givers, key=lambda site: evenness[site.name], default=None)
+        taker = max(takers, key=lambda site: evenness[site.name], default=None)
+        if giver is None or taker is None or evenness[giver.name] >= evenness[taker.name]:
+            return
+        magnitudes = giver.parameters["D"].abs().masked_fill(~self.active[giver.name], math.inf)
+        self.active[giver.name][magnitudes.argmin()] = False
+        place = int((~self.active[taker.name]).float().argmax())
+        self.active[taker.name][place] = True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.active)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in state.items():
+            self.active[name].copy_(tensor)
+
+    def report(self) -> dict[str, Any]:
+        return {"ranks": {name: int(active.sum()) for name, active in self.active.items()}}
+
+
+def evenness_of(diagonal: Tensor, active: Tensor) -> float:
+    """Return the entropy of the squared active entries over its largest possible value, in [0, 1]."""
+    energy = diagonal.detach()[active].double().square()
+    total = energy.sum()
+    if len(energy) < 2 or total == 0:
+        return 1.0
+    shares = energy / total
+    return float(torch.special.entr(shares).sum()) / math.log(len(energy))

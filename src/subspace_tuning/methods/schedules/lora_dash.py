@@ -1,0 +1,70 @@
+"""LoRA-Dash's launch: after some steps of plain LoRA, the singular directions that it changes most get a value each.
+
+The change rate of direction i of W = U S V.T is |u_i^T dW v_i| / (S_i + eps) with dW = s A B: the *absolute* value
+counts (arXiv 2409.01035, definition 4). The q directions with the largest rate stand in the constants U_k and V_k from
+then on and are saved with the adapter; until then both are zero, so that d cannot move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...algebra.svd import svd
+from .base import Context, Options, Schedule, Site, steps
+
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class LoRADashOptions(Options):
+    """``launch`` is the step after which the directions are chosen, ``directions`` how many (q)."""
+
+    launch: int | None = None
+    directions: int = 8
+
+
+class LoRADash(Schedule):
+    options_class = LoRADashOptions
+
+    def __init__(self, context: Context, options: Options) -> None:
+        super().__init__(context, options)
+        assert isinstance(options, LoRADashOptions)
+        self.launch = max(1, steps(options.launch, 0.1, self.total))
+        self._need(self.launch + 1, "LoRA-Dash's launch, with a step of training behind it,")
+        self.chosen: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, step: int) -> None:
+        if step == self.launch:
+            for site in self.sites:
+                self.chosen[site.name] = _choose(site)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.chosen)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.chosen = dict(state)
+
+    def report(self) -> dict[str, Any]:
+        return {"launch": self.launch, "directions": {name: index.tolist() for name, index in self.chosen.items()}}
+
+
+def change_rates(site: Site) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the change rate of every singular direction of W, and U and V."""
+    U, S, V = svd(site.weight)
+    left, right = U.T @ site.parameters["A"].to(U), site.parameters["B"].to(V) @ V
+    rates = site.scale * (left * right.T).sum(1).abs() / (S + EPSILON)
+    return rates, U, V
+
+
+def _choose(site: Site) -> Tensor:
+    rates, U, V = change_rates(site)
+    index = rates.topk(site.parameters["d"].numel()).indices
+    site.constants["U_k"].copy_(U[:, index])
+    site.constants["V_k"].copy_(V[:, index])
+    return index

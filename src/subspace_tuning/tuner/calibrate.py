@@ -1,0 +1,175 @@
+"""Choosing from data what is trained: the entries of masks, or whole biases."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SubspaceError
+from .config import SubspaceConfig
+from .kinds import kind_of
+from .layer import SubspaceLayer
+from .model import SubspaceModel, budget_of, targets
+
+Batch = Mapping[str, Any]
+Loss = Callable[[nn.Module, Batch], Tensor]
+
+
+def calibrate(
+    model: nn.Module, config: SubspaceConfig, batches: Iterable[Batch], loss: Loss | None = None
+) -> SubspaceConfig:
+    """Return the config with its choice made from a few batches; the model is left as it was.
+
+    >>> config = calibrate(model, SubspaceConfig(method="fishmask", budget=0.005), batches)
+    >>> model = get_peft_model(model, config)
+
+    Args:
+        model: the model that will be adapted, with its head, not adapted yet.
+        config: of a method that needs data (``fishmask``, ``fish_dip``, ``spt``, ``s_bitfit``).
+        batches: what the model is called with, as keywords; the first dimension of each tensor counts the examples.
+        loss: a scalar from the model and a batch; else ``model(**batch).loss``.
+
+    Raises:
+        SubspaceError: the method needs no data, there are no batches or no loss, or the budget is above the matrices.
+    """
+    method = config.resolved
+    if not method.needs_calibration:
+        raise SubspaceError(f"method {method.name!r} chooses nothing from data: use its config as it is")
+    config = copy.copy(config)
+    if config.target_modules is None:
+        config.target_modules = SubspaceModel.placement(model, config)
+    SubspaceModel.check_targets(model, config)
+    found = dict(targets(model, config))
+    kind = "bias" if method.selection == "importance" else "weight"
+    scores = _squares(model, {name: getattr(module, kind) for name, module in found.items()}, batches, loss)
+    if method.selection == "importance":
+        return config.chosen(target_modules=_biases(config, scores))
+    oriented = {name: _oriented(found[name], square) for name, square in scores.items()}
+    positions = _top(oriented, budget_of(config, sum(square.numel() for square in oriented.values())))
+    if method.selection == "sensitivity":
+        positions = {
+            name: index if len(index) <= config.r * sum(oriented[name].shape) else index[:0]
+            for name, index in positions.items()
+        }
+    return config.chosen(entries={name: len(index) for name, index in positions.items()}, positions=positions)
+
+
+def fisher(layers: Mapping[str, SubspaceLayer], run: Callable[[], Iterator[Tensor]]) -> dict[str, Tensor]:
+    """Return the sum over losses of the squared gradient of each layer's W (n x m).
+
+    ``run`` gives one loss per example, each computed when it is asked for.
+    """
+    weights = {name: layer.weight for name, layer in layers.items()}
+    squares = _summed(weights, run)
+    return {name: layers[name].kind.matrix(square) for name, square in squares.items()}
+
+
+def _squares(
+    model: nn.Module, parameters: Mapping[str, Tensor], batches: Iterable[Batch], loss: Loss | None
+) -> dict[str, Tensor]:
+    """Return the Fisher information of parameters: the mean over examples of their squared gradient."""
+    examples = 0
+
+    def losses() -> Iterator[Tensor]:
+        nonlocal examples
+        for batch in batches:
+            for example in single(batch):
+                examples += 1
+                yield loss_of(model, example, loss)
+
+    with evaluating(model):
+        squares = _summed(parameters, losses)
+    if not examples:
+        raise SubspaceError("calibrate was given no batches")
+    return {name: square / examples for name, square in squares.items()}
+
+
+def _summed(parameters: Mapping[str, Tensor], losses: Callable[[], Iterator[Tensor]]) -> dict[str, Tensor]:
+    wanted = list(parameters.values())
+    before = [parameter.requires_grad for parameter in wanted]
+    sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in wanted]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        for value in losses():
+            for total, gradient in zip(sums, torch.autograd.grad(value, wanted, allow_unused=True), strict=True):
+                if gradient is not None:
+                    total.add_(gradient.float().square())
+    finally:
+        for parameter, flag in zip(wanted, before, strict=True):
+            parameter.requires_grad_(flag)
+    return dict(zip(parameters, sums, strict=True))
+
+
+def single(batch: Batch) -> Iterator[dict[str, Any]]:
+    """Yield the examples of a batch as batches of one."""
+    counts = {len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim()}
+    if len(counts) != 1:
+        raise SubspaceError("the tensors of a batch do not agree on the number of examples")
+    for i in range(counts.pop()):
+        yield {key: value[i : i + 1] if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def loss_of(model: nn.Module, batch: Batch, loss: Loss | None = None) -> Tensor:
+    """Return the loss of a batch. Raises SubspaceError if the model gives none."""
+    value = model(**batch).loss if loss is None else loss(model, batch)
+    if not isinstance(value, Tensor):
+        raise SubspaceError("the model gives no loss for the batches: put `labels` into them, or give `loss`")
+    return value
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off meanwhile."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _oriented(module: nn.Module, square: Tensor) -> Tensor:
+    kind = kind_of(module)
+    assert kind is not None
+    return kind.matrix(square)
+
+
+def _top(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
+    """Return for each matrix the flat positions of those entries that are among the largest of all matrices."""
+    together = torch.cat([square.flatten() for square in scores.values()])
+    chosen = torch.zeros(len(together), dtype=torch.bool, device=together.device)
+    chosen[together.topk(budget).indices] = True
+    parts = chosen.split([square.numel() for square in scores.values()])
+    return {name: part.nonzero().flatten() for name, part in zip(scores, parts, strict=True)}
+
+
+def _biases(config: SubspaceConfig, scores: Mapping[str, Tensor]) -> list[str]:
+    """Return the modules whose biases fit into the budget, those first that promise most per parameter.
+
+    A small step down the gradient lowers the loss by its length times the squared gradient, to first order.
+    """
+    left = budget_of(config, sum(square.numel() for square in scores.values()))
+    chosen: list[str] = []
+    for name in sorted(scores, key=lambda name: float(scores[name].mean()), reverse=True):
+        if scores[name].numel() <= left:
+            left -= scores[name].numel()
+            chosen.append(name)
+    if not chosen:
+        raise SubspaceError(f"budget = {left:,} is below the smallest bias, of {min(map(len, scores.values())):,}")
+    return chosen
+
+
+def hardest(model: nn.Module, batches: Sequence[Batch], share: float) -> list[dict[str, Any]]:
+    """Return the examples with the largest loss, as batches of one."""
+    examples = [example for batch in batches for example in single(batch)]
+    with torch.no_grad():
+        losses = torch.stack([loss_of(model, example).float() for example in examples])
+    keep = losses.topk(max(1, round(share * len(examples)))).indices.sort().values
+    return [examples[i] for i in keep.tolist()]

@@ -1,0 +1,87 @@
+"""Mix-and-match: prefix tuning on the attention and parallel adapters on the feed-forward block, in one model.
+
+peft has no model with adapters of two types. Here the parallel adapters are layers inside the base model, and peft's
+prefix tuning goes around it; the one class below saves and loads both: the prefix in the folder itself, as peft does,
+and the adapters in a folder inside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+from peft import PeftModel, PrefixTuningConfig
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..errors import SubspaceError
+from ..methods.roles import FFN_IN, FFN_OUT
+from .config import SubspaceConfig
+from .model import SubspaceModel
+from .roles import target_modules
+
+ADAPTER = "parallel"
+_FOLDER = "parallel_adapter"
+
+
+def mam_model(model: nn.Module, prefix: PrefixTuningConfig, parallel: SubspaceConfig | None = None) -> PeftModel:
+    """Return the model with both parts attached; ``parallel`` is as wide as the prefix is long if it is not given."""
+    if parallel is None:
+        model_type = str(SubspaceModel.get_model_config(model).get("model_type"))
+        where = target_modules(model_type, [FFN_IN, FFN_OUT])
+        parallel = SubspaceConfig(method="parallel_adapter", r=prefix.num_virtual_tokens, target_modules=where)
+    SubspaceModel(model, {ADAPTER: parallel}, ADAPTER)
+    wrapped = peft.get_peft_model(model, prefix)
+    wrapped.__class__ = type(f"MixAndMatch{type(wrapped).__name__}", (MixAndMatch, type(wrapped)), {})
+    assert isinstance(wrapped, MixAndMatch)
+    wrapped.parallel_config = parallel
+    for name, parameter in wrapped.named_parameters():
+        if f"subspace_params.{ADAPTER}." in name:  # peft froze them with the rest of what it takes for the base
+            parameter.requires_grad_(True)
+    return wrapped
+
+
+def load_mam(model: nn.Module, folder: str | Path, is_trainable: bool = False) -> PeftModel:
+    """Attach what ``save_pretrained`` of a mix-and-match model wrote. Raises SubspaceError if a part is missing."""
+    prefix = PrefixTuningConfig.from_pretrained(str(folder))
+    path = Path(folder) / _FOLDER
+    if not (path / "adapter_config.json").is_file():
+        raise SubspaceError(f"{folder} holds a prefix and no folder {_FOLDER}: it is not a mix-and-match adapter")
+    prefix.inference_mode = False
+    wrapped = mam_model(model, prefix, SubspaceConfig.from_pretrained(str(path)))
+    wrapped.load_adapter(str(folder), "default", is_trainable=True)
+    if not is_trainable:
+        wrapped.requires_grad_(False)
+        wrapped.eval()
+    return wrapped
+
+
+class MixAndMatch(PeftModel):
+    """A prefix-tuned model whose base has parallel adapters."""
+
+    parallel_config: SubspaceConfig
+
+    def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        """Save the prefix as peft does, and the parallel adapters in a folder beside it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        folder = Path(save_directory) / _FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parallel_config.save_pretrained(str(folder))
+        tensors = {
+            name: tensor.contiguous()
+            for name, tensor in self.base_model.state_dict().items()
+            if f".subspace_params.{ADAPTER}." in name
+        }
+        temporary = folder / "adapter_model.safetensors.tmp"
+        save_file(tensors, temporary)
+        temporary.replace(folder / "adapter_model.safetensors")
+
+    def load_adapter(self, model_id: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load both parts from a folder."""
+        result = super().load_adapter(model_id, *args, **kwargs)
+        tensors = load_file(Path(model_id) / _FOLDER / "adapter_model.safetensors")
+        missing = self.base_model.load_state_dict(tensors, strict=False)
+        if missing.unexpected_keys:
+            raise SubspaceError(f"{model_id}: {missing.unexpected_keys[0]} has no place in this base model")
+        return result
