@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from subspace_tuning import SubspaceConfig, SubspaceError, SubspaceLayer
 from subspace_tuning.algebra import Sizes
 from subspace_tuning.methods import Method
+from subspace_tuning.tuner.model import matrix_shape
 from subspace_tuning.tuner.scheduling import schedule
 
 from .modules import KINDS, Net, fits
@@ -41,8 +42,8 @@ def config_of(case: Method, kind: str, **options: Any) -> SubspaceConfig:
         return config
     if not case.formula.masked:
         return config.chosen()
-    count = Net(kind).target.weight.numel()
-    return config.chosen(entries={"target": 7}, positions={"target": torch.randperm(count)[:7]})
+    n, m = matrix_shape(Net(kind).target)
+    return config.chosen(entries={"target": [7, n, m]}, positions={"target": torch.randperm(n * m)[:7]})
 
 
 def adapted(

@@ -46,8 +46,16 @@ class Variant:
     def names_bias(self) -> bool:
         return self.method.formula.names_bias
 
+    @property
+    def persistent(self) -> set[str]:
+        """The constants that only a file can give back, and that are saved with the factors."""
+        formula = self.method.formula
+        return {*formula.masked, *({"U_k", "V_k"} if formula.chooses_directions else ())}
+
     def config(self, **fields: Any) -> SubspaceConfig:
         fields.setdefault("r", 4)
+        if self.name == "lora_dash":
+            fields.setdefault("schedule", {"directions": 3})
         if self.name == "formula":
             return SubspaceConfig(formula=FORMULA, **fields)
         return SubspaceConfig(method=self.name, **fields)
@@ -56,7 +64,16 @@ class Variant:
         return self.name
 
 
-EVERY = [*(Variant(method.name) for method in methods.every()), Variant("formula")]
+# Left to the laws and to tests of their own: methods whose config is made from a model and data (test_calibrate.py), the
+# one that wants a cross-attention, and the one that goes around a normalisation (test_placements.py).
+EVERY = [
+    *(
+        Variant(known.name)
+        for known in methods.every()
+        if not known.needs_calibration and not known.formula.wraps_norm and known.name != "xattn"
+    ),
+    Variant("formula"),
+]
 
 
 Batch = dict[str, Tensor]

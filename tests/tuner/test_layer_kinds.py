@@ -106,6 +106,24 @@ def dora(W: Tensor, f: Any, s: float) -> Tensor:
     return turned / turned.norm(dim=0) * (W.norm(dim=0) + f["D"])
 
 
+def pissa(W: Tensor, f: Any, s: float) -> Tensor:
+    U, S, V = spectrum(W, RANK)
+    A, B = U * (S / s).sqrt(), (V * (S / s).sqrt()).T
+    return W + s * ((A + f["A"]) @ (B + f["B"]) - A @ B)
+
+
+def flora(W: Tensor, f: Any, s: float) -> Tensor:
+    """The full core; on a convolution by Tucker's product, axis by axis (C1, C2, C3 are offsets from the identity)."""
+    A, G, B = f["A"], f["G"], f["B"]
+    sides = [f[name] + torch.eye(*f[name].shape) for name in ("C1", "C2", "C3") if name in f]
+    core = G.view(A.shape[1], *(side.shape[1] for side in sides), G.shape[1])
+    core = torch.tensordot(A, core, dims=([1], [0]))
+    for axis, side in enumerate(sides, start=1):
+        core = torch.tensordot(core, side, dims=([axis], [1])).movedim(-1, axis)
+    delta = torch.tensordot(core, B, dims=([core.dim() - 1], [0]))
+    return W + s * delta.reshape(W.shape)
+
+
 PHI: dict[str, Callable[[Tensor, Any, float], Tensor]] = {
     "ia3": lambda W, f, s: W * (1 + f["D2"]),
     "ssl": lambda W, f, s: (1 + f["D1"])[:, None] * W,
@@ -113,7 +131,11 @@ PHI: dict[str, Callable[[Tensor, Any, float], Tensor]] = {
     "sam_parser": sam_parser,
     "lora": lambda W, f, s: W + s * f["A"] @ f["B"],
     "trilora": lambda W, f, s: W + s * f["A"] @ torch.diag(f["D"]) @ f["B"],
-    "flora": lambda W, f, s: W + s * f["A"] @ f["G"] @ f["B"],
+    "flora": flora,
+    "moslora": lambda W, f, s: W + s * f["A"] @ f["G"] @ f["B"],
+    "adalora": lambda W, f, s: W + s * f["A"] @ torch.diag(f["D"]) @ f["B"],
+    "liera": lambda W, f, s: W + s * W * (f["A"] @ f["B"]),
+    "pissa": pissa,
     "dora": dora,
     "svdiff": svdiff,
     "spectral": spectral,

@@ -49,7 +49,7 @@ def nudged(model: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "subspace_params" in name:
-                parameter.add_(0.02 * torch.randn_like(parameter))
+                parameter.add_(0.05 * torch.randn_like(parameter))
     return model.eval()
 
 

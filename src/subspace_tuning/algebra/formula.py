@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 from . import names
 from .gate import Gate
-from .nodes import Activation, Affine, Expression, Normalisation, Sparse, substitute, symbol
+from .nodes import Activation, Affine, Expression, Leaf, Normalisation, Product, Sparse, Sum, add, substitute, symbol
 
 Shape = tuple[str, ...]
 
@@ -66,9 +66,13 @@ class Formula:
 
     @cached_property
     def evaluated(self) -> Expression:
-        """The expression that is evaluated: ``rest`` is W - U_r @ S_r @ V_r.T, so that no copy of W's size is kept."""
+        """The expression that is evaluated, equal to the formula.
+
+        ``rest`` is W - U_r @ S_r @ V_r.T, so that no copy of W's size is kept. ``A @ B - A0 @ B0`` is evaluated as
+        ``A_offset @ B + A0 @ B_offset``: in a low precision the difference of two large products would be noise.
+        """
         leading = symbol("U_r") @ symbol("S_r") @ symbol("V_r").T
-        return substitute(self.expression, {"rest": symbol("W") - leading})
+        return _by_offsets(substitute(self.expression, {"rest": symbol("W") - leading}))
 
     @cached_property
     def trainable(self) -> tuple[str, ...]:
@@ -79,6 +83,11 @@ class Formula:
     def spectral(self) -> tuple[str, ...]:
         """The names taken from W's singular value decomposition."""
         return tuple(name for name in self.evaluated.names if name in names.SPECTRAL_SHAPES)
+
+    @cached_property
+    def offsets(self) -> tuple[str, ...]:
+        """The trainable factors whose offset from their start is evaluated."""
+        return tuple(name for name in self.trainable if f"{name}{names.OFFSET}" in self.evaluated.names)
 
     @cached_property
     def has_rank(self) -> bool:
@@ -119,3 +128,22 @@ class Formula:
     def count(self, sizes: Sizes) -> int:
         """Return the number of trainable parameters for one matrix of these sizes."""
         return sum(math.prod(sizes.of(self.shapes[name])) for name in self.trainable)
+
+
+def _by_offsets(node: Expression) -> Expression:
+    """Return an equal expression in which P(A, B, ...) - P(A0, B0, ...) is written by what the factors moved."""
+    node = node.rebuilt(tuple(_by_offsets(child) for child in node.children)) if node.children else node
+    if not isinstance(node, Sum) or len(node.terms) != 2:
+        return node
+    moved, subtracted = node.terms
+    if not isinstance(moved, Product) or not all(isinstance(factor, Leaf) for factor in moved.factors):
+        return node
+    trained = [name for name in moved.names if not names.is_frozen(name)]
+    starts = {name: symbol(f"{name}0") for name in trained}
+    if not trained or subtracted != -substitute(moved, starts):
+        return node
+    terms = []
+    for index, name in enumerate(trained):  # telescoping: the factors before it at their start, those behind it as they are
+        before = {other: starts[other] for other in trained[:index]}
+        terms.append(substitute(moved, {**before, name: symbol(f"{name}{names.OFFSET}")}))
+    return reduce(add, terms)

@@ -41,6 +41,10 @@ def is_start(name: str) -> bool:
     return _START.fullmatch(name) is not None
 
 
+OFFSET = "_offset"
+"""The suffix of what a trainable factor has moved away from its start: A_offset = A - A0. It stands in plans alone."""
+
+
 def is_frozen(name: str) -> bool:
     """Whether the name's tensor comes from W and is never trained."""
     from_base = name in BASE or name in SPECTRAL_SHAPES or name in CHOSEN_SHAPES

@@ -592,7 +592,7 @@ def symbol(name: str) -> Expression:
         return Activation(name)
     if name == "N":
         return Normalisation(name)
-    if names.is_diagonal(name):
+    if names.is_diagonal(name.removesuffix(names.OFFSET)):
         return Diagonal(name)
     # A lower-case name is a scalar until diag() or affine() finds it in the place of a vector.
     return Matrix(name) if name[0].isupper() or name == "rest" else Scalar(name)

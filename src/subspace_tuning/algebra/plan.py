@@ -342,7 +342,8 @@ class _Planner:
     def shape(self, node: Expression) -> tuple[int, int]:
         """Return rows and columns in numbers."""
         if isinstance(node, Leaf):
-            known = self.formula.shapes.get(node.name) or names.SPECTRAL_SHAPES.get(node.name, ())
+            name = node.name.removesuffix(names.OFFSET)
+            known = self.formula.shapes.get(name) or names.SPECTRAL_SHAPES.get(name, ())
             size = self.sizes.of(known)
             return (size[0], size[-1]) if size else (1, 1)
         if isinstance(node, Product):

@@ -99,7 +99,7 @@ def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
         config.target_modules = SubspaceModel.placement(model, config)
     found = targets(model, config)
     if config.resolved.formula.masked:
-        return config.chosen(entries=share_out(config, {name: _weights(module) for name, module in found}))
+        return config.chosen(entries=share_out(config, found))
     sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator,union-attr]
     left, chosen = budget_of(config, sum(sizes.values())), []
     for name, size in sizes.items():
@@ -107,10 +107,6 @@ def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
             left -= size
             chosen.append(name)
     return config.chosen(target_modules=chosen)
-
-
-def _weights(module: nn.Module) -> int:
-    return int(module.weight.numel())  # type: ignore[operator,union-attr]
 
 
 def _size(model: nn.Module) -> int:

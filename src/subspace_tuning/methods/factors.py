@@ -82,7 +82,10 @@ def initial_factors(
     return Factors(
         {name: tensor.to(device=weight.device, dtype=dtype) for name, tensor in parameters.items()},
         {
-            name: constants[name].to(weight.device, dtype if constants[name].is_floating_point() else torch.int64)
+            # Contiguous, as what is loaded from a file: products of another layout differ in the last bit.
+            name: constants[name]
+            .to(weight.device, dtype if constants[name].is_floating_point() else torch.int64)
+            .contiguous()
             for name in sorted(used)
         },
     )
@@ -152,4 +155,6 @@ def environment(
             env[name] = (constants[f"{name}0"] if number is None else number) + parameter
         else:
             env[name] = parameter
+        if name in method.formula.offsets:
+            env[f"{name}{names.OFFSET}"] = parameter if anchored else parameter - constants[f"{name}0"]
     return env

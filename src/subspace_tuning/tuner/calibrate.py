@@ -56,7 +56,8 @@ def calibrate(
             name: index if len(index) <= config.r * sum(oriented[name].shape) else index[:0]
             for name, index in positions.items()
         }
-    return config.chosen(entries={name: len(index) for name, index in positions.items()}, positions=positions)
+    entries = {name: [len(index), *oriented[name].shape] for name, index in positions.items()}
+    return config.chosen(entries=entries, positions=positions)
 
 
 def fisher(layers: Mapping[str, SubspaceLayer], run: Callable[[], Iterator[Tensor]]) -> dict[str, Tensor]:

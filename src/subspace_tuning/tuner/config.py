@@ -79,8 +79,8 @@ class SubspaceConfig(PeftConfig):
     calibrated: bool = field(
         default=False, metadata={"help": "set by `calibrate`: what to train has been chosen from data"}
     )
-    entries: dict[str, int] | None = field(
-        default=None, metadata={"help": "set when a mask is chosen: the number of trained entries by module name"}
+    entries: dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "set when a mask is chosen: by module name the number of entries, and n and m"}
     )
     target_modules: list[str] | str | None = field(
         default=None,

@@ -44,9 +44,12 @@ class SubspaceModel(BaseTuner):
             self._check_name(adapter_name)
             if config.target_modules is None:
                 config.target_modules = self.placement(model, config)
-            if kwargs.get("state_dict") is None:
+            state = kwargs.get("state_dict")
+            if state is None:
                 self.check_targets(model, config)
                 self._check_choice(model, config)
+            elif config.entries is None and config.resolved.formula.masked:
+                config.entries = _entries_of(state, self.prefix, model)
         except SubspaceError:
             del self.peft_config[adapter_name]
             raise
@@ -67,7 +70,7 @@ class SubspaceModel(BaseTuner):
             layer = _layer_class(target)(target)
             self._replace_module(parent, target_name, layer, target)
         assert isinstance(layer, SubspaceLayer)
-        method, entries = config.resolved, (config.entries or {}).get(current_key, 0)
+        method, entries = config.resolved, _entries(config, current_key, layer)
         rank = _by_pattern(config.rank_pattern, current_key, config.r)
         if method.selection == "sensitivity" and entries:  # sparse here: no low-rank term
             rank = 0
@@ -126,8 +129,7 @@ class SubspaceModel(BaseTuner):
                 "with a few batches, then use that config"
             )
         if method.selection == "magnitude" and config.entries is None:
-            sizes = {name: module.weight.numel() for name, module in targets(model, config)}  # type: ignore[operator,union-attr]
-            config.entries = share_out(config, sizes)
+            config.entries = share_out(config, targets(model, config))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; in training, what the patterns and gates ask for joins the loss of the outputs."""
@@ -260,12 +262,47 @@ def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Modu
     return [(name, module) for name, module in _modules(model) if check_target_module_exists(config, name)]
 
 
-def share_out(config: SubspaceConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+def share_out(config: SubspaceConfig, found: Sequence[tuple[str, nn.Module]]) -> dict[str, list[int]]:
     """Share a budget out over matrices in proportion to their sizes. Raises SubspaceError if it is above their sum."""
-    total = sum(sizes.values())
-    budget = budget_of(config, total)
-    ends = [round(end * budget / total) for end in accumulate(sizes.values())]
-    return {name: end - start for name, start, end in zip(sizes, [0, *ends], ends, strict=False)}
+    shapes = {name: matrix_shape(module) for name, module in found}
+    sizes = [n * m for n, m in shapes.values()]
+    budget = budget_of(config, sum(sizes))
+    ends = [round(end * budget / sum(sizes)) for end in accumulate(sizes)]
+    shares = (end - start for start, end in zip([0, *ends], ends, strict=False))
+    return {name: [share, *shape] for (name, shape), share in zip(shapes.items(), shares, strict=True)}
+
+
+def matrix_shape(module: nn.Module) -> tuple[int, int]:
+    """Return n and m of a module's W."""
+    kind = kind_of(module)
+    assert kind is not None
+    n, m = kind.matrix(module.weight).shape  # type: ignore[arg-type]
+    return n, m
+
+
+def _entries(config: SubspaceConfig, name: str, layer: SubspaceLayer) -> int:
+    """Return how many entries of a matrix are trained. Raises SubspaceError if they were chosen in another one."""
+    if not config.entries or name not in config.entries:
+        return 0
+    entries, *shape = config.entries[name]
+    here = [layer.in_features, layer.out_features]
+    if shape != here:
+        raise SubspaceError(
+            f"{name}: the adapter's factor M has the shape {tuple(shape)}, here it needs {tuple(here)}: it was trained "
+            "on another base model"
+        )
+    return entries
+
+
+def _entries_of(state: Mapping[str, Tensor], prefix: str, model: nn.Module) -> dict[str, list[int]]:
+    """Read the numbers of entries off saved factors."""
+    modules = dict(_modules(model))
+    found = {}
+    for key, tensor in state.items():
+        name, _, rest = key.partition(f".{prefix}params.")
+        if rest.split(".")[-1] == "Delta" and name in modules:
+            found[name] = [len(tensor), *matrix_shape(modules[name])]
+    return found
 
 
 def budget_of(config: SubspaceConfig, total: int) -> int:
