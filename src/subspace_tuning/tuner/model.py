@@ -54,6 +54,8 @@ class SubspaceModel(BaseTuner):
             del self.peft_config[adapter_name]
             raise
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if config.adds_to_loss and _add_penalty not in model._forward_hooks.values():
+            model.register_forward_hook(_add_penalty)
 
     def _create_and_replace(
         self,
@@ -132,17 +134,12 @@ class SubspaceModel(BaseTuner):
             config.entries = share_out(config, targets(model, config))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; in training, what the patterns and gates ask for joins the loss of the outputs."""
-        outputs = super().forward(*args, **kwargs)
-        loss = getattr(outputs, "loss", None)
-        if self.training and isinstance(loss, Tensor) and any(map(self._adds_to_loss, self.active_adapters)):
-            added = penalty(self)
-            if added is not None:
-                outputs.loss = loss + added.to(loss.device, loss.dtype)
-        return outputs
+        """Run the model; in training, what the patterns and gates ask for joins the loss of the outputs.
 
-    def _adds_to_loss(self, adapter_name: str) -> bool:
-        return _own(self.peft_config[adapter_name]).adds_to_loss
+        The model itself is called, and not its ``forward`` as peft does: a hook on it adds the penalty, since peft
+        leaves the tuner out where a model has no task type.
+        """
+        return self.model(*args, **kwargs)
 
     def _check_name(self, adapter_name: str) -> None:
         """peft finds the tensors of an adapter by the end of their names, so no factor may be called like one."""
@@ -239,6 +236,9 @@ class SubspaceModel(BaseTuner):
     ) -> Any:
         if merge:
             self._check_merge(adapter_names, safe_merge)
+        hooks = self.model._forward_hooks
+        for key in [key for key, hook in hooks.items() if hook is _add_penalty]:
+            del hooks[key]
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     def _check_merge(self, adapter_names: Sequence[str] | None, safe_merge: bool) -> None:
@@ -313,6 +313,16 @@ def budget_of(config: SubspaceConfig, total: int) -> int:
     if number > total:
         raise SubspaceError(f"budget = {number:,} is above the {total:,} entries of the adapted matrices")
     return number
+
+
+def _add_penalty(model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+    """Add what patterns and gates ask for to the loss of a model's outputs."""
+    loss = getattr(outputs, "loss", None)
+    if model.training and isinstance(loss, Tensor):
+        added = penalty(model)
+        if added is not None:
+            outputs.loss = loss + added.to(loss.device, loss.dtype)
+    return outputs
 
 
 def _own(config: PeftConfig) -> SubspaceConfig:
