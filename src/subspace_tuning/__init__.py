@@ -16,18 +16,45 @@ from .errors import SubspaceError
 if TYPE_CHECKING:
     from . import methods
     from .methods import method
-    from .tuner import SubspaceConfig, SubspaceLayer, SubspaceModel
+    from .tuner import (
+        SubspaceConfig,
+        SubspaceLayer,
+        SubspaceModel,
+        calibrate,
+        load_mam,
+        mam_model,
+        orthogonality,
+        parameter_groups,
+        penalty,
+        schedule,
+    )
 
 try:
     __version__ = importlib.metadata.version("subspace-tuning")
 except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["SubspaceConfig", "SubspaceError", "SubspaceLayer", "SubspaceModel", "__version__", "method", "methods"]
+__all__ = [
+    "SubspaceConfig",
+    "SubspaceError",
+    "SubspaceLayer",
+    "SubspaceModel",
+    "__version__",
+    "calibrate",
+    "load_mam",
+    "mam_model",
+    "method",
+    "methods",
+    "orthogonality",
+    "parameter_groups",
+    "penalty",
+    "schedule",
+]
 
-_HOMES = {"methods": "", "method": ".methods"} | dict.fromkeys(
-    ("SubspaceConfig", "SubspaceLayer", "SubspaceModel"), ".tuner"
-)
+_OWN = ("SubspaceError", "__version__")
+_HOMES = {"methods": "", "method": ".methods"} | {
+    name: ".tuner" for name in __all__ if name not in (*_OWN, "method", "methods")
+}
 
 
 def __getattr__(name: str) -> Any:
