@@ -50,13 +50,24 @@ def _interrupt(config: RunConfig, step: int, monkeypatch: pytest.MonkeyPatch, da
             train.run(config, progress=False)
 
 
-@pytest.mark.parametrize("method", ["ssb", "lora", "bitfit", "full"])
+SCHEDULES: dict[str, dict[str, float]] = {
+    "adalora": {"t_init": 1, "t_final": 3, "interval": 1},
+    "flexlora": {"t_init": 1, "t_final": 2, "interval": 1},
+    "lora_dash": {"launch": 4, "directions": 3},
+    "fish_dip": {"interval": 2, "t_final": 1},
+}
+METHODS = ["ssb", "lora", "bitfit", "full", "diff_pruning", "prefix_tuning", "mam", *SCHEDULES]
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("step", "resumed"), [(2, None), (3, 3), (5, 4), (8, 8)])
 def test_a_run_goes_on_from_within_or_between_epochs(
     method: str, step: int, resumed: int | None, settings: Settings, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Three steps per epoch; checkpoints after steps 3, 4, 6, 8 and 9.
     settings["adapter"] = {"method": method}
+    if method in SCHEDULES:
+        settings["adapter"]["schedule"] = SCHEDULES[method]
     settings["training"] |= {"epochs": 3, "save_steps": 4}
     config = configs.load(write(settings))
     whole = train.run(configs.load(write({**settings, "output": settings["output"] + "-whole"})), progress=False)
@@ -65,6 +76,7 @@ def test_a_run_goes_on_from_within_or_between_epochs(
     parted = train.run(config, progress=False)
     assert parted.record["resumed_from_step"] == resumed
     assert parted.record["history"] == whole.record["history"]
+    assert parted.record["schedule"] == whole.record["schedule"]
     assert _same_weights(parted.folder, whole.folder)
     assert not (Path(config.output) / "checkpoints").exists()
 

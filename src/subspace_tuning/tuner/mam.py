@@ -1,12 +1,14 @@
 """Mix-and-match: prefix tuning on the attention and parallel adapters on the feed-forward block, in one model.
 
 peft has no model with adapters of two types. Here the parallel adapters are layers inside the base model, and peft's
-prefix tuning goes around it; the one class below saves and loads both: the prefix in the folder itself, as peft does,
-and the adapters in a folder inside it.
+prefix tuning goes around it; the one class below saves and loads both: the prefix as peft does, and the adapters in two
+files beside it.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from .model import SubspaceModel
 from .roles import target_modules
 
 ADAPTER = "parallel"
-_FOLDER = "parallel_adapter"
+_CONFIG, _WEIGHTS = "parallel_adapter.json", "parallel_adapter.safetensors"
 
 
 def mam_model(model: nn.Module, prefix: PrefixTuningConfig, parallel: SubspaceConfig | None = None) -> PeftModel:
@@ -45,11 +47,11 @@ def mam_model(model: nn.Module, prefix: PrefixTuningConfig, parallel: SubspaceCo
 def load_mam(model: nn.Module, folder: str | Path, is_trainable: bool = False) -> PeftModel:
     """Attach what ``save_pretrained`` of a mix-and-match model wrote. Raises SubspaceError if a part is missing."""
     prefix = PrefixTuningConfig.from_pretrained(str(folder))
-    path = Path(folder) / _FOLDER
-    if not (path / "adapter_config.json").is_file():
-        raise SubspaceError(f"{folder} holds a prefix and no folder {_FOLDER}: it is not a mix-and-match adapter")
+    path = Path(folder) / _CONFIG
+    if not path.is_file():
+        raise SubspaceError(f"{folder} holds a prefix and no {_CONFIG}: it is not a mix-and-match adapter")
     prefix.inference_mode = False
-    wrapped = mam_model(model, prefix, SubspaceConfig.from_pretrained(str(path)))
+    wrapped = mam_model(model, prefix, SubspaceConfig(**json.loads(path.read_text(encoding="utf-8"))))
     wrapped.load_adapter(str(folder), "default", is_trainable=True)
     if not is_trainable:
         wrapped.requires_grad_(False)
@@ -63,24 +65,24 @@ class MixAndMatch(PeftModel):
     parallel_config: SubspaceConfig
 
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
-        """Save the prefix as peft does, and the parallel adapters in a folder beside it."""
+        """Save the prefix as peft does, and the parallel adapters beside it."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        folder = Path(save_directory) / _FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parallel_config.save_pretrained(str(folder))
+        folder = Path(save_directory)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            self.parallel_config.save_pretrained(temporary)
+            (Path(temporary) / "adapter_config.json").replace(folder / _CONFIG)
         tensors = {
             name: tensor.contiguous()
             for name, tensor in self.base_model.state_dict().items()
             if f".subspace_params.{ADAPTER}." in name
         }
-        temporary = folder / "adapter_model.safetensors.tmp"
-        save_file(tensors, temporary)
-        temporary.replace(folder / "adapter_model.safetensors")
+        save_file(tensors, folder / f"{_WEIGHTS}.tmp")
+        (folder / f"{_WEIGHTS}.tmp").replace(folder / _WEIGHTS)
 
     def load_adapter(self, model_id: Any, *args: Any, **kwargs: Any) -> Any:
         """Load both parts from a folder."""
         result = super().load_adapter(model_id, *args, **kwargs)
-        tensors = load_file(Path(model_id) / _FOLDER / "adapter_model.safetensors")
+        tensors = load_file(Path(model_id) / _WEIGHTS)
         missing = self.base_model.load_state_dict(tensors, strict=False)
         if missing.unexpected_keys:
             raise SubspaceError(f"{model_id}: {missing.unexpected_keys[0]} has no place in this base model")
