@@ -75,7 +75,9 @@ def table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for setting in SETTINGS:
         group = [record for record in records if record["setting"] == setting.name]
         if group:
-            mean = {key: statistics.mean(one["orthogonality"][key] for one in group) for key in group[0]["orthogonality"]}
+            mean = {
+                key: statistics.mean(one["orthogonality"][key] for one in group) for key in group[0]["orthogonality"]
+            }
             scores = [one["score"] for one in group]
             shown = f"{statistics.mean(scores):.4f} ({', '.join(f'{score:.3f}' for score in scores)})"
             yield (

@@ -135,10 +135,12 @@ def test_liera_is_hira_of_peft() -> None:
 @pytest.mark.parametrize("name", ["prefix_tuning", "prompt_tuning", "p_tuning"])
 def test_hosted_methods_are_the_classes_of_peft(name: str) -> None:
     """The same seed and peft's own config give the same model bit for bit."""
-    classes = {"prefix_tuning": "PrefixTuningConfig", "prompt_tuning": "PromptTuningConfig", "p_tuning": "PromptEncoderConfig"}
-    config = BertConfig(
-        vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
+    classes = {
+        "prefix_tuning": "PrefixTuningConfig",
+        "prompt_tuning": "PromptTuningConfig",
+        "p_tuning": "PromptEncoderConfig",
+    }
+    config = BertConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     ids = torch.randint(0, 40, (3, 6))
     outputs = []
     for make in (

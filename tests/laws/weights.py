@@ -49,9 +49,7 @@ def frozen(case: Method, x: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 def environment_of(case: Method, weight: Tensor, random: bool, bias: Tensor | None = None) -> dict[str, Any]:
     """Return the environment, with the parameters as leaves that want gradients and the constants beside it."""
-    factors = initial_factors(
-        case, weight, RANK, random=random, scale=SCALE, entries=ENTRIES, directions=DIRECTIONS
-    )
+    factors = initial_factors(case, weight, RANK, random=random, scale=SCALE, entries=ENTRIES, directions=DIRECTIONS)
     leaves = {name: tensor.requires_grad_() for name, tensor in factors.parameters.items()}
     env: dict[str, Any] = dict(environment(case, weight, leaves, factors.constants, SCALE, bias, norm=norm))
     env |= {"leaves": leaves, "constants": factors.constants}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(method: str, cut: int) 
 @pytest.mark.parametrize("method", SCHEDULED)
 def test_a_schedule_longer_than_the_run_is_refused(method: str) -> None:
     given = {"launch": 30} if method == "lora_dash" else {"interval": 31} if "fish" in method else {"t_init": 30}
-    with pytest.raises(SubspaceError, match="the schedule is longer than the run: .* [34][0-9] optimiser steps of 30"):
+    with pytest.raises(SubspaceError, match=r"the schedule is longer than the run: .* [34][0-9] optimiser steps of 30"):
         begin(method, **given)
 
 
@@ -147,7 +148,7 @@ def test_adalora_keeps_its_budget() -> None:
     model, plan, optimizer = begin("adalora", target_rank=3, t_init=5, t_final=10, interval=1)
     budgets = [plan.budget(step) for step in range(1, STEPS + 1)]
     assert budgets[0] == 12 and budgets[19:] == [6] * 11
-    assert all(a >= b for a, b in zip(budgets, budgets[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(budgets))
     run(model, 1, STEPS, plan, optimizer)
     assert sum(plan.report()["ranks"].values()) == 6
 

@@ -64,8 +64,8 @@ class Variant:
         return self.name
 
 
-# Left to the laws and to tests of their own: methods whose config is made from a model and data (test_calibrate.py), the
-# one that wants a cross-attention, and the one that goes around a normalisation (test_placements.py).
+# Left to the laws and to tests of their own: methods whose config is made from a model and data (test_calibrate.py),
+# the one that wants a cross-attention, and the one that goes around a normalisation (test_placements.py).
 EVERY = [
     *(
         Variant(known.name)

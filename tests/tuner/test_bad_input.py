@@ -56,7 +56,10 @@ def refused(model: nn.Module, config: SubspaceConfig, unchanged: Remember, adapt
         ({"formula": "W"}, r"has no trainable factor"),
         ({"formula": "W @ (I + M * Delta)"}, r"the left side is r x r, the right side n x m|left side|right side"),
         ({"method": "lora", "budget": 0.1}, r"method 'lora' chooses nothing within a budget"),
-        ({"method": "pafi", "budget": 1.5}, r"budget = 1.5 is neither a share between 0.0 and 1.0 nor a positive whole"),
+        (
+            {"method": "pafi", "budget": 1.5},
+            r"budget = 1.5 is neither a share between 0.0 and 1.0 nor a positive whole",
+        ),
         ({"method": "lora", "schedule": {"launch": 3}}, r"method 'lora' has no schedule"),
         ({"method": "lora_dash", "schedule": {"lunch": 3}}, r"schedule lora_dash has no option 'lunch'; did you mean"),
         ({"method": "ssb", "pattern": "orthogonal"}, r"pattern orthogonal constrains A and B .* method 'ssb' has none"),

@@ -83,9 +83,7 @@ def test_the_entries_with_the_largest_fisher_information(
     assert torch.cat(chosen).min() >= torch.cat(left).max() * (1 - 1e-4)
 
 
-def test_spt_gives_a_low_rank_where_many_entries_are_sensitive(
-    bert: Builder, batches: list[dict[str, Tensor]]
-) -> None:
+def test_spt_gives_a_low_rank_where_many_entries_are_sensitive(bert: Builder, batches: list[dict[str, Tensor]]) -> None:
     config = calibrate(bert(), SubspaceConfig(method="spt", budget=2500, r=2), batches)
     model: Any = get_peft_model(bert(), config)
     kinds = set()
@@ -144,7 +142,9 @@ def test_what_was_chosen_is_saved_and_loaded(
     assert torch.equal(logits(model, batch), expected)
 
 
-def test_a_mask_that_is_not_loaded_is_not_trained(bert: Builder, batches: list[dict[str, Tensor]], tmp_path: Path) -> None:
+def test_a_mask_that_is_not_loaded_is_not_trained(
+    bert: Builder, batches: list[dict[str, Tensor]], tmp_path: Path
+) -> None:
     get_peft_model(bert(), calibrate(bert(), SubspaceConfig(method="fishmask"), batches)).save_pretrained(tmp_path)
     empty: Any = get_peft_model(bert(), SubspaceConfig.from_pretrained(str(tmp_path)))
     with pytest.raises(SubspaceError, match="its mask is not loaded: load the adapter, or call calibrate"):
@@ -160,7 +160,9 @@ def test_bad_input(bert: Builder, batch: Batch, batches: list[dict[str, Tensor]]
     refused("method 'lora' chooses nothing from data", SubspaceConfig(method="lora"), batches)
     refused("was given no batches", SubspaceConfig(method="fishmask"), [])
     refused("the model gives no loss for the batches: put `labels`", SubspaceConfig(method="fishmask"), [batch])
-    refused(r"budget = 10,000,000 is above the [\d,]+ entries", SubspaceConfig(method="fishmask", budget=10**7), batches)
+    refused(
+        r"budget = 10,000,000 is above the [\d,]+ entries", SubspaceConfig(method="fishmask", budget=10**7), batches
+    )
     refused("do not agree on the number", SubspaceConfig(method="spt"), [{"a": torch.ones(2), "b": torch.ones(3)}])
     refused("match nothing", SubspaceConfig(method="spt", target_modules=["nowhere"]), batches)
     refused("is below the smallest bias", SubspaceConfig(method="s_bitfit", budget=1), batches)

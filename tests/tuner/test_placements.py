@@ -81,9 +81,18 @@ def test_xattn_trains_the_cross_attention_alone(t5: Builder, bert: Builder) -> N
 
 @pytest.mark.parametrize(
     ("model_type", "has_norm", "has_cross"),
-    [("bert", True, True), ("roberta", True, True), ("deberta-v2", True, False), ("gpt2", False, True),
-     ("llama", False, False), ("qwen2", False, False), ("t5", False, True), ("bart", True, True),
-     ("vit", False, False), ("clip", False, False)],
+    [
+        ("bert", True, True),
+        ("roberta", True, True),
+        ("deberta-v2", True, False),
+        ("gpt2", False, True),
+        ("llama", False, False),
+        ("qwen2", False, False),
+        ("t5", False, True),
+        ("bart", True, True),
+        ("vit", False, False),
+        ("clip", False, False),
+    ],
 )
 def test_the_table_knows_normalisations_and_cross_attention(model_type: str, has_norm: bool, has_cross: bool) -> None:
     for role, has in ((FFN_NORM, has_norm), (CROSS_ATTENTION, has_cross)):

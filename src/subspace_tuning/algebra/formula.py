@@ -143,7 +143,9 @@ def _by_offsets(node: Expression) -> Expression:
     if not trained or subtracted != -substitute(moved, starts):
         return node
     terms = []
-    for index, name in enumerate(trained):  # telescoping: the factors before it at their start, those behind it as they are
+    for index, name in enumerate(
+        trained
+    ):  # telescoping: the factors before it at their start, those behind it as they are
         before = {other: starts[other] for other in trained[:index]}
         terms.append(substitute(moved, {**before, name: symbol(f"{name}{names.OFFSET}")}))
     return reduce(add, terms)

@@ -343,8 +343,7 @@ class _Planner:
         """Return rows and columns in numbers."""
         if isinstance(node, Leaf):
             name = node.name.removesuffix(names.OFFSET)
-            known = self.formula.shapes.get(name) or names.SPECTRAL_SHAPES.get(name, ())
-            size = self.sizes.of(known)
+            size = self.sizes.of(self.formula.shapes.get(name, names.SPECTRAL_SHAPES.get(name, ())))
             return (size[0], size[-1]) if size else (1, 1)
         if isinstance(node, Product):
             shaped = [self.shape(factor) for factor in node.factors if not isinstance(factor, _SHAPELESS)]

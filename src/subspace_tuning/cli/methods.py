@@ -34,7 +34,11 @@ def methods(
         from ..algebra.latex import latex as in_latex
 
         for known in chosen:
-            typer.echo(f"{known.name}: {in_latex(known.formula.expression)}" if name is None else in_latex(known.formula.expression))
+            typer.echo(
+                f"{known.name}: {in_latex(known.formula.expression)}"
+                if name is None
+                else in_latex(known.formula.expression)
+            )
         return
     if name is not None:
         _describe(chosen[0])

@@ -51,9 +51,10 @@ def architecture_of(name: str) -> PretrainedConfig:
     if known is not None:
         return known
     try:
-        return transformers.AutoConfig.from_pretrained(source)
+        read: PretrainedConfig = transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise SubspaceError(cannot_load(name, source, error)) from error
+    return read
 
 
 def count(name: str, configs: Iterable[SubspaceConfig]) -> Iterator[Count]:
@@ -89,7 +90,9 @@ def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
     total, head = _size(model), head_modules(model)
     config = peft_config(HOSTED[name], rank, {"task_type": TaskType.SEQ_CLS, "modules_to_save": head})
     adapted: nn.Module = mam_model(model, config) if name == "mam" else get_peft_model(model, config)  # type: ignore[arg-type]
-    trained = [(name, p) for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." not in name]
+    trained = [
+        (name, p) for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." not in name
+    ]
     layers = sum(isinstance(module, SubspaceLayer) for module in adapted.modules())
     return Count(name, rank, layers, sum(parameter.numel() for _, parameter in trained), total)
 
@@ -100,7 +103,7 @@ def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
     found = targets(model, config)
     if config.resolved.formula.masked:
         return config.chosen(entries=share_out(config, found))
-    sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator,union-attr]
+    sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator]
     left, chosen = budget_of(config, sum(sizes.values())), []
     for name, size in sizes.items():
         if size <= left:

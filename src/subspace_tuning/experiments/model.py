@@ -19,7 +19,7 @@ from ..errors import SubspaceError
 from ..methods import HOSTED, Hosted
 from ..tasks.glue import Task
 from ..tuner import SubspaceConfig
-from ..tuner.calibrate import Batch, calibrate
+from ..tuner.calibration import Batch, calibrate
 from ..tuner.mam import mam_model
 from .config import FULL, HEAD, AdapterSection
 
@@ -183,7 +183,7 @@ def build_adapter(adapter: AdapterSection, head: Sequence[str]) -> peft.PeftConf
     """
     own = ("head", "calibration_rows")
     given = {name: value for name, value in asdict(adapter).items() if value is not None and name not in own}
-    common = {"task_type": peft.TaskType.SEQ_CLS, "modules_to_save": list(head)}
+    common: dict[str, Any] = {"task_type": peft.TaskType.SEQ_CLS, "modules_to_save": list(head)}
     if adapter.method not in HOSTED:
         return SubspaceConfig(**common, **given)
     known = HOSTED[adapter.method]
@@ -210,4 +210,8 @@ def default_learning_rate(adapter: AdapterSection) -> float:
     if adapter.method in _LEARNING_RATES:
         return _LEARNING_RATES[adapter.method]
     config = build_adapter(adapter, ())
-    return config.resolved.learning_rate if isinstance(config, SubspaceConfig) else HOSTED[adapter.method or ""].learning_rate
+    return (
+        config.resolved.learning_rate
+        if isinstance(config, SubspaceConfig)
+        else HOSTED[adapter.method or ""].learning_rate
+    )

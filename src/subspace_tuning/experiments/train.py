@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from ..tasks import glue, tables
-from ..tuner.penalty import orthogonality
+from ..tuner.penalties import orthogonality
 from . import model as models
 from . import record as records
 from . import surroundings

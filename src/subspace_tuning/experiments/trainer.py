@@ -38,9 +38,9 @@ from ..errors import SubspaceError
 from ..methods.schedules import Schedule
 from ..tasks import glue
 from ..tasks.tables import Table
-from ..tuner.calibrate import evaluating, fisher, hardest, loss_of
+from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.optim import is_second_factor, parameter_groups
-from ..tuner.penalty import penalty
+from ..tuner.penalties import penalty
 from ..tuner.scheduling import adapted, schedule
 from .config import Device, Keep, Precision, Scheduler, TrainingSection
 
@@ -186,6 +186,7 @@ class SeededTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's optimiser, with groups of their own for the head's parameters and for the factors B."""
         optimizer = super().create_optimizer(model)
+        assert self.model is not None
         faster = {id(parameter) for name, parameter in self.model.named_parameters() if is_second_factor(name)}
         for group in list(optimizer.param_groups):
             for chosen, rate in ((self.head, self.head_rate), (faster, group["lr"] * self.b_ratio)):
@@ -210,16 +211,17 @@ class SeededTrainer(Trainer):
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Fisher information of every adapted W on the half of this step's examples with the largest loss."""
-        assert self.model is not None
-        with evaluating(self.model):
-            examples = hardest(self.model, self.recent, share=0.5)
-            return fisher(adapted(self.model), lambda: (loss_of(self.model, example) for example in examples))
+        model = self.model
+        assert model is not None
+        with evaluating(model):
+            examples = hardest(model, self.recent, share=0.5)
+            return fisher(adapted(model), lambda: (loss_of(model, example) for example in examples))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.schedule is not None:
             state = {name: tensor.contiguous() for name, tensor in self.schedule.state_dict().items()}
-            save_file(state, Path(output_dir or self.args.output_dir) / _SCHEDULE)
+            save_file(state, Path(str(output_dir or self.args.output_dir)) / _SCHEDULE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -39,7 +39,7 @@ HOSTED = {
             "[P; W] in attention, W + A @ relu @ B in the feed-forward block",
             "2 * layers * hidden * r + r * (n + m) per feed-forward matrix",
             "arXiv:2110.04366",
-            "Mix-and-match: prefix tuning for the attention, and a parallel adapter of width r on the feed-forward block.",
+            "Mix-and-match: prefix tuning for the attention, parallel adapters of width r on the feed-forward block.",
             1e-3,
             category="extension",
             mode="adapter",

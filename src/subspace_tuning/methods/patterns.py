@@ -96,14 +96,14 @@ class Orthogonality(NamedTuple):
     """How orthogonal A's columns and B's rows are.
 
     ``A`` and ``B`` are the Frobenius distances of their Gram matrices from the identity; ``cosine_A`` and ``cosine_B``
-    the root mean square of the cosines between different columns or rows, 0 if they are orthogonal, whatever their norms
-    (0 for rank 1 and for zero vectors).
+    the root mean square of the cosines between different columns or rows: 0 if they are orthogonal, whatever their
+    norms (and 0 for rank 1 and for zero vectors).
     """
 
     A: float
     B: float
-    cosine_A: float
-    cosine_B: float
+    cosine_A: float  # noqa: N815 (the factors' names)
+    cosine_B: float  # noqa: N815
 
 
 @torch.no_grad()

@@ -48,10 +48,11 @@ class Method:
     ``count`` is the number of trainable parameters per matrix, a polynomial in the dimensions of ``Sizes``;
     ``includes`` says which methods are special cases, and which factor to replace by what to see it.
 
-    ``mode`` is the paper's finer division of the category. What some methods need besides: ``selection`` tells how a mask or the adapted modules are chosen (see SELECTIONS)
-    and ``budget`` which share of them by default; ``schedule`` names the schedule that acts on the factors between
-    optimiser steps; ``pattern`` and ``pattern_weight`` are constraints that belong to the method; ``convolution`` is
-    the formula on a convolution with one, two or three axes, where C stands for a factor per axis.
+    ``mode`` is the paper's finer division of the category. What some methods need besides: ``selection`` tells how a
+    mask or the adapted modules are chosen (see SELECTIONS) and ``budget`` which share of them by default; ``schedule``
+    names the schedule that acts on the factors between optimiser steps; ``pattern`` and ``pattern_weight`` are
+    constraints that belong to the method; ``convolution`` is the formula on a convolution with one, two or three axes,
+    where C stands for a factor per axis.
     """
 
     name: str

@@ -2,13 +2,13 @@
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
-from .calibrate import calibrate
+from .calibration import calibrate
 from .config import SubspaceConfig, SubspaceType
 from .layer import SubspaceLayer
 from .mam import load_mam, mam_model
 from .model import SubspaceModel
 from .optim import parameter_groups
-from .penalty import orthogonality, penalty
+from .penalties import orthogonality, penalty
 from .scheduling import schedule
 
 PEFT_TYPE_TO_CONFIG_MAPPING[SubspaceType.SUBSPACE] = SubspaceConfig  # type: ignore[index]

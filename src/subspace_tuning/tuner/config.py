@@ -158,7 +158,9 @@ class SubspaceConfig(PeftConfig):
         """The weight of the patterns that are penalties; 0 if there are none."""
         if not set(self.patterns) & set(PENALTIES):
             return 0.0
-        return self.pattern_weight if self.pattern_weight is not None else self.resolved.pattern_weight or PATTERN_WEIGHT
+        return (
+            self.pattern_weight if self.pattern_weight is not None else self.resolved.pattern_weight or PATTERN_WEIGHT
+        )
 
     @property
     def adds_to_loss(self) -> bool:

@@ -22,7 +22,7 @@ from ..methods import EVERY_BIAS
 from .config import SubspaceConfig
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
 from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm
-from .penalty import penalty
+from .penalties import penalty
 from .roles import target_modules
 
 

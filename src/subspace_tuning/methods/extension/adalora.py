@@ -5,6 +5,7 @@ from ..registry import method
 
 @method(
     category="extension",
+    mode="low rank",
     count="r * (n + m) + r",
     starts={"A": "normal(0.02)", "B": "normal(0.02)", "D": "zeros"},
     includes={"lora": {"D": "I"}},

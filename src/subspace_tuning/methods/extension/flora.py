@@ -4,7 +4,8 @@ from ..registry import method
 
 
 @method(
-    category="extension", mode="low rank",
+    category="extension",
+    mode="low rank",
     count="r * (n + m) + r * r",
     starts={"A": "normal(0.02)", "B": "normal(0.02)", "G": "zeros"},
     includes={"lora": {"G": "I"}, "trilora": {"G": "D"}},

@@ -6,7 +6,8 @@ from ..roles import ATTENTION_OUTPUT, FFN_OUT
 
 
 @method(
-    category="extension", mode="adapter",
+    category="extension",
+    mode="adapter",
     placement=(ATTENTION_OUTPUT, FFN_OUT),
     count="2 * m * r + r + m",
     starts={"A": "normal(0.02)", "B": "zeros", "a": "zeros", "c": "zeros"},

@@ -4,7 +4,8 @@ from ..registry import method
 
 
 @method(
-    category="extension", mode="low rank",
+    category="extension",
+    mode="low rank",
     count="r * (n + m) + r * r",
     starts={"A": "kaiming_uniform", "G": "orthogonal", "B": "zeros"},
     includes={"lora": {"G": "I"}, "trilora": {"G": "D"}},

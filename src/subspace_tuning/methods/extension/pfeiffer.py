@@ -6,7 +6,8 @@ from ..roles import FFN_NORM
 
 
 @method(
-    category="extension", mode="adapter",
+    category="extension",
+    mode="adapter",
     placement=(FFN_NORM,),
     count="2 * m * r + r + m",
     starts={"A": "normal(0.02)", "B": "zeros", "a": "zeros", "c": "zeros"},

@@ -4,7 +4,8 @@ from ..registry import method
 
 
 @method(
-    category="extension", mode="low rank",
+    category="extension",
+    mode="low rank",
     count="r * (n + m) + r",
     starts={"A": "kaiming_uniform", "B": "kaiming_uniform", "D": "zeros"},
     includes={"lora": {"D": "I"}},

@@ -5,7 +5,14 @@ from ..registry import method
 from ..roles import EVERY_BIAS
 
 
-@method(category="reconstruction", mode="complex singular vectors", placement=EVERY_BIAS, count="m", learning_rate=2e-3, citation="arXiv:2106.10199")
+@method(
+    category="reconstruction",
+    mode="complex singular vectors",
+    placement=EVERY_BIAS,
+    count="m",
+    learning_rate=2e-3,
+    citation="arXiv:2106.10199",
+)
 def bitfit(W, b, delta):
     """Add delta, which starts at 0, to the last row of the augmented matrix [W; b], for every bias of the model."""
     return affine(W, b + delta)

@@ -4,7 +4,13 @@ from ...algebra import gate
 from ..registry import method
 
 
-@method(category="reconstruction", mode="complex singular vectors", count="2 * n * m", learning_rate=1e-4, citation="arXiv:2012.07463")
+@method(
+    category="reconstruction",
+    mode="complex singular vectors",
+    count="2 * n * m",
+    learning_rate=1e-4,
+    citation="arXiv:2012.07463",
+)
 def diff_pruning(W, L, Delta):
     """Add Delta through gates with the logits L; ``gate_weight`` times the gates expected to be open joins the loss."""
     return W + gate(L) * Delta

@@ -4,7 +4,8 @@ from ..registry import method
 
 
 @method(
-    category="reconstruction", mode="complex singular vectors",
+    category="reconstruction",
+    mode="complex singular vectors",
     count="p",
     selection="fisher",
     budget=0.005,
@@ -13,5 +14,5 @@ from ..registry import method
     citation="arXiv:2311.06071",
 )
 def fish_dip(W, M, Delta):
-    """As fishmask, the mask renewed in training by the examples with the largest loss; entries that leave return to W."""
+    """As fishmask; the mask is renewed in training by the examples with the largest loss, and what leaves is W again."""
     return W + M * Delta

@@ -4,7 +4,8 @@ from ..registry import method
 
 
 @method(
-    category="reconstruction", mode="complex singular vectors",
+    category="reconstruction",
+    mode="complex singular vectors",
     count="p",
     selection="fisher",
     budget=0.005,

@@ -4,7 +4,14 @@ from ..registry import method
 from ..roles import SCALED
 
 
-@method(category="reconstruction", mode="simple singular vectors", placement=SCALED, count="m", learning_rate=5e-3, citation="arXiv:2205.05638")
+@method(
+    category="reconstruction",
+    mode="simple singular vectors",
+    placement=SCALED,
+    count="m",
+    learning_rate=5e-3,
+    citation="arXiv:2205.05638",
+)
 def ia3(W, D2):
     """Scale the columns of W, that is its output subspace, by a diagonal D2 that starts at 1; the bias stays."""
     return W @ D2

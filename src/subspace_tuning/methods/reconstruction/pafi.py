@@ -4,7 +4,8 @@ from ..registry import method
 
 
 @method(
-    category="reconstruction", mode="complex singular vectors",
+    category="reconstruction",
+    mode="complex singular vectors",
     count="p",
     selection="magnitude",
     budget=0.005,

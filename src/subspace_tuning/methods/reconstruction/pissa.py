@@ -4,7 +4,8 @@ from ..registry import method
 
 
 @method(
-    category="reconstruction", mode="complex singular vectors",
+    category="reconstruction",
+    mode="complex singular vectors",
     count="r * (n + m)",
     starts={"A": "principal_left", "B": "principal_right"},
     citation="arXiv:2404.02948",

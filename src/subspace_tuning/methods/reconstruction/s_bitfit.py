@@ -6,7 +6,8 @@ from ..roles import EVERY_BIAS
 
 
 @method(
-    category="reconstruction", mode="complex singular vectors",
+    category="reconstruction",
+    mode="complex singular vectors",
     placement=EVERY_BIAS,
     count="m",
     selection="importance",

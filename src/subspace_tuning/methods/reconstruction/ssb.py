@@ -5,7 +5,8 @@ from ..roles import SCALED
 
 
 @method(
-    category="reconstruction", mode="simple singular vectors",
+    category="reconstruction",
+    mode="simple singular vectors",
     placement=SCALED,
     count="n + m",
     includes={"ssl": {"D2": "I"}, "ia3": {"D1": "I"}},

@@ -5,7 +5,8 @@ from ..roles import CROSS_ATTENTION
 
 
 @method(
-    category="reconstruction", mode="complex singular vectors",
+    category="reconstruction",
+    mode="complex singular vectors",
     placement=(CROSS_ATTENTION,),
     count="n * m",
     learning_rate=5e-5,

@@ -43,7 +43,9 @@ class AdaLoRA(Schedule):
             max(1, round(site.rank / 1.5)) if wanted is None else min(int(wanted), site.rank) for site in self.sites
         )
         if wanted is not None and not 0 < wanted <= max(site.rank for site in self.sites):
-            raise SubspaceError(f"schedule adalora: target_rank = {wanted} is not between 1 and the rank r at the start")
+            raise SubspaceError(
+                f"schedule adalora: target_rank = {wanted} is not between 1 and the rank r at the start"
+            )
         self.t_init = steps(options.t_init, 0.15, self.total)
         self.t_final = steps(options.t_final, 0.3, self.total)
         self.interval = max(1, steps(options.interval, 0.01, self.total))

@@ -76,7 +76,7 @@ class Schedule(ABC):
         """Return all that the schedule remembers."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (some remember nothing)
         """Take up what ``state_dict`` gave."""
 
     def report(self) -> dict[str, Any]:
