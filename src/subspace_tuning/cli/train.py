@@ -48,6 +48,9 @@ def _report(outcome: Outcome) -> None:
         "seconds": f"{record['seconds']:.1f}",
         "saved in": str(outcome.folder),
     }
+    if found := record.get("orthogonality"):
+        left, right = (sum(one[name] for one in found.values()) / len(found) for name in ("A", "B"))
+        rows["orthogonality"] = f"|A^T A - I| {left:.3f}, |B B^T - I| {right:.3f}: means, each matrix's in run.json"
     width = max(map(len, rows))
     for name, value in rows.items():
         typer.echo(f"{name:{width}}  {value}")

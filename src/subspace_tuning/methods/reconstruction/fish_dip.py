@@ -14,5 +14,5 @@ from ..registry import method
     citation="arXiv:2311.06071",
 )
 def fish_dip(W, M, Delta):
-    """As fishmask; the mask is renewed in training by the examples with the largest loss, and what leaves is W again."""
+    """As fishmask; the mask is renewed in training by the examples with the largest loss; what leaves is W again."""
     return W + M * Delta
