@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from subspace_tuning import SubspaceConfig, SubspaceError, SubspaceLayer
 from subspace_tuning.algebra import Sizes
 from subspace_tuning.methods import Method
-from subspace_tuning.tuner.model import matrix_shape
+from subspace_tuning.tuner.budget import matrix_shape
 from subspace_tuning.tuner.scheduling import schedule
 
 from .modules import KINDS, Net, fits

@@ -15,8 +15,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..errors import SubspaceError
 from ..methods import HOSTED
 from ..tuner import SubspaceConfig, SubspaceLayer, SubspaceModel
+from ..tuner.budget import budget_of, share_out
 from ..tuner.mam import mam_model
-from ..tuner.model import budget_of, share_out, targets
+from ..tuner.model import targets
 from .model import cannot_load, head_modules, locate, peft_config
 from .public import public_configuration
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SubspaceError
+from .budget import budget_of
 from .config import SubspaceConfig
 from .kinds import kind_of
 from .layer import SubspaceLayer
-from .model import SubspaceModel, budget_of, targets
+from .model import SubspaceModel, targets
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch], Tensor]

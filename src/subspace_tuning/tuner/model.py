@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 from peft import PeftConfig
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError, nearest
 from ..methods import EVERY_BIAS
+from .budget import entries_in, entries_of, share_out
 from .config import SubspaceConfig
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
 from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm
@@ -49,7 +49,7 @@ class SubspaceModel(BaseTuner):
                 self.check_targets(model, config)
                 self._check_choice(model, config)
             elif config.entries is None and config.resolved.formula.masked:
-                config.entries = _entries_of(state, self.prefix, model)
+                config.entries = entries_of(state, self.prefix, dict(_modules(model)))
         except SubspaceError:
             del self.peft_config[adapter_name]
             raise
@@ -72,7 +72,7 @@ class SubspaceModel(BaseTuner):
             layer = _layer_class(target)(target)
             self._replace_module(parent, target_name, layer, target)
         assert isinstance(layer, SubspaceLayer)
-        method, entries = config.resolved, _entries(config, current_key, layer)
+        method, entries = config.resolved, entries_in(config, current_key, layer)
         rank = _by_pattern(config.rank_pattern, current_key, config.r)
         if method.selection == "sensitivity" and entries:  # sparse here: no low-rank term
             rank = 0
@@ -260,59 +260,6 @@ class SubspaceModel(BaseTuner):
 def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Module]]:
     """Return the modules that a config with ``target_modules`` adapts, with their names."""
     return [(name, module) for name, module in _modules(model) if check_target_module_exists(config, name)]
-
-
-def share_out(config: SubspaceConfig, found: Sequence[tuple[str, nn.Module]]) -> dict[str, list[int]]:
-    """Share a budget out over matrices in proportion to their sizes. Raises SubspaceError if it is above their sum."""
-    shapes = {name: matrix_shape(module) for name, module in found}
-    sizes = [n * m for n, m in shapes.values()]
-    budget = budget_of(config, sum(sizes))
-    ends = [round(end * budget / sum(sizes)) for end in accumulate(sizes)]
-    shares = (end - start for start, end in zip([0, *ends], ends, strict=False))
-    return {name: [share, *shape] for (name, shape), share in zip(shapes.items(), shares, strict=True)}
-
-
-def matrix_shape(module: nn.Module) -> tuple[int, int]:
-    """Return n and m of a module's W."""
-    kind = kind_of(module)
-    assert kind is not None
-    n, m = kind.matrix(module.weight).shape  # type: ignore[arg-type]
-    return n, m
-
-
-def _entries(config: SubspaceConfig, name: str, layer: SubspaceLayer) -> int:
-    """Return how many entries of a matrix are trained. Raises SubspaceError if they were chosen in another one."""
-    if not config.entries or name not in config.entries:
-        return 0
-    entries, *shape = config.entries[name]
-    here = [layer.in_features, layer.out_features]
-    if shape != here:
-        raise SubspaceError(
-            f"{name}: the adapter's factor M has the shape {tuple(shape)}, here it needs {tuple(here)}: it was trained "
-            "on another base model"
-        )
-    return entries
-
-
-def _entries_of(state: Mapping[str, Tensor], prefix: str, model: nn.Module) -> dict[str, list[int]]:
-    """Read the numbers of entries off saved factors."""
-    modules = dict(_modules(model))
-    found = {}
-    for key, tensor in state.items():
-        name, _, rest = key.partition(f".{prefix}params.")
-        if rest.split(".")[-1] == "Delta" and name in modules:
-            found[name] = [len(tensor), *matrix_shape(modules[name])]
-    return found
-
-
-def budget_of(config: SubspaceConfig, total: int) -> int:
-    """Return a config's budget as a number of the ``total`` entries. Raises SubspaceError if it is above it."""
-    budget = config.budget if config.budget is not None else config.resolved.budget
-    assert budget is not None
-    number = budget if isinstance(budget, int) else max(1, round(budget * total))
-    if number > total:
-        raise SubspaceError(f"budget = {number:,} is above the {total:,} entries of the adapted matrices")
-    return number
 
 
 def _add_penalty(model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
