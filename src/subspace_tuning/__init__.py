@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import methods
     from .methods import method
     from .tuner import (
+        ScheduleCallback,
         SubspaceConfig,
         SubspaceLayer,
         SubspaceModel,
@@ -35,6 +36,7 @@ except importlib.metadata.PackageNotFoundError:  # run from a source tree that i
     __version__ = "0+unknown"
 
 __all__ = [
+    "ScheduleCallback",
     "SubspaceConfig",
     "SubspaceError",
     "SubspaceLayer",

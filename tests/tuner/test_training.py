@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from subspace_tuning import SubspaceConfig
+from subspace_tuning import ScheduleCallback, SubspaceConfig, SubspaceError
 
 from .conftest import Builder, Variant
 
@@ -193,3 +193,31 @@ def test_the_trainer_loads_the_best_checkpoint(bert: Builder, tmp_path: Path, ba
     assert run.state.best_model_checkpoint is not None
     best = PeftModel.from_pretrained(bert(), run.state.best_model_checkpoint)
     assert torch.equal(logits(model.eval(), batch), logits(best, batch))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("adalora", {"t_init": 1, "t_final": 1, "interval": 1}), ("lora_dash", {"launch": 2, "directions": 3})],
+)
+def test_a_schedule_in_the_trainer_goes_on_from_a_checkpoint(
+    bert: Builder, name: str, options: dict[str, float], tmp_path: Path, batch: Batch
+) -> None:
+    def begin(folder: str) -> tuple[Any, ScheduleCallback, Trainer]:
+        torch.manual_seed(1)
+        model: Any = get_peft_model(bert(), SubspaceConfig(method=name, r=4, schedule=options))
+        callback = ScheduleCallback(model)
+        run = trainer(model, tmp_path / folder, batch, 5)
+        run.add_callback(callback)
+        return model, callback, run
+
+    whole, callback, run = begin("whole")
+    run.train()
+    assert callback.schedule is not None and callback.schedule.report()
+    for cut in (1, 3):
+        halves, _, resumed = begin("whole")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{cut}"))
+        for key, tensor in whole.state_dict().items():
+            assert torch.equal(halves.state_dict()[key], tensor), key
+    (tmp_path / "whole" / "checkpoint-1" / "schedule.safetensors").unlink()
+    with pytest.raises(SubspaceError, match=r"checkpoint-1 has no schedule\.safetensors"):
+        begin("whole")[2].train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))

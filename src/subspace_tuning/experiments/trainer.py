@@ -17,7 +17,6 @@ import datasets
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -41,10 +40,9 @@ from ..tasks.tables import Table
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.optim import is_second_factor, parameter_groups
 from ..tuner.penalties import penalty
-from ..tuner.scheduling import adapted, schedule
+from ..tuner.scheduling import adapted, keep, restore, schedule
 from .config import Device, Keep, Precision, Scheduler, TrainingSection
 
-_SCHEDULE = "schedule.safetensors"
 _NO_FIGURES = ("runtime", "per_second")  # what the Trainer measures of itself
 
 
@@ -127,7 +125,11 @@ class Clock(TrainerCallback, ExportableState):
 
 
 class Scheduling(TrainerCallback):
-    """Calls the schedule after each optimiser step, while its gradients are there."""
+    """Calls the schedule after each optimiser step, while its gradients are there.
+
+    Not the tuner's ScheduleCallback: that one writes into a checkpoint that counts as complete already, and a run that
+    is killed in between could not go on.
+    """
 
     def __init__(self, trainer: SeededTrainer) -> None:
         self.trainer = trainer
@@ -220,13 +222,12 @@ class SeededTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.schedule is not None:
-            state = {name: tensor.contiguous() for name, tensor in self.schedule.state_dict().items()}
-            save_file(state, Path(str(output_dir or self.args.output_dir)) / _SCHEDULE)
+            keep(self.schedule, Path(str(output_dir or self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.schedule is not None:
-            self.schedule.load_state_dict(load_file(Path(resume_from_checkpoint) / _SCHEDULE))
+            restore(self.schedule, Path(resume_from_checkpoint))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order

@@ -9,13 +9,14 @@ from .mam import load_mam, mam_model
 from .model import SubspaceModel
 from .optim import parameter_groups
 from .penalties import orthogonality, penalty
-from .scheduling import schedule
+from .scheduling import ScheduleCallback, schedule
 
 PEFT_TYPE_TO_CONFIG_MAPPING[SubspaceType.SUBSPACE] = SubspaceConfig  # type: ignore[index]
 PEFT_TYPE_TO_TUNER_MAPPING[SubspaceType.SUBSPACE] = SubspaceModel  # type: ignore[index]
 PEFT_TYPE_TO_PREFIX_MAPPING[SubspaceType.SUBSPACE] = SubspaceModel.prefix  # type: ignore[index]
 
 __all__ = [
+    "ScheduleCallback",
     "SubspaceConfig",
     "SubspaceLayer",
     "SubspaceModel",
