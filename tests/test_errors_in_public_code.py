@@ -201,12 +201,12 @@ def test_weight_decay_does_not_pull_scales_to_zero(method: str, monkeypatch: Pat
             patch.delitem(starts.ANCHORS, name)
             patch.setitem(starts.DRAWN, name, whole)
         for known in methods.every():
-            for attribute in ("_anchors", "fixed_anchors"):
+            for attribute in ("_anchors", "_fixed_anchors"):
                 known.__dict__.pop(attribute, None)
 
     passes_and_fails(check, monkeypatch, break_it)
     for known in methods.every():  # what was cached while it was broken
-        for attribute in ("_anchors", "fixed_anchors"):
+        for attribute in ("_anchors", "_fixed_anchors"):
             known.__dict__.pop(attribute, None)
 
 

@@ -29,6 +29,7 @@ FORMULAS = (
     "affine(W @ D2, b + delta)",
     "U @ diag(sigma) @ V.T + s * A @ D @ B",
     "U_r @ diag(sigma) @ V_r.T + rest",
+    "W + U @ diag(u) @ diag(v) @ V.T",
 )
 
 METHODS: tuple[Method, ...] = (*methods.every(), *(methods.from_formula(text, name=text) for text in FORMULAS))

@@ -151,7 +151,7 @@ def environment(
     for name, anchored in method.anchors(one_hot).items():
         parameter = parameters[name]
         if anchored:
-            number = method.fixed_anchors.get(name)
+            number = method.fixed_anchors(one_hot).get(name)
             env[name] = (constants[f"{name}0"] if number is None else number) + parameter
         else:
             env[name] = parameter

@@ -98,11 +98,9 @@ class Method:
         """Return for every trainable factor whether its parameter is the offset from an anchor."""
         return self._anchors[one_hot]
 
-    @cached_property
-    def fixed_anchors(self) -> Mapping[str, float]:
-        """The anchors that are one number for every matrix, such as 1 for a scale."""
-        numbers = {name: fixed_number(start) for name, start in self.starts_for().items()}
-        return {name: number for name, number in numbers.items() if number is not None}
+    def fixed_anchors(self, one_hot: bool = False) -> Mapping[str, float]:
+        """Return the anchors that are one number for every matrix, such as 1 for a scale."""
+        return self._fixed_anchors[one_hot]
 
     @property
     def needs_calibration(self) -> bool:
@@ -123,6 +121,18 @@ class Method:
         # Kept here, since every forward pass asks for them.
         dense_rows, one_hot = (
             {name: lookup(start)[2] for name, start in self.starts_for(kind).items()} for kind in (False, True)
+        )
+        return dense_rows, one_hot
+
+    @cached_property
+    def _fixed_anchors(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        dense_rows, one_hot = (
+            {
+                name: number
+                for name, start in self.starts_for(kind).items()
+                if (number := fixed_number(start)) is not None
+            }
+            for kind in (False, True)
         )
         return dense_rows, one_hot
 
