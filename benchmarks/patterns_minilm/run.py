@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-METHOD, RANK, EPOCHS, LONGEST, TASK = "trilora", 8, 1, 40, "cola"
+METHOD, RANK, EPOCHS, LONGEST, TASK = "lora", 8, 2, 40, "cola"
 SEEDS = (0, 1, 2)
 
 
@@ -36,7 +36,7 @@ class Setting:
 
 SETTINGS = (
     Setting("none", 0.0),
-    *(Setting(pattern, weight) for pattern in ("orthogonal", "diagonal") for weight in (1e-3, 1e-1)),
+    *(Setting(pattern, weight) for pattern in ("orthogonal", "diagonal") for weight in (1e-3,)),
 )
 
 

@@ -65,12 +65,14 @@ class Variant:
 
 
 # Left to the laws and to tests of their own: methods whose config is made from a model and data (test_calibrate.py),
-# the one that wants a cross-attention, and the one that goes around a normalisation (test_placements.py).
+# the one that wants a cross-attention, and the one that goes around a normalisation (test_placements.py). Of methods
+# with one formula one is enough here.
+SAME_FORMULA = {"adalora": "trilora", "flexlora": "trilora", "moslora": "flora", "milora": "pissa"}
 EVERY = [
     *(
         Variant(known.name)
         for known in methods.every()
-        if not known.needs_calibration and not known.formula.wraps_norm and known.name != "xattn"
+        if not known.needs_calibration and not known.formula.wraps_norm and known.name not in {"xattn", *SAME_FORMULA}
     ),
     Variant("formula"),
 ]

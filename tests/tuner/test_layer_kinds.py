@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
-from subspace_tuning import SubspaceConfig, SubspaceLayer
+from subspace_tuning import SubspaceConfig, SubspaceLayer, methods
 
-from .conftest import EVERY, FORMULA, Variant
+from .conftest import EVERY, FORMULA, SAME_FORMULA, Variant
 
 RANK, ALPHA = 3, 6.0
 
@@ -158,7 +158,8 @@ def adapted(kind: str, variant: Variant, **fields: Any) -> tuple[nn.Module, nn.M
 def test_the_formulas_by_hand_cover_the_methods() -> None:
     assert FORMULA == "D1 @ W @ D2 + s * A @ B"
     registered = {"bitfit", "parallel_adapter"} | PHI.keys() - {"formula"}
-    assert registered <= {variant.name for variant in EVERY}
+    assert registered <= {variant.name for variant in EVERY} | SAME_FORMULA.keys()
+    assert all(methods.get(name).formula == methods.get(same).formula for name, same in SAME_FORMULA.items())
 
 
 @pytest.mark.parametrize("kind", MODULES)

@@ -538,9 +538,9 @@ class Affine(Expression):
 def product(left: Expression, right: Expression) -> Expression:
     """Return ``left @ right``, flat, with scalars in front."""
     if isinstance(left, Scale):
-        return Scale(left.scalar, product(left.node, right))
+        return times(left.scalar, product(left.node, right))
     if isinstance(right, Scale):
-        return Scale(right.scalar, product(left, right.node))
+        return times(right.scalar, product(left, right.node))
     return Product((*_factors(left), *_factors(right)))
 
 
@@ -551,14 +551,16 @@ def add(left: Expression, right: Expression) -> Expression:
 
 def times(left: Expression, right: Expression) -> Expression:
     """Return ``left * right``: scalar times node, mask times entries, or the element-wise product."""
+    if left == Number(-1.0):
+        return -right
     if isinstance(left, (Scalar, Number)):
         return Scale(left, right)
     if isinstance(left, Scale):
-        return Scale(left.scalar, times(left.node, right))
+        return times(left.scalar, times(left.node, right))
     if isinstance(right, (Scalar, Number)):
         return Scale(right, left)
     if isinstance(right, Scale):
-        return Scale(right.scalar, times(left, right.node))
+        return times(right.scalar, times(left, right.node))
     if isinstance(left, Matrix) and isinstance(right, Matrix) and names.is_mask(left.name):
         return Sparse(left.name, right.name)
     return Hadamard(left, right)
