@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..errors import SubspaceError
 from ..methods import HOSTED
 from ..tuner import SubspaceConfig, SubspaceLayer, SubspaceModel
-from ..tuner.budget import budget_of, share_out
+from ..tuner.budget import budget_of, fill, share_out
 from ..tuner.mam import mam_model
 from ..tuner.model import targets
 from .model import cannot_load, head_modules, locate, peft_config
@@ -91,11 +91,10 @@ def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
     total, head = _size(model), head_modules(model)
     config = peft_config(HOSTED[name], rank, {"task_type": TaskType.SEQ_CLS, "modules_to_save": head})
     adapted: nn.Module = mam_model(model, config) if name == "mam" else get_peft_model(model, config)  # type: ignore[arg-type]
-    trained = [
-        (name, p) for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." not in name
-    ]
+    named = adapted.named_parameters()
+    trainable = sum(p.numel() for key, p in named if p.requires_grad and ".modules_to_save." not in key)
     layers = sum(isinstance(module, SubspaceLayer) for module in adapted.modules())
-    return Count(name, rank, layers, sum(parameter.numel() for _, parameter in trained), total)
+    return Count(name, rank, layers, trainable, total)
 
 
 def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
@@ -105,12 +104,7 @@ def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
     if config.resolved.formula.masked:
         return config.chosen(entries=share_out(config, found))
     sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator]
-    left, chosen = budget_of(config, sum(sizes.values())), []
-    for name, size in sizes.items():
-        if size <= left:
-            left -= size
-            chosen.append(name)
-    return config.chosen(target_modules=chosen)
+    return config.chosen(target_modules=fill(sizes, budget_of(config, sum(sizes.values()))))
 
 
 def _size(model: nn.Module) -> int:

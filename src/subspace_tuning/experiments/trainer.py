@@ -207,7 +207,7 @@ class SeededTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's step; a schedule that looks at examples finds the batch in `recent`."""
-        if self.schedule is not None and self.schedule.context.scores is not None:
+        if self.schedule is not None and self.schedule.looks_at_examples:
             self.recent.append(self._prepare_inputs(inputs))
         return super().training_step(model, inputs, *args, **kwargs)
 

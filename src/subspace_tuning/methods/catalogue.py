@@ -12,7 +12,7 @@ from ..algebra.latex import latex
 from ..algebra.nodes import Affine
 from .factors import environment, initial_factors
 from .hosted import Hosted, hosted
-from .registry import SELECTIONS, Method, every
+from .registry import SELECTIONS, Method, every, row_norm
 
 _CATEGORIES = {
     "reconstruction": "phi(W) = f(W) rescales or turns the subspaces of W.",
@@ -38,13 +38,9 @@ def _case(method: Method, random: bool) -> tuple[Tensor, dict[str, Tensor], dict
         torch.manual_seed(2)
         factors = initial_factors(method, weight, 3, random=random, cache=False, scale=1.5, entries=8, directions=2)
     leaves = {name: tensor.requires_grad_() for name, tensor in factors.parameters.items()}
-    env = environment(method, weight, leaves, factors.constants, 1.5, torch.ones(6).double(), norm=_norm)
+    env = environment(method, weight, leaves, factors.constants, 1.5, torch.ones(6).double(), norm=row_norm)
     width = 6 if method.formula.wraps_norm else 9
     return torch.randn(5, width, dtype=torch.float64, generator=generator), leaves, dict(env)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.nn.functional.layer_norm(x, x.shape[-1:])
 
 
 def _starts_at_w(method: Method) -> bool:

@@ -150,13 +150,13 @@ class Method:
         rows = torch.randn(4, 5 if around else 7, dtype=torch.float64, generator=generator)
         with torch.random.fork_rng(devices=[]):
             factors = initial_factors(self, weight, rank=3, cache=False, scale=2.0, entries=6, directions=2)
-        env = environment(self, weight, factors.parameters, factors.constants, scale=2.0, bias=bias, norm=_row_norm)
+        env = environment(self, weight, factors.parameters, factors.constants, scale=2.0, bias=bias, norm=row_norm)
         try:
             output = self.formula.evaluated.apply(rows, env)
         except NotLinearError as error:
             return f"phi(W) = {self.formula} cannot be evaluated: {error}"
         assert isinstance(output, torch.Tensor)
-        wanted = _row_norm(rows) if around else rows @ weight + (bias if self.formula.names_bias else 0.0)
+        wanted = row_norm(rows) if around else rows @ weight + (bias if self.formula.names_bias else 0.0)
         if torch.allclose(output, wanted):
             return None
         told = ", ".join(f"{name} at {start}" for name, start in self.starts_for().items())
@@ -168,7 +168,8 @@ class Method:
             raise SubspaceError(f"method {self.name!r}: {self.start_problem}")
 
 
-def _row_norm(rows: torch.Tensor) -> torch.Tensor:
+def row_norm(rows: torch.Tensor) -> torch.Tensor:
+    """Return normalised rows: what stands for N where a formula is checked by itself."""
     return torch.nn.functional.layer_norm(rows, rows.shape[-1:])
 
 

@@ -33,6 +33,16 @@ def budget_of(config: SubspaceConfig, total: int) -> int:
     return number
 
 
+def fill(sizes: Mapping[str, int], budget: int) -> list[str]:
+    """Return the names, in their order, of what fits whole into a budget; what is too large is passed over."""
+    chosen = []
+    for name, size in sizes.items():
+        if size <= budget:
+            budget -= size
+            chosen.append(name)
+    return chosen
+
+
 def matrix_shape(module: nn.Module) -> tuple[int, int]:
     """Return n and m of a module's W."""
     kind = kind_of(module)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SubspaceError
-from .budget import budget_of
+from .budget import budget_of, fill
 from .config import SubspaceConfig
 from .kinds import kind_of
 from .layer import SubspaceLayer
@@ -157,14 +157,11 @@ def _biases(config: SubspaceConfig, scores: Mapping[str, Tensor]) -> list[str]:
 
     A small step down the gradient lowers the loss by its length times the squared gradient, to first order.
     """
-    left = budget_of(config, sum(square.numel() for square in scores.values()))
-    chosen: list[str] = []
-    for name in sorted(scores, key=lambda name: float(scores[name].mean()), reverse=True):
-        if scores[name].numel() <= left:
-            left -= scores[name].numel()
-            chosen.append(name)
+    budget = budget_of(config, sum(square.numel() for square in scores.values()))
+    best_first = sorted(scores, key=lambda name: float(scores[name].mean()), reverse=True)
+    chosen = fill({name: scores[name].numel() for name in best_first}, budget)
     if not chosen:
-        raise SubspaceError(f"budget = {left:,} is below the smallest bias, of {min(map(len, scores.values())):,}")
+        raise SubspaceError(f"budget = {budget:,} is below the smallest bias, of {min(map(len, scores.values())):,}")
     return chosen
 
 

@@ -83,8 +83,8 @@ def pairs(model: nn.Module, penalised: bool = False) -> Iterator[Pair]:
                 if adapter not in module.subspace_params or (penalised and not module.patterns[adapter][1]):
                     continue
                 if patterns.has_pair(module.method[adapter].formula):
-                    A, B = module.factor("A", adapter), module.factor("B", adapter)
-                    yield Pair(name, adapter, A, B, *module.patterns[adapter])
+                    env = module._environment(adapter)
+                    yield Pair(name, adapter, env["A"], env["B"], *module.patterns[adapter])
         elif isinstance(module, LoraLayer):
             for adapter in module.active_adapters:
                 found = _lora(module, adapter)

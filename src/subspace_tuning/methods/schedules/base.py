@@ -62,6 +62,7 @@ class Schedule(ABC):
     """A schedule over the sites of one adapter. Subclasses name their options and say what a step does."""
 
     options_class: ClassVar[type[Options]] = Options
+    looks_at_examples: ClassVar[bool] = False  # it asks for the context's scores
 
     def __init__(self, context: Context, options: Options) -> None:
         self.context = context

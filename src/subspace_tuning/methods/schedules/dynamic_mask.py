@@ -27,6 +27,7 @@ class DynamicMaskOptions(Options):
 
 class DynamicMask(Schedule):
     options_class = DynamicMaskOptions
+    looks_at_examples = True
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)
