@@ -58,9 +58,9 @@ def jobs(tasks: Iterable[str], methods: Iterable[str], seeds: Iterable[int]) -> 
     return [Job(task, method, seed) for seed in seeds for task in tasks for method in methods]
 
 
-def perform(job: Job, data: Path, runs: Path, threads: int) -> dict[str, Any]:
+def perform(job: Job, data: Path, runs: Path, threads: int, precision: str) -> dict[str, Any]:
     """Does one run and gives what the tables need of its record: nothing of it says where files lie."""
-    from subspace_tuning.experiments.config import AdapterSection, RunConfig, TaskSection, TrainingSection
+    from subspace_tuning.experiments.config import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
     from subspace_tuning.experiments.train import run
 
     settings = TASKS[job.task]
@@ -76,13 +76,16 @@ def perform(job: Job, data: Path, runs: Path, threads: int) -> dict[str, Any]:
             batch_size=BATCH,
             seed=job.seed,
             threads=threads,
+            precision=Precision[precision],
         ),
     )
     record = run(config, progress=False).record
     return {"seed": job.seed, **{key: value for key, value in record.items() if key not in ("config", "result")}}
 
 
-def run_all(wanted: Sequence[Job], data: Path, results: Path, runs: Path, workers: int, threads: int) -> int:
+def run_all(
+    wanted: Sequence[Job], data: Path, results: Path, runs: Path, workers: int, threads: int, precision: str
+) -> int:
     """Does the runs that have no record yet, `workers` at a time; gives how many failed."""
     results.mkdir(parents=True, exist_ok=True)
     missing = [job for job in wanted if not (results / f"{job.name}.json").is_file()]
@@ -91,7 +94,7 @@ def run_all(wanted: Sequence[Job], data: Path, results: Path, runs: Path, worker
     # Fresh processes: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(perform, job, data, runs, threads): job for job in missing}
+        futures = {pool.submit(perform, job, data, runs, threads, precision): job for job in missing}
         for future in as_completed(futures):
             job = futures[future]
             try:
@@ -200,6 +203,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads per run")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the products")
     parser.add_argument("--table", action="store_true", help="only write the tables")
     options = parser.parse_args()
     failed = 0
@@ -207,7 +211,15 @@ def main() -> None:
         if options.data is None or not options.data.is_dir():
             parser.error(f"--data {options.data} is not a folder")
         wanted = jobs(options.tasks, options.methods, options.seeds)
-        failed = run_all(wanted, options.data, options.results, options.runs, options.workers, options.threads)
+        failed = run_all(
+            wanted,
+            options.data,
+            options.results,
+            options.runs,
+            options.workers,
+            options.threads,
+            options.precision,
+        )
     records = read(options.results)
     if records:
         rows = list(summarise(records))

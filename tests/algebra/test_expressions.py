@@ -40,10 +40,12 @@ def test_every_stage_of_every_plan_is_the_formula(expression: Expression, n: int
     wanted = expression.apply(x, env)
     for sizes in (Sizes(n, m, r), Sizes(512, 256, 8)):
         chosen = plan(formula, sizes, training=False)
-        for _, stage in chosen.stages:
-            y = stage.apply(x, env)
+        for stage in chosen.stages:
+            y = stage.expression.apply(x, env)
             assert isinstance(y, torch.Tensor)
             torch.testing.assert_close(y + x @ env["W"] if chosen.on_base else y, wanted)
+            if stage.fused is not None:
+                torch.testing.assert_close(stage.fused.apply(x, env), wanted)
 
 
 @quick
@@ -105,7 +107,7 @@ def test_column_norms_of_a_zero_column_are_one() -> None:
 
 def test_plans_choose_by_size() -> None:
     formula = parse("U @ diag(sigma) @ V.T")
-    few, many = (plan(formula, Sizes(768, 768, 8)).stage(rows) for rows in (1, 8192))
+    few, many = (plan(formula, Sizes(768, 768, 8)).stage(rows).expression for rows in (1, 8192))
     assert str(few) == "U @ diag(sigma) @ V.T"
     assert str(many).startswith("[")
 
@@ -118,4 +120,4 @@ def test_dropout_acts_on_added_terms_alone() -> None:
         "unit(W + s * A @ B) @ D": "unit(W + dropout((s * A) @ B)) @ D",
         "W + A @ relu @ B": "dropout(A @ relu @ B)",
     }.items():
-        assert str(plan(parse(text), Sizes(64, 64, 4), dropout=True).stage(1)) == wanted
+        assert str(plan(parse(text), Sizes(64, 64, 4), dropout=True).stage(1).expression) == wanted

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from subspace_tuning import SubspaceError
 from subspace_tuning.algebra import svd as module
@@ -33,6 +35,112 @@ def test_parts_are_parts_of_the_whole(n: int, m: int, rank: int, part: module.Pa
     for side in (own.U, own.V):
         torch.testing.assert_close(side.T @ side, torch.eye(rank, dtype=torch.float64))
     torch.testing.assert_close(own.U * own.S @ own.V.T, U[:, chosen] * S[chosen] @ V[:, chosen].T, atol=1e-6, rtol=1e-6)
+
+
+def _orthonormal(size: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
+
+
+def _with_values(n: int, m: int, values: Tensor) -> Tensor:
+    k = min(n, m)
+    return _orthonormal(n, 1)[:, :k] * values @ _orthonormal(m, 2)[:, :k].T
+
+
+def _falling(size: int) -> Tensor:
+    return torch.arange(size, 0, -1, dtype=torch.float64)
+
+
+# name -> singular values, of any number of them, in falling order
+SPECTRA: dict[str, Callable[[int], Tensor]] = {
+    "random": lambda k: torch.linalg.svdvals(torch.randn(k, k, generator=torch.Generator().manual_seed(3)).double()),
+    "power": lambda k: torch.arange(1, k + 1, dtype=torch.float64) ** -0.7,
+    "exponential": lambda k: torch.logspace(0, -4, k, dtype=torch.float64),
+    "steep": lambda k: torch.logspace(0, -12, k, dtype=torch.float64),
+    "linear": lambda k: _falling(k) / k,
+    "away from zero": lambda k: 1 + _falling(k) / k,
+    "one tiny": lambda k: torch.where(_falling(k) == 1, 1e-9, 1 + _falling(k) / k),
+    "rank k - 3": lambda k: torch.where(_falling(k) <= 3, 0.0, _falling(k) / k),
+    "rank 3": lambda k: torch.where(_falling(k) > k - 3, _falling(k) / k, 0.0),
+    "repeated": lambda k: 1 + torch.div(_falling(k) - 1, 5, rounding_mode="floor") / k,
+    "repeated often": lambda k: 1 + torch.div(_falling(k) - 1, 40, rounding_mode="floor") / k,
+    "all equal": lambda k: torch.ones(k, dtype=torch.float64),
+    "all zero": lambda k: torch.zeros(k, dtype=torch.float64),
+}
+
+
+def _check_triples(weight: Tensor, rank: int, part: module.Part) -> None:
+    """Triples are those of LAPACK, to about a millionth of the largest singular value."""
+    U, S, right = torch.linalg.svd(weight, full_matrices=False)
+    k, scale = len(S), float(S[0]) or 1.0
+    own = svd(weight, rank, part, cache=False)
+    start = 0 if part == "top" else k - rank
+    torch.testing.assert_close(own.S, S[start : start + rank], atol=1e-9 * scale, rtol=0)
+    for side in (own.U, own.V):
+        torch.testing.assert_close(side.T @ side, torch.eye(rank, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(weight @ own.V, own.U * own.S, atol=3e-6 * scale, rtol=0)
+    torch.testing.assert_close(weight.T @ own.U, own.V * own.S, atol=3e-6 * scale, rtol=0)
+    # The triples of equal singular values are any; where the r of them stand alone, their sum is not.
+    edge = rank if part == "top" else k - rank
+    if edge == k or edge == 0 or S[edge - 1] - S[edge] > 1e-4 * scale:
+        chosen = slice(start, start + rank)
+        theirs = U[:, chosen] * S[chosen] @ right[chosen]
+        torch.testing.assert_close(own.U * own.S @ own.V.T, theirs, atol=3e-6 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("part", ["top", "bottom"])
+@pytest.mark.parametrize("shape", [(320, 320), (600, 300), (280, 700)], ids=str)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_few_triples_are_those_of_the_exact_decomposition(
+    spectrum: str, shape: tuple[int, int], part: module.Part
+) -> None:
+    _check_triples(_with_values(*shape, SPECTRA[spectrum](min(shape))), 8, part)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(150, 330),
+    m=st.integers(150, 330),
+    rank=st.integers(1, 12),
+    spectrum=st.sampled_from(sorted(SPECTRA)),
+    part=st.sampled_from(["top", "bottom"]),
+)
+def test_few_triples_at_any_size(n: int, m: int, rank: int, spectrum: str, part: module.Part) -> None:
+    _check_triples(_with_values(n, m, SPECTRA[spectrum](min(n, m))), rank, part)
+
+
+def test_only_what_is_singular_takes_the_exact_decomposition() -> None:
+    for spectrum, values in SPECTRA.items():
+        weight = _with_values(400, 320, values(320))
+        if spectrum == "all zero":
+            continue  # goes there at once
+        assert module._partial(weight, 8, "top") is not None, spectrum
+        singular = spectrum in ("rank k - 3", "rank 3", "one tiny")
+        assert (module._partial(weight, 8, "bottom") is None) == singular, spectrum
+
+
+@pytest.mark.slow  # two threads on a busy machine wait for each other
+@pytest.mark.parametrize("part", ["top", "bottom"])
+@pytest.mark.parametrize("spectrum", ["random", "power", "away from zero"])
+def test_triples_do_not_depend_on_the_threads(spectrum: str, part: module.Part) -> None:
+    weight = _with_values(400, 320, SPECTRA[spectrum](320))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            found.append(svd(weight, 8, part, cache=False))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for ours, theirs in zip(found[0], other, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=1e-8)  # float32 tells 6e-8 apart
+
+
+@pytest.mark.parametrize("part", ["top", "bottom"])
+@pytest.mark.parametrize("size", [1e-200, 1e-100, 1e100, 1e200])
+def test_extreme_numbers_are_decomposed(size: float, part: module.Part) -> None:
+    weight = _with_values(320, 320, SPECTRA["power"](320))
+    torch.testing.assert_close(svd(weight * size, 8, part, cache=False).S / size, svd(weight, 8, part, cache=False).S)
 
 
 def test_the_randomised_part_is_exact_where_the_spectrum_falls() -> None:
@@ -74,6 +182,13 @@ def test_the_cache_gives_the_same_and_is_used(cache: Path, monkeypatch: pytest.M
     assert len(list(cache.iterdir())) == 5
 
 
+@pytest.mark.usefixtures("cache")
+def test_the_cache_tells_a_matrix_from_its_transpose() -> None:
+    weight = torch.randn(5, 5)
+    svd(weight, 2)
+    assert torch.equal(svd(weight.T, 2).U, svd(weight.T, 2, cache=False).U)
+
+
 def test_the_cache_keeps_to_its_size(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUBSPACE_CACHE_BYTES", "3000")
     for seed in range(6):
@@ -91,7 +206,9 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
 
 
 def test_bad_weights_are_refused() -> None:
-    with pytest.raises(SubspaceError, match="not finite"):
-        svd(torch.full((2, 2), float("nan")))
+    for bad in ("nan", "inf", "-inf"):
+        with pytest.raises(SubspaceError, match="not finite"):
+            svd(torch.tensor([[1.0, 2.0], [float(bad), 3.0]]))
+    assert svd(torch.full((2, 2), 1e160, dtype=torch.float64)).S.isfinite().all()  # unlike their squares
     with pytest.raises(SubspaceError, match="rank 3 is not between 1 and min"):
         svd(torch.eye(2), 3)

@@ -17,6 +17,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 WORDS = [f"{stem}{end}" for stem in ("ba", "de", "fi", "go", "lu", "ne") for end in ("", "k", "l", "m", "n")]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
+# What would differ from machine to machine.
+FIXED = {"threads": 1, "device": "cpu", "precision": "float32"}
+
 Rows = list[dict[str, Any]]
 
 
@@ -96,7 +99,14 @@ def settings(tiny_model: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
         "output": str(tmp_path / "run"),
         "task": {"name": "cola", "data": str(data), "max_length": 16},
         "adapter": {"method": "ssb"},
-        "training": {"epochs": 2, "batch_size": 16, "threads": 1, "device": "cpu", "learning_rate": 0.01},
+        "training": {
+            "epochs": 2,
+            "batch_size": 16,
+            "threads": 1,
+            "device": "cpu",
+            "precision": "float32",
+            "learning_rate": 0.01,
+        },
     }
 
 

@@ -23,7 +23,7 @@ from subspace_tuning.methods.catalogue import laws
 from subspace_tuning.methods.schedules.lora_dash import LoRADash
 from subspace_tuning.tasks.acceptability import generate
 
-from .conftest import write_split
+from .conftest import FIXED, write_split
 
 Write = Callable[[Mapping[str, Any]], Path]
 Settings = dict[str, Any]
@@ -58,7 +58,7 @@ def minilm_run(method: str, sentences: Path, output: Path) -> Settings:
         "output": str(output),
         "task": {"name": "cola", "data": str(sentences), "max_length": 24},
         "adapter": adapter,
-        "training": {"epochs": epochs, "batch_size": 16, "threads": 1, "device": "cpu", "head_learning_rate": 1e-3},
+        "training": {"epochs": epochs, "batch_size": 16, "head_learning_rate": 1e-3, **FIXED},
     }
 
 

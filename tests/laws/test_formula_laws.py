@@ -39,11 +39,18 @@ every_linear = pytest.mark.parametrize("case", LINEAR, ids=method_id)
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
-def planned(case: Method, sizes: Sizes, rows: int, training: bool, x: Tensor, env: dict[str, Any]) -> Tensor:
+def planned(case: Method, sizes: Sizes, rows: int, training: bool, x: Tensor, env: dict[str, Any]) -> list[Tensor]:
+    """The output by torch's own operations and, where the plan has one, by the kernel."""
     chosen = plan(case.formula, sizes, training)
-    y = chosen.stage(rows).apply(x, env)
+    stage = chosen.stage(rows)
+    y = stage.expression.apply(x, env)
     assert isinstance(y, Tensor)
-    return x @ env["W"] + y if chosen.on_base else y
+    outputs = [x @ env["W"] + y if chosen.on_base else y]
+    if stage.fused is not None:
+        fused = stage.fused.apply(x, env)
+        assert isinstance(fused, Tensor)
+        outputs.append(fused)
+    return outputs
 
 
 @every_method
@@ -84,11 +91,11 @@ def test_every_plan_gives_the_same_values_and_gradients(
     gradients = torch.autograd.grad(wanted, leaves, upstream)
     told = Sizes(n * big, m * big, data.draw(st.integers(1, 3)), ENTRIES, DIRECTIONS)
     for training in (True, False):
-        for limit, _ in plan(case.formula, told, training).stages:
-            y = planned(case, told, limit, training, x, env)
-            torch.testing.assert_close(y, wanted)
-            for ours, reference in zip(torch.autograd.grad(y, leaves, upstream), gradients, strict=True):
-                torch.testing.assert_close(ours, reference)
+        for stage in plan(case.formula, told, training).stages:
+            for y in planned(case, told, stage.rows, training, x, env):
+                torch.testing.assert_close(y, wanted)
+                for ours, reference in zip(torch.autograd.grad(y, leaves, upstream), gradients, strict=True):
+                    torch.testing.assert_close(ours, reference)
 
 
 @every_linear
@@ -98,12 +105,12 @@ def test_gradient_is_autograd_of_the_dense_path(case: Method) -> None:
     leaves = [x, *env["leaves"].values()]
     matrix, bias = split(case.formula, env)
     for training in (True, False):
-        y = planned(case, sizes_of(env["W"]), 4, training, x, env)
-        upstream = torch.randn_like(y)
-        ours = torch.autograd.grad(y, leaves, upstream)
-        wanted = torch.autograd.grad(x @ matrix + bias, leaves, upstream, retain_graph=True)
-        for a, b in zip(ours, wanted, strict=True):
-            torch.testing.assert_close(a, b)
+        for y in planned(case, sizes_of(env["W"]), 4, training, x, env):
+            upstream = torch.randn_like(y)
+            ours = torch.autograd.grad(y, leaves, upstream)
+            wanted = torch.autograd.grad(x @ matrix + bias, leaves, upstream, retain_graph=True)
+            for a, b in zip(ours, wanted, strict=True):
+                torch.testing.assert_close(a, b)
 
 
 @every_method
@@ -194,4 +201,4 @@ def test_no_plan_costs_more_than_the_formula_as_written(case: Method) -> None:
                 continue  # there the plan leaves the product with W to the base layer
             for rows in (1, 64, 4096):
                 written = cost(case.formula.evaluated, case.formula, sizes, rows, training)
-                assert cost(chosen.stage(rows), case.formula, sizes, rows, training) <= written * 1.0001
+                assert cost(chosen.stage(rows).expression, case.formula, sizes, rows, training) <= written * 1.0001

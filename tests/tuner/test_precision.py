@@ -108,7 +108,7 @@ def test_a_model_is_cast_as_a_whole(bert: Builder, variant: Variant, batch: Batc
     model.to(dtype)
     assert {tensor.dtype for tensor in [*model.parameters(), *constants(model)]} == {dtype}
     assert layer_dtypes(model, batch) == {dtype}
-    assert (model(**batch).logits - exact).abs().max() < (0.2 if dtype == torch.bfloat16 else 1e-5)
+    assert (model(**batch).logits - exact).abs().max() < (0.3 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_double_precision_from_the_start(bert: Builder, variant: Variant, batch: Batch) -> None:

@@ -16,10 +16,11 @@ from .nodes import (
     tanh,
 )
 from .parse import FormulaError, parse
-from .plan import Plan, plan
+from .plan import Alternative, Plan, alternatives, plan
 from .unit import unit
 
 __all__ = [
+    "Alternative",
     "Expression",
     "Formula",
     "FormulaError",
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "Sizes",
     "affine",
+    "alternatives",
     "dense",
     "diag",
     "gate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,21 @@ from typing import NamedTuple
 
 from . import names
 from .gate import Gate
-from .nodes import Activation, Affine, Expression, Leaf, Normalisation, Product, Sparse, Sum, add, substitute, symbol
+from .nodes import (
+    Activation,
+    Affine,
+    Expression,
+    Leaf,
+    Normalisation,
+    Product,
+    Sparse,
+    Sum,
+    Transpose,
+    add,
+    product,
+    substitute,
+    symbol,
+)
 
 Shape = tuple[str, ...]
 
@@ -69,7 +84,8 @@ class Formula:
         """The expression that is evaluated, equal to the formula.
 
         ``rest`` is W - U_r @ S_r @ V_r.T, so that no copy of W's size is kept. ``A @ B - A0 @ B0`` is evaluated as
-        ``A_offset @ B + A0 @ B_offset``: in a low precision the difference of two large products would be noise.
+        ``A_offset @ B + A0 @ B_offset``, and ``(U_r + A) @ S_r - U_r @ S_r`` as ``A @ S_r``: in a low precision the
+        difference of two large products would be noise.
         """
         leading = symbol("U_r") @ symbol("S_r") @ symbol("V_r").T
         return _by_offsets(substitute(self.expression, {"rest": symbol("W") - leading}))
@@ -133,19 +149,42 @@ class Formula:
 def _by_offsets(node: Expression) -> Expression:
     """Return an equal expression in which P(A, B, ...) - P(A0, B0, ...) is written by what the factors moved."""
     node = node.rebuilt(tuple(_by_offsets(child) for child in node.children)) if node.children else node
-    if not isinstance(node, Sum) or len(node.terms) != 2:
+    if not isinstance(node, Sum):
         return node
-    moved, subtracted = node.terms
-    if not isinstance(moved, Product) or not all(isinstance(factor, Leaf) for factor in moved.factors):
-        return node
-    trained = [name for name in moved.names if not names.is_frozen(name)]
-    starts = {name: symbol(f"{name}0") for name in trained}
-    if not trained or subtracted != -substitute(moved, starts):
-        return node
-    terms = []
-    for index, name in enumerate(
-        trained
-    ):  # telescoping: the factors before it at their start, those behind it as they are
-        before = {other: starts[other] for other in trained[:index]}
-        terms.append(substitute(moved, {**before, name: symbol(f"{name}{names.OFFSET}")}))
+    terms = list(node.terms)
+    for moved, start in itertools.permutations(node.terms, 2):
+        change = _telescoped(moved, -start) if moved in terms and start in terms else None
+        if change is not None:
+            terms = [change if term == moved else term for term in terms if term != start]
     return reduce(add, terms)
+
+
+def _telescoped(moved: Expression, start: Expression) -> Expression | None:
+    """Return moved - start as a sum with one changed factor per term, None if their factors do not correspond.
+
+    Of the factors of such a term those before the changed one are at their start, those behind it as they are.
+    """
+    if not (isinstance(moved, Product) and isinstance(start, Product) and len(moved.factors) == len(start.factors)):
+        return None
+    pairs = list(zip(moved.factors, start.factors, strict=True))
+    changes = [None if now == before else _moved(now, before) for now, before in pairs]
+    if any(change is None and now != before for change, (now, before) in zip(changes, pairs, strict=True)):
+        return None
+    terms = [
+        reduce(product, (*start.factors[:index], change, *moved.factors[index + 1 :]))
+        for index, change in enumerate(changes)
+        if change is not None
+    ]
+    return reduce(add, terms) if terms else None
+
+
+def _moved(now: Expression, before: Expression) -> Expression | None:
+    """Return what a factor has moved from its start: A - A0 by the name of the offset, U + A - U as A."""
+    if isinstance(now, Transpose) and isinstance(before, Transpose):
+        change = _moved(now.node, before.node)
+        return None if change is None else change.T
+    if isinstance(now, Leaf) and before == symbol(f"{now.name}0"):
+        return symbol(f"{now.name}{names.OFFSET}")
+    if isinstance(now, Sum) and before in now.terms:
+        return reduce(add, (term for term in now.terms if term != before))
+    return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from . import names
 from . import rows as R
 from .formula import Formula, Sizes
+from .fuse import Fused, W, fuse, with_bias
 from .gate import Gate
 from .nodes import (
     Activation,
@@ -31,7 +33,6 @@ from .nodes import (
     Identity,
     Kron,
     Leaf,
-    Matrix,
     Normalisation,
     Number,
     Product,
@@ -94,23 +95,28 @@ class Dropped(Expression):
         return f"dropout({self.node})"
 
 
+class Stage(NamedTuple):
+    """The evaluation for up to so many rows: ``expression``, or ``fused`` where that is cheaper and can run."""
+
+    rows: int
+    expression: Expression
+    fused: Fused | None
+
+
 @dataclass(frozen=True)
 class Plan:
-    """How one layer evaluates one formula.
+    """How one layer evaluates one formula: its stages, in rising order of rows.
 
-    ``stages`` are (rows, expression) in rising order: up to so many rows the expression is the cheapest. If ``on_base``
-    the expression is what is *added* to the frozen layer's own output, because W stands in the formula as a term alone.
+    If ``on_base`` a stage's ``expression`` is what is *added* to the frozen layer's own output, because W stands in the
+    formula as a term alone. ``fused`` is always the whole of it, with the bias.
     """
 
     on_base: bool
-    stages: tuple[tuple[int, Expression], ...]
+    stages: tuple[Stage, ...]
 
-    def stage(self, rows: int) -> Expression:
-        """Return the expression to apply to so many rows."""
-        for limit, expression in self.stages:
-            if rows <= limit:
-                return expression
-        return self.stages[-1][1]
+    def stage(self, rows: int) -> Stage:
+        """Return what to apply to so many rows."""
+        return next((stage for stage in self.stages if rows <= stage.rows), self.stages[-1])
 
 
 @lru_cache(maxsize=1024)
@@ -125,17 +131,51 @@ def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: bool = 
     """
     remainder = _without_weight(formula.evaluated)
     target = formula.evaluated if remainder is None else remainder
+    fused = None if dropout else fuse(formula.evaluated, _Planner(formula, sizes, 1, training).shape)
     if dropout:
         target = _dropped(target, alone=remainder is not None)
-    stages: list[tuple[int, Expression]] = []
+    stages: list[Stage] = []
     rows = 1
     while rows <= MOST_ROWS:
-        _, best = _Planner(formula, sizes, rows, training).apply(target)
-        if stages and stages[-1][1] == best:
+        planner = _Planner(formula, sizes, rows, training)
+        cost, best = planner.apply(target)
+        alone = 0.0 if remainder is None else planner.apply(W)[0] + planner.elements(rows * sizes.m)
+        options: list[tuple[float, Fused | None]] = [] if fused is None else [(planner.fused(fused), fused)]
+        options += [] if dropout else planner.whole(formula.evaluated)
+        chosen = min([*options, (cost + alone, None)], key=lambda option: option[0])[1]
+        if stages and stages[-1][1:] == (best, chosen):
             stages.pop()
-        stages.append((rows, best))
+        stages.append(Stage(rows, best, chosen))
         rows *= 2
     return Plan(remainder is not None, tuple(stages))
+
+
+class Alternative(NamedTuple):
+    """One way to evaluate a formula, and what it costs in floating point operations."""
+
+    name: str
+    expression: Expression
+    cost: float
+
+
+def alternatives(formula: Formula, sizes: Sizes, rows: int, training: bool = True) -> list[Alternative]:
+    """Return the ways to evaluate all of a formula that the planner weighs, the cheapest first.
+
+    The kernel, if the formula fits it; the best order and grouping of torch's own products; the formula as it is
+    written; and phi(W) formed as one matrix.
+    """
+    planner = _Planner(formula, sizes, rows, training)
+    expression = formula.evaluated
+    found = []
+    fused = fuse(expression, planner.shape)
+    if fused is not None:
+        found.append(Alternative("fused", fused, planner.fused(fused)))
+    cost, best = planner.apply(expression)
+    found.append(Alternative("planned", best, cost))
+    cost, written = _Planner(formula, sizes, rows, training, choose=False).apply(expression)
+    found.append(Alternative("as written", written, cost))
+    found += [Alternative("formed", formed, cost) for cost, formed in planner.whole(expression)]
+    return sorted(found, key=lambda one: one.cost)
 
 
 def cost(expression: Expression, formula: Formula, sizes: Sizes, rows: int, training: bool = True) -> float:
@@ -148,9 +188,9 @@ def cost(expression: Expression, formula: Formula, sizes: Sizes, rows: int, trai
 
 def _without_weight(expression: Expression) -> Expression | None:
     """Return the expression less W, if W stands in it as a term alone and once; else None."""
-    if not isinstance(expression, Sum) or expression.terms.count(Matrix("W")) != 1:
+    if not isinstance(expression, Sum) or expression.terms.count(W) != 1:
         return None
-    terms = [term for term in expression.terms if term != Matrix("W")]
+    terms = [term for term in expression.terms if term != W]
     return terms[0] if len(terms) == 1 else Sum(tuple(terms))
 
 
@@ -158,7 +198,9 @@ def _dropped(node: Expression, alone: bool = False) -> Expression:
     """Put dropout before every added term: one that stands beside W (``alone``), or beside a term that holds W."""
     if alone or isinstance(node, Sum):
         terms = node.terms if isinstance(node, Sum) else (node,)
-        return Sum(tuple(_dropped(term) if _carries_weight(term) else Dropped(term) for term in terms))
+        # Beside W itself a term with singular vectors of W is an addition, too.
+        spectral = frozenset() if alone else frozenset(names.SPECTRAL_SHAPES)
+        return Sum(tuple(_dropped(term) if _carries_weight(term, spectral) else Dropped(term) for term in terms))
     if isinstance(node, Product):
         return Product((_dropped(node.factors[0]), *node.factors[1:]))
     if isinstance(node, (Unit, Affine)):
@@ -166,15 +208,15 @@ def _dropped(node: Expression, alone: bool = False) -> Expression:
     return node
 
 
-def _carries_weight(term: Expression) -> bool:
+def _carries_weight(term: Expression, spectral: frozenset[str]) -> bool:
     """Whether the term is W reconstructed (a product with W or its subspaces) and not an addition to it."""
     if isinstance(term, Hadamard):
         return False
     if isinstance(term, Identity):  # I + A @ B beside or behind W
         return True
     if isinstance(term, Leaf):
-        return term.name in ("W", "N") or term.name in names.SPECTRAL_SHAPES
-    return any(_carries_weight(child) for child in term.children)
+        return term.name in ("W", "N") or term.name in spectral
+    return any(_carries_weight(child, spectral) for child in term.children)
 
 
 # Costs
@@ -190,6 +232,29 @@ class _Planner:
     training: bool
     choose: bool = True
     known: dict[tuple[str, Expression], Step] = field(default_factory=dict)
+
+    def fused(self, node: Fused) -> float:
+        """Return the cost of the kernel."""
+        rows, (n, m) = self.rows, self.shape(W)
+        cost = self.product(rows, n, m, True, False)
+        for low, high in zip(node.lows, node.highs, strict=True):
+            k = self.shape(low)[1]
+            cost += self.form(low)[0] + self.form(high)[0]
+            # Its results join sums in place, so they are written once, with the product's own.
+            cost += self.product(rows, n, k, True, self.trains(low)) + self.product(rows, k, m, True, self.trains(high))
+            cost -= self.elements(rows * (n + m), 0)
+        for scale, width in ((node.left, n), (node.right, m)):
+            cost += 0.0 if scale is None else self.elements(rows * width, 1 + self.trains(scale))
+        return cost
+
+    def whole(self, expression: Expression) -> list[tuple[float, Fused]]:
+        """Return the way by phi(W) formed as one matrix, if there is one."""
+        matrix, bias = with_bias(expression)
+        if not _has_matrix(matrix) or matrix.diagonal or isinstance(matrix, Leaf):
+            return []
+        cost, formed = self.form(matrix)
+        n, m = self.shape(matrix)
+        return [(cost + self.product(self.rows, n, m, True, self.trains(matrix)), Fused(expression, bias, formed))]
 
     def apply(self, node: Expression) -> Step:
         """Return the cheapest way to multiply the rows by the node."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -27,8 +28,17 @@ log = logging.getLogger(__name__)
 
 Part = Literal["top", "bottom"]
 _OVERSAMPLING = 8
-_POWERS = 8
-_VERSION = 1  # of the algorithms below; part of the cache's key
+_FEW = 16  # r triples are few if min(n, m) holds so many blocks of them and the oversampling
+_STEPS = 40  # about where another factorisation costs as much
+_INVERSE_STEPS = 12
+_SHIFTED_STEPS = 20
+_FIRST_CHECK = 4  # after so many steps
+_TOLERANCE = 1e-6  # of residuals: of W, and of an inverse, whose errors W enlarges
+_INVERSE_TOLERANCE = 1e-9
+_ROUNDING = 1e-13
+_HUGE = 1e60  # beyond, and below its inverse, powers of the entries may not be numbers
+_PANEL = 512
+_VERSION = 2  # of the algorithms below; part of the cache's key
 
 
 class Spectrum(NamedTuple):
@@ -50,9 +60,9 @@ def svd(weight: Tensor, rank: int | None = None, part: Part = "top", cache: bool
 
     Returns:
         U, S, V in float64 for a float64 weight, else in float32, on the weight's device. The columns of U and V are
-        orthonormal. A short leading part comes from a randomised block Krylov space (Musco and Musco, arXiv
-        1504.05477), a trailing part from the eigenvectors of the smaller Gram matrix; all else is LAPACK's exact
-        decomposition.
+        orthonormal. A few triples of a large matrix come from a randomised block Krylov space of it (Musco and
+        Musco, arXiv 1504.05477), of its inverse or of a shifted inverse of its Gram matrix, if their residuals are
+        below a millionth of the largest singular value; all else is LAPACK's exact decomposition.
 
     Raises:
         SubspaceError: the weight has entries that are not finite, or the rank is above min(n, m).
@@ -60,8 +70,6 @@ def svd(weight: Tensor, rank: int | None = None, part: Part = "top", cache: bool
     k = min(weight.shape)
     if rank is not None and not 1 <= rank <= k:
         raise SubspaceError(f"rank {rank} is not between 1 and min(n, m) = {k}")
-    if not torch.isfinite(weight).all():
-        raise SubspaceError("the weight has entries that are not finite")
     weight = weight.detach()
     result = _cached(weight, rank, part, _compute) if cache else _compute(weight, rank, part)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -70,38 +78,165 @@ def svd(weight: Tensor, rank: int | None = None, part: Part = "top", cache: bool
 
 def _compute(weight: Tensor, rank: int | None, part: Part) -> Spectrum:
     matrix = weight.double()
-    if rank is not None and part == "top" and (rank + _OVERSAMPLING) * (_POWERS + 1) < min(matrix.shape):
-        return _fix_signs(_leading(matrix, rank))
-    if rank is not None and part == "bottom":
-        return _fix_signs(_trailing(matrix, rank))
+    size = float(torch.linalg.matrix_norm(matrix))
+    # A finite norm is quicker than a look at every entry; that of finite entries may still overflow.
+    if not (math.isfinite(size) or torch.isfinite(matrix).all()):
+        raise SubspaceError("the weight has entries that are not finite")
+    k = min(matrix.shape)
+    if rank is not None and _FEW * (rank + _OVERSAMPLING) <= k and 1 / _HUGE < size < _HUGE:
+        wide = matrix.shape[0] < matrix.shape[1]
+        found = _partial(matrix.T if wide else matrix, rank, part)
+        if found is not None:
+            return _fix_signs(Spectrum(found.V, found.S, found.U) if wide else found)
     U, S, right = torch.linalg.svd(matrix, full_matrices=False)
-    return _fix_signs(Spectrum(U[:, :rank], S[:rank], right.T[:, :rank]))
+    chosen = slice(rank) if rank is None or part == "top" else slice(k - rank, k)
+    return _fix_signs(Spectrum(U[:, chosen], S[chosen], right.T[:, chosen]))
 
 
-def _leading(matrix: Tensor, rank: int) -> Spectrum:
-    """Find the leading triples in the Krylov space of a random block: flat spectra need its powers all together."""
+def _partial(matrix: Tensor, rank: int, part: Part) -> Spectrum | None:
+    """Find r triples of a matrix that is not wide, None where only the exact decomposition gives them."""
+    found, near = _largest(matrix, rank) if part == "top" else _smallest(matrix, rank)
+    return _crowded(matrix, rank, near) if found is None and near is not None else found
+
+
+class _Operator(NamedTuple):
+    """A matrix M, as what it does to blocks of a few rows: X @ M.T and Y @ M. With columns some products are slow."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor], Tensor]
+
+
+def _largest(matrix: Tensor, rank: int) -> tuple[Spectrum | None, Tensor]:
+    """Find triples; also say about where the largest singular values lie."""
+    # Of such products a few rows times the transpose of a stored matrix is the fast one, so W is stored both ways.
+    straight, turned = matrix.contiguous(), matrix.T.contiguous()
+    operator = _Operator(lambda block: block @ straight.T, lambda block: block @ turned.T)
+    steps = min(_STEPS, matrix.shape[1] // (2 * (rank + _OVERSAMPLING)))
+    return _krylov(operator, matrix, rank, steps, _TOLERANCE)
+
+
+def _smallest(matrix: Tensor, rank: int) -> tuple[Spectrum | None, Tensor | None]:
+    """Find triples as the largest ones of the inverse, else say about where they lie; neither for a singular matrix."""
+    outer, square = (None, matrix) if matrix.shape[0] == matrix.shape[1] else torch.linalg.qr(matrix)
+    factors, pivots, _ = torch.linalg.lu_factor_ex(square)
+    diagonal = factors.diagonal().abs()
+    if diagonal.min() <= _ROUNDING * diagonal.max():
+        return None, None
+    operator = _Operator(
+        lambda block: torch.linalg.lu_solve(factors, pivots, block, left=False),
+        lambda block: torch.linalg.lu_solve(factors, pivots, block, left=False, adjoint=True),
+    )
+    inverse, near = _krylov(operator, square, rank, _INVERSE_STEPS, _INVERSE_TOLERANCE)
+    if inverse is None:
+        return None, 1 / near
+    U, S, V = (tensor.flip(-1) for tensor in inverse)
+    found = Spectrum(U if outer is None else outer @ U, 1 / S, V)
+    return (found, None) if _holds(matrix, found) else (None, None)
+
+
+def _crowded(matrix: Tensor, rank: int, near: Tensor) -> Spectrum | None:
+    """Find triples at an end of the spectrum where singular values lie dense, but not near zero.
+
+    The inverse of W.T @ W less a number a little beyond that end tells them apart.
+
+    Args:
+        matrix: W, not wide.
+        rank: how many triples.
+        near: estimates of the singular values at that end, from the end on.
+    """
+    size = matrix.shape[1]
+    gram = matrix.new_empty(size, size)
+    for start in range(0, size, _PANEL):  # only the lower triangle is read
+        torch.mm(matrix[:, start:].T, matrix[:, start : start + _PANEL], out=gram[start:, start : start + _PANEL])
+    end, inside = float(near[0]) ** 2, float(near[-1]) ** 2
+    if abs(end - inside) <= _ROUNDING * float(gram.trace()):
+        return None  # the squares are too coarse for these
+    sign = 1.0 if end > inside else -1.0
+    for distance in (1.0, 4.0, 16.0):
+        root = -sign * gram
+        root.diagonal().add_(sign * (end + distance * (end - inside)))
+        root, failed = torch.linalg.cholesky_ex(root)  # fails if part of the spectrum lies beyond that number
+        if not failed:
+            break
+    else:
+        return None
+    operator = _Operator(
+        lambda block: torch.linalg.solve_triangular(root.T, block, upper=True, left=False),
+        lambda block: torch.linalg.solve_triangular(root, block, upper=False, left=False),
+    )
+    directions = _krylov(operator, gram, rank, _SHIFTED_STEPS, _INVERSE_TOLERANCE)[0]
+    if directions is None:
+        return None
+    image = directions.V.T.contiguous() @ matrix.T
+    U, S, right = torch.linalg.svd(image.T, full_matrices=False)
+    found = Spectrum(U, S, directions.V @ right.T)
+    return found if _holds(matrix, found) else None
+
+
+def _holds(matrix: Tensor, found: Spectrum) -> bool:
+    """Say whether triples are triples of W: rounding errors may have grown in the solutions that they come from."""
+    U, S, V = found.U.T.contiguous(), found.S[:, None], found.V.T.contiguous()
+    errors = torch.cat([V @ matrix.T - S * U, U @ matrix - S * V], dim=1)
+    mean = torch.linalg.matrix_norm(matrix) / matrix.shape[1] ** 0.5  # is not above the largest singular value
+    return bool(torch.linalg.vector_norm(errors, dim=1).max() <= _TOLERANCE * mean)
+
+
+def _krylov(
+    operator: _Operator, like: Tensor, rank: int, steps: int, tolerance: float
+) -> tuple[Spectrum | None, Tensor]:
+    """Find the largest triples of M in the space that a random block and its images under powers of M.T @ M span.
+
+    Flat spectra need the blocks of all powers together, not the last one only.
+
+    Args:
+        operator: M.
+        like: a tensor of M's shape and type, on its device.
+        rank: how many triples.
+        steps: how many blocks at most.
+        tolerance: how large a residual may be beside the least of the r singular values.
+
+    Returns:
+        The triples, None if they are not within the tolerance; the largest singular values, as far as they are known.
+    """
+    width = rank + _OVERSAMPLING
     generator = torch.Generator().manual_seed(0)  # the person's own random numbers stay as they are
-    block = torch.randn(matrix.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=matrix.dtype)
-    block = torch.linalg.qr(matrix @ block.to(matrix.device))[0]
-    blocks = [block]
-    for _ in range(_POWERS):
-        block = torch.linalg.qr(matrix @ (matrix.T @ block))[0]
-        blocks.append(block)
-    space = torch.linalg.qr(torch.cat(blocks, dim=1))[0]
-    U, S, right = torch.linalg.svd(space.T @ matrix, full_matrices=False)
-    return Spectrum((space @ U)[:, :rank], S[:rank], right.T[:, :rank])
-
-
-def _trailing(matrix: Tensor, rank: int) -> Spectrum:
-    """Take the eigenvectors of the Gram matrix; the other side is W times them, made orthonormal again."""
-    wide = matrix.shape[0] < matrix.shape[1]
-    tall = matrix.T if wide else matrix
-    _, vectors = torch.linalg.eigh(tall.T @ tall)
-    right = vectors[:, :rank]
-    # The small singular values carry little accuracy through the squares, so the r directions are decomposed anew.
-    left, values, turn = torch.linalg.svd(tall @ right, full_matrices=False)
-    right = right @ turn.T
-    return Spectrum(right, values, left) if wide else Spectrum(left, values, right)
+    block = torch.randn(width, like.shape[1], generator=generator, dtype=like.dtype).to(like.device)
+    space, images, gram = (like.new_empty(width * steps, size) for size in (*like.shape[::-1], width * steps))
+    near = like.new_zeros(width)
+    check, before, missing_before = _FIRST_CHECK, 0, 0.0
+    for count in range(1, steps + 1):
+        old, new, known = slice((count - 1) * width), slice((count - 1) * width, count * width), slice(count * width)
+        for _ in range(2):  # where nearly all is taken away, once leaves rounding errors along it
+            length = torch.linalg.vector_norm(block, dim=1).max()
+            Q, R = torch.linalg.qr((block - (block @ space[old].T) @ space[old]).T)
+            block = Q.T
+            if R.diagonal().abs().min() > 0.1 * length:
+                break
+        space[new] = block
+        images[new] = image = operator.forward(block)
+        gram[new, known] = image @ images[known].T
+        if count in (check, steps):
+            squares, vectors = torch.linalg.eigh(gram[known, known])  # reads the lower triangle
+            near = squares[-width:].flip(0).clamp(min=0).sqrt()
+            # Small values carry little accuracy through the squares, so the r directions are decomposed anew.
+            chosen = vectors[:, -rank:].T
+            U, S, right = torch.linalg.svd((chosen @ images[known]).T, full_matrices=False)
+            V = right @ chosen @ space[known]
+            error = float(torch.linalg.vector_norm(operator.backward(U.T) - S[:, None] * V, dim=1).max())
+            allowed = max(tolerance * float(S[-1]), _ROUNDING * float(S[0]))
+            if error <= allowed:
+                return Spectrum(U, S, V.T), near
+            missing = math.log(error / allowed)
+            wait = count // 2
+            if before:
+                left = missing * (count - before) / max(missing_before - missing, 1e-3)
+                # Convergence quickens from step to step, but hardly threefold.
+                if count + left / 3 > steps:
+                    break
+                wait = min(wait, math.ceil(0.75 * left))
+            check, before, missing_before = count + wait, count, missing
+        block = operator.backward(image)
+    return None, near
 
 
 def _fix_signs(spectrum: Spectrum) -> Spectrum:
@@ -152,9 +287,13 @@ def _cached(
 
 
 def _key(weight: Tensor, rank: int | None, part: Part) -> str:
-    data = weight.cpu().contiguous()
+    data = weight.cpu()
+    # A linear layer's weight comes here transposed: hashed as it lies in memory, it needs no copy.
+    turned = not data.is_contiguous() and data.T.is_contiguous()
+    data = data.T if turned else data.contiguous()
+    order = "columns" if turned else "rows"
     digest = hashlib.blake2b(digest_size=20)
-    digest.update(f"{_VERSION} {tuple(data.shape)} {data.dtype} {rank} {part if rank else 'all'}".encode())
+    digest.update(f"{_VERSION} {tuple(data.shape)} {order} {data.dtype} {rank} {part if rank else 'all'}".encode())
     digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
     return digest.hexdigest()
 

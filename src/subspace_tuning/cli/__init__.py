@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from ..errors import SubspaceError
-from . import demo, methods, params, train
+from . import bench, demo, inspect, methods, params, train
 
 app = typer.Typer(
     name="subspace",
@@ -19,6 +19,8 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("methods")(methods.methods)
 app.command("params")(params.params)
+app.command("inspect")(inspect.inspect)
+app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 
 

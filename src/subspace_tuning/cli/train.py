@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,6 +44,7 @@ def _report(outcome: Outcome) -> None:
         record["metric"]: f"{record['score']:.4f}",
         "constant prediction": f"{record['baseline_score']:.4f}",
         "trained parameters": f"{counts['adapter']:,} ({counts['per_mille']:.3f} per mille), head {counts['head']:,}",
+        "precision": _precision(record),
         "steps": f"{record['steps']:,}",
         "seconds": f"{record['seconds']:.1f}",
         "saved in": str(outcome.folder),
@@ -54,3 +55,11 @@ def _report(outcome: Outcome) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         typer.echo(f"{name:{width}}  {value}")
+
+
+def _precision(record: dict[str, Any]) -> str:
+    """Tell the format of the products, and how to have another one if it was chosen for the person."""
+    told: str = record["precision"]
+    if record["config"]["training"]["precision"] == "auto" and told != "float32":
+        told += ", which this machine has instructions for; training.precision=float32 overrides"
+    return told

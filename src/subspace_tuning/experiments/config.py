@@ -30,7 +30,7 @@ HEAD = "head"
 class Precision(Enum):
     """The number format of the computation. The weights and the optimiser's state are float32 in each."""
 
-    auto = "auto"  # float32
+    auto = "auto"  # bfloat16 where the processor or accelerator has instructions for it, else float32
     float32 = "float32"
     bfloat16 = "bfloat16"  # autocast
 

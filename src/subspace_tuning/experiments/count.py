@@ -73,11 +73,11 @@ def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
     Raises:
         SubspaceError: the adapter does not fit the model.
     """
-    model = _empty(architecture)
+    model = without_weights(architecture)
     total = _size(model)
     config = dataclasses.replace(config, modules_to_save=head_modules(model))
     if config.resolved.needs_calibration:
-        config = _evenly(model, config)
+        config = evenly(model, config)
     adapted = get_peft_model(model, config)
     layers = [module for module in adapted.modules() if isinstance(module, SubspaceLayer)]
     trainable = sum(parameter.numel() for layer in layers for parameter in layer.subspace_params.parameters())
@@ -87,7 +87,7 @@ def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
 
 def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
     """Count what one of peft's own methods trains."""
-    model = _empty(architecture)
+    model = without_weights(architecture)
     total, head = _size(model), head_modules(model)
     config = peft_config(HOSTED[name], rank, {"task_type": TaskType.SEQ_CLS, "modules_to_save": head})
     adapted: nn.Module = mam_model(model, config) if name == "mam" else get_peft_model(model, config)  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
     return Count(name, rank, layers, trainable, total)
 
 
-def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
+def evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
     if config.target_modules is None:
         config.target_modules = SubspaceModel.placement(model, config)
     found = targets(model, config)
@@ -111,7 +111,7 @@ def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _empty(architecture: PretrainedConfig) -> PreTrainedModel:
+def without_weights(architecture: PretrainedConfig) -> PreTrainedModel:
     """Return the model without weights: with a two-label head where there is such a class."""
     with torch.device("meta"):
         try:

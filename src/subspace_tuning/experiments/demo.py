@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import SubspaceError
 from ..tasks.acceptability import Example, generate
-from .config import AdapterSection, RunConfig, TaskSection, TrainingSection
+from .config import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
 from .folder import written
 from .train import run
 
@@ -122,6 +122,7 @@ def _config(entry: Entry, folder: Path, data: Path, seed: int) -> RunConfig:
         task=TaskSection(name="cola", data=str(data), max_length=LONGEST),
         adapter=entry.adapter,
         training=TrainingSection(
+            precision=Precision.float32,  # the same figures on every machine
             learning_rate=entry.learning_rate,
             head_learning_rate=HEAD_RATE,
             epochs=EPOCHS,

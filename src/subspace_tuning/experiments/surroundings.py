@@ -11,6 +11,8 @@ import torch
 from huggingface_hub.utils import logging as hub
 from transformers.utils import logging as transformers
 
+from .config import Device, Precision
+
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
@@ -22,6 +24,17 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def uses_bfloat16(precision: Precision, device: Device) -> bool:
+    """Whether products are in bfloat16: as the config says, or of itself where there are instructions for it."""
+    if precision is not Precision.auto:
+        return precision is Precision.bfloat16
+    if device is Device.auto and torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # torch has no public name for these; a release without them means float32.
+    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(supported() for supported in known if supported is not None)
 
 
 @contextmanager

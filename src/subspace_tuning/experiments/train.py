@@ -21,7 +21,7 @@ from ..tuner.penalties import orthogonality
 from . import model as models
 from . import record as records
 from . import surroundings
-from .config import Keep, RunConfig, validate
+from .config import Keep, Precision, RunConfig, validate
 from .folder import RunFolder, replaced
 from .trainer import SeededTrainer, arguments, batches, build, check_training, encode, history
 
@@ -114,6 +114,9 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     }
     rows = len(encoded["train"])
     args = arguments(training, parts.task, rows, parts.learning_rate, str(folder.checkpoints), progress)
+    precision = "bfloat16" if args.bf16 else "float32"
+    chosen = f"{precision} (of itself; training.precision overrides)"
+    logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = models.trained_head(parts.model, parts.config.adapter)
     trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head)
     checkpoint = folder.last_checkpoint()
@@ -128,6 +131,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
         history(state),
         _baseline(parts),
         {
+            "precision": precision,
             "steps": state.global_step,
             "resumed_from_step": resumed,
             "seconds": round(trainer.seconds(), 2),

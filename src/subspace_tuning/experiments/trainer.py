@@ -41,7 +41,8 @@ from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.optim import is_second_factor, parameter_groups
 from ..tuner.penalties import penalty
 from ..tuner.scheduling import adapted, keep, restore, schedule
-from .config import Device, Keep, Precision, Scheduler, TrainingSection
+from .config import Device, Keep, Scheduler, TrainingSection
+from .surroundings import uses_bfloat16
 
 _NO_FIGURES = ("runtime", "per_second")  # what the Trainer measures of itself
 
@@ -270,8 +271,8 @@ def arguments(
         max_grad_norm=training.max_grad_norm,
         label_smoothing_factor=training.label_smoothing,
         seed=training.seed,
-        bf16=training.precision is Precision.bfloat16,
-        use_cpu=training.device is Device.cpu,
+        bf16=uses_bfloat16(training.precision, training.device),
+        use_cpu=training.device is Device.cpu or not torch.accelerator.is_available(),
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",

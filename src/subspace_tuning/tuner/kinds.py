@@ -48,6 +48,10 @@ class Kind(ABC):
         """Return how many rows the input has."""
         return x.numel() // x.shape[-1]
 
+    def is_plain(self, module: nn.Module) -> bool:
+        """Whether the module does to its input what its weight and bias say, and nothing else."""
+        return False
+
     def check(self, module: nn.Module, name: str) -> None:
         """Raise SubspaceError if this module cannot be adapted."""
         weight = getattr(module, "weight", None)
@@ -57,7 +61,18 @@ class Kind(ABC):
             raise SubspaceError(f"{name}: the weight has entries that are not finite; is the checkpoint damaged?")
 
 
-class LinearKind(Kind):
+class MatrixKind(Kind):
+    module_type: type[nn.Module]
+
+    def is_plain(self, module: nn.Module) -> bool:
+        # A subclass has its own forward, and so has a module that another library gave one (offloading does).
+        own = type(module) is not self.module_type or "forward" in module.__dict__
+        return not (own or module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+class LinearKind(MatrixKind):
+    module_type = nn.Linear
+
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.T
 
@@ -65,7 +80,9 @@ class LinearKind(Kind):
         return matrix.T
 
 
-class Conv1DKind(Kind):
+class Conv1DKind(MatrixKind):
+    module_type = Conv1D
+
     def matrix(self, weight: Tensor) -> Tensor:
         return weight
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils.other import _set_layer_requires_grad
 from torch import Tensor, nn
 
 from ..algebra import Plan, Sizes, dense, plan
@@ -18,6 +21,25 @@ from ..methods import Method, environment, initial_factors
 from .kinds import Kind, NormKind, kind_of
 
 BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
+
+_shown: ContextVar[frozenset[str] | None] = ContextVar("_shown", default=None)
+
+
+@contextmanager
+def showing(adapters: Iterable[str] = ()) -> Iterator[None]:
+    """Inside, walks over the modules of a model meet these adapters and pass by the others.
+
+    peft walks over the whole model several times whenever it adds, switches or deletes an adapter. With hundreds of
+    them nearly all that it meets would be adapters that it leaves as they are.
+    """
+    if torch.compiler.is_compiling():  # it walks once, while tracing, and knows no context variables
+        yield
+        return
+    token = _shown.set(frozenset(adapters))
+    try:
+        yield
+    finally:
+        _shown.reset(token)
 
 
 class SubspaceLayer(nn.Module, BaseTunerLayer):
@@ -37,6 +59,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         "dropout",
         "patterns",
         "gate_weight",
+        "sizes",
         "_plans",
     )
 
@@ -56,7 +79,9 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         self.gate_weight: dict[str, float] = {}
         self.unfilled: set[str] = set()  # adapters whose mask has yet to be loaded
         self.dropout: dict[str, float] = {}
+        self.sizes: dict[str, Sizes] = {}
         self._plans: dict[str, tuple[Plan, Plan]] = {}  # in training, in evaluation
+        self._unfrozen: set[str] | None = set()  # None: to be looked up
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._frozen: dict[str, Tensor] = {}  # weight and bias before merging
@@ -110,6 +135,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         if method.formula.masked and method.needs_calibration and positions is None and init_weights and entries:
             self.unfilled.add(adapter_name)
         self.dropout[adapter_name] = dropout
+        self.sizes[adapter_name] = sizes
         self._plans[adapter_name] = (
             plan(method.formula, sizes, training=True, dropout=dropout > 0 and not one_hot),  # indices: none to drop
             plan(method.formula, sizes, training=False),
@@ -120,6 +146,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         for name in {*drawn, *method.formula.masked, *CHOSEN_SHAPES} & set(constants):
             constants.register_buffer(name, constants[name], persistent=True)
         self.subspace_constants[adapter_name] = constants
+        self.unfrozen.add(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -148,6 +175,82 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
                     "another base model"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    # Many adapters: what peft does with each of them is done with the few that it changes.
+
+    @property
+    def unfrozen(self) -> set[str]:
+        """The adapters that train: all others are frozen already. Looked up after others could reach the factors."""
+        if self._unfrozen is None:
+            self.look_up_unfrozen(self.subspace_params)
+        assert self._unfrozen is not None
+        return self._unfrozen
+
+    def look_up_unfrozen(self, among: Iterable[str]) -> None:
+        """Note which of these adapters train; no other does."""
+        self._unfrozen = {
+            name
+            for name in among
+            if name in self.subspace_params
+            and any(parameter.requires_grad for parameter in self.subspace_params[name]._parameters.values())  # type: ignore[union-attr]
+        }
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Walk over the modules as torch does, or inside ``showing`` over those of the adapters shown."""
+        if torch.compiler.is_compiling():
+            yield from super().named_modules(memo, prefix, remove_duplicate)
+            return
+        shown = _shown.get()
+        if shown is None:
+            self._unfrozen = None  # who walks over the factors may freeze and unfreeze them
+            yield from super().named_modules(memo, prefix, remove_duplicate)
+            return
+        memo = set() if memo is None else memo
+        if self in memo:
+            return
+        if remove_duplicate:
+            memo.add(self)
+        yield prefix, self
+        for name, module in self._modules.items():
+            path = f"{prefix}.{name}" if prefix else name
+            if module is self.subspace_params or module is self.subspace_constants:
+                yield path, module
+                for adapter in shown:
+                    if adapter in module:
+                        yield from module[adapter].named_modules(memo, f"{path}.{adapter}", remove_duplicate)
+            elif module is not None:
+                yield from module.named_modules(memo, path, remove_duplicate)
+
+    def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
+        """Freeze or unfreeze adapters."""
+        names = {adapter_names} if isinstance(adapter_names, str) else set(adapter_names)
+        for name in names:
+            if name in self.subspace_params:
+                _set_layer_requires_grad(self.subspace_params[name], requires_grad)
+        if requires_grad:
+            self.unfrozen.update(names)
+        else:
+            self.unfrozen.difference_update(names)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters the active ones, which train unless ``inference_mode``; all others are frozen."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self.set_requires_grad(self.unfrozen.difference(names), False)
+        self.set_requires_grad(names, not inference_mode)
+        self._active_adapter = names
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Use the active adapters, or freeze all and use none."""
+        if enabled:
+            super().enable_adapters(True)
+        else:
+            self.set_requires_grad(self.unfrozen, False)
+            self._disable_adapters = True
+
+    def _all_available_adapter_names(self) -> list[str]:
+        return sorted(self.subspace_params)
 
     @property
     def weight(self) -> Tensor:
@@ -190,7 +293,13 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
             output = self._base_output(x, *args, **kwargs)
             return output + self.kind.along(self._bias_delta(name, env), output.dim()).to(output.dtype)
         chosen = self._plans[name][0 if self.training else 1]
-        y = chosen.stage(self.kind.count_rows(base, x)).apply(self.kind.rows(base, x), env)
+        stage = chosen.stage(self.kind.count_rows(base, x))
+        plain = self.base_layer is base and self.kind.is_plain(base)
+        if stage.fused is not None and plain and stage.fused.suits(self.weight):
+            y = stage.fused.apply(x, env if self.bias is None else {"b": self.bias, **env})
+            assert isinstance(y, Tensor)
+            return y
+        y = stage.expression.apply(self.kind.rows(base, x), env)
         assert isinstance(y, Tensor)
         if chosen.on_base:
             frozen = self._base_output(x, *args, **kwargs)

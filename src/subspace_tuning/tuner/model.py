@@ -15,13 +15,14 @@ from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
+from ..algebra import Formula
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError, nearest
 from ..methods import EVERY_BIAS
 from .budget import entries_in, entries_of, share_out
 from .config import SubspaceConfig
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
-from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm
+from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm, showing
 from .penalties import penalty
 from .roles import target_modules
 
@@ -39,6 +40,16 @@ class SubspaceModel(BaseTuner):
         Raises:
             SubspaceError: the adapter's name or targets do not fit. The model is then unchanged.
         """
+        trained = {name for layer in _layers(model) for name in layer.unfrozen}
+        shown = {adapter_name, *self.active_adapters, *trained}
+        try:
+            with showing(shown):  # those whose flags peft changes on the way, and puts back
+                self._inject(model, adapter_name, *args, **kwargs)
+        finally:
+            for layer in _layers(model):
+                layer.look_up_unfrozen(shown)
+
+    def _inject(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = _own(self.peft_config[adapter_name])
         try:
             self._check_name(adapter_name)
@@ -143,12 +154,13 @@ class SubspaceModel(BaseTuner):
 
     def _check_name(self, adapter_name: str) -> None:
         """peft finds the tensors of an adapter by the end of their names, so no factor may be called like one."""
+        formulas: dict[int, tuple[str, Formula]] = {}  # by identity: most adapters of a method share its formula
         for name, config in self.peft_config.items():
-            if not isinstance(config, SubspaceConfig):
-                continue
-            formula = config.resolved.formula
+            if isinstance(config, SubspaceConfig):
+                formulas.setdefault(id(config.resolved.formula), (name, config.resolved.formula))
+        for name, formula in formulas.values():
             saved = {*formula.evaluated.names, *(f"{factor}0" for factor in formula.trainable)}
-            taken = set(self.peft_config) & saved
+            taken = saved & self.peft_config.keys()
             if taken:
                 raise SubspaceError(
                     f"adapter {name!r} has a factor {min(taken)}, so no adapter of the model may have that name"
@@ -175,9 +187,23 @@ class SubspaceModel(BaseTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter. If it alone was active, the first that is left becomes active, in every layer alike."""
         alone = self.active_adapters == [adapter_name]
-        super().delete_adapter(adapter_name)
+        with showing():
+            super().delete_adapter(adapter_name)
         if alone:
             self.set_adapter(sorted(self.peft_config)[:1])
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters the active ones."""
+        with showing():
+            super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        with showing():
+            super()._enable_adapter_layers(enabled)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        with showing([adapter_name]):
+            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -209,11 +235,12 @@ class SubspaceModel(BaseTuner):
         if unknown:
             raise SubspaceError(f"unknown adapter {min(unknown)!r}; {nearest(min(unknown), self.peft_config)}")
         hook = partial(_pass_names, adapter_names=list(adapter_names))
-        handles = [
-            module.register_forward_pre_hook(hook, with_kwargs=True)
-            for module in self.modules()
-            if isinstance(module, (SubspaceLayer, AuxiliaryTrainingWrapper))
-        ]
+        with showing():
+            handles = [
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+                for module in self.modules()
+                if isinstance(module, (SubspaceLayer, AuxiliaryTrainingWrapper))
+            ]
         try:
             yield
         finally:
@@ -266,10 +293,16 @@ def _add_penalty(model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
     """Add what patterns and gates ask for to the loss of a model's outputs."""
     loss = getattr(outputs, "loss", None)
     if model.training and isinstance(loss, Tensor):
-        added = penalty(model)
+        with showing():
+            added = penalty(model)
         if added is not None:
             outputs.loss = loss + added.to(loss.device, loss.dtype)
     return outputs
+
+
+def _layers(model: nn.Module) -> list[SubspaceLayer]:
+    with showing():
+        return [module for module in model.modules() if isinstance(module, SubspaceLayer)]
 
 
 def _own(config: PeftConfig) -> SubspaceConfig:

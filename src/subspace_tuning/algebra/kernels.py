@@ -1,0 +1,332 @@
+"""The hand-written gradient of the one pattern that most methods come to: a scaled frozen product plus a low-rank one.
+
+``y = ((x * left) W + s f(x low) high) * right + bias`` on rows x: SSL, SSB, LoRA and its relatives, PiSSA, DoRA,
+spectral and parallel adapters. torch would build the step from a dozen operations, each with a pass over all rows and
+something to keep for its gradient. Here a step has one product with W forward and one backward, the low-rank products
+start the sums to which those add in place, and of size rows x width only x is kept (and x @ W where ``right`` trains).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import rows as R
+from .nodes import NONLINEARITIES
+
+# From the gradient of f(t) and t: the gradient of t.
+_ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda gradient, t: torch.ops.aten.threshold_backward(gradient, t, 0),
+    "gelu": torch.ops.aten.gelu_backward,
+    "silu": torch.ops.aten.silu_backward,
+    "tanh": lambda gradient, t: torch.ops.aten.tanh_backward(gradient, t.tanh()),
+}
+
+
+class Parts(NamedTuple):
+    """What the pattern is made of; each part but W can be absent.
+
+    ``left`` has n numbers, ``right`` and ``bias`` m. ``lows`` are n x k and ``highs`` k x m, with k below both; side by
+    side and one below the other they are two matrices, with the nonlinearity ``function`` and ``scale`` between them.
+    ``around`` says whether ``right`` scales their product, too, or only that with W.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    left: Tensor | None = None
+    right: Tensor | None = None
+    lows: tuple[Tensor, ...] = ()
+    highs: tuple[Tensor, ...] = ()
+    function: str | None = None
+    scale: float = 1.0
+    around: bool = True
+
+    @property
+    def low(self) -> Tensor:
+        """All of ``lows`` as one matrix."""
+        return self.lows[0] if len(self.lows) == 1 else torch.cat(self.lows, 1)
+
+    @property
+    def high(self) -> Tensor:
+        """All of ``highs`` as one matrix."""
+        return self.highs[0] if len(self.highs) == 1 else torch.cat(self.highs, 0)
+
+
+def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
+    """Return ``((x * left) @ W + scale * f(x @ low) @ high) * right + bias``, with gradients for all but W.
+
+    Args:
+        x: rows, (..., n). Under autocast the products are in its precision, else in that of x.
+        parts: W and what stands around it. Scales may have a higher precision than x and lose none of it.
+
+    Returns:
+        (..., m), in the precision of the products.
+    """
+    dtype = _product_dtype(x)
+    weight, bias, left, right, lows, highs, *_ = parts
+    scaled = left is not None or right is not None
+    cast = parts._replace(
+        weight=weight if scaled and can_fold(weight) else weight.to(dtype),
+        bias=None if bias is None else bias.to(dtype),
+        lows=tuple(low.to(dtype) for low in lows),
+        highs=tuple(high.to(dtype) for high in highs),
+    )
+    flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    # Without a left scale or a low-rank term there is nothing to add in place: torch's own gradient does as well.
+    plain = left is None and not lows
+    if plain or _transformed():
+        y = _plain(flat, cast)
+    elif not torch.is_grad_enabled():
+        y, _ = _forward(flat, cast)
+    else:
+        y = _ScaledLowRank.apply(flat, *_flat(cast))  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _flat(parts: Parts) -> tuple[Any, ...]:
+    """Return parts as autograd takes them: no tensor within a tuple. The tensors stand from ``_TENSORS`` on."""
+    options = (len(parts.lows), parts.function, parts.scale, parts.around)
+    return (*options, *parts[:4], *parts.lows, *parts.highs)
+
+
+_TENSORS = 4
+
+
+def _read(given: tuple[Any, ...], options: tuple[Any, ...]) -> Parts:
+    count, function, scale, around = options
+    weight, bias, left, right, *factors = given
+    return Parts(weight, bias, left, right, tuple(factors[:count]), tuple(factors[count:]), function, scale, around)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def can_fold(weight: Tensor) -> bool:
+    """Whether W can take up a scale: in a low precision it would lose what lies between its own steps."""
+    return weight.dtype in (torch.float32, torch.float64)
+
+
+def _transformed() -> bool:
+    """Whether torch.compile, a transform of torch.func or forward differentiation looks on; they need plain code."""
+    return (
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
+def _plain(x: Tensor, parts: Parts) -> Tensor:
+    """Return the pattern from torch's own operations, which can be differentiated any number of times."""
+    weight, bias, left, right, lows, _, function, scale, around = parts
+    weight = weight.to(x.dtype)
+    scaled = x if left is None else R.scale_rows(x, left)
+    if not lows and right is None and bias is not None:
+        return torch.addmm(bias, scaled, weight)
+    y = torch.mm(scaled, weight)
+    if right is not None and not around:
+        y = R.scale_rows(y, right)
+    if lows:
+        t = torch.mm(x, parts.low)
+        y = y + torch.mm(scale * (NONLINEARITIES[function](t) if function else t), parts.high)
+    if right is not None and around:
+        if _transformed():
+            return _scaled_sum(y, right, bias)
+        scaled_sum: Tensor = _ScaledSum.apply(y, right, bias)  # type: ignore[no-untyped-call]
+        return scaled_sum
+    return y if bias is None else y + bias
+
+
+class _Kept(NamedTuple):
+    """What the backward pass needs besides the parts."""
+
+    product: Tensor | None = None  # what ``right`` scales
+    t: Tensor | None = None  # scale * x @ low, lying (see ``_narrowed``); with a function x @ low
+    value: Tensor | None = None  # scale * f(x @ low)
+
+
+def _forward(x: Tensor, parts: Parts) -> tuple[Tensor, _Kept]:
+    weight, bias, left, right, lows, _, function, scale, around = parts
+    within = bias if right is None else None  # what stands in the sum before ``right``
+    t = value = added = None
+    if lows:
+        t = _narrowed(x, parts.low, 1.0 if function else scale)
+        value = NONLINEARITIES[function](t).mul_(scale) if function else t
+        added = _product(within, _standing(value), parts.high)
+    # Of several terms t is as quickly had again as it takes room.
+    kept = _Kept(None, t if len(lows) == 1 else None, value if function else None)
+    if added is None or around or right is None:
+        scaled, matrix = _scaled(x, weight, left, None)
+        # The product with W adds to the low-rank one, which saves a pass over y.
+        y = _product(within, scaled, matrix) if added is None else added.addmm_(scaled, matrix)
+    else:
+        product = torch.mm(*_scaled(x, weight, left, None))
+        return _scaled_sum(product, right, bias).add_(added), kept._replace(product=product)
+    if right is None:
+        return y, kept
+    return _scaled_sum(y, right, bias), kept._replace(product=y)
+
+
+def _product(start: Tensor | None, rows: Tensor, matrix: Tensor) -> Tensor:
+    return torch.mm(rows, matrix) if start is None else torch.addmm(start, rows, matrix)
+
+
+def _scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """Return y * right + bias."""
+    if bias is None or R.is_narrower(y, right):
+        scaled = R.scale_rows(y, right)
+        return scaled if bias is None else scaled.add_(bias)
+    return torch.addcmul(bias, y, right.to(y.dtype))
+
+
+def _scaled(x: Tensor, weight: Tensor, left: Tensor | None, right: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return rows and matrix whose product is ``(x * left) @ weight * right``; scales go to the smaller of the two."""
+    fold = len(x) > weight.shape[1] and can_fold(weight)
+    if left is not None and fold:
+        weight, left = weight * left.to(weight.dtype).unsqueeze(1), None
+    if right is not None:
+        weight = weight * right.to(weight.dtype)
+    return x if left is None else R.scale_rows(x, left), weight.to(x.dtype)
+
+
+class _ScaledSum(torch.autograd.Function):
+    """y * right + bias; torch would write the product of two tensors as large as y to get the gradient of ``right``."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(y, right)
+        return _scaled_sum(y, right, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (y, right) = gradients, ctx.saved_tensors
+        of_y, of_right, of_bias = ctx.needs_input_grad
+        return (
+            R.scale_rows(g, right) if of_y else None,
+            _column_sums(g, y).to(right.dtype) if of_right else None,
+            g.sum(0) if of_bias else None,
+        )
+
+
+class _ScaledLowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+        ctx.options, tensors = given[:_TENSORS], given[_TENSORS:]
+        y, kept = _forward(x, _read(tensors, ctx.options))
+        ctx.save_for_backward(*kept, x, *tensors)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        count = len(_Kept._fields)
+        kept, (x, *tensors) = _Kept(*ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
+        parts = _read(tuple(tensors), ctx.options)
+        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[1 + _TENSORS :])
+        if torch.is_grad_enabled():  # the gradient shall be differentiated again
+            by_x, *others = _plain_backward(needed, x, parts, gradients[0])
+        else:
+            by_x, *others = _backward(needed, x, parts, gradients[0].contiguous(), kept)
+        return (by_x, *(None for _ in range(_TENSORS)), *others)
+
+
+def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept: _Kept) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x and of the tensors among the parts, in the order of ``_flat``."""
+    of_x, _, of_bias, of_left, of_right, *of_factors = needed
+    weight, _, left, right, lows, highs, function, scale, around = parts
+    of_low, of_high = any(of_factors[: len(lows)]), any(of_factors[len(lows) :])
+    outer = right if around else None
+    by_x = by_bias = by_left = by_right = u = None
+    by_lows: Sequence[Tensor | None] = [None] * len(lows)
+    by_highs: Sequence[Tensor | None] = [None] * len(lows)
+    # What reads g alone comes first, while g is still where the step before has put it.
+    if of_bias:
+        by_bias = g.sum(0)
+    if of_right:
+        assert kept.product is not None
+        by_right = _column_sums(g, kept.product)
+    if lows:
+        low, high = parts.low, parts.high
+        t = _narrowed(x, low, 1.0 if function else scale) if kept.t is None and (of_high or function) else kept.t
+        if of_high:
+            value = t if kept.value is None else kept.value
+            assert value is not None
+            by_high = _row_products(value, g)
+            by_high = by_high if outer is None else by_high * outer.to(by_high.dtype)
+            by_highs = by_high.split([len(part) for part in highs])
+        if of_x or of_low:
+            u = _narrowed(g, (high if outer is None else high * outer.to(high.dtype)).T, scale)
+            if function is not None:
+                assert t is not None
+                u = _ACTIVATION_GRADIENTS[function](u, t)
+    if of_x or of_left:
+        rows, matrix = _scaled(g, weight.T, right, None if of_left else left)
+        added = None if u is None else (_standing(u), low.T)
+        if of_left:
+            assert left is not None
+            by_x = torch.mm(rows, matrix)
+            by_left = _column_sums(x, by_x)
+            by_x = R.scale_rows_(by_x, left)
+            by_x = by_x if added is None else by_x.addmm_(*added)
+        else:
+            by_x = torch.mm(rows, matrix) if added is None else torch.mm(*added).addmm_(rows, matrix)
+    if of_low:
+        assert u is not None
+        by_lows = _row_products(u, x).T.split([part.shape[1] for part in lows], dim=1)
+    return (by_x if of_x else None, None, by_bias, by_left, by_right, *by_lows, *by_highs)
+
+
+# Products with something narrow. A BLAS gives those of float32 to one thread, so they are cut into chunks of rows, and
+# what is narrow lies: (chunks, k, rows per chunk).
+
+
+def _chunks(rows: Tensor) -> int:
+    threaded = rows.device.type == "cpu" and rows.dtype == torch.float32
+    return math.gcd(len(rows), 2 * torch.get_num_threads()) if threaded else 1
+
+
+def _narrowed(x: Tensor, low: Tensor, scale: float) -> Tensor:
+    """Return scale * x @ low, lying."""
+    count = _chunks(x)
+    lying = (low.T if scale == 1.0 else low.T * scale).contiguous().expand(count, -1, -1)
+    return torch.bmm(lying, x.view(count, -1, x.shape[1]).transpose(1, 2))
+
+
+def _standing(t: Tensor) -> Tensor:
+    """Return what lies as rows x k."""
+    return t.transpose(1, 2).reshape(-1, t.shape[1])
+
+
+def _row_products(t: Tensor, rows: Tensor) -> Tensor:
+    """Return t.T @ rows for a narrow t that lies."""
+    return torch.bmm(t, rows.view(len(t), -1, rows.shape[1])).sum(0)
+
+
+_TILE = 2**18  # numbers: what a processor's own cache holds of three tensors
+
+
+def _column_sums(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner products of the columns, in float32 or wider."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    rows = max(1, _TILE // a.shape[1])
+    if a.device.type != "cpu" or a.dtype != dtype or len(a) < 2 * rows or torch.is_grad_enabled():
+        return (a * b).sum(0, dtype=dtype)
+    # In tiles, so that no tensor of the size of the product is written.
+    tiles = list(zip(a.split(rows), b.split(rows), strict=True))
+    total = tiles[0][0] * tiles[0][1]
+    for left, right in tiles[1:]:
+        total[: len(left)].addcmul_(left, right)
+    sums: Tensor = total.sum(0)
+    return sums
+
+
+def _plain_backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor) -> tuple[Tensor | None, ...]:
+    given = (x, *_flat(parts)[_TENSORS:])
+    wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(_plain(x, parts), wanted, g, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)

@@ -1,0 +1,137 @@
+"""The arms of a benchmark: who trains the model, and how a step of each is made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import peft
+import torch
+from peft import PeftConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ... import methods
+from ...errors import SubspaceError
+from ...tuner import SubspaceConfig, SubspaceModel
+from ...tuner.calibration import calibrate
+from ...tuner.model import targets
+from .settings import Precision, Shape, autocast, freeze, shared_copy, start_gradient_at_embeddings
+
+Source = Literal["floor", "ours", "peft", "full"]
+RATE = 1e-4  # small, so that no arm diverges
+
+# peft's own version of a method: its config for a rank and target modules.
+PEFT: dict[str, Callable[[int, list[str]], PeftConfig]] = {
+    "lora": lambda r, names: peft.LoraConfig(r=r, lora_alpha=r, target_modules=names),
+    "dora": lambda r, names: peft.LoraConfig(r=r, lora_alpha=r, target_modules=names, use_dora=True),
+    "pissa": lambda r, names: peft.LoraConfig(r=r, lora_alpha=r, target_modules=names, init_lora_weights="pissa"),
+    "adalora": lambda r, names: peft.AdaLoraConfig(
+        init_r=r, target_r=r, lora_alpha=r, target_modules=names, total_step=10**6
+    ),
+    "ia3": lambda r, names: peft.IA3Config(target_modules=names, feedforward_modules=[]),
+    "liera": lambda r, names: peft.HiraConfig(r=r, target_modules=names),
+    "pafi": lambda r, names: peft.ShiraConfig(r=r, target_modules=names),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm; ``name`` is a method, or that of the floor or full tuning."""
+
+    source: Source
+    name: str
+    rank: int = 8
+
+    def __str__(self) -> str:
+        return f"{self.name} (peft)" if self.source == "peft" else self.name
+
+
+FLOOR = Arm("floor", "frozen floor")
+FULL = Arm("full", "full fine-tuning")
+
+
+def arms(names: Sequence[str], rank: int = 8, against: bool = True) -> list[Arm]:
+    """Return the floor, each method with peft's version beside it where there is one, and full fine-tuning."""
+    found = [FLOOR]
+    for name in names:
+        methods.get(name)
+        found.append(Arm("ours", name, rank))
+        if against and name in PEFT:
+            found.append(Arm("peft", name, rank))
+    return [*found, FULL] if against else found
+
+
+@dataclass
+class Bench:
+    """An arm at work: ``step`` is a training step, ``loss`` its forward pass."""
+
+    arm: Arm
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    precision: Precision
+    build_seconds: float
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
+
+    def loss(self) -> Tensor:
+        with autocast(self.precision):
+            loss: Tensor = self.model(**self.inputs).loss
+        return loss
+
+    def step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.optimizer.step()
+
+
+def build(arm: Arm, base: PreTrainedModel, shape: Shape, precision: Precision) -> Bench:
+    """Make an arm on a base model, whose frozen weights it shares."""
+    inputs = shape.inputs()
+    if arm.source == "full":
+        model: nn.Module = shape.model(precision)
+        return Bench(arm, model, inputs, precision, 0.0)
+    own = shared_copy(base)
+    freeze(own)
+    if arm.source == "floor":
+        start_gradient_at_embeddings(own)
+        return Bench(arm, own, inputs, precision, 0.0)
+    config = _config(arm, own, inputs)
+    started = time.perf_counter()
+    if arm.source == "peft" and arm.name == "pissa":  # it writes into the base weights
+        own = shape.model(precision)
+    model = peft.get_peft_model(own, config)
+    return Bench(arm, model, inputs, precision, time.perf_counter() - started)
+
+
+def _config(arm: Arm, model: PreTrainedModel, inputs: dict[str, Tensor]) -> PeftConfig:
+    config = SubspaceConfig(method=arm.name, r=arm.rank, alpha=arm.rank, task_type="SEQ_CLS")
+    if arm.source == "ours":
+        method = config.resolved
+        return calibrate(model, config, [inputs]) if method.needs_calibration else config
+    placed = SubspaceConfig(method=arm.name, r=arm.rank, target_modules=SubspaceModel.placement(model, config))
+    made: PeftConfig = PEFT[arm.name](arm.rank, [name for name, _ in targets(model, placed)])
+    made.task_type = peft.TaskType.SEQ_CLS
+    return made
+
+
+def default_methods() -> list[str]:
+    """Return the methods of a table: all that need no data and change matrices by themselves."""
+    return [known.name for known in methods.every() if not known.needs_calibration and _measurable(known)]
+
+
+def _measurable(known: methods.Method) -> bool:
+    return known.name != "xattn"  # it adapts the attention over an encoder, which no shape here has
+
+
+def check(names: Sequence[str]) -> None:
+    """Raise SubspaceError for a name that is no method of ours."""
+    for name in names:
+        if name in methods.HOSTED:
+            raise SubspaceError(f"{name!r} is peft's own class here as well: there is nothing to compare")
+        methods.get(name)

@@ -1,0 +1,83 @@
+"""How a step grows: with rows, width and rank, and what a model with many adapters costs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import peft
+
+from ...tuner import SubspaceConfig
+from .arms import FLOOR, arms, build
+from .measure import Ratio, interleaved
+from .settings import Precision, Shape, bert_block, freeze
+
+CURVES = {
+    "rows": (128, 512, 2048, 8192, 16384),
+    "width": (256, 512, 1024, 2048, 4096),
+    "rank": (1, 4, 16, 64, 256),
+    "adapters": (1, 2, 50, 100, 200),
+}
+TOKENS = 64
+WIDTH = 768  # of the model whose rows or rank vary
+
+
+def growth(
+    curve: str, names: Sequence[str], precision: Precision, rounds: int, told: Callable[[], None] = lambda: None
+) -> Iterator[dict[str, Any]]:
+    """Yield a curve's points: of each arm the median seconds of a step and its ratio to the frozen floor."""
+    for value in CURVES[curve]:
+        rank = value if curve == "rank" else 8
+        shape = _shape(curve, value)
+        base = shape.model(precision)
+        chosen = [arm for arm in arms(names, rank) if arm.source != "full"]
+        steps = {str(arm): build(arm, base, shape, precision).step for arm in chosen}
+        seconds = interleaved(steps, rounds, told)
+        for arm in chosen:
+            ratio = Ratio.of(seconds[str(arm)], seconds[str(FLOOR)])
+            yield {
+                "curve": curve,
+                "value": value,
+                "arm": str(arm),
+                "seconds": statistics.median(seconds[str(arm)]),
+                "to_floor": list(ratio),
+            }
+
+
+def _shape(curve: str, value: int) -> Shape:
+    if curve == "rows":
+        return bert_block(WIDTH, batch=value // TOKENS, tokens=TOKENS)
+    return bert_block(value if curve == "width" else WIDTH, tokens=TOKENS)
+
+
+def many_adapters(name: str, repeats: int = 5, told: Callable[[], None] = lambda: None) -> Iterator[dict[str, Any]]:
+    """Yield what a step, adding, switching to and deleting an adapter take with so many adapters in the model."""
+    shape = bert_block(384, layers=6)
+    base = shape.model()
+    freeze(base)
+    config = SubspaceConfig(method=name, r=8)
+    model: Any = peft.get_peft_model(base, config, adapter_name="a1")
+    inputs = shape.inputs()
+    loaded = 1
+    for count in CURVES["adapters"]:
+        while loaded < count:
+            loaded += 1
+            model.add_adapter(f"a{loaded}", config)
+            told()
+        acts: dict[str, list[float]] = {"add": [], "switch": [], "delete": [], "step": []}
+        for _ in range(repeats):
+            acts["add"].append(_seconds(lambda: model.add_adapter("last", config)))
+            acts["switch"].append(_seconds(lambda: model.set_adapter("last")))
+            acts["step"].append(_seconds(lambda: model(**inputs).loss.backward()))
+            model.set_adapter("a1")
+            acts["delete"].append(_seconds(lambda: model.delete_adapter("last")))
+        for act, seconds in acts.items():
+            yield {"curve": "adapters", "value": count, "arm": f"{name}: {act}", "seconds": statistics.median(seconds)}
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
