@@ -28,7 +28,7 @@ def bench_of(source: Any, name: str, precision: Precision = Precision.float32, s
 @pytest.mark.parametrize("precision", PRECISIONS, ids=lambda one: one.value)
 @pytest.mark.parametrize("name", arms.PEFT)
 def test_no_more_is_kept_for_the_backward_pass_than_by_peft(name: str, precision: Precision) -> None:
-    """Up to the factors' own size, since some are made from start and offset here, and the first layer's cast weight."""
+    """Up to the factors that are made from start and offset here, and the weights that the first layer casts."""
     shape = bert_block(256, batch=8, tokens=64)
     ours, theirs = (build(Arm(source, name, 2), shape.model(precision), shape, precision) for source in BESIDE)
     factors = sum(p.nbytes for key, p in ours.model.named_parameters() if "subspace_params" in key)
