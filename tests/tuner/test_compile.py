@@ -65,7 +65,7 @@ def test_training_has_no_graph_break(variant: Variant) -> None:
     assert found.keys() == wanted.keys()
     assert len(found) == len(variant.method.formula.trainable)
     for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[name], wanted[name], rtol=5e-4, atol=1e-4)
 
 
 @torch.no_grad()

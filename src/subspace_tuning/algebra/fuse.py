@@ -7,7 +7,6 @@ they are cut in two. ``unit(W + s * A @ B) @ D`` is (W + A @ (s * B)) @ d, with 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -64,6 +63,9 @@ class Fused(Expression):
         return (self.node,)
 
     def apply(self, x: Rows, env: Environment) -> Rows:
+        scale = 1.0
+        for scalar in self.scalars:
+            scale *= _value(scalar, env)
         parts = Parts(
             weight=dense(self.weight, env),
             bias=self.bias.compact(env) if "b" in env else None,
@@ -72,7 +74,7 @@ class Fused(Expression):
             lows=tuple(low.compact(env) for low in self.lows),
             highs=tuple(high.compact(env) for high in self.highs),
             function=self.function,
-            scale=math.prod(_value(scalar, env) for scalar in self.scalars),
+            scale=scale,
             around=self.around,
         )
         return scaled_low_rank(R.as_tensor(x), parts)

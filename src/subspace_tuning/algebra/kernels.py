@@ -78,7 +78,7 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
     )
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
     # Without a left scale or a low-rank term there is nothing to add in place: torch's own gradient does as well.
-    plain = left is None and not lows
+    plain = left is None and len(lows) == 0  # dynamo knows no `not` of a tuple
     if plain or _transformed():
         y = _plain(flat, cast)
     elif not torch.is_grad_enabled():
@@ -127,7 +127,7 @@ def _plain(x: Tensor, parts: Parts) -> Tensor:
     weight, bias, left, right, lows, _, function, scale, around = parts
     weight = weight.to(x.dtype)
     scaled = x if left is None else R.scale_rows(x, left)
-    if not lows and right is None and bias is not None:
+    if len(lows) == 0 and right is None and bias is not None:
         return torch.addmm(bias, scaled, weight)
     y = torch.mm(scaled, weight)
     if right is not None and not around:
@@ -224,8 +224,9 @@ class _ScaledLowRank(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: with gradient checkpointing each look would compute them anew
         count = len(_Kept._fields)
-        kept, (x, *tensors) = _Kept(*ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
+        kept, (x, *tensors) = _Kept(*saved[:count]), saved[count:]
         parts = _read(tuple(tensors), ctx.options)
         needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[1 + _TENSORS :])
         if torch.is_grad_enabled():  # the gradient shall be differentiated again
