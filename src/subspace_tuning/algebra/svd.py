@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -38,6 +39,7 @@ _INVERSE_TOLERANCE = 1e-9
 _ROUNDING = 1e-13
 _HUGE = 1e60  # beyond, and below its inverse, powers of the entries may not be numbers
 _PANEL = 512
+_PIECE = 2**21  # bytes that are hashed in one go
 _VERSION = 2  # of the algorithms below; part of the cache's key
 
 
@@ -294,7 +296,13 @@ def _key(weight: Tensor, rank: int | None, part: Part) -> str:
     order = "columns" if turned else "rows"
     digest = hashlib.blake2b(digest_size=20)
     digest.update(f"{_VERSION} {tuple(data.shape)} {order} {data.dtype} {rank} {part if rank else 'all'}".encode())
-    digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
+    if data.numel():
+        content = data.view(torch.uint8).numpy().reshape(-1).data
+        pieces = [content[start : start + _PIECE] for start in range(0, len(content), _PIECE)]
+        # Hashing is most of what a stored decomposition costs; other threads' Python goes on beside it.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for piece in pool.map(lambda piece: hashlib.blake2b(piece, digest_size=20).digest(), pieces):
+                digest.update(piece)
     return digest.hexdigest()
 
 
