@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from subspace_tuning.experiments.folder import written
+
 HERE = Path(__file__).resolve().parent
 METHODS = (
     "ssl ssb ia3 bitfit lora trilora flora moslora adalora spectral parallel_adapter pissa milora dora lora_dash "
@@ -89,7 +91,7 @@ def main() -> None:
         words += [word for method in options.methods for word in ("--method", method)]
         code = "from subspace_tuning.cli import main; main()"
         subprocess.run([sys.executable, "-c", code, *words, "--output", path, "--overwrite"], check=True)
-    written = [
+    page = [
         "# Training steps against the frozen floor",
         "",
         "Written by `run.py`; README.md says what is measured.",
@@ -98,16 +100,15 @@ def main() -> None:
     last: Mapping[str, Any] = {}
     for path in sorted(options.results.glob("*-*.json")):
         last = json.loads(path.read_text(encoding="utf-8"))
-        written += lines(path.stem, last)
+        page += lines(path.stem, last)
     if last:
-        written += [
+        page += [
             f"Machine: {last['machine']['cpu']}, {last['machine']['cores']} cores.",
             "Versions: " + ", ".join(f"{name} {version}" for name, version in last["versions"].items()) + ".",
             "",
         ]
-    temporary = options.results / "results.md.tmp"
-    temporary.write_text("\n".join(written), encoding="utf-8")
-    temporary.replace(options.results / "results.md")
+    with written(options.results / "results.md") as file:
+        file.write_text("\n".join(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from subspace_tuning import SubspaceConfig
-from subspace_tuning.experiments.record import machine, versions
+from subspace_tuning.experiments.folder import written
+from subspace_tuning.experiments.record import circumstances
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("pissa", "milora")
@@ -145,13 +145,10 @@ def main() -> None:
         "rank": RANK,
         "rows": rows,
         "load": os.getloadavg(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
+        **circumstances(),
     }
-    temporary = options.results.with_name(f"{options.results.name}.tmp")
-    temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(options.results)
+    with written(options.results) as file:
+        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(table(found))
 
 

@@ -51,9 +51,10 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_training_has_no_graph_break(variant: Variant) -> None:
-    model, plain = adapted(variant).train(), adapted(variant).train()
+    # In double precision: the kernel and what is compiled add in another order.
+    model, plain = adapted(variant).train().double(), adapted(variant).train().double()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    x = rows(4)
+    x = rows(4).double()
     torch.manual_seed(0)  # for methods that draw gates
     output = compiled(x)
     torch.manual_seed(0)
@@ -65,7 +66,7 @@ def test_training_has_no_graph_break(variant: Variant) -> None:
     assert found.keys() == wanted.keys()
     assert len(found) == len(variant.method.formula.trainable)
     for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], rtol=5e-4, atol=1e-4)
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

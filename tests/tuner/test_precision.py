@@ -23,6 +23,12 @@ def adapted(model: nn.Module, variant: Variant, **options: Any) -> Any:
     return get_peft_model(model, variant.config(init_weights=False, target_modules=TARGETS), **options).eval()
 
 
+def rounding(variant: Variant) -> float:
+    """How far the rounding of bfloat16 moves the scores (of about 1) of the small model, at most."""
+    # Random factors move pissa by as much as W itself, and the network is that much less smooth there.
+    return 0.5 if variant.name == "pissa" else 0.1
+
+
 def factors(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if "subspace_params" in name}
 
@@ -57,9 +63,7 @@ def test_a_low_precision_base(bert: Builder, variant: Variant, batch: Batch, dty
     for name, parameter in factors(model).items():
         factors(exact)[name].data.copy_(parameter)
     error = model(**batch).logits.float() - exact(**batch).logits
-    # Random factors move pissa by as much as W itself, and the network is that much less smooth there.
-    slack = 5.0 if variant.name == "pissa" else 1.0
-    assert error.abs().max() < slack * (0.1 if dtype == torch.bfloat16 else 0.02)
+    assert error.abs().max() < rounding(variant) * (1.0 if dtype == torch.bfloat16 else 0.2)
 
     model.train()
     model(**batch, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
@@ -82,7 +86,7 @@ def test_autocast_over_a_float32_base(bert: Builder, variant: Variant, batch: Ba
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer_dtypes(model, batch) == layer_dtypes(adapted(bert(), Variant("lora")), batch) == {torch.bfloat16}
         output = model(**batch, labels=torch.tensor([0, 1, 2, 0]))
-    assert (output.logits.float() - exact).abs().max() < (0.5 if variant.name == "pissa" else 0.1)
+    assert (output.logits.float() - exact).abs().max() < rounding(variant)
     output.loss.backward()
     for name, parameter in factors(model).items():
         assert parameter.grad is not None, name
@@ -108,7 +112,7 @@ def test_a_model_is_cast_as_a_whole(bert: Builder, variant: Variant, batch: Batc
     model.to(dtype)
     assert {tensor.dtype for tensor in [*model.parameters(), *constants(model)]} == {dtype}
     assert layer_dtypes(model, batch) == {dtype}
-    assert (model(**batch).logits - exact).abs().max() < (0.3 if dtype == torch.bfloat16 else 1e-5)
+    assert (model(**batch).logits - exact).abs().max() < (rounding(variant) if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_double_precision_from_the_start(bert: Builder, variant: Variant, batch: Batch) -> None:

@@ -159,7 +159,7 @@ def _forward(x: Tensor, parts: Parts) -> tuple[Tensor, _Kept]:
         t = _narrowed(x, parts.low, 1.0 if function else scale)
         value = NONLINEARITIES[function](t).mul_(scale) if function else t
         added = _product(within, _standing(value), parts.high)
-    # Of several terms t is as quickly had again as it takes room.
+    # Of several terms, none of which has a function, t is as quickly had again as it takes room.
     kept = _Kept(None, t if len(lows) == 1 else None, value if function else None)
     if added is None or around or right is None:
         scaled, matrix = _scaled(x, weight, left, None)
@@ -253,18 +253,16 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
         by_right = _column_sums(g, kept.product)
     if lows:
         low, high = parts.low, parts.high
-        t = _narrowed(x, low, 1.0 if function else scale) if kept.t is None and (of_high or function) else kept.t
         if of_high:
-            value = t if kept.value is None else kept.value
-            assert value is not None
-            by_high = _row_products(value, g)
+            value = kept.t if kept.value is None else kept.value
+            by_high = _row_products(_narrowed(x, low, scale) if value is None else value, g)
             by_high = by_high if outer is None else by_high * outer.to(by_high.dtype)
             by_highs = by_high.split([len(part) for part in highs])
         if of_x or of_low:
             u = _narrowed(g, (high if outer is None else high * outer.to(high.dtype)).T, scale)
             if function is not None:
-                assert t is not None
-                u = _ACTIVATION_GRADIENTS[function](u, t)
+                assert kept.t is not None
+                u = _ACTIVATION_GRADIENTS[function](u, kept.t)
     if of_x or of_left:
         rows, matrix = _scaled(g, weight.T, right, None if of_left else left)
         added = None if u is None else (_standing(u), low.T)

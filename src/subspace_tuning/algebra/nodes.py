@@ -450,7 +450,7 @@ class Diag(Expression):
         return (self.node,)
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        return R.scale(x, self.node.compact(env))
+        return R.scale(x, self.compact(env))
 
     def compact(self, env: Environment) -> Tensor:
         return self.node.compact(env)

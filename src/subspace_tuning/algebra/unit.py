@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import rows as R
-from .nodes import Environment, Expression, Product, Scale, Sum, dense
+from .nodes import Diag, Environment, Expression, Product, Scale, Sum, dense
 from .rows import Rows
 
 
@@ -38,18 +38,8 @@ class Unit(Expression):
 
 
 @dataclass(frozen=True)
-class InverseNorms(Expression):
+class InverseNorms(Diag):
     """Plan only: the diagonal matrix by which a matrix X has columns of norm 1, so unit(X) = X @ InverseNorms(X)."""
-
-    node: Expression
-    diagonal = True
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
-
-    def apply(self, x: Rows, env: Environment) -> Rows:
-        return R.scale(x, self.compact(env))
 
     def compact(self, env: Environment) -> Tensor:
         return column_norms(self.node, env).reciprocal()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from datetime import datetime, timezone
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,28 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..errors import SubspaceError
+from ..experiments.bench.choices import Curve, Precision
 from .console import wide_console
 
 if TYPE_CHECKING:
     from ..experiments.bench.measure import Row
-    from ..experiments.bench.settings import Precision
-
-
-class Format(str, Enum):
-    """The number format of a step."""
-
-    float32 = "float32"
-    autocast = "autocast"
-    bfloat16 = "bfloat16"
-
-
-class Curve(str, Enum):
-    """What grows."""
-
-    rows = "rows"
-    width = "width"
-    rank = "rank"
-    adapters = "adapters"
 
 
 def bench(
@@ -43,8 +24,8 @@ def bench(
         str, typer.Option("--shape", "-s", help="a: MiniLM, b: RoBERTa width, c: a Llama block pair.")
     ] = "a",
     precision: Annotated[
-        Format, typer.Option(help="float32; autocast to bfloat16; or frozen weights in bfloat16.")
-    ] = Format.float32,
+        Precision, typer.Option(help="float32; autocast to bfloat16; or frozen weights in bfloat16.")
+    ] = Precision.float32,
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="A method; repeat for several. Default: all.")
     ] = None,
@@ -63,24 +44,26 @@ def bench(
     The frozen floor is the same model with frozen weights, the gradient flowing from the embeddings to the loss. All
     arms run in one process, a step of each in turn; a ratio is the median over the rounds with its 95 percent interval.
     """
-    from ..experiments.bench import settings
     from ..experiments.bench.arms import check, default_methods
+    from ..experiments.bench.settings import shape_of
+    from ..experiments.folder import written
+    from ..experiments.record import circumstances
+    from ..experiments.surroundings import threads as computing_with
 
     warnings.filterwarnings("ignore", module="transformers|peft|torch")
     if output.exists() and not overwrite:
         raise SubspaceError(f"{output} exists: choose another --output, or give --overwrite")
     if not output.absolute().parent.is_dir():
         raise SubspaceError(f"the folder of {output} does not exist")
-    settings.shape_of(shape)
+    shape_of(shape)
     check(method or [])
-    with settings.threads(threads):
-        number_format = settings.Precision[precision.value]
+    with computing_with(threads):
         if curve is None:
-            names = method or default_methods()
-            found = _table(shape, number_format, names, rank, rounds, memory)
+            found = _table(shape, precision, method or default_methods(), rank, rounds, memory)
         else:
-            found = _curve(curve.value, number_format, method or ["ssb", "lora", "dora"], rounds)
-        _save(output, {**_surroundings(), **found})
+            found = _curve(curve, precision, method or ["ssb", "lora", "dora"], rounds)
+        with written(output) as file:
+            file.write_text(json.dumps(circumstances() | found, indent=1) + "\n", encoding="utf-8")
     typer.echo(f"saved in {output}")
 
 
@@ -123,17 +106,17 @@ def _shown(title: str, rows: list[Row], memory: bool) -> Table:
     return shown
 
 
-def _curve(curve: str, precision: Precision, names: list[str], rounds: int) -> dict[str, Any]:
+def _curve(curve: Curve, precision: Precision, names: list[str], rounds: int) -> dict[str, Any]:
     from ..experiments.bench.curves import CURVES, growth, many_adapters
     from ..experiments.bench.measure import WARM_UP
 
     values = CURVES[curve]
     points: list[dict[str, Any]] = []
-    if curve == "adapters":
+    if curve is Curve.adapters:
         with _Bar("adapters", len(names) * max(values)) as told:
             points += [point for name in names for point in many_adapters(name, rounds, told)]
     else:
-        with _Bar(curve, len(values) * (WARM_UP + rounds)) as told:
+        with _Bar(curve.value, len(values) * (WARM_UP + rounds)) as told:
             points += growth(curve, names, precision, rounds, told)
     shown = Table(
         title=f"{curve}, {precision.value}", box=None, pad_edge=False, header_style="bold", title_justify="left"
@@ -145,7 +128,7 @@ def _curve(curve: str, precision: Precision, names: list[str], rounds: int) -> d
         own = {point["value"]: point for point in points if point["arm"] == arm}
         shown.add_row(arm, *(_point(own[value]) for value in values))
     wide_console().print(shown)
-    return {"curve": curve, "precision": precision.value, "rounds": rounds, "points": points}
+    return {"curve": curve.value, "precision": precision.value, "rounds": rounds, "points": points}
 
 
 def _titled(title: str) -> Table:
@@ -175,19 +158,3 @@ class _Bar:
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
-
-
-def _surroundings() -> dict[str, Any]:
-    from ..experiments.record import machine, versions
-
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
-    }
-
-
-def _save(path: Path, found: dict[str, Any]) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)

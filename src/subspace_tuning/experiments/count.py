@@ -76,10 +76,7 @@ def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
     model = without_weights(architecture)
     total = _size(model)
     config = dataclasses.replace(config, modules_to_save=head_modules(model))
-    if config.resolved.needs_calibration:
-        config = evenly(model, config)
-    adapted = get_peft_model(model, config)
-    layers = [module for module in adapted.modules() if isinstance(module, SubspaceLayer)]
+    layers = adapt(model, config).values()
     trainable = sum(parameter.numel() for layer in layers for parameter in layer.subspace_params.parameters())
     method = config.resolved
     return Count(method.name, config.r if method.formula.has_rank else None, len(layers), trainable, total)
@@ -97,7 +94,15 @@ def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
     return Count(name, rank, layers, trainable, total)
 
 
-def evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
+def adapt(model: PreTrainedModel, config: SubspaceConfig) -> dict[str, SubspaceLayer]:
+    """Attach an adapter to a model without weights; return its layers by the names of the modules they are around."""
+    if config.resolved.needs_calibration:
+        config = _evenly(model, config)
+    get_peft_model(model, config)
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, SubspaceLayer)}
+
+
+def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
     if config.target_modules is None:
         config.target_modules = SubspaceModel.placement(model, config)
     found = targets(model, config)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from peft import get_peft_model
 from transformers import PretrainedConfig
 
 from ..algebra import Alternative, Sizes, alternatives
-from ..tuner import SubspaceConfig, SubspaceLayer
-from .count import evenly, without_weights
+from ..tuner import SubspaceConfig
+from .count import adapt, without_weights
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,8 @@ def plans_in(architecture: PretrainedConfig, config: SubspaceConfig, rows: int, 
     Raises:
         SubspaceError: the adapter does not fit the model.
     """
-    model = without_weights(architecture)
-    if config.resolved.needs_calibration:
-        config = evenly(model, config)
-    adapted = get_peft_model(model, config)
     found: dict[Sizes, list[str]] = {}
-    for name, layer in adapted.named_modules():
-        if isinstance(layer, SubspaceLayer):
-            found.setdefault(layer.sizes["default"], []).append(name.removeprefix("base_model.model."))
+    for name, layer in adapt(without_weights(architecture), config).items():
+        found.setdefault(layer.sizes["default"], []).append(name)
     for sizes, modules in found.items():
         yield Planned(sizes, tuple(modules), tuple(alternatives(config.resolved.formula, sizes, rows, training)))

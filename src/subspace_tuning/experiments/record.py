@@ -54,6 +54,15 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def circumstances() -> dict[str, Any]:
+    """When, on what machine and with which versions something is measured."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
 def peak_memory() -> float:
     """The most memory that this process has held so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -97,7 +106,5 @@ def build(
         "history": history,
         **extra,
         "peak_memory_mib": round(peak_memory()),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
+        **circumstances(),
     }

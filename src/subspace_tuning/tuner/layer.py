@@ -296,7 +296,9 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         stage = chosen.stage(self.kind.count_rows(base, x))
         plain = self.base_layer is base and self.kind.is_plain(base)
         if stage.fused is not None and plain and stage.fused.suits(self.weight):
-            y = stage.fused.apply(x, env if self.bias is None else {"b": self.bias, **env})
+            if self.bias is not None:
+                env.setdefault("b", self.bias)
+            y = stage.fused.apply(x, env)
             assert isinstance(y, Tensor)
             return y
         y = stage.expression.apply(self.kind.rows(base, x), env)

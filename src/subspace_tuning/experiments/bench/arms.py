@@ -18,7 +18,8 @@ from ...errors import SubspaceError
 from ...tuner import SubspaceConfig, SubspaceModel
 from ...tuner.calibration import calibrate
 from ...tuner.model import targets
-from .settings import Precision, Shape, autocast, freeze, shared_copy, start_gradient_at_embeddings
+from .choices import Precision
+from .settings import Shape, autocast, freeze, shared_copy, start_gradient_at_embeddings
 
 Source = Literal["floor", "ours", "peft", "full"]
 RATE = 1e-4  # small, so that no arm diverges
@@ -53,15 +54,14 @@ FLOOR = Arm("floor", "frozen floor")
 FULL = Arm("full", "full fine-tuning")
 
 
-def arms(names: Sequence[str], rank: int = 8, against: bool = True) -> list[Arm]:
+def arms(names: Sequence[str], rank: int = 8) -> list[Arm]:
     """Return the floor, each method with peft's version beside it where there is one, and full fine-tuning."""
     found = [FLOOR]
     for name in names:
-        methods.get(name)
         found.append(Arm("ours", name, rank))
-        if against and name in PEFT:
+        if name in PEFT:
             found.append(Arm("peft", name, rank))
-    return [*found, FULL] if against else found
+    return [*found, FULL]
 
 
 @dataclass
@@ -122,11 +122,8 @@ def _config(arm: Arm, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Peft
 
 def default_methods() -> list[str]:
     """Return the methods of a table: all that need no data and change matrices by themselves."""
-    return [known.name for known in methods.every() if not known.needs_calibration and _measurable(known)]
-
-
-def _measurable(known: methods.Method) -> bool:
-    return known.name != "xattn"  # it adapts the attention over an encoder, which no shape here has
+    # xattn adapts the attention over an encoder, which no shape here has.
+    return [known.name for known in methods.every() if not known.needs_calibration and known.name != "xattn"]
 
 
 def check(names: Sequence[str]) -> None:

@@ -11,25 +11,26 @@ import peft
 
 from ...tuner import SubspaceConfig
 from .arms import FLOOR, arms, build
+from .choices import Curve, Precision
 from .measure import Ratio, interleaved
-from .settings import Precision, Shape, bert_block, freeze
+from .settings import Shape, bert_block, freeze
 
 CURVES = {
-    "rows": (128, 512, 2048, 8192, 16384),
-    "width": (256, 512, 1024, 2048, 4096),
-    "rank": (1, 4, 16, 64, 256),
-    "adapters": (1, 2, 50, 100, 200),
+    Curve.rows: (128, 512, 2048, 8192, 16384),
+    Curve.width: (256, 512, 1024, 2048, 4096),
+    Curve.rank: (1, 4, 16, 64, 256),
+    Curve.adapters: (1, 2, 50, 100, 200),
 }
 TOKENS = 64
 WIDTH = 768  # of the model whose rows or rank vary
 
 
 def growth(
-    curve: str, names: Sequence[str], precision: Precision, rounds: int, told: Callable[[], None] = lambda: None
+    curve: Curve, names: Sequence[str], precision: Precision, rounds: int, told: Callable[[], None] = lambda: None
 ) -> Iterator[dict[str, Any]]:
     """Yield a curve's points: of each arm the median seconds of a step and its ratio to the frozen floor."""
     for value in CURVES[curve]:
-        rank = value if curve == "rank" else 8
+        rank = value if curve is Curve.rank else 8
         shape = _shape(curve, value)
         base = shape.model(precision)
         chosen = [arm for arm in arms(names, rank) if arm.source != "full"]
@@ -38,7 +39,7 @@ def growth(
         for arm in chosen:
             ratio = Ratio.of(seconds[str(arm)], seconds[str(FLOOR)])
             yield {
-                "curve": curve,
+                "curve": curve.value,
                 "value": value,
                 "arm": str(arm),
                 "seconds": statistics.median(seconds[str(arm)]),
@@ -46,10 +47,10 @@ def growth(
             }
 
 
-def _shape(curve: str, value: int) -> Shape:
-    if curve == "rows":
+def _shape(curve: Curve, value: int) -> Shape:
+    if curve is Curve.rows:
         return bert_block(WIDTH, batch=value // TOKENS, tokens=TOKENS)
-    return bert_block(value if curve == "width" else WIDTH, tokens=TOKENS)
+    return bert_block(value if curve is Curve.width else WIDTH, tokens=TOKENS)
 
 
 def many_adapters(name: str, repeats: int = 5, told: Callable[[], None] = lambda: None) -> Iterator[dict[str, Any]]:
@@ -61,7 +62,7 @@ def many_adapters(name: str, repeats: int = 5, told: Callable[[], None] = lambda
     model: Any = peft.get_peft_model(base, config, adapter_name="a1")
     inputs = shape.inputs()
     loaded = 1
-    for count in CURVES["adapters"]:
+    for count in CURVES[Curve.adapters]:
         while loaded < count:
             loaded += 1
             model.add_adapter(f"a{loaded}", config)
@@ -74,7 +75,12 @@ def many_adapters(name: str, repeats: int = 5, told: Callable[[], None] = lambda
             model.set_adapter("a1")
             acts["delete"].append(_seconds(lambda: model.delete_adapter("last")))
         for act, seconds in acts.items():
-            yield {"curve": "adapters", "value": count, "arm": f"{name}: {act}", "seconds": statistics.median(seconds)}
+            yield {
+                "curve": Curve.adapters.value,
+                "value": count,
+                "arm": f"{name}: {act}",
+                "seconds": statistics.median(seconds),
+            }
 
 
 def _seconds(act: Callable[[], object]) -> float:

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from ..record import peak_memory
 from .arms import FLOOR, Arm, Bench, build
-from .settings import Precision, Shape
+from .choices import Precision
+from .settings import Shape
 
 WARM_UP = 2
 
@@ -135,19 +136,7 @@ class Row(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """Return the row as data for JSON."""
-        return {
-            "arm": str(self.arm),
-            "source": self.arm.source,
-            "rank": self.arm.rank,
-            "seconds": self.seconds,
-            "to_floor": list(self.to_floor),
-            "to_peft": None if self.to_peft is None else list(self.to_peft),
-            "saved_mib": self.saved_mib,
-            "gflops": self.gflops,
-            "build_seconds": self.build_seconds,
-            "peak_mib": self.peak_mib,
-            "trainable": self.trainable,
-        }
+        return self._asdict() | {"arm": str(self.arm), "source": self.arm.source, "rank": self.arm.rank}
 
 
 def table(

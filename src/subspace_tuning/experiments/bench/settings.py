@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
@@ -21,16 +19,9 @@ from transformers import (
 )
 
 from ...errors import SubspaceError, nearest
+from .choices import Precision
 
 HEADS = ("classifier", "score")
-
-
-class Precision(Enum):
-    """The number format of a step; factors and the optimiser's state are float32 in each."""
-
-    float32 = "float32"
-    autocast = "autocast"  # float32 weights, products in bfloat16
-    bfloat16 = "bfloat16"  # frozen weights in bfloat16
 
 
 @dataclass(frozen=True)
@@ -153,15 +144,3 @@ def start_gradient_at_embeddings(model: PreTrainedModel) -> None:
     base = model.base_model
     found: nn.Module = getattr(base, "embeddings", None) or base.get_input_embeddings()  # type: ignore[operator]
     found.register_forward_hook(lambda module, args, output: output.requires_grad_())
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Compute with so many threads."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
