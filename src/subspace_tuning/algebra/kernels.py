@@ -284,8 +284,11 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
 # what is narrow lies: (chunks, k, rows per chunk).
 
 
+_FEW = 256  # rows, which are not worth the cutting
+
+
 def _chunks(rows: Tensor) -> int:
-    threaded = rows.device.type == "cpu" and rows.dtype == torch.float32
+    threaded = rows.device.type == "cpu" and rows.dtype == torch.float32 and len(rows) > _FEW
     return math.gcd(len(rows), 2 * torch.get_num_threads()) if threaded else 1
 
 
@@ -313,14 +316,15 @@ def _column_sums(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner products of the columns, in float32 or wider."""
     dtype = torch.promote_types(a.dtype, torch.float32)
     rows = max(1, _TILE // a.shape[1])
-    if a.device.type != "cpu" or a.dtype != dtype or len(a) < 2 * rows or torch.is_grad_enabled():
+    if a.device.type != "cpu" or len(a) < 2 * rows or torch.is_grad_enabled():
         return (a * b).sum(0, dtype=dtype)
-    # In tiles, so that no tensor of the size of the product is written.
+    # In tiles, so that no tensor of the size of the product is written. What a low precision loses in their sum, which
+    # has few terms, is no more than what it loses in the products.
     tiles = list(zip(a.split(rows), b.split(rows), strict=True))
     total = tiles[0][0] * tiles[0][1]
     for left, right in tiles[1:]:
         total[: len(left)].addcmul_(left, right)
-    sums: Tensor = total.sum(0)
+    sums: Tensor = total.sum(0, dtype=dtype)
     return sums
 
 

@@ -6,7 +6,8 @@ multiplied out before the rows meet it: ``U @ diag(sigma) @ V.T`` stays as it is
 
 Costs are in floating point operations. Moving a number to or from memory counts as ``MOVE`` operations, which is
 roughly where current processors stand, and a training step counts each product once more per operand that needs a
-gradient.
+gradient. To begin an operation costs as much as ``CALL`` of them, and the kernel, whose gradient is written in Python,
+``KERNEL``: for few rows that decides. ``benchmarks/planner`` measures how good the choices are.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ from .rows import Rows
 from .unit import Unit
 
 MOVE = 40.0
+CALL = 1e6
+KERNEL = 2e7
 MOST_ROWS = 2**20
 _SHAPELESS = (Activation, Identity, Normalisation)  # they take rows of any width and keep it
 
@@ -173,7 +176,8 @@ def alternatives(formula: Formula, sizes: Sizes, rows: int, training: bool = Tru
     cost, best = planner.apply(expression)
     found.append(Alternative("planned", best, cost))
     cost, written = _Planner(formula, sizes, rows, training, choose=False).apply(expression)
-    found.append(Alternative("as written", written, cost))
+    if written != best:
+        found.append(Alternative("as written", written, cost))
     found += [Alternative("formed", formed, cost) for cost, formed in planner.whole(expression)]
     return sorted(found, key=lambda one: one.cost)
 
@@ -236,7 +240,7 @@ class _Planner:
     def fused(self, node: Fused) -> float:
         """Return the cost of the kernel."""
         rows, (n, m) = self.rows, self.shape(W)
-        cost = self.product(rows, n, m, True, False)
+        cost = KERNEL * (1.0 if self.training else 0.5) + self.product(rows, n, m, True, False)
         for low, high in zip(node.lows, node.highs, strict=True):
             k = self.shape(low)[1]
             cost += self.form(low)[0] + self.form(high)[0]
@@ -289,8 +293,8 @@ class _Planner:
         rows = self.rows
         if isinstance(node, (Identity, Activation, Normalisation)):
             return 0.0, node
-        if node.diagonal:
-            return self.elements(rows * self.shape(node)[0], 1 + self.trains(node)), node
+        if node.diagonal:  # torch writes the product whose column sums are the scales' gradient
+            return self.elements(rows * self.shape(node)[0], 1 + 2 * self.trains(node)), node
         if isinstance(node, Product):
             return self._chain(node.factors)
         if isinstance(node, Scale):
@@ -395,11 +399,11 @@ class _Planner:
     def product(self, rows: int, middle: int, columns: int, left: bool, right: bool) -> float:
         """Return the cost of a product; left and right say which operands need a gradient."""
         work = 2.0 * rows * middle * columns + MOVE * (rows * middle + middle * columns + rows * columns)
-        return work * (1 + self.training * (left + right))
+        return (work + CALL) * (1 + self.training * (left + right))
 
     def elements(self, count: int, gradients: int = 1) -> float:
         """Return the cost of one pass over so many numbers."""
-        return MOVE * count * (1 + self.training * gradients)
+        return (MOVE * count + CALL) * (1 + self.training * gradients)
 
     def trains(self, node: Expression) -> bool:
         return any(not names.is_frozen(name) for name in node.names)
@@ -407,6 +411,8 @@ class _Planner:
     def shape(self, node: Expression) -> tuple[int, int]:
         """Return rows and columns in numbers."""
         if isinstance(node, Leaf):
+            if node == W:
+                return self.sizes.n, self.sizes.m
             name = node.name.removesuffix(names.OFFSET)
             size = self.sizes.of(self.formula.shapes.get(name, names.SPECTRAL_SHAPES.get(name, ())))
             return (size[0], size[-1]) if size else (1, 1)
