@@ -12,7 +12,7 @@ gradient. To begin an operation costs as much as ``CALL`` of them, and the kerne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -185,6 +185,11 @@ def alternatives(formula: Formula, sizes: Sizes, rows: int, training: bool = Tru
 def cost(expression: Expression, formula: Formula, sizes: Sizes, rows: int, training: bool = True) -> float:
     """Return what a planned expression costs for so many rows, in floating point operations."""
     return _Planner(formula, sizes, rows, training, choose=False).apply(expression)[0]
+
+
+def shape_in(formula: Formula, sizes: Sizes) -> Callable[[Expression], tuple[int, int]]:
+    """Return a function that gives rows and columns of a formula's nodes in numbers."""
+    return _Planner(formula, sizes, 1, False).shape
 
 
 # Rewriting

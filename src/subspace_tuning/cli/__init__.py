@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from ..errors import SubspaceError
-from . import bench, demo, inspect, methods, params, train
+from . import bench, convert, demo, extract, inspect, methods, params, recommend, train
 
 app = typer.Typer(
     name="subspace",
@@ -19,7 +19,11 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("methods")(methods.methods)
 app.command("params")(params.params)
+app.command("extract")(extract.extract)
+app.command("convert")(convert.convert)
+app.command("combine")(convert.combine)
 app.command("inspect")(inspect.inspect)
+app.command("recommend")(recommend.recommend)
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 

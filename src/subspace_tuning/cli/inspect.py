@@ -1,8 +1,8 @@
-"""`subspace inspect MODEL`: what an adapter does there."""
+"""`subspace inspect MODEL`: what an adapter did there, or how a method would be evaluated."""
 
 from __future__ import annotations
 
-import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,30 +10,98 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import SubspaceError
-from .console import wide_console
+from .console import hush_libraries, shortened, wide_console
+from .progress import progress_bar
 
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A hub name, a local folder, or minilm.", show_default=False)],
+    adapter: Annotated[
+        Path | None, typer.Argument(help="An adapter of it; peft's LoRA, too.", show_default=False)
+    ] = None,
+    against: Annotated[Path | None, typer.Option("--against", help="A second adapter, to compare with.")] = None,
+    leading: Annotated[
+        int, typer.Option("--leading", "-k", min=1, help="Directions that count as W's leading subspace.")
+    ] = 16,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also a .csv, .parquet or .json.")] = None,
+    pictures: Annotated[Path | None, typer.Option("--pictures", help="A folder for spectra, angles, shares.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="How each matrix is evaluated, and the alternatives.")] = False,
-    method: Annotated[str | None, typer.Option("--method", "-m", help="The method; lora by default.")] = None,
-    formula: Annotated[str | None, typer.Option("--formula", "-f", help="A formula of your own instead.")] = None,
-    rank: Annotated[int, typer.Option("--rank", "-r", help="The rank, or the width of a bottleneck.")] = 8,
-    rows: Annotated[int, typer.Option(min=1, help="Rows that meet a matrix at once: batch x tokens.")] = 2048,
-    evaluation: Annotated[bool, typer.Option("--eval", help="The forward pass alone.")] = False,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="For --plan: the method; lora.")] = None,
+    formula: Annotated[str | None, typer.Option("--formula", "-f", help="For --plan: a formula instead.")] = None,
+    rank: Annotated[int, typer.Option("--rank", "-r", help="For --plan: the rank.")] = 8,
+    rows: Annotated[int, typer.Option(min=1, help="For --plan: rows at once, batch x tokens.")] = 2048,
+    evaluation: Annotated[bool, typer.Option("--eval", help="For --plan: the forward pass alone.")] = False,
 ) -> None:
-    """Show how a method would be evaluated in a model, which is built without its weights.
+    """Show what an adapter did to the subspaces of a model's weights, matrix by matrix.
 
-    A cost is an estimate in floating point operations, in which moving a number counts as well; the first line of each
-    size is what runs.
+    An overlap is the mean squared cosine of the angles between the leading singular subspaces of the change and of W;
+    it stands beside that of random subspaces. The reconstruction share is the part of the change within W's leading
+    subspace, the rest is extension. Intruders are leading singular vectors of phi(W) that lie near none of W's.
+
+    With --plan instead: how a method would be evaluated in the model, which is built without its weights. A cost is an
+    estimate in floating point operations, in which moving a number counts as well; the first line of each size runs.
     """
+    hush_libraries()
+    if plan:
+        if adapter is not None:
+            raise SubspaceError("--plan is of a method: leave the adapter out")
+        _plan(model, method, formula, rank, rows, evaluation)
+        return
+    if adapter is None:
+        raise SubspaceError("say what to look at: an adapter of the model, or --plan to see how matrices are evaluated")
+    _diagnose(model, adapter, against, leading, output, pictures)
+
+
+def _diagnose(
+    model: str, path: Path, against: Path | None, leading: int, output: Path | None, pictures: Path | None
+) -> None:
+    from ..experiments.adapter import read_adapter
+    from ..experiments.checkpoint import Checkpoint
+    from ..experiments.diagnose import check_table, frame, write_table
+    from ..experiments.pictures import Spectra, available, draw
+
+    file = None if output is None else check_table(output)
+    if pictures is not None:
+        available()
+    base, found = Checkpoint(model), read_adapter(path)
+    other = None if against is None else read_adapter(against)
+    spectra = Spectra(len(found.layers))
+    with progress_bar() as bar:
+        data = frame(base, found, leading, other, spectra.add, lambda: bar.one_of("matrices", len(found.layers)))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("matrix", overflow="fold")
+    columns = ["|dW|/|W|", "stable rank", "eff. rank", "overlap left", "right", "random", "reconstr.", "random", "new"]
+    for column in [*columns, *(["cosine"] if other else [])]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, (_, row) in zip(shortened(list(data["module"])), data.iterrows(), strict=True):
+        cells = [
+            f"{row['change']:.4f}",
+            f"{row['stable_rank']:.1f}",
+            f"{row['effective_rank']:.1f}",
+            f"{row['left_overlap']:.3f}",
+            f"{row['right_overlap']:.3f}",
+            f"{row['left_random']:.3f}/{row['right_random']:.3f}",
+            f"{row['reconstruction_share']:.3f}",
+            f"{row['reconstruction_share_random']:.4f}",
+            f"{row['intruders']}/{row['intruders_subspace']}",
+        ]
+        table.add_row(name, *cells, *([f"{row['other_cosine']:.3f}"] if other else []))
+    wide_console().print(table)
+    typer.echo(f"\n{found.method.name}: {found.method.formula}; leading: {leading} directions of W")
+    typer.echo("new: leading left singular vectors of phi(W) near no single one of W / outside the span of W's leading")
+    if file is not None:
+        write_table(file, data)
+        typer.echo(f"table: {file}")
+    if pictures is not None:
+        for picture in draw(pictures, data, spectra, found.method.name):
+            typer.echo(f"picture: {picture}")
+
+
+def _plan(model: str, method: str | None, formula: str | None, rank: int, rows: int, evaluation: bool) -> None:
     from ..experiments.count import architecture_of
     from ..experiments.plans import plans_in
     from ..tuner import SubspaceConfig
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
-    if not plan:
-        raise SubspaceError("say what to look at: --plan shows how each matrix is evaluated")
     if method is not None and formula is not None:
         raise SubspaceError("give --method or --formula, not both")
     config = SubspaceConfig(method=None if formula else method or "lora", formula=formula, r=rank)

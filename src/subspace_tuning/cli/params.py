@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ..errors import SubspaceError
-from .console import wide_console
+from .console import hush_libraries, wide_console
 
 
 def params(
@@ -18,22 +18,27 @@ def params(
     ] = None,
     formula: Annotated[list[str] | None, typer.Option("--formula", "-f", help="Also a formula of your own.")] = None,
     rank: Annotated[int, typer.Option("--rank", "-r", help="The rank, or the width of a bottleneck.")] = 8,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Instead of a rank: match 300k or 0.3permille parameters.")
+    ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's rows and budgets beside the paper's own figures.")
     ] = False,
 ) -> None:
     """Count the trainable parameters of each method in a model, which is built without its weights."""
+    hush_libraries()
     if paper:
-        if method or formula:
-            raise SubspaceError("--paper has its own rows: leave --method and --formula out")
+        if method or formula or budget:
+            raise SubspaceError("--paper has its own rows: leave --method, --formula and --budget out")
         _paper(model)
         return
-    _methods(model, method or [], formula or [], rank)
+    _methods(model, method or [], formula or [], rank, budget)
 
 
-def _methods(model: str, names: list[str], formulas: list[str], rank: int) -> None:
+def _methods(model: str, names: list[str], formulas: list[str], rank: int, budget: str | None) -> None:
     from .. import methods as catalogue
     from ..experiments.count import Count, architecture_of, count_hosted, count_in
+    from ..experiments.matching import budget_in, matched
     from ..tuner import SubspaceConfig
 
     every = not names and not formulas
@@ -43,13 +48,19 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int) -> No
     configs = [name if name in catalogue.HOSTED else SubspaceConfig(method=name, r=rank) for name in names]
     configs += [SubspaceConfig(formula=text, r=rank) for text in formulas]
     architecture = architecture_of(model)
-    table = _table("method", "rank", "matrices", "trainable", "per mille")
+    wanted = 0 if budget is None else budget_in(architecture, budget)
+    table = _table(
+        "method", "rank", "matrices", "trainable", "per mille", *([] if budget is None else ["to the budget"])
+    )
     total, left_out = 0, []
     for config in configs:
         try:
-            counted: Count = (
-                count_hosted(architecture, config, rank) if isinstance(config, str) else count_in(architecture, config)
-            )
+            if isinstance(config, str):
+                counted: Count = count_hosted(architecture, config, rank)
+            else:
+                if budget is not None:
+                    config = matched(architecture, config, wanted)
+                counted = count_in(architecture, config)
         except SubspaceError as error:
             if not every:
                 raise
@@ -57,7 +68,9 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int) -> No
             continue
         own = not isinstance(config, str) and counted.method == "formula"
         rank_shown = "-" if counted.rank is None else str(counted.rank)
-        figures = (f"{counted.matrices}", f"{counted.trainable:,}", f"{counted.per_mille:.3f}")
+        figures: tuple[str, ...] = (f"{counted.matrices}", f"{counted.trainable:,}", f"{counted.per_mille:.3f}")
+        if budget is not None:
+            figures = (*figures, f"{counted.trainable - wanted:+,}")
         table.add_row(config.formula if own and not isinstance(config, str) else counted.method, rank_shown, *figures)
         total = counted.total
     wide_console().print(table)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .console import hush_libraries
 
 if TYPE_CHECKING:
     from ..experiments.train import Outcome
@@ -29,7 +30,7 @@ def train(
     from ..experiments.train import run
 
     # What transformers and peft have to say about each other's coming releases is not for the person who trains.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+    hush_libraries()
     settings = configs.load(config, overrides or [])
     _report(run(settings, overwrite=overwrite, progress=not quiet))
 

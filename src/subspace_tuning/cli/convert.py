@@ -1,0 +1,119 @@
+"""`subspace convert` and `subspace combine`: adapters in another form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ..errors import SubspaceError
+from .console import hush_libraries, shortened, wide_console
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..experiments.adapter import Adapter
+    from ..experiments.checkpoint import Checkpoint
+    from ..experiments.convert import Result
+
+_BASE = "The base model, where factors do not tell the change."
+
+
+def convert(
+    adapter: Annotated[Path, typer.Argument(help="The adapter's folder; peft's LoRA, too.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="A method, a formula, or peft-lora.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new adapter's folder.", show_default=False)],
+    rank: Annotated[
+        int | None, typer.Option("--rank", "-r", min=1, help="The rank; what loses nothing if not given.")
+    ] = None,
+    base: Annotated[str | None, typer.Option("--base", help=_BASE)] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="Refuse if a matrix loses more than this share of its change.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+) -> None:
+    """Turn an adapter into another method's: exactly where that can be, else with the error told.
+
+    --to peft-lora writes an adapter that peft loads by itself.
+    """
+    from ..experiments.adapter import read_adapter
+    from ..experiments.convert import convert_adapter
+
+    hush_libraries()
+    found = read_adapter(adapter)
+    with progress_bar() as bar:
+        result = convert_adapter(found, to, rank, _base(base), lambda: bar.one_of("matrices", len(found.layers)))
+    worst = max(result.layers, key=lambda layer: layer.error)
+    if tolerance is not None and worst.error > tolerance:
+        raise SubspaceError(
+            f"{worst.module} would lose {worst.error:.3g} of its change, more than {tolerance:g}: raise --rank or "
+            "--tolerance"
+        )
+    _finish(result, to, output, overwrite)
+
+
+def combine(
+    adapters: Annotated[list[Path], typer.Argument(help="Two adapters or more.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new adapter's folder.", show_default=False)],
+    weights: Annotated[
+        str | None, typer.Option("--weights", "-w", help="A number for each, with commas; equal shares if not given.")
+    ] = None,
+    to: Annotated[str, typer.Option("--to", help="A method of one low-rank term, or peft-lora.")] = "lora",
+    rank: Annotated[
+        int | None, typer.Option("--rank", "-r", min=1, help="The rank; what loses nothing if not given.")
+    ] = None,
+    base: Annotated[str | None, typer.Option("--base", help=_BASE)] = None,
+    head: Annotated[
+        int | None, typer.Option("--head", min=1, help="Whose head to keep where they differ: 1 is the first adapter.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+) -> None:
+    """Add adapters up: the change of every matrix becomes the weighted sum of their changes."""
+    from ..experiments.adapter import read_adapter
+    from ..experiments.convert import combine_adapters
+
+    hush_libraries()
+    found = [read_adapter(path) for path in adapters]
+    numbers = _weights(weights, len(found))
+    count = len({module for adapter in found for module in adapter.layers})
+    with progress_bar() as bar:
+        result = combine_adapters(found, numbers, to, rank, _base(base), head, lambda: bar.one_of("matrices", count))
+    _finish(result, to, output, overwrite)
+
+
+def _base(name: str | None) -> Checkpoint | None:
+    from ..experiments.checkpoint import Checkpoint
+
+    return None if name is None else Checkpoint(name)
+
+
+def _weights(text: str | None, count: int) -> list[float]:
+    if text is None:
+        return [1.0 / count] * count
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise SubspaceError(f"--weights {text!r} are not numbers with commas between them") from None
+
+
+def _finish(result: Result, to: str, output: Path, overwrite: bool) -> None:
+    from ..experiments.adapter import write_adapter, write_lora
+    from ..experiments.convert import PEFT_LORA
+
+    adapter: Adapter = result.adapter
+    (write_lora if to == PEFT_LORA else write_adapter)(output, adapter, overwrite)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("matrix", overflow="fold")
+    for column in ("n x m", "rank", "lost", "how"):
+        table.add_column(column, justify="right")
+    for name, layer in zip(shortened([layer.module for layer in result.layers]), result.layers, strict=True):
+        lost = "nothing" if layer.exact else f"{layer.error:.4f}"
+        table.add_row(name, f"{layer.n} x {layer.m}", str(layer.r), lost, layer.how)
+    wide_console().print(table)
+    told = (
+        "exact to rounding"
+        if all(layer.exact for layer in result.layers)
+        else (f"at most {result.error:.4f} of a matrix's change is lost")
+    )
+    typer.echo(f"\n{to}: {adapter.parameters:,} parameters, {told}\nadapter: {output}")

@@ -1,0 +1,73 @@
+"""`subspace extract BASE TUNED`: the best adapter of a method for a known fine-tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .console import hush_libraries, shortened, wide_console
+from .progress import progress_bar
+
+
+def extract(
+    base: Annotated[str, typer.Argument(help="The frozen model: a folder, a hub name, or minilm.", show_default=False)],
+    tuned: Annotated[str, typer.Argument(help="The fine-tuned model.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The adapter's folder.", show_default=False)],
+    method: Annotated[str, typer.Option("--method", "-m", help="A registered method, or a formula.")] = "lora",
+    rank: Annotated[int, typer.Option("--rank", "-r", help="The rank of every matrix.")] = 16,
+    energy: Annotated[
+        float | None, typer.Option("--energy", help="Instead: the least ranks that keep this share of the change.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Instead: share so many parameters out, 500k or 0.3permille.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", "-t", help="End of a module's name; again for more.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+) -> None:
+    """Find the factors that come closest to a fine-tuned model, matrix by matrix, and save them as an adapter.
+
+    Each matrix is read by itself, so memory holds one of them. What is interrupted goes on when called again.
+    """
+    from ..experiments.checkpoint import Checkpoint
+    from ..experiments.extract import Extraction, extract
+    from ..tuner import SubspaceConfig
+
+    hush_libraries()
+    named = {"method": method} if method.isidentifier() else {"formula": method}
+    config = SubspaceConfig(**named, r=rank, alpha=float(rank), target_modules=target)  # type: ignore[arg-type]
+    wanted = Extraction(config, energy, budget)
+    with progress_bar() as bar:
+        rows = extract(Checkpoint(base), Checkpoint(tuned), wanted, output, overwrite=overwrite, told=bar.at)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("matrix", overflow="fold")
+    for column in ("rank", "parameters", "error of W*", "error of the change", "bound", "change", "how"):
+        table.add_column(column, justify="right")
+    for name, row in zip(shortened([row["module"] for row in rows]), rows, strict=True):
+        table.add_row(
+            name,
+            "-" if row["rank"] is None else str(row["rank"]),
+            f"{row['parameters']:,}",
+            f"{row['relative_error']:.4f}",
+            f"{row['change_error']:.4f}",
+            "-" if row["lower_bound"] is None else f"{row['lower_bound']:.4f}",
+            f"{row['change']:.4f}",
+            row["how"],
+        )
+    wide_console().print(table)
+    parameters = sum(row["parameters"] for row in rows)
+    # Weighted as the sums of squares are: the error of all matrices together.
+    squares = [(row["change_error"] * row["change"], row["change"]) for row in rows]
+    typer.echo(
+        f"\n{config.resolved.name}: {config.resolved.formula}; {parameters:,} parameters in {len(rows)} matrices"
+    )
+    whole = sum(change**2 for _, change in squares)
+    lost = sum(part**2 for part, _ in squares)
+    typer.echo(
+        f"error of the change over all matrices, each in units of its W: {(lost / whole) ** 0.5 if whole else 0:.4f}"
+    )
+    typer.echo(f"adapter and report: {output}")

@@ -1,0 +1,36 @@
+"""A progress bar on stderr, so that what a command prints can be piped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class Bar:
+    """What a command tells its progress to."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def at(self, what: str, done: int, count: int) -> None:
+        """So many of so many are done."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=count)
+        self._progress.update(self._tasks[what], completed=done, total=count)
+
+    def one_of(self, what: str, count: int) -> None:
+        """One more of so many is done."""
+        done = self._progress.tasks[self._tasks[what]].completed if what in self._tasks else 0
+        self.at(what, int(done) + 1, count)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """Show a bar while something long is done; it is gone afterwards."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield Bar(progress)

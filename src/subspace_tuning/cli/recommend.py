@@ -1,0 +1,94 @@
+"""`subspace recommend MODEL`: which method and rank, and on what evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import SubspaceError
+from .console import hush_libraries, wide_console
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def recommend(
+    model: Annotated[str, typer.Argument(help="The base model: a folder, a hub name, or minilm.", show_default=False)],
+    budget: Annotated[str, typer.Option("--budget", help="Parameters: 300k, 1.5M or 0.3permille.")] = "5permille",
+    tuned: Annotated[str | None, typer.Option("--tuned", help="Evidence: a known fine-tune of the model.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Evidence instead: the gradients of a task.")] = None,
+    data: Annotated[str, typer.Option("--data", help="The task's folder, or the hub's name.")] = "glue",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Training rows to take gradients from.")] = 256,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="Only this method; again for more.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also a JSON file.")] = None,
+) -> None:
+    """Rank methods by how much of a change each can take up with a budget of parameters.
+
+    The change is that of a known fine-tune, or a small step against the gradients of a few rows. A share of 1 is all of
+    it, over all the matrices that any method adapts. It says what a method can express, not how well it trains.
+    """
+    from .. import methods as catalogue
+    from ..experiments.folder import write_json
+    from ..experiments.recommend import as_rows, candidates, without_place
+    from ..experiments.recommend import recommend as rank_methods
+
+    hush_libraries()
+    if (tuned is None) == (task is None):
+        raise SubspaceError("say on what evidence: --tuned MODEL or --task NAME")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise SubspaceError(f"the folder of {output} does not exist")
+    chosen = [catalogue.get(name) for name in method] if method else candidates()
+    for one in chosen:
+        if not one.formula.is_linear or one.formula.wraps_norm or one.formula.names_bias:
+            raise SubspaceError(f"method {one.name!r} has no dense phi(W) to weigh: {one.formula}")
+    base, moves, evidence = _tuned(model, tuned) if tuned is not None else _gradients(model, task or "", data, rows)
+    with progress_bar() as bar:
+        found = rank_methods(base, moves, budget, chosen, bar.at)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("method", no_wrap=True)
+    for column in ("rank", "parameters", "share of the change", "found"):
+        table.add_column(column, justify="right")
+    table.add_column("formula", overflow="fold")
+    for row in found:
+        rank = "-" if row.rank is None else f"{row.rank:g}" if row.rank == int(row.rank) else f"{row.rank:.1f}"
+        table.add_row(row.method, rank, f"{row.parameters:,}", f"{row.share:.4f}", row.how, Text(row.formula))
+    wide_console().print(table)
+    typer.echo(f"\nevidence: {evidence}; {len(moves)} matrices; budget {budget}")
+    for name in without_place(base, moves, chosen):
+        typer.echo(f"left out: {name} adapts nothing in this model")
+    if output is not None:
+        write_json(output, {"evidence": evidence, "budget": budget, "methods": as_rows(found)})
+        typer.echo(f"saved in {output}")
+
+
+def _tuned(model: str, tuned: str) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]], str]:
+    from ..experiments.checkpoint import Checkpoint
+    from ..experiments.recommend import from_tuned
+
+    other = Checkpoint(tuned)
+    return other.model, from_tuned(Checkpoint(model), other), f"the fine-tune {tuned}"
+
+
+def _gradients(model: str, name: str, data: str, rows: int) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]], str]:
+    import transformers
+
+    from ..experiments.model import load
+    from ..experiments.recommend import from_gradients
+    from ..experiments.surroundings import quiet
+    from ..experiments.trainer import batches, encode
+    from ..tasks import glue, tables
+
+    task = glue.get(name)
+    train = tables.load(task, data, train_rows=rows)["train"]
+    transformers.set_seed(0)  # the head is drawn
+    with quiet(bars=False):
+        base, tokenizer = load(model, task, 128)
+        moves = from_gradients(base, batches(encode(task, train, tokenizer, 128), tokenizer, 32))
+    return base, moves, f"gradients of {len(train)} rows of {name} with a fresh head (seed 0)"

@@ -1,0 +1,282 @@
+"""A saved adapter, module by module: its factors, its change of W, and writing one anew.
+
+Adapters of this package and peft's own LoRA are read; both can be written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .. import methods
+from ..algebra import Sizes
+from ..algebra.names import CHOSEN_SHAPES
+from ..errors import SubspaceError
+from ..methods import Method, environment, initial_factors
+from ..tuner import SubspaceConfig
+from .checkpoint import Checkpoint
+from .folder import replaced
+
+_PREFIX = "base_model.model."
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+_PARTS = (".subspace_params.", ".subspace_constants.")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapted matrix: the method as it is there, its numbers, and what the file holds of it."""
+
+    module: str
+    method: Method
+    r: int
+    scale: float
+    parameters: Mapping[str, Tensor]
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> Sizes:
+        """n, m and r, read off the shapes of the factors; 0 where no factor tells."""
+        shapes = self.method.formula.shapes
+        found = {
+            dimension: size
+            for name, tensor in {**self.constants, **self.parameters}.items()
+            for dimension, size in zip(shapes.get(name, ()), tensor.shape, strict=False)
+        }
+        return Sizes(found.get("n", 0), found.get("m", 0), self.r, found.get("p", 0), found.get("q", 0))
+
+    def environment(self, weight: Tensor | None, bias: Tensor | None = None, one_hot: bool = False) -> dict[str, Any]:
+        """What the formula's names stand for, in float64.
+
+        Args:
+            weight: W, n x m; None for formulas whose factors do not start from it.
+            bias: b, for formulas that name it.
+            one_hot: W belongs to an embedding.
+        """
+        sizes = self.sizes
+        W = torch.empty(sizes.n, sizes.m, device="meta") if weight is None else weight.to("cpu", torch.float64)
+        own = {name: _wide(tensor) for name, tensor in self.constants.items()}
+        if weight is None:
+            constants: dict[str, Tensor] = {}
+        else:
+            started = initial_factors(
+                self.method, W, self.r, one_hot=one_hot, scale=self.scale, entries=sizes.p, directions=sizes.q
+            )
+            constants = {name: _wide(tensor) for name, tensor in started.constants.items()}
+        parameters = {name: _wide(tensor) for name, tensor in self.parameters.items()}
+        wide_bias = None if bias is None else bias.double()
+        return dict(environment(self.method, W, parameters, constants | own, self.scale, wide_bias, one_hot=one_hot))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as a folder holds it: the configuration, a layer per matrix, and the modules that were saved whole."""
+
+    config: SubspaceConfig
+    layers: Mapping[str, Layer]
+    saved: Mapping[str, Tensor]
+    base: str | None
+    source: str = ""
+
+    @property
+    def method(self) -> Method:
+        """The method that the configuration names."""
+        return self.config.resolved
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the factors have."""
+        return sum(tensor.numel() for layer in self.layers.values() for tensor in layer.parameters.values())
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Read an adapter folder of this package, or of peft's LoRA.
+
+    Raises:
+        SubspaceError: there is none, it is damaged, or it is of another kind.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / _CONFIG).is_file():
+        raise SubspaceError(f"{str(path)!r} is no adapter: it has no {_CONFIG}")
+    try:
+        kind = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type")
+        tensors = load_file(folder / _WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SubspaceError(f"adapter {str(path)!r} cannot be read: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise SubspaceError(f"adapter {str(path)!r}: {name} holds NaN or infinity")
+    config = PeftConfig.from_pretrained(str(folder))
+    if isinstance(config, SubspaceConfig):
+        return _own(config, tensors, str(path))
+    if isinstance(config, LoraConfig):
+        return _from_lora(config, tensors, str(path))
+    raise SubspaceError(f"adapter {str(path)!r} is of peft's kind {kind}: only this package's own and LoRA can be read")
+
+
+def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> Adapter:
+    parameters: dict[str, dict[str, Tensor]] = {}
+    constants: dict[str, dict[str, Tensor]] = {}
+    saved = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(_PREFIX)
+        for part, held in zip(_PARTS, (parameters, constants), strict=True):
+            module, found, factor = name.partition(part)
+            if found:
+                held.setdefault(module, {})[factor] = tensor
+                break
+        else:
+            saved[name] = tensor
+    layers = {}
+    for module, factors in parameters.items():
+        r = _pattern(config.rank_pattern, module, config.r)
+        alpha = _pattern(config.alpha_pattern, module, config.alpha)
+        layers[module] = Layer(module, config.resolved, r, config.scale(alpha, r), factors, constants.get(module, {}))
+    return Adapter(config, layers, saved, config.base_model_name_or_path, source)
+
+
+def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -> Adapter:
+    for option in ("use_dora", "lora_bias", "alora_invocation_tokens", "use_qalora", "bias"):
+        value = getattr(config, option, None)
+        if value not in (None, False, "none"):
+            raise SubspaceError(f"adapter {source!r} is LoRA with {option}={value!r}, which is not W + s * A @ B")
+    pairs: dict[str, dict[str, Tensor]] = {}
+    saved = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(_PREFIX)
+        for part, factor in ((".lora_A.weight", "A"), (".lora_B.weight", "B")):
+            if name.endswith(part):
+                if tensor.dim() != 2:
+                    raise SubspaceError(f"adapter {source!r}: {key} belongs to a convolution, which cannot be read")
+                pairs.setdefault(name.removesuffix(part), {})[factor] = tensor.T.contiguous()
+                break
+        else:
+            if ".lora_" in name:
+                raise SubspaceError(f"adapter {source!r}: {key} is not of a linear layer, and cannot be read")
+            saved[name] = tensor
+    lora = methods.get("lora")
+    layers = {}
+    for module, factors in pairs.items():
+        alpha = _pattern(config.alpha_pattern or {}, module, config.lora_alpha)
+        r = factors["A"].shape[1]
+        layers[module] = Layer(module, lora, r, alpha / (r**0.5 if config.use_rslora else r), factors)
+    own = SubspaceConfig(
+        method="lora",
+        r=config.r,
+        alpha=float(config.lora_alpha),
+        rank_stabilised=config.use_rslora,
+        rank_pattern={key: layer.r for key, layer in layers.items() if layer.r != config.r},
+        alpha_pattern=dict(config.alpha_pattern or {}),
+        target_modules=sorted(layers),
+        modules_to_save=config.modules_to_save,
+        task_type=config.task_type,
+    )
+    return Adapter(own, layers, saved, config.base_model_name_or_path, source)
+
+
+def write_adapter(path: str | Path, adapter: Adapter, overwrite: bool = False) -> None:
+    """Write an adapter folder, whole or not at all.
+
+    Raises:
+        SubspaceError: there is something at the path that is no adapter, or an adapter and not ``overwrite``.
+    """
+    tensors: dict[str, Tensor] = {}
+    for module, layer in adapter.layers.items():
+        for part, held in zip(_PARTS, (layer.parameters, layer.constants), strict=True):
+            tensors |= {f"{_PREFIX}{module}{part}{name}": _stored(tensor) for name, tensor in held.items()}
+    _write(path, adapter.config, tensors, adapter, overwrite)
+
+
+def write_lora(path: str | Path, adapter: Adapter, overwrite: bool = False) -> None:
+    """Write an adapter whose method is LoRA as one of peft's own, which peft loads without this package."""
+    ranks = {module: layer.r for module, layer in adapter.layers.items()}
+    r = max(ranks.values())
+    config = LoraConfig(
+        r=r,
+        lora_alpha=r,
+        target_modules=sorted(adapter.layers),
+        rank_pattern={name: rank for name, rank in ranks.items() if rank != r},
+        alpha_pattern={name: rank for name, rank in ranks.items() if rank != r},
+        modules_to_save=adapter.config.modules_to_save,
+        task_type=adapter.config.task_type,
+        inference_mode=True,
+    )
+    tensors = {}
+    for module, layer in adapter.layers.items():
+        A, B = layer.parameters["A"], layer.parameters["B"]
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = _stored(A.T)
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = _stored(B.T * layer.scale)
+    _write(path, config, tensors, adapter, overwrite)
+
+
+def check_output(path: str | Path, overwrite: bool) -> Path:
+    """The path of an adapter to write. Raises SubspaceError if something is there that must not be replaced."""
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise SubspaceError(f"output {str(path)!r} is a file")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / _CONFIG).is_file():
+            raise SubspaceError(f"output {str(path)!r} is not empty and holds no adapter: choose another")
+        if not overwrite:
+            raise SubspaceError(f"output {str(path)!r} holds an adapter: choose another, or --overwrite")
+    return folder
+
+
+def _write(
+    path: str | Path, config: PeftConfig, tensors: Mapping[str, Tensor], adapter: Adapter, overwrite: bool
+) -> None:
+    folder = check_output(path, overwrite)
+    config = dataclasses.replace(config)
+    config.base_model_name_or_path = adapter.base
+    config.inference_mode = True
+    saved = {f"{_PREFIX}{name}": _stored(tensor) for name, tensor in adapter.saved.items()}
+    with replaced(folder) as temporary:
+        save_file({**tensors, **saved}, temporary / _WEIGHTS, metadata={"format": "pt"})
+        config.save_pretrained(str(temporary))
+
+
+def layer_base(base: Checkpoint, layer: Layer, adapter: str) -> tuple[Tensor, Tensor | None]:
+    """W and b of the module that a layer adapts. Raises SubspaceError if the base model does not fit the adapter."""
+    if layer.module not in base:
+        raise SubspaceError(
+            f"adapter {adapter!r} adapts {layer.module}, which {base.name!r} does not have: it belongs to another model"
+        )
+    weight = base.matrix(layer.module)
+    sizes = layer.sizes
+    for told, real in zip((sizes.n, sizes.m), weight.shape, strict=True):
+        if told not in (0, real):
+            raise SubspaceError(
+                f"{layer.module}: the adapter {adapter!r} is for {sizes.n} x {sizes.m}, and W of {base.name!r} is "
+                f"{' x '.join(map(str, weight.shape))}"
+            )
+    return weight, base.bias(layer.module)
+
+
+def persistent(method: Method, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those constants that nothing but the file can give back: masks, chosen directions, drawn starts."""
+    drawn = {f"{name}0" for name, anchored in method.anchors().items() if not anchored}
+    kept = {*method.formula.masked, *CHOSEN_SHAPES, *drawn}
+    return {name: tensor for name, tensor in constants.items() if name in kept}
+
+
+def _pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    return patterns.get(get_pattern_key(list(patterns), module), default)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return (tensor.float() if tensor.dtype == torch.float64 else tensor).contiguous().clone()

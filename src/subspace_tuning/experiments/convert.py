@@ -1,0 +1,251 @@
+"""Other forms of an adapter: converting its method, and combining several into one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra import Sizes
+from ..errors import SubspaceError
+from ..methods import Method
+from ..theory.change import Change, change_of, summed
+from ..theory.convert import EXACT, Conversion, convert, dense_of, factored, is_low_rank
+from ..tuner import SubspaceConfig
+from .adapter import Adapter, Layer, layer_base, persistent
+from .checkpoint import Checkpoint
+
+PEFT_LORA = "peft-lora"
+"""What `--to` takes besides methods: LoRA in peft's own files."""
+
+
+Found = tuple[Sizes, Conversion]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of one matrix."""
+
+    module: str
+    n: int
+    m: int
+    r: int
+    error: float
+    how: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing but rounding was lost."""
+        return self.error <= EXACT
+
+
+@dataclass(frozen=True)
+class Result:
+    """An adapter in its new form, and the matrices that were converted."""
+
+    adapter: Adapter
+    layers: tuple[Converted, ...]
+
+    @property
+    def error(self) -> float:
+        """The largest relative error of a change."""
+        return max((layer.error for layer in self.layers), default=0.0)
+
+
+def target_config(to: str, r: int = 8) -> SubspaceConfig:
+    """The configuration of a target: a method's name, peft-lora, or a formula. Raises SubspaceError if unknown."""
+    name = "lora" if to == PEFT_LORA else to
+    known = name.isidentifier()
+    return SubspaceConfig(method=name if known else None, formula=None if known else name, r=r, alpha=float(r))
+
+
+def convert_adapter(
+    adapter: Adapter,
+    to: str,
+    rank: int | None = None,
+    base: Checkpoint | None = None,
+    told: Callable[[], None] = lambda: None,
+) -> Result:
+    """Convert an adapter, matrix by matrix.
+
+    Args:
+        adapter: the adapter.
+        to: a method's name, a formula, or "peft-lora".
+        rank: the rank of the result; what keeps the change whole if not given.
+        base: the base model; needed where the factors alone do not tell the change, or W takes part in the new form.
+        told: called after each matrix.
+
+    Raises:
+        SubspaceError: a matrix cannot be converted, and which.
+    """
+    target = target_config(to).resolved
+    if target.selection in ("sensitivity", "importance"):
+        raise SubspaceError(f"nothing becomes {target.name}: which form each matrix has it chooses from data")
+    found = {}
+    for module, layer in adapter.layers.items():
+        try:
+            found[module] = _convert_layer(layer, target, rank, base, adapter.source)
+        except SubspaceError as error:
+            raise SubspaceError(f"{module}: {error}") from None
+        told()
+    return _result(adapter, to, found)
+
+
+def _convert_layer(layer: Layer, target: Method, rank: int | None, base: Checkpoint | None, source: str) -> Found:
+    weight, bias = (None, None) if base is None else layer_base(base, layer, source)
+    one_hot = base is not None and base.kind(layer.module).one_hot
+    if weight is None and _starts_from_weight(layer.method):
+        raise SubspaceError(
+            f"the factors of {layer.method.name} start from W and do not tell its change alone: give the base model"
+        )
+    env = layer.environment(weight, bias, one_hot)
+    sizes = layer.sizes if weight is None else layer.sizes._replace(n=weight.shape[0], m=weight.shape[1])
+    return sizes, convert(layer.method, target, sizes, env, r=rank, weight=weight, bias=bias)
+
+
+def _starts_from_weight(method: Method) -> bool:
+    """Whether the values of factors, and not their offsets, need W."""
+    anchored = [name for name, is_anchored in method.anchors().items() if is_anchored]
+    return bool(method.formula.spectral) or any(name not in method.fixed_anchors() for name in anchored)
+
+
+def combine_adapters(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    to: str | None = None,
+    rank: int | None = None,
+    base: Checkpoint | None = None,
+    head: int | None = None,
+    told: Callable[[], None] = lambda: None,
+) -> Result:
+    """Add adapters up: the new change of every matrix is the weighted sum of theirs, never the sum of their factors.
+
+    Args:
+        adapters: the adapters, of any methods.
+        weights: a number for each.
+        to: the method of the result; LoRA if not given.
+        rank: the rank of the result; the sum of their ranks, which is exact, if not given.
+        base: the base model, for changes that the factors alone do not tell.
+        head: the number, from 1, of the adapter whose whole modules are kept where those of others differ.
+        told: called after each matrix.
+
+    Raises:
+        SubspaceError: the numbers do not match, the adapters belong to different models, or a matrix cannot be done.
+    """
+    if len(adapters) < 2 or len(adapters) != len(weights):
+        raise SubspaceError(
+            f"give two adapters or more, and a weight for each ({len(adapters)} and {len(weights)} given)"
+        )
+    target = target_config(to or "lora").resolved
+    if not is_low_rank(target):
+        raise SubspaceError(
+            f"adapters are combined into W plus one low-rank term, such as lora; {target.formula} is none"
+        )
+    found = {}
+    for module in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
+        changes: list[Change] = []
+        own: list[float] = []
+        sizes = Sizes(0, 0, 0)
+        for adapter, weight in zip(adapters, weights, strict=True):
+            if module not in adapter.layers:
+                continue
+            try:
+                sizes, change = layer_change(adapter.layers[module], base, adapter.source)
+            except SubspaceError as error:
+                raise SubspaceError(f"{module}: {error}") from None
+            if changes and (len(change.left), len(change.right)) != (len(changes[0].left), len(changes[0].right)):
+                raise SubspaceError(f"{module}: the adapters are for matrices of different shapes")
+            changes.append(change)
+            own.append(weight)
+        found[module] = sizes, factored(target, summed(changes, own), sizes, rank, 1.0)
+        told()
+    return _result(_joined(adapters, head), to or "lora", found)
+
+
+def layer_change(layer: Layer, base: Checkpoint | None, source: str) -> tuple[Sizes, Change]:
+    """The change of one matrix as narrow factors, from the factors or, with the base model, from phi(W) - W itself.
+
+    Raises:
+        SubspaceError: the method has no dense form, or the base model is needed and not given.
+    """
+    weight, bias = (None, None) if base is None else layer_base(base, layer, source)
+    if weight is None and _starts_from_weight(layer.method):
+        raise SubspaceError(f"{layer.method.name} starts from W: give the base model")
+    one_hot = base is not None and base.kind(layer.module).one_hot
+    env = layer.environment(weight, bias, one_hot)
+    sizes = layer.sizes if weight is None else layer.sizes._replace(n=weight.shape[0], m=weight.shape[1])
+    change = change_of(layer.method, sizes, env)
+    if change is not None:
+        return sizes, change
+    if weight is None:
+        raise SubspaceError(f"{layer.method.name} = {layer.method.formula} acts on W: give the base model")
+    delta = dense_change(layer, weight, env)
+    U, S, right = torch.linalg.svd(delta, full_matrices=False)
+    return sizes, Change(U * S, right.T)
+
+
+def dense_change(layer: Layer, weight: Tensor, env: Mapping[str, Any]) -> Tensor:
+    """phi(W) - W, n x m, in float64. Raises SubspaceError if the method has no dense form."""
+    return dense_of(layer.method, env) - weight.double()
+
+
+def _joined(adapters: Sequence[Adapter], head: int | None) -> Adapter:
+    """One of the adapters, with what any of them saved whole; where that differs, that of the chosen one."""
+    if head is not None and not 1 <= head <= len(adapters):
+        raise SubspaceError(f"head = {head}: there are adapters 1 to {len(adapters)}")
+    first = adapters[0 if head is None else head - 1]
+    for other in adapters:
+        if first.base and other.base and first.base != other.base:
+            raise SubspaceError(f"adapters of different base models: {first.base} and {other.base}")
+        for name in first.saved.keys() & other.saved.keys():
+            if head is None and not torch.equal(first.saved[name], other.saved[name]):
+                raise SubspaceError(
+                    f"{name} was trained whole in {first.source!r} and in {other.source!r}, and heads cannot be added "
+                    "up: say whose to keep with --head"
+                )
+    saved = {name: tensor for adapter in (*adapters, first) for name, tensor in adapter.saved.items()}
+    return dataclasses.replace(first, saved=saved)
+
+
+def _result(adapter: Adapter, to: str, found: Mapping[str, Found]) -> Result:
+    highest = max((conversion.r for _, conversion in found.values()), default=1)
+    config = target_config(to, highest)
+    target = config.resolved
+    numbers = {module: (conversion.r, conversion.scale) for module, (_, conversion) in found.items()}
+    config.target_modules = sorted(found)
+    config.modules_to_save, config.task_type = adapter.config.modules_to_save, adapter.config.task_type
+    if target.formula.has_rank:
+        config.rank_pattern = {module: r for module, (r, _) in numbers.items() if r != highest}
+        config.alpha_pattern = {module: r * scale for module, (r, scale) in numbers.items() if r * scale != highest}
+    if target.formula.masked:
+        mask = target.formula.masked[0]
+        config.entries = {
+            module: [conversion.constants[mask].numel(), sizes.n, sizes.m]
+            for module, (sizes, conversion) in found.items()
+        }
+        config.calibrated = True
+    layers = {
+        module: Layer(
+            module,
+            target,
+            conversion.r,
+            conversion.scale,
+            conversion.parameters,
+            persistent(target, conversion.constants),
+        )
+        for module, (_, conversion) in found.items()
+    }
+    told = tuple(
+        Converted(module, sizes.n, sizes.m, conversion.r, conversion.error, conversion.how)
+        for module, (sizes, conversion) in found.items()
+    )
+    return Result(dataclasses.replace(adapter, config=config, layers=layers), told)
+
+
+def rows(result: Result) -> Iterator[dict[str, Any]]:
+    """The converted matrices as plain rows."""
+    return (dataclasses.asdict(layer) for layer in result.layers)

@@ -1,0 +1,132 @@
+"""What an adapter did to a model, as a data frame with a row per matrix, and as pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SubspaceError
+from ..theory.diagnose import Diagnosis, angles, cosine, skewness
+from .adapter import Adapter, Layer, layer_base
+from .checkpoint import Checkpoint
+from .convert import layer_change
+from .folder import written
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = (".csv", ".parquet", ".json")
+
+
+def frame(
+    base: Checkpoint,
+    adapter: Adapter,
+    k: int = 16,
+    other: Adapter | None = None,
+    seen: Callable[[str, Diagnosis], None] = lambda module, diagnosis: None,
+    told: Callable[[], None] = lambda: None,
+) -> pd.DataFrame:
+    """Diagnose every adapted matrix.
+
+    Args:
+        base: the model that the adapter belongs to.
+        adapter: the adapter, of any method with a dense form.
+        k: how many of W's leading singular directions count as its leading subspace.
+        other: a second adapter of the same model, to compare with.
+        seen: called with each diagnosis, for pictures.
+        told: called after each matrix.
+
+    Returns:
+        A row per matrix. Angles are in degrees; columns that end in ``_random`` are what random subspaces give.
+
+    Raises:
+        SubspaceError: the adapter does not fit the model, or a matrix has no dense phi(W), and which.
+    """
+    import pandas as pd
+
+    rows = []
+    for module, layer in adapter.layers.items():
+        try:
+            diagnosis = _diagnosed(base, layer, adapter.source, k)
+        except SubspaceError as error:
+            raise SubspaceError(f"{module}: {error}") from None
+        row = _row(module, layer, diagnosis)
+        if other is not None:
+            row |= _compared(diagnosis, other, base, module)
+        rows.append(row)
+        seen(module, diagnosis)
+        told()
+    return pd.DataFrame(rows)
+
+
+def _diagnosed(base: Checkpoint, layer: Layer, source: str, k: int) -> Diagnosis:
+    weight, _ = layer_base(base, layer, source)
+    if weight.dim() != 2 or 1 in weight.shape:
+        raise SubspaceError("a normalisation has no matrix to diagnose")
+    _, change = layer_change(layer, base, source)
+    return Diagnosis(weight.double(), change, min(k, *weight.shape))
+
+
+def _row(module: str, layer: Layer, found: Diagnosis) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "module": module,
+        "n": found.W.shape[0],
+        "m": found.W.shape[1],
+        "rank": len(found.moved.S),
+        "change": found.size,
+        "stable_rank": found.stable_rank,
+        "effective_rank": found.effective_rank,
+    }
+    for side in ("left", "right"):
+        row |= {f"{side}_{name}": value for name, value in dataclasses.asdict(getattr(found, side)).items()}
+    inside = found.reconstruction_share
+    row |= {
+        "reconstruction_share": inside,
+        "extension_share": 1.0 - inside,
+        "reconstruction_share_random": found.reconstruction_random,
+        "intruders": found.intruders(),
+        "intruders_subspace": found.intruders(subspace=True),
+        "task_directions": " ".join(str(index) for index, _ in found.task_directions()),
+    }
+    for name, turned in (("A", False), ("B", True)):
+        factor = layer.parameters.get(name)
+        if factor is not None and factor.dim() == 2:
+            row[f"skewness_{name}"] = skewness((factor.T if turned else factor).double())
+    return row
+
+
+def _compared(found: Diagnosis, other: Adapter, base: Checkpoint, module: str) -> dict[str, Any]:
+    """The change of another adapter beside that of the first."""
+    if module not in other.layers:
+        return {"other_cosine": 0.0, "other_size": 0.0}
+    _, change = layer_change(other.layers[module], base, other.source)
+    second = Diagnosis(found.W, change, found.k)
+    return {
+        "other_cosine": cosine(found.change, change),
+        "other_size": len(second.moved.S) and float(second.moved.S.norm()) / float(found.before.S.norm()),
+        "other_left_overlap": angles(found.moved.U[:, : found.k], second.moved.U[:, : found.k]).overlap,
+        "other_right_overlap": angles(found.moved.V[:, : found.k], second.moved.V[:, : found.k]).overlap,
+    }
+
+
+def check_table(path: str | Path) -> Path:
+    """The path of a table to write. Raises SubspaceError if its ending is not known or its folder does not exist."""
+    file = Path(path).expanduser()
+    if file.suffix not in FORMATS:
+        raise SubspaceError(f"output {str(path)!r} must end in {', '.join(FORMATS)}")
+    if not file.parent.is_dir():
+        raise SubspaceError(f"output {str(path)!r}: the folder {file.parent} does not exist")
+    return file
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a frame as CSV, Parquet or JSON, by the ending of its name."""
+    with written(path) as file:
+        if path.suffix == ".csv":
+            table.to_csv(file, index=False)
+        elif path.suffix == ".parquet":
+            table.to_parquet(file, index=False)
+        else:
+            table.to_json(file, orient="records", indent=1)

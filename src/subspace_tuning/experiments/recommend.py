@@ -1,0 +1,199 @@
+"""Which method, and which rank, for a model: by what each can take up of a known change, or of a task's gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .. import methods
+from ..algebra import Sizes
+from ..errors import SubspaceError
+from ..methods import Method
+from ..theory.approximate import approximate
+from ..theory.budget import parameters, read_budget, spread_ranks, uniform_rank
+from ..tuner import SubspaceConfig, SubspaceModel
+from ..tuner.calibration import Batch, evaluating, loss_of
+from ..tuner.kinds import kind_of
+from ..tuner.model import targets
+from .checkpoint import Checkpoint
+from .extract import check_alike, spectrum
+
+SWEEPS, SETTLED = 20, 1e-3
+_STEP = 1e-3  # of ||W||: how far along the gradient W* lies, so that what is nonlinear in the factors hardly shows
+_EVENLY = "lora"
+
+Moves = Mapping[str, tuple[Tensor, Tensor]]  # W and W* by module
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What one method could do.
+
+    Attributes:
+        method: its name.
+        formula: phi(W).
+        rank: the rank, None for a method without one; for ranks by spectrum the mean one.
+        parameters: how many are trained.
+        share: how much of the change's energy, over all matrices that any method adapts, it can take up (0 to 1).
+        how: how the shares were found: exact, iterative or heuristic.
+        ranks: the rank of each matrix, where they differ.
+    """
+
+    method: str
+    formula: str
+    rank: float | None
+    parameters: int
+    share: float
+    how: str
+    ranks: Mapping[str, int] | None = None
+
+
+def from_tuned(base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[Tensor, Tensor]]:
+    """Evidence from a known fine-tune: W and W* of every matrix that a method may adapt."""
+    check_alike(base, tuned)
+    names = _matrices(tuned.model)
+    return {name: (base.matrix(name).double(), tuned.matrix(name).double()) for name in names}
+
+
+def from_gradients(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Evidence from a few batches: W and a small step from it against the loss's gradient.
+
+    The steps of all matrices are in one proportion to their gradients, so that matrices count by what they would bring.
+    """
+    modules = {name: model.get_submodule(name) for name in _matrices(model)}
+    weights = [model.get_parameter(f"{name}.weight") for name in modules]
+    totals = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
+    before = [weight.requires_grad for weight in weights]
+    seen = 0
+    with evaluating(model):
+        for weight in weights:
+            weight.requires_grad_(True)
+        try:
+            for batch in batches:
+                for total, gradient in zip(totals, torch.autograd.grad(loss_of(model, batch), weights), strict=True):
+                    total += gradient.double()
+                seen += 1
+        finally:
+            for weight, state in zip(weights, before, strict=True):
+                weight.requires_grad_(state)
+    if not seen:
+        raise SubspaceError("there are no batches to take gradients from")
+    largest = max(float(total.norm()) / float(weight.norm()) for total, weight in zip(totals, weights, strict=True))
+    if not largest > 0 or not math.isfinite(largest):
+        raise SubspaceError("the gradients are zero or not finite: they recommend nothing")
+    found = {}
+    for (name, module), weight, total in zip(modules.items(), weights, totals, strict=True):
+        kind = kind_of(module)
+        assert kind is not None
+        W = kind.matrix(weight.detach()).double()
+        found[name] = W, W - _STEP / largest * kind.matrix(total)
+    return found
+
+
+def _matrices(model: nn.Module) -> list[str]:
+    """The matrices that any method adapts: those of LoRA's placement."""
+    config = SubspaceConfig(method=_EVENLY)
+    config.target_modules = SubspaceModel.placement(model, config)
+    return [name for name, _ in targets(model, config)]
+
+
+def candidates() -> list[Method]:
+    """The registered methods with a dense phi(W) that changes W, one of each formula."""
+    found: dict[str, Method] = {}
+    for method in methods.every():
+        formula = method.formula
+        if formula.is_linear and not formula.wraps_norm and not formula.names_bias and not formula.has_gates:
+            key = f"{formula} {method.placement} {method.selection == 'magnitude'}"
+            found.setdefault(key, method)
+    return list(found.values())
+
+
+def recommend(
+    model: nn.Module,
+    moves: Moves,
+    budget: str,
+    chosen: Sequence[Method],
+    told: Callable[[str, int, int], None] = lambda what, done, count: None,
+) -> list[Recommendation]:
+    """Rank methods by the share of the evidence that each can take up within a budget, the best first.
+
+    Args:
+        model: the model, with or without weights.
+        moves: the evidence, of ``from_tuned`` or ``from_gradients``.
+        budget: parameters, "300k" or "0.3permille". Methods without a rank count what they count.
+        chosen: the methods.
+        told: called with what is being done, and how many of how many matrices are done.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    wanted = read_budget(budget, total)
+    energy = sum(float((W_star - W).square().sum()) for W, W_star in moves.values())
+    if energy == 0:
+        raise SubspaceError("the evidence is no change at all: there is nothing to take up")
+    found = []
+    for method in chosen:
+        names = _placed(model, method, moves)
+        if names:
+            found.append(_of(method, {name: moves[name] for name in names}, wanted, energy, told))
+    if any(method.name == _EVENLY for method in chosen):
+        found.append(_by_spectrum(moves, wanted, energy))
+    return sorted(found, key=lambda one: -one.share)
+
+
+def _placed(model: nn.Module, method: Method, moves: Moves) -> list[str]:
+    """The matrices that a method adapts by itself."""
+    config = SubspaceConfig(method=method.name)
+    config.target_modules = SubspaceModel.placement(model, config)
+    return [name for name, _ in targets(model, config) if name in moves]
+
+
+def without_place(model: nn.Module, moves: Moves, chosen: Sequence[Method]) -> list[str]:
+    """The methods that have nothing to adapt in a model."""
+    return [method.name for method in chosen if not _placed(model, method, moves)]
+
+
+def _of(
+    method: Method, moves: Moves, wanted: int, energy: float, told: Callable[[str, int, int], None]
+) -> Recommendation:
+    sizes = [_sizes(W, 1) for W, _ in moves.values()]
+    rank = uniform_rank(method, sizes, wanted) if method.formula.has_rank else None
+    entries = dict.fromkeys(moves, 0)
+    if method.formula.masked and rank is None:
+        area = sum(one.n * one.m for one in sizes)
+        entries = {name: max(1, round(wanted * one.n * one.m / area)) for name, one in zip(moves, sizes, strict=True)}
+    count, kept, ways = 0, 0.0, set()
+    for number, (name, (W, W_star)) in enumerate(moves.items()):
+        own = min(rank or 1, *W.shape)
+        result = approximate(method, W, W_star, r=own, entries=entries[name] or None, sweeps=SWEEPS, settled=SETTLED)
+        count += sum(factor.numel() for factor in result.factors.values())
+        kept += float((W_star - W).square().sum()) - result.error**2
+        ways.add(result.how)
+        told(method.name, number + 1, len(moves))
+    worst = next(how for how in ("heuristic", "iterative", "exact") if how in ways)
+    return Recommendation(method.name, str(method.formula), rank, count, max(0.0, kept / energy), worst)
+
+
+def _sizes(W: Tensor, r: int) -> Sizes:
+    n, m = W.shape
+    return Sizes(n, m, r)
+
+
+def _by_spectrum(moves: Moves, wanted: int, energy: float) -> Recommendation:
+    """LoRA with the budget shared out by the spectra of the changes."""
+    lora = methods.get(_EVENLY)
+    spectra = {name: spectrum(W_star - W) for name, (W, W_star) in moves.items()}
+    least = 0 if wanted < parameters(lora, [_sizes(W, 1) for W, _ in moves.values()], 1) else 1
+    ranks = spread_ranks(spectra, lambda name, rank: lora.formula.count(_sizes(moves[name][0], rank)), wanted, least)
+    kept = sum(float(values[: ranks[name]].square().sum()) for name, values in spectra.items())
+    count = sum(lora.formula.count(_sizes(moves[name][0], rank)) for name, rank in ranks.items())
+    mean = sum(ranks.values()) / len(ranks)
+    return Recommendation("lora, ranks by spectrum", str(lora.formula), mean, count, kept / energy, "exact", ranks)
+
+
+def as_rows(found: Sequence[Recommendation]) -> list[dict[str, object]]:
+    """The recommendations as plain data."""
+    return [dataclasses.asdict(one) for one in found]

@@ -1,0 +1,182 @@
+"""From the factors of one method to those of another: exactly where both reach the matrix, else as near as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra import Sizes, dense
+from ..algebra.names import CHOSEN_SHAPES
+from ..algebra.nodes import Affine, Matrix, Product, Scale, Sum
+from ..algebra.svd import Spectrum
+from ..errors import SubspaceError
+from ..methods import Method, environment, initial_factors
+from .approximate import approximate, spread
+from .blocks import Block, find_blocks
+from .change import Change, change_of
+from .elements import trainable
+
+EXACT = 1e-6
+"""The relative error of the change below which a conversion counts as exact: that of factors kept in float32."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Factors of the other method.
+
+    Attributes:
+        parameters: as an adapter keeps them, offsets from a fixed start where there is one.
+        constants: masks and chosen directions, if the method has any.
+        r: the rank of the factors.
+        scale: s.
+        error: ||change - new change||_F / ||change||_F, the change being phi(W) - W.
+        how: "renamed", "factored" or "approximated": the same numbers under other names, the best of rank r from the
+            factors alone, or the best for the whole matrix.
+    """
+
+    parameters: dict[str, Tensor]
+    constants: dict[str, Tensor]
+    r: int
+    scale: float
+    error: float
+    how: str
+
+
+def convert(
+    source: Method,
+    target: Method,
+    sizes: Sizes,
+    env: Mapping[str, Any],
+    *,
+    r: int | None = None,
+    scale: float = 1.0,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Conversion:
+    """Convert the factors of one matrix.
+
+    Args:
+        source: the method of the factors.
+        target: the method to convert to.
+        sizes: n, m and r of the source.
+        env: what the names of the source's formula stand for, in float64.
+        r: the rank of the result; the source's own, or that of its change, if not given.
+        scale: s of the result, unless its factors are the source's own: then it is the source's.
+        weight: W, n x m; without it only what the factors tell by themselves can be converted.
+        bias: b, for formulas that name it.
+
+    Raises:
+        SubspaceError: there is no way, and why.
+    """
+    renamed = _renamed(source, target, env, sizes, r)
+    if renamed is not None:
+        return renamed
+    for method in (source, target):
+        if not method.formula.is_linear or method.formula.wraps_norm:
+            raise SubspaceError(
+                f"{source.name} cannot become {target.name}: {method.name} = {method.formula} is not one matrix"
+            )
+    if isinstance(source.formula.expression, Affine) and not target.formula.names_bias:
+        raise SubspaceError(f"{source.name} cannot become {target.name}, which has no place for its change of the bias")
+    change, block = change_of(source, sizes, env), _only_block(target)
+    if change is not None and block is not None:
+        return factored(target, change, sizes, r, scale)
+    if weight is None:
+        raise SubspaceError(
+            f"{source.name} cannot become {target.name} from its factors alone: give the base model, whose weights "
+            f"{target.formula if change is not None else source.formula} needs"
+        )
+    W = weight.to("cpu", torch.float64)
+    phi = dense_of(source, env)
+    rank = min(r or sizes.r, *W.shape)
+    new_bias = bias_of(source, env)
+    found = approximate(
+        target, W, phi, r=rank, scale=scale, bias=bias, bias_star=new_bias if bias is not None else None, cache=False
+    )
+    moved = float(torch.linalg.vector_norm(phi - W))
+    return Conversion(
+        found.parameters, found.constants, rank, scale, found.error / moved if moved else found.error, "approximated"
+    )
+
+
+def factored(target: Method, change: Change, sizes: Sizes, r: int | None, scale: float) -> Conversion:
+    """Give a target of one low-rank term the best rank r of a change, from its factors.
+
+    The rank is that of the change if r is not given; directions of no weight are left out.
+    """
+    U, S, V = change.svd()
+    count = int((1e-12 * S.max() < S).sum()) if S.numel() and S.max() > 0 else 1
+    rank = min(count if r is None else r, min(sizes.n, sizes.m))
+    kept = min(rank, len(S))
+    block = _only_block(target)
+    assert block is not None
+    meta = torch.empty(sizes.n, sizes.m, device="meta")
+    started = initial_factors(target, meta, rank)
+    empty = environment(target, meta, started.parameters, started.constants, scale)
+    shapes = [dense(node, empty).shape for node in block.run]
+    value = Spectrum(U[:, :kept], S[:kept] / scale, V[:, :kept])
+    parameters = spread(block.run, shapes, value, {"s": scale})
+    norm = float(torch.linalg.vector_norm(S))
+    lost = float(torch.linalg.vector_norm(S[kept:]))
+    return Conversion(parameters, {}, rank, scale, lost / norm if norm else 0.0, "factored")
+
+
+def is_low_rank(method: Method) -> bool:
+    """Whether a formula is W plus one low-rank term, so that it reaches every change up to its rank."""
+    return _only_block(method) is not None
+
+
+def bias_of(method: Method, env: Mapping[str, Any]) -> Tensor | None:
+    """The bias of a formula that names it, None for others."""
+    expression = method.formula.evaluated
+    return expression.bias.compact(env) if isinstance(expression, Affine) else None
+
+
+def dense_of(method: Method, env: Mapping[str, Any]) -> Tensor:
+    """phi(W) of a linear formula, n x m."""
+    expression = method.formula.evaluated
+    return dense(expression.matrix if isinstance(expression, Affine) else expression, env)
+
+
+def _only_block(method: Method) -> Block | None:
+    expression = method.formula.expression
+    if not isinstance(expression, Sum) or Matrix("W") not in expression.terms or len(expression.terms) != 2:
+        return None
+    (term,) = (term for term in expression.terms if term != Matrix("W"))
+    while isinstance(term, Scale) and not trainable(term.scalar):
+        term = term.node
+    blocks = find_blocks(expression)
+    if not blocks or blocks[0].kind != "matrix" or len(blocks[0].run) < 2:
+        return None
+    return blocks[0] if isinstance(term, Product) and term.factors == blocks[0].run else None
+
+
+def _renamed(source: Method, target: Method, env: Mapping[str, Any], sizes: Sizes, r: int | None) -> Conversion | None:
+    """Use a declared inclusion: the target with some factors fixed is the source."""
+    fixed = {} if source.formula == target.formula else target.includes.get(source.name)
+    same_rank = r in (None, sizes.r) or not target.formula.has_rank
+    if fixed is None or not same_rank:
+        return None
+    factors = {}
+    for name in target.formula.trainable:
+        shape = sizes.of(target.formula.shapes[name])
+        replacement = fixed.get(name, name)
+        if replacement == "I":
+            factors[name] = torch.ones(shape, dtype=torch.float64) if len(shape) == 1 else torch.eye(*shape).double()
+        else:
+            value = env.get(replacement)
+            if not isinstance(value, Tensor):
+                return None
+            factors[name] = torch.diag(value) if value.dim() < len(shape) else value
+    parameters = {}
+    for name, anchored in target.anchors().items():
+        number = target.fixed_anchors().get(name)
+        if anchored and number is None:
+            return None
+        parameters[name] = factors[name] - (number if anchored and number is not None else 0.0)
+    constants = {name: env[name] for name in (*target.formula.masked, *CHOSEN_SHAPES) if name in env}
+    return Conversion(parameters, constants, sizes.r, float(env["s"]), 0.0, "renamed")

@@ -1,0 +1,167 @@
+"""The best value of one block with everything else fixed: min over X of ||target - weight * (left @ X @ right)||_F.
+
+A matrix given as one dimension is diagonal, None is the identity. All of it is float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+from ..algebra.svd import Spectrum, svd
+
+Side = Tensor | None
+_TOLERANCE = 1e-12  # beside the largest: what is below is no direction
+
+
+def times(left: Side, matrix: Tensor, right: Side = None) -> Tensor:
+    """Return left @ matrix @ right."""
+    if left is not None:
+        matrix = left.unsqueeze(1) * matrix if left.dim() == 1 else left @ matrix
+    if right is not None:
+        matrix = matrix * right if right.dim() == 1 else matrix @ right
+    return matrix
+
+
+class _Range(NamedTuple):
+    """A matrix M as basis @ core, where basis has orthonormal columns that span M's; and the inverse of core on it."""
+
+    basis: Tensor
+    inverse: Tensor  # basis' coordinates back to M's own: M @ inverse = basis
+
+
+def _range(matrix: Tensor) -> _Range:
+    U, S, right = torch.linalg.svd(matrix, full_matrices=False)
+    kept = _TOLERANCE * S.max() < S if S.numel() else S > 0
+    return _Range(U[:, kept], right[kept].T / S[kept])
+
+
+def inverse_diagonal(vector: Tensor) -> Tensor:
+    """Return the pseudo-inverse of a diagonal."""
+    small = vector.abs() <= _TOLERANCE * vector.abs().max()
+    return torch.where(small, 0.0, 1.0 / torch.where(small, 1.0, vector))
+
+
+def low_rank(target: Tensor, left: Side, right: Side, rank: int) -> Spectrum:
+    """Return the X of rank at most ``rank`` as its SVD (Eckart and Young; with sides Friedland and Torokhti, 2007).
+
+    X = L^+ [P_L target P_R]_rank R^+, where P project on what the sides reach.
+    """
+    back_left: Side = None
+    back_right: Side = None
+    if left is not None and left.dim() == 2:
+        found = _range(left)
+        target, back_left = found.basis.T @ target, found.inverse
+    if right is not None and right.dim() == 2:
+        found = _range(right.T)
+        target, back_right = target @ found.basis, found.inverse
+    # On what a diagonal side sets to zero nothing can be reached.
+    if left is not None and left.dim() == 1:
+        back_left = inverse_diagonal(left)
+        target = (back_left != 0).to(target.dtype).unsqueeze(1) * target
+    if right is not None and right.dim() == 1:
+        back_right = inverse_diagonal(right)
+        target = target * (back_right != 0).to(target.dtype)
+    rank = min(rank, *target.shape)
+    if rank == 0 or not target.any():
+        n = len(target) if back_left is None else len(back_left)
+        m = target.shape[1] if back_right is None else len(back_right)
+        return Spectrum(target.new_zeros(n, 0), target.new_zeros(0), target.new_zeros(m, 0))
+    U, S, V = svd(target, rank, cache=False)
+    if back_left is None and back_right is None:
+        return Spectrum(U, S, V)
+    return factored_svd(times(back_left, U * S), times(back_right, V))
+
+
+def factored_svd(left: Tensor, right: Tensor) -> Spectrum:
+    """Return the SVD of left @ right.T from their QR decompositions and one of their width: never of the product."""
+    (Q_left, R_left), (Q_right, R_right) = torch.linalg.qr(left), torch.linalg.qr(right)
+    U, S, V = torch.linalg.svd(R_left @ R_right.T)
+    return Spectrum(Q_left @ U, S, Q_right @ V.T)
+
+
+def diagonal(target: Tensor, left: Side, right: Side, start: Tensor, positive: bool = False) -> Tensor:
+    """Return the vector x of the best diagonal X; where it makes no difference it keeps ``start``.
+
+    The normal equations are (L.T L * R R.T) x = diag(L.T target R.T).
+    """
+    size = len(start)
+    reached = times(None if left is None else left.T, target)
+    if right is None:
+        wanted = reached.diagonal()
+    elif right.dim() == 1:
+        wanted = reached.diagonal() * right
+    else:
+        wanted = (reached * right).sum(1)
+    gram_left = _gram(left, size)
+    gram_right = _gram(None if right is None else right.T, size)
+    gram = gram_left * gram_right if gram_left.dim() == gram_right.dim() == 2 else _own(gram_left) * _own(gram_right)
+    own = _own(gram)
+    if gram.dim() == 2 and (gram - torch.diag(own)).abs().max() > _TOLERANCE * own.abs().max():
+        return _coupled(gram, wanted, start, positive)
+    unseen = own <= _TOLERANCE * own.max()
+    best = torch.where(unseen, start, wanted / torch.where(unseen, 1.0, own))
+    return best.clamp(min=0.0) if positive else best
+
+
+def _gram(side: Side, size: int) -> Tensor:
+    if side is None:
+        return torch.ones(size, dtype=torch.float64)
+    return side.square() if side.dim() == 1 else side.T @ side
+
+
+def _own(gram: Tensor) -> Tensor:
+    return gram if gram.dim() == 1 else gram.diagonal()
+
+
+def _coupled(gram: Tensor, wanted: Tensor, start: Tensor, positive: bool) -> Tensor:
+    """Solve normal equations that are not diagonal."""
+    squares, vectors = torch.linalg.eigh(gram)
+    kept = squares > _TOLERANCE * squares.max()
+    root, vectors = squares[kept].sqrt(), vectors[:, kept]
+    if not positive:
+        better: Tensor = start + vectors @ ((vectors.T @ (wanted - gram @ start)) / root.square())
+        return better
+    solution, _ = nnls((root.unsqueeze(1) * vectors.T).numpy(), ((vectors.T @ wanted) / root).numpy())
+    return torch.from_numpy(solution)
+
+
+def entries(target: Tensor, left: Side, count: int, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return positions (flat, rising) and values of the best ``count`` entries, or the values at given positions.
+
+    Without ``left`` the largest entries are the best ones. With it they are chosen by what each would bring alone, and
+    their values are then the best for that choice.
+    """
+    if left is None:
+        chosen = target.abs().flatten().topk(count).indices.sort().values if positions is None else positions
+        return chosen, target.flatten()[chosen]
+    gram, wanted = left.T @ left, left.T @ target
+    if positions is None:
+        gains = wanted.square() / gram.diagonal().clamp(min=torch.finfo(gram.dtype).tiny).unsqueeze(1)
+        positions = gains.flatten().topk(count).indices.sort().values
+    rows, columns = positions // target.shape[1], positions % target.shape[1]
+    values = torch.zeros(len(positions), dtype=target.dtype)
+    for column in columns.unique():
+        own = columns == column
+        inner = gram[rows[own]][:, rows[own]]
+        values[own] = torch.linalg.lstsq(inner, wanted[rows[own], column].unsqueeze(1), driver="gelsd").solution[:, 0]
+    return positions, values
+
+
+def weighted_low_rank(target: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return better factors for target = weight * (left @ right): first each row of left, then each column of right."""
+    left = _weighted_rows(target, weight, right, left)
+    right = _weighted_rows(target.T, weight.T, left.T, right.T).T
+    return left, right
+
+
+def _weighted_rows(target: Tensor, weight: Tensor, right: Tensor, start: Tensor) -> Tensor:
+    rank = len(right)
+    squares = (right.unsqueeze(0) * right.unsqueeze(1)).reshape(rank * rank, -1)
+    gram = (weight.square() @ squares.T).view(-1, rank, rank)
+    wanted = (weight * target) @ right.T
+    change: Tensor = torch.linalg.pinv(gram, hermitian=True) @ (wanted.unsqueeze(2) - gram @ start.unsqueeze(2))
+    return start + change.squeeze(2)
