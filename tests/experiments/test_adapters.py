@@ -490,3 +490,36 @@ def test_counts_are_matched_to_a_budget(base: Path, capsys: pytest.CaptureFixtur
     assert lines["pafi"][-1] == "+0"
     assert abs(int(lines["lora"][-1].replace(",", ""))) <= 2 * (32 + 32) * 12
     assert call("params", base, "-m", "lora", "--budget", "lots") == 2
+
+
+def test_a_run_is_sized_by_its_parameters(settings: dict[str, Any], write: Callable[[Any], Path]) -> None:
+    """The nearest rank, exactly the number of entries, and what a method trains anyway."""
+    for number, (adapter, near) in enumerate(
+        [({"method": "lora"}, (1500, 2700)), ({"method": "pafi"}, (2000, 2000)), ({"method": "ssb"}, (1, 10**6))]
+    ):
+        settings["adapter"] = {**adapter, "parameters": "2k"}
+        settings["output"] = str(Path(settings["output"]).with_name(f"run{number}"))
+        settings["training"]["epochs"] = 1
+        assert call("train", write(settings)) == 0
+        record = json.loads((Path(settings["output"]) / "run.json").read_text())
+        assert near[0] <= record["parameters"]["adapter"] <= near[1]
+
+
+@pytest.mark.parametrize("adapter", [{"r": 4}, {"budget": 100}])
+def test_two_sizes_are_refused(
+    settings: dict[str, Any], write: Callable[[Any], Path], adapter: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings["adapter"] = {"method": "pafi", "parameters": "2k", **adapter}
+    assert call("train", write(settings)) == 2
+    assert "adapter.parameters sizes the method" in capsys.readouterr().err
+
+
+def test_plans_and_benchmarks_take_a_budget(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", base, "--plan", "-m", "lora", "--budget", "2k") == 0
+    assert "r = 2" in capsys.readouterr().out
+    from subspace_tuning.experiments.bench.arms import arms
+    from subspace_tuning.experiments.bench.settings import bert_block
+
+    ranks = {arm.name: arm.rank for arm in arms(["lora", "dora"], matching=(bert_block(32, layers=2), "10k"))}
+    assert ranks["lora"] > 1
+    assert ranks["dora"] <= ranks["lora"]

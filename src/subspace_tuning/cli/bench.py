@@ -30,6 +30,9 @@ def bench(
         list[str] | None, typer.Option("--method", "-m", help="A method; repeat for several. Default: all.")
     ] = None,
     rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="The rank, or the width of a bottleneck.")] = 8,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Instead of one rank: match 300k or 0.3permille parameters.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Steps of each arm.")] = 20,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: torch's choice.")] = None,
     curve: Annotated[
@@ -59,7 +62,7 @@ def bench(
     check(method or [])
     with computing_with(threads):
         if curve is None:
-            found = _table(shape, precision, method or default_methods(), rank, rounds, memory)
+            found = _table(shape, precision, method or default_methods(), rank, budget, rounds, memory)
         else:
             found = _curve(curve, precision, method or ["ssb", "lora", "dora"], rounds)
         with written(output) as file:
@@ -67,20 +70,25 @@ def bench(
     typer.echo(f"saved in {output}")
 
 
-def _table(shape: str, precision: Precision, names: list[str], rank: int, rounds: int, memory: bool) -> dict[str, Any]:
+def _table(
+    shape: str, precision: Precision, names: list[str], rank: int, budget: str | None, rounds: int, memory: bool
+) -> dict[str, Any]:
     from ..experiments.bench.arms import arms
     from ..experiments.bench.measure import WARM_UP, table
     from ..experiments.bench.settings import shape_of
 
     chosen = shape_of(shape)
     with _Bar("measuring", WARM_UP + rounds) as told:
-        rows = table(chosen, arms(names, rank), precision, rounds, memory, told)
-    title = f"{chosen.title}, {precision.value}, rank {rank}, {rounds} rounds"
+        matching = None if budget is None else (chosen, budget)
+        rows = table(chosen, arms(names, rank, matching), precision, rounds, memory, told)
+    size = f"rank {rank}" if budget is None else f"budget {budget}"
+    title = f"{chosen.title}, {precision.value}, {size}, {rounds} rounds"
     wide_console().print(_shown(title, rows, memory))
     return {
         "shape": chosen.title,
         "precision": precision.value,
-        "rank": rank,
+        "rank": rank if budget is None else None,
+        "budget": budget,
         "rounds": rounds,
         "rows": [row.plain() for row in rows],
     }

@@ -29,6 +29,7 @@ def inspect(
     method: Annotated[str | None, typer.Option("--method", "-m", help="For --plan: the method; lora.")] = None,
     formula: Annotated[str | None, typer.Option("--formula", "-f", help="For --plan: a formula instead.")] = None,
     rank: Annotated[int, typer.Option("--rank", "-r", help="For --plan: the rank.")] = 8,
+    budget: Annotated[str | None, typer.Option("--budget", help="For --plan: size it to 300k or 0.3permille.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="For --plan: rows at once, batch x tokens.")] = 2048,
     evaluation: Annotated[bool, typer.Option("--eval", help="For --plan: the forward pass alone.")] = False,
 ) -> None:
@@ -45,7 +46,7 @@ def inspect(
     if plan:
         if adapter is not None:
             raise SubspaceError("--plan is of a method: leave the adapter out")
-        _plan(model, method, formula, rank, rows, evaluation)
+        _plan(model, method, formula, rank, budget, rows, evaluation)
         return
     if adapter is None:
         raise SubspaceError("say what to look at: an adapter of the model, or --plan to see how matrices are evaluated")
@@ -97,21 +98,26 @@ def _diagnose(
             typer.echo(f"picture: {picture}")
 
 
-def _plan(model: str, method: str | None, formula: str | None, rank: int, rows: int, evaluation: bool) -> None:
-    from ..experiments.count import architecture_of
+def _plan(
+    model: str, method: str | None, formula: str | None, rank: int, budget: str | None, rows: int, evaluation: bool
+) -> None:
+    from ..experiments.count import architecture_of, budget_in, matched
     from ..experiments.plans import plans_in
     from ..tuner import SubspaceConfig
 
     if method is not None and formula is not None:
         raise SubspaceError("give --method or --formula, not both")
     config = SubspaceConfig(method=None if formula else method or "lora", formula=formula, r=rank)
+    architecture = architecture_of(model)
+    if budget is not None:
+        config = matched(architecture, config, budget_in(architecture, budget))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("n x m", "matrices", "way"):
         table.add_column(column, no_wrap=True)
     table.add_column("GFLOP", justify="right")
     table.add_column("to the best", justify="right")
     table.add_column("evaluation", overflow="fold")
-    for found in plans_in(architecture_of(model), config, rows, not evaluation):
+    for found in plans_in(architecture, config, rows, not evaluation):
         best = found.ways[0].cost
         for number, way in enumerate(found.ways):
             size = f"{found.sizes.n} x {found.sizes.m}" if number == 0 else ""
@@ -120,4 +126,5 @@ def _plan(model: str, method: str | None, formula: str | None, rank: int, rows: 
             table.add_row(size, count, *cells, style=None if number == 0 else "dim")
     wide_console().print(table)
     what = "forward" if evaluation else "a training step"
-    typer.echo(f"\n{config.resolved.name}: {config.resolved.formula}; {rows} rows, {what}")
+    sized = f", r = {config.r}" if config.resolved.formula.has_rank else ""
+    typer.echo(f"\n{config.resolved.name}: {config.resolved.formula}{sized}; {rows} rows, {what}")

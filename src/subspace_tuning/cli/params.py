@@ -37,8 +37,7 @@ def params(
 
 def _methods(model: str, names: list[str], formulas: list[str], rank: int, budget: str | None) -> None:
     from .. import methods as catalogue
-    from ..experiments.count import Count, architecture_of, count_hosted, count_in
-    from ..experiments.matching import budget_in, matched
+    from ..experiments.count import Count, architecture_of, budget_in, count_hosted, count_in, matched
     from ..tuner import SubspaceConfig
 
     every = not names and not formulas

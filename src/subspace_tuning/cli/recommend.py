@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+_LENGTH = 128  # tokens of a row
+
+
 def recommend(
     model: Annotated[str, typer.Argument(help="The base model: a folder, a hub name, or minilm.", show_default=False)],
     budget: Annotated[str, typer.Option("--budget", help="Parameters: 300k, 1.5M or 0.3permille.")] = "5permille",
@@ -79,6 +82,7 @@ def _tuned(model: str, tuned: str) -> tuple[nn.Module, dict[str, tuple[Tensor, T
 def _gradients(model: str, name: str, data: str, rows: int) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]], str]:
     import transformers
 
+    from ..experiments.count import architecture_of
     from ..experiments.model import load
     from ..experiments.recommend import from_gradients
     from ..experiments.surroundings import quiet
@@ -88,7 +92,8 @@ def _gradients(model: str, name: str, data: str, rows: int) -> tuple[nn.Module, 
     task = glue.get(name)
     train = tables.load(task, data, train_rows=rows)["train"]
     transformers.set_seed(0)  # the head is drawn
+    length = min(_LENGTH, getattr(architecture_of(model), "max_position_embeddings", _LENGTH))
     with quiet(bars=False):
-        base, tokenizer = load(model, task, 128)
-        moves = from_gradients(base, batches(encode(task, train, tokenizer, 128), tokenizer, 32))
+        base, tokenizer = load(model, task, length)
+        moves = from_gradients(base, batches(encode(task, train, tokenizer, length), tokenizer, 32))
     return base, moves, f"gradients of {len(train)} rows of {name} with a fresh head (seed 0)"

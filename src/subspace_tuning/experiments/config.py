@@ -75,7 +75,8 @@ class AdapterSection:
 
     A field left at null has the default of `SubspaceConfig`. `head` names the modules trained beside the adapter;
     null stands for the model's classification head and pooler. `calibration_rows` are the training rows from which
-    methods such as fishmask choose what to train; null stands for 64.
+    methods such as fishmask choose what to train; null stands for 64. `parameters` sizes the method instead of `r` or
+    `budget`: the rank, or the number of entries, that comes nearest to "300k" or "0.3permille" of the model.
     """
 
     method: str | None = None
@@ -90,6 +91,7 @@ class AdapterSection:
     nonlinearity: str | None = None
     gate_weight: float | None = None
     budget: int | float | None = None
+    parameters: str | None = None
     schedule: dict[str, float] | None = None
     calibration_rows: int | None = None
     target_modules: list[str] | str | None = None
@@ -277,6 +279,8 @@ def _check_adapter(adapter: AdapterSection) -> None:
     if (adapter.method is None) == (adapter.formula is None):
         given = "neither is given" if adapter.method is None else "both are given"
         raise SubspaceError(f"adapter needs a method or a formula: {given}")
+    if adapter.parameters is not None and (adapter.r is not None or adapter.budget is not None):
+        raise SubspaceError("adapter.parameters sizes the method: leave adapter.r and adapter.budget out")
     if adapter.method not in (FULL, HEAD):
         return
     if unused := sorted(_given(adapter, ("method", "head"))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import SubspaceError
 from ..methods import HOSTED
+from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig, SubspaceLayer, SubspaceModel
 from ..tuner.budget import budget_of, fill, share_out
 from ..tuner.mam import mam_model
 from ..tuner.model import targets
-from .model import cannot_load, head_modules, locate, peft_config
+from .model import cannot_load, head_modules, locate, peft_config, sized
 from .public import public_configuration
 
 
@@ -94,6 +96,16 @@ def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
     return Count(name, rank, layers, trainable, total)
 
 
+def budget_in(architecture: PretrainedConfig, budget: str) -> int:
+    """Return a budget such as "300k" or "0.3permille" as a number of a model's parameters."""
+    return read_budget(budget, _size(without_weights(architecture)))
+
+
+def matched(architecture: PretrainedConfig, config: SubspaceConfig, budget: int) -> SubspaceConfig:
+    """Return the config with the rank, or the number of entries, that comes nearest to a budget (see ``sized``)."""
+    return sized(without_weights(architecture), config, budget)
+
+
 def adapt(model: PreTrainedModel, config: SubspaceConfig) -> dict[str, SubspaceLayer]:
     """Attach an adapter to a model without weights; return its layers by the names of the modules they are around."""
     if config.resolved.needs_calibration:
@@ -118,9 +130,10 @@ def _size(model: nn.Module) -> int:
 
 def without_weights(architecture: PretrainedConfig) -> PreTrainedModel:
     """Return the model without weights: with a two-label head where there is such a class."""
+    architecture = copy.deepcopy(architecture)
+    architecture.num_labels = 2
     with torch.device("meta"):
         try:
-            architecture.num_labels = 2
             model = transformers.AutoModelForSequenceClassification.from_config(architecture)  # type: ignore[no-untyped-call]
         except ValueError:
             model = transformers.AutoModel.from_config(architecture)  # type: ignore[no-untyped-call]

@@ -23,6 +23,7 @@ from ..methods import Method
 from ..theory.approximate import Approximation, approximate
 from ..theory.budget import energy_rank, read_budget, spread_ranks
 from ..tuner import SubspaceConfig, SubspaceModel
+from ..tuner.budget import share_out
 from ..tuner.model import targets
 from .adapter import Adapter, Layer, check_output, persistent, write_adapter
 from .checkpoint import Checkpoint
@@ -141,6 +142,8 @@ def _placed(tuned: Checkpoint, config: SubspaceConfig) -> SubspaceConfig:
     if config.target_modules is None:
         config.target_modules = SubspaceModel.placement(tuned.model, config)
     SubspaceModel.check_targets(tuned.model, config)
+    if config.resolved.formula.masked:
+        config.entries = share_out(config, targets(tuned.model, config))
     return config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..algebra import Sizes
 from ..errors import SubspaceError
 from ..methods import HOSTED, Hosted
 from ..tasks.glue import Task
-from ..tuner import SubspaceConfig
+from ..theory.budget import read_budget, uniform_rank
+from ..tuner import SubspaceConfig, SubspaceModel
+from ..tuner.budget import matrix_shape
 from ..tuner.calibration import Batch, calibrate
 from ..tuner.mam import mam_model
+from ..tuner.model import targets
 from .config import FULL, HEAD, AdapterSection
 
 PACKAGED = "minilm"
@@ -164,6 +168,8 @@ def attach(
     elif adapter.method != FULL:
         try:
             config = build_adapter(adapter, head)
+            if isinstance(config, SubspaceConfig) and adapter.parameters is not None:
+                config = sized(model, config, read_budget(adapter.parameters, total))
             if isinstance(config, SubspaceConfig) and config.resolved.needs_calibration and batches is not None:
                 config = calibrate(model, config, batches())
             tuned = mam_model(model, config) if adapter.method == "mam" else peft.get_peft_model(model, config)  # type: ignore[arg-type]
@@ -181,7 +187,7 @@ def build_adapter(adapter: AdapterSection, head: Sequence[str]) -> peft.PeftConf
     Raises:
         SubspaceError: the method, the formula or one of the values is not known.
     """
-    own = ("head", "calibration_rows")
+    own = ("head", "calibration_rows", "parameters")
     given = {name: value for name, value in asdict(adapter).items() if value is not None and name not in own}
     common: dict[str, Any] = {"task_type": peft.TaskType.SEQ_CLS, "modules_to_save": list(head)}
     if adapter.method not in HOSTED:
@@ -191,6 +197,24 @@ def build_adapter(adapter: AdapterSection, head: Sequence[str]) -> peft.PeftConf
     if unused:
         raise SubspaceError(f"adapter.{unused[0]} has no meaning with method {known.name!r}: leave it out")
     return peft_config(known, given.get("r", SubspaceConfig.r), common)
+
+
+def sized(model: PreTrainedModel, config: SubspaceConfig, budget: int) -> SubspaceConfig:
+    """The config with the rank, or the number of entries, that comes nearest to a budget in this model.
+
+    A method without either comes back as it is. The scale s stays.
+    """
+    method = config.resolved
+    if method.selection is not None:
+        return replace(config, budget=budget)
+    if not method.formula.has_rank:
+        return config
+    placed = replace(config, r=1)
+    if placed.target_modules is None:
+        placed.target_modules = SubspaceModel.placement(model, placed)
+    shapes = [matrix_shape(module) for _, module in targets(model, placed)]
+    rank = uniform_rank(method, [Sizes(n, m, 1) for n, m in shapes], budget)
+    return replace(config, r=rank, alpha=config.alpha * rank / config.r)
 
 
 def peft_config(known: Hosted, size: int, common: Mapping[str, Any]) -> peft.PeftConfig:

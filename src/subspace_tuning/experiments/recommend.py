@@ -56,7 +56,7 @@ class Recommendation:
 def from_tuned(base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[Tensor, Tensor]]:
     """Evidence from a known fine-tune: W and W* of every matrix that a method may adapt."""
     check_alike(base, tuned)
-    names = _matrices(tuned.model)
+    names = matrices(tuned.model)
     return {name: (base.matrix(name).double(), tuned.matrix(name).double()) for name in names}
 
 
@@ -65,7 +65,7 @@ def from_gradients(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tupl
 
     The steps of all matrices are in one proportion to their gradients, so that matrices count by what they would bring.
     """
-    modules = {name: model.get_submodule(name) for name in _matrices(model)}
+    modules = {name: model.get_submodule(name) for name in matrices(model)}
     weights = [model.get_parameter(f"{name}.weight") for name in modules]
     totals = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
     before = [weight.requires_grad for weight in weights]
@@ -95,8 +95,8 @@ def from_gradients(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tupl
     return found
 
 
-def _matrices(model: nn.Module) -> list[str]:
-    """The matrices that any method adapts: those of LoRA's placement."""
+def matrices(model: nn.Module) -> list[str]:
+    """The names of the matrices that any method adapts: those of LoRA's placement."""
     config = SubspaceConfig(method=_EVENLY)
     config.target_modules = SubspaceModel.placement(model, config)
     return [name for name, _ in targets(model, config)]

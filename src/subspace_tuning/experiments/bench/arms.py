@@ -18,6 +18,7 @@ from ...errors import SubspaceError
 from ...tuner import SubspaceConfig, SubspaceModel
 from ...tuner.calibration import calibrate
 from ...tuner.model import targets
+from ..count import budget_in, matched
 from .choices import Precision
 from .settings import Shape, autocast, freeze, shared_copy, start_gradient_at_embeddings
 
@@ -54,10 +55,19 @@ FLOOR = Arm("floor", "frozen floor")
 FULL = Arm("full", "full fine-tuning")
 
 
-def arms(names: Sequence[str], rank: int = 8) -> list[Arm]:
-    """Return the floor, each method with peft's version beside it where there is one, and full fine-tuning."""
+def arms(names: Sequence[str], rank: int = 8, matching: tuple[Shape, str] | None = None) -> list[Arm]:
+    """Return the floor, each method with peft's version beside it where there is one, and full fine-tuning.
+
+    Args:
+        names: the methods.
+        rank: the rank of all of them.
+        matching: a shape and a budget of parameters instead, by which each method gets its own rank.
+    """
     found = [FLOOR]
     for name in names:
+        if matching is not None:
+            shape, budget = matching
+            rank = matched(shape.config, SubspaceConfig(method=name), budget_in(shape.config, budget)).r
         found.append(Arm("ours", name, rank))
         if name in PEFT:
             found.append(Arm("peft", name, rank))
