@@ -15,8 +15,9 @@ from ..algebra.nodes import Affine, Matrix, Product, Scale, Sum
 from ..algebra.svd import Spectrum
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
-from .approximate import approximate, spread
+from .approximate import approximate
 from .blocks import Block, find_blocks
+from .chains import spread
 from .change import Change, change_of
 from .elements import trainable
 
