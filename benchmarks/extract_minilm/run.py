@@ -30,8 +30,19 @@ HERE = Path(__file__).resolve().parent
 TASKS: Mapping[str, int] = {"mrpc": 96, "cola": 40}  # tokens, as the models were trained
 SEEDS = (0, 1, 2)
 BUDGETS = (41_472, 331_776, 2_654_208)  # LoRA at ranks 1, 8 and 64
-SIZED = ("lora", "pissa", "spectral", "dora", "lora_dash", "fishmask", "pafi", "D1 @ W @ D2 + s * A @ B")
-FIXED = ("ssl", "ia3", "ssb", "sam_parser", "svdiff", "xattn")
+SIZED = (
+    "lora",
+    "pissa",
+    "milora",
+    "spectral",
+    "liera",
+    "dora",
+    "lora_dash",
+    "fishmask",
+    "pafi",
+    "D1 @ W @ D2 + s * A @ B",
+)
+FIXED = ("bitfit", "ssl", "ia3", "ssb", "sam_parser", "svdiff", "xattn")
 REFERENCES = ("tuned", "head")  # the fine-tuned model itself; the base model with the fine-tuned head
 
 
