@@ -150,6 +150,12 @@ def test_deleting_the_active_adapter_activates_the_other(bert: Builder, variant:
     assert adapters_of(model) == {SECOND}
 
 
+def test_layers_that_come_later_are_in_the_mode_of_the_model(bert: Builder) -> None:
+    model = alone(bert, SubspaceConfig(method="ssb", target_modules=["query"]), seed=1)
+    model.add_adapter(SECOND, SubspaceConfig(method="lora", r=3, dropout=0.5, target_modules=["key"]))
+    assert not any(layer.training for layer in layers(model))
+
+
 def test_after_a_deletion_all_layers_agree_on_the_active_adapter(bert: Builder, batch: Batch) -> None:
     model = alone(bert, SubspaceConfig(method="ssb", target_modules=["key"]), seed=1)
     for name, targets in (("b", ["query", "key"]), ("a", ["value"])):

@@ -86,6 +86,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._frozen: dict[str, Tensor] = {}  # weight and bias before merging
         self.in_features, self.out_features = self.kind.matrix(self.weight).shape
+        self.train(base_layer.training)  # a second adapter may come to a model that is in evaluation
 
     def update_layer(
         self,
