@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..errors import SubspaceError
 from ..experiments.bench.choices import Curve, Precision
 from .console import wide_console
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..experiments.bench.measure import Row
@@ -78,7 +79,8 @@ def _table(
     from ..experiments.bench.settings import shape_of
 
     chosen = shape_of(shape)
-    with _Bar("measuring", WARM_UP + rounds) as told:
+    with progress_bar() as bar:
+        told = partial(bar.one_of, "measuring", WARM_UP + rounds)
         matching = None if budget is None else (chosen, budget)
         rows = table(chosen, arms(names, rank, matching), precision, rounds, memory, told)
     size = f"rank {rank}" if budget is None else f"budget {budget}"
@@ -121,10 +123,12 @@ def _curve(curve: Curve, precision: Precision, names: list[str], rounds: int) ->
     values = CURVES[curve]
     points: list[dict[str, Any]] = []
     if curve is Curve.adapters:
-        with _Bar("adapters", len(names) * max(values)) as told:
+        with progress_bar() as bar:
+            told = partial(bar.one_of, "adapters", len(names) * max(values))
             points += [point for name in names for point in many_adapters(name, rounds, told)]
     else:
-        with _Bar(curve.value, len(values) * (WARM_UP + rounds)) as told:
+        with progress_bar() as bar:
+            told = partial(bar.one_of, curve.value, len(values) * (WARM_UP + rounds))
             points += growth(curve, names, precision, rounds, told)
     shown = Table(
         title=f"{curve}, {precision.value}", box=None, pad_edge=False, header_style="bold", title_justify="left"
@@ -148,21 +152,3 @@ def _titled(title: str) -> Table:
 def _point(point: dict[str, Any]) -> str:
     milliseconds = f"{point['seconds'] * 1e3:.1f} ms"
     return f"{milliseconds} ({point['to_floor'][0]:.2f})" if "to_floor" in point else milliseconds
-
-
-class _Bar:
-    """A bar on stderr; gives the function that moves it on."""
-
-    def __init__(self, what: str, total: int) -> None:
-        from rich.console import Console
-
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task(what, total=total)
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        return lambda: self.bar.advance(self.task)
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()

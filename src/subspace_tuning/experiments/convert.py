@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,8 +244,3 @@ def _result(adapter: Adapter, to: str, found: Mapping[str, Found]) -> Result:
         for module, (sizes, conversion) in found.items()
     )
     return Result(dataclasses.replace(adapter, config=config, layers=layers), told)
-
-
-def rows(result: Result) -> Iterator[dict[str, Any]]:
-    """The converted matrices as plain rows."""
-    return (dataclasses.asdict(layer) for layer in result.layers)

@@ -7,9 +7,8 @@ factor within the part has it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from ..algebra import names
@@ -18,7 +17,6 @@ from ..algebra.nodes import (
     Diagonal,
     Elementwise,
     Expression,
-    Hadamard,
     Leaf,
     Matrix,
     Scale,
@@ -59,9 +57,9 @@ def _is_free_vector(node: Expression) -> bool:
     return isinstance(node, Sum) and _one_free_term(node, _is_free_vector)
 
 
-def _one_free_term(node: Sum, free: object) -> bool:
+def _one_free_term(node: Sum, free: Callable[[Expression], bool]) -> bool:
     moving = [term for term in node.terms if trainable(term)]
-    return len(moving) == 1 and bool(free(moving[0])) and moving[0].diagonal == node.diagonal  # type: ignore[operator]
+    return len(moving) == 1 and free(moving[0]) and moving[0].diagonal == node.diagonal
 
 
 def assign(node: Expression, value: Tensor, env: Mapping[str, object]) -> Values:
@@ -85,18 +83,3 @@ def assign(node: Expression, value: Tensor, env: Mapping[str, object]) -> Values
         if not trainable(term):
             value = value - term.compact(env)  # type: ignore[arg-type]
     return assign(next(term for term in node.terms if trainable(term)), value, env)
-
-
-def weight_of(node: Expression) -> tuple[Expression, Expression] | None:
-    """Return F and X of a node F * X whose F is not trained or is a gate; None if it is none such."""
-    if not isinstance(node, Hadamard):
-        return None
-    for outer, inner in ((node.left, node.right), (node.right, node.left)):
-        if not trainable(outer) and trainable(inner):
-            return outer, inner
-    return None
-
-
-def ones_like(node: Expression, size: int, dtype: torch.dtype) -> Tensor:
-    """Return the identity as the compact value of a square node."""
-    return torch.ones(size, dtype=dtype) if node.diagonal else torch.eye(size, dtype=dtype)
