@@ -83,7 +83,9 @@ def from_gradients(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tupl
                 weight.requires_grad_(state)
     if not seen:
         raise SubspaceError("there are no batches to take gradients from")
-    largest = max(float(total.norm()) / float(weight.norm()) for total, weight in zip(totals, weights, strict=True))
+    largest = max(
+        float(total.norm()) / float(weight.detach().norm()) for total, weight in zip(totals, weights, strict=True)
+    )
     if not largest > 0 or not math.isfinite(largest):
         raise SubspaceError("the gradients are zero or not finite: they recommend nothing")
     found = {}
