@@ -72,16 +72,31 @@ def test_arms_share_the_frozen_weights() -> None:
     assert pointers(other) <= {p.data_ptr() for p in base.parameters()}
 
 
-def test_operations_are_those_of_the_products() -> None:
-    """LoRA's are the floor's, and per matrix six products with n x r or r x m; the first inputs need no gradient."""
-    shape = bert_block(256, layers=2, batch=8, tokens=64)  # where the products are too large to form W + s * A @ B
+@pytest.mark.parametrize("batch", [4, 8])
+def test_operations_are_those_of_the_products(batch: int) -> None:
+    """LoRA's are the floor's, and per matrix either products of rows with A or B, or those of A and B themselves.
+
+    There are six of the former. Where the rows are more than W's other dimension, A @ B is added to W instead, forward
+    and backward, and x @ A is had again. The first inputs need no gradient.
+    """
+    shape = bert_block(256, layers=2, batch=batch, tokens=64)
     base = shape.model(Precision.float32)
     floor, lora = (measure.flops(build(arm, base, shape, Precision.float32)) for arm in (FLOOR, Arm("ours", "lora")))
-    rows, width, rank, layers = 512, 256, 8, 2
+    rows, width, rank, layers = batch * 64, 256, 8, 2
+
+    def forward(n: int, m: int) -> int:
+        return 2 * rank * (n * m + rows * n if rows > n else rows * (n + m))
+
+    def inputs(n: int, m: int) -> int:
+        return 2 * rank * (n * m if rows > m else rows * n)
+
+    def factors(n: int, m: int) -> int:
+        return 2 * rank * rows * (n + 2 * m)
+
     sizes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
-    added = layers * sum(3 * 2 * rows * rank * (n + m) for n, m in sizes)
-    # Queries, keys and values of the first layer: neither their product with W nor that with A goes back.
-    left_out = 3 * (2 * rows * width * width + 2 * rows * width * rank)
+    added = layers * sum(forward(*size) + inputs(*size) + factors(*size) for size in sizes)
+    # Queries, keys and values of the first layer.
+    left_out = 3 * (2 * rows * width * width + inputs(width, width))
     assert lora - floor == added - left_out
 
 

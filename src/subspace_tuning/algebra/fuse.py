@@ -2,7 +2,8 @@
 
 The search is by algebra alone. Sums and column normalisations around W are written out, unit(X) being X times the
 inverse of its norms; then one term must be W between diagonals, and the others chains with a narrow place, at which
-they are cut in two. ``unit(W + s * A @ B) @ D`` is (W + A @ (s * B)) @ d, with d = D over the norms.
+they are cut in two. ``unit(W + s * A @ B) @ D`` is (W + A @ (s * B)) @ d, with d = D over the norms of what stands
+before it.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Fused(Expression):
     function: str | None = None
     scalars: tuple[Expression, ...] = ()
     around: bool = True
+    unit: bool = False
 
     @property
     def children(self) -> tuple[Expression, ...]:
@@ -76,6 +78,7 @@ class Fused(Expression):
             function=self.function,
             scale=scale,
             around=self.around,
+            unit=self.unit,
         )
         return scaled_low_rank(R.as_tensor(x), parts)
 
@@ -108,6 +111,8 @@ def fuse(expression: Expression, shape: Shape) -> Fused | None:
     if not all(factor.diagonal for factor in (*left, *right)):
         return None
     around = bool(right) and all(term[-len(right) :] == right for term in added)
+    # The kernel takes the norms of all that it forms itself.
+    unit = around and isinstance(right[0], InverseNorms)
     cuts = [_cut(term[: -len(right)] if around else term, shape) for term in added]
     found = [cut for cut in cuts if cut is not None]
     functions, scales = {cut.function for cut in found}, {cut.scalars for cut in found}
@@ -120,12 +125,13 @@ def fuse(expression: Expression, shape: Shape) -> Fused | None:
         bias,
         W,
         _chain(left),
-        _chain(right),
+        _chain(right[1:] if unit else right),
         tuple(cut.low for cut in found),
         tuple(cut.high if common else _chain([*cut.scalars, cut.high]) or cut.high for cut in found),
         functions.pop() if functions else None,
         common,
         around,
+        unit,
     )
 
 

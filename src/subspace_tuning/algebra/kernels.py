@@ -2,8 +2,9 @@
 
 ``y = ((x * left) W + s f(x low) high) * right + bias`` on rows x: SSL, SSB, LoRA and its relatives, PiSSA, DoRA,
 spectral and parallel adapters. torch would build the step from a dozen operations, each with a pass over all rows and
-something to keep for its gradient. Here a step has one product with W forward and one backward, the low-rank products
-start the sums to which those add in place, and of size rows x width only x is kept (and x @ W where ``right`` trains).
+something to keep for its gradient. Here a step has one product with W forward and one backward. Where the rows are many
+the low-rank term is added to W first, which spares a pass over them; else the low-rank products start the sums to which
+those with W add in place. Of size rows x width only x is kept (and x @ W where ``right`` trains).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Parts(NamedTuple):
 
     ``left`` has n numbers, ``right`` and ``bias`` m. ``lows`` are n x k and ``highs`` k x m, with k below both; side by
     side and one below the other they are two matrices, with the nonlinearity ``function`` and ``scale`` between them.
-    ``around`` says whether ``right`` scales their product, too, or only that with W.
+    ``around`` says whether ``right`` scales their product, too, or only that with W. If ``unit``, the columns of what
+    ``right`` scales are divided by their norms first, which are constants to the gradient.
     """
 
     weight: Tensor
@@ -45,16 +47,21 @@ class Parts(NamedTuple):
     function: str | None = None
     scale: float = 1.0
     around: bool = True
+    unit: bool = False
 
     @property
     def low(self) -> Tensor:
         """All of ``lows`` as one matrix."""
-        return self.lows[0] if len(self.lows) == 1 else torch.cat(self.lows, 1)
+        return _joined(self.lows, 1)
 
     @property
     def high(self) -> Tensor:
         """All of ``highs`` as one matrix."""
-        return self.highs[0] if len(self.highs) == 1 else torch.cat(self.highs, 0)
+        return _joined(self.highs, 0)
+
+
+def _joined(matrices: Sequence[Tensor], dim: int) -> Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat(tuple(matrices), dim)
 
 
 def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
@@ -68,6 +75,16 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
         (..., m), in the precision of the products.
     """
     dtype = _product_dtype(x)
+    flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    joins = not _transformed() and _joins(parts, flat, parts.weight.shape[0])
+    formed = None
+    if joins or parts.unit:
+        with torch.autocast(x.device.type, enabled=False):
+            formed = _formed(parts)
+    if parts.unit:
+        assert formed is not None
+        norms = norms_of_columns(formed)
+        parts = parts._replace(right=norms.reciprocal() if parts.right is None else parts.right / norms)
     weight, bias, left, right, lows, highs, *_ = parts
     scaled = left is not None or right is not None
     cast = parts._replace(
@@ -76,15 +93,14 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
         lows=tuple(low.to(dtype) for low in lows),
         highs=tuple(high.to(dtype) for high in highs),
     )
-    flat = x.reshape(-1, x.shape[-1]).to(dtype)
     # Without a left scale or a low-rank term there is nothing to add in place: torch's own gradient does as well.
     plain = left is None and len(lows) == 0  # dynamo knows no `not` of a tuple
     if plain or _transformed():
         y = _plain(flat, cast)
     elif not torch.is_grad_enabled():
-        y, _ = _forward(flat, cast)
+        y, _ = _forward(flat, cast, formed if joins else None)
     else:
-        y = _ScaledLowRank.apply(flat, *_flat(cast))  # type: ignore[no-untyped-call]
+        y = _ScaledLowRank.apply(formed if joins else None, flat, *_flat(cast))  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -115,6 +131,38 @@ def can_fold(weight: Tensor) -> bool:
     return weight.dtype in (torch.float32, torch.float64)
 
 
+def _joins(parts: Parts, rows: Tensor, width: int) -> bool:
+    """Whether to add the low-rank term to W instead of to the product of that many rows with W.
+
+    A pass over W is then spared one over the product, which has as many numbers more as there are more rows than its
+    other dimension, ``width``. In a low precision W would lose small changes.
+    """
+    inside = parts.right is None or parts.around
+    exact = parts.weight.dtype == rows.dtype and can_fold(parts.weight)
+    return len(parts.lows) > 0 and parts.function is None and inside and exact and len(rows) > width
+
+
+def _formed(parts: Parts) -> Tensor:
+    """Return ``left * W + scale * low @ high`` in float32 or wider, a constant to the gradient."""
+    dtype = torch.promote_types(parts.weight.dtype, torch.float32)
+    matrix = parts.weight.detach().to(dtype)
+    if parts.left is not None:
+        matrix = matrix * parts.left.detach().to(dtype).unsqueeze(1)
+    if len(parts.lows) == 0:
+        return matrix
+    low, high = parts.low.detach().to(dtype), parts.high.detach().to(dtype)
+    # As W lies in memory: to another layout a BLAS adds ten times as slowly.
+    if R.lies_transposed(matrix):
+        return torch.addmm(matrix.T, high.T, low.T, alpha=parts.scale).T
+    return torch.addmm(matrix, low, high, alpha=parts.scale)
+
+
+def norms_of_columns(matrix: Tensor) -> Tensor:
+    """Return the norms of the columns; 1 for a column of zeros, which no scale can change."""
+    norms = torch.linalg.vector_norm(matrix, dim=0)
+    return torch.where(norms > 0, norms, torch.ones_like(norms))
+
+
 def _transformed() -> bool:
     """Whether torch.compile, a transform of torch.func or forward differentiation looks on; they need plain code."""
     return (
@@ -124,7 +172,7 @@ def _transformed() -> bool:
 
 def _plain(x: Tensor, parts: Parts) -> Tensor:
     """Return the pattern from torch's own operations, which can be differentiated any number of times."""
-    weight, bias, left, right, lows, _, function, scale, around = parts
+    weight, bias, left, right, lows, _, function, scale, around, _ = parts
     weight = weight.to(x.dtype)
     scaled = x if left is None else R.scale_rows(x, left)
     if len(lows) == 0 and right is None and bias is not None:
@@ -147,21 +195,26 @@ class _Kept(NamedTuple):
     """What the backward pass needs besides the parts."""
 
     product: Tensor | None = None  # what ``right`` scales
-    t: Tensor | None = None  # scale * x @ low, lying (see ``_narrowed``); with a function x @ low
+    # scale * x @ low of the trained ``highs``, lying (see ``_narrowed``); with a function x @ low
+    t: Tensor | None = None
     value: Tensor | None = None  # scale * f(x @ low)
 
 
-def _forward(x: Tensor, parts: Parts) -> tuple[Tensor, _Kept]:
-    weight, bias, left, right, lows, _, function, scale, around = parts
+def _forward(
+    x: Tensor, parts: Parts, formed: Tensor | None = None, of_highs: Sequence[bool] = ()
+) -> tuple[Tensor, _Kept]:
+    """Return the pattern and what its gradient needs. ``of_highs`` says which of ``highs`` are trained."""
+    weight, bias, left, right, lows, _, function, scale, around, _ = parts
     within = bias if right is None else None  # what stands in the sum before ``right``
-    t = value = added = None
-    if lows:
+    kept, added = _Kept(), None
+    if lows and formed is None:
         t = _narrowed(x, parts.low, 1.0 if function else scale)
         value = NONLINEARITIES[function](t).mul_(scale) if function else t
         added = _product(within, _standing(value), parts.high)
-    # Of several terms, none of which has a function, t is as quickly had again as it takes room.
-    kept = _Kept(None, t if len(lows) == 1 else None, value if function else None)
-    if added is None or around or right is None:
+        kept = _Kept(None, t, value) if function else _Kept(None, _chosen(t, lows, of_highs))
+    if formed is not None:
+        y = _product(within, x, formed)
+    elif added is None or around or right is None:
         scaled, matrix = _scaled(x, weight, left, None)
         # The product with W adds to the low-rank one, which saves a pass over y.
         y = _product(within, scaled, matrix) if added is None else added.addmm_(scaled, matrix)
@@ -216,9 +269,11 @@ class _ScaledSum(torch.autograd.Function):
 
 class _ScaledLowRank(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+    def forward(ctx: Any, formed: Tensor | None, x: Tensor, *given: Any) -> Tensor:
         ctx.options, tensors = given[:_TENSORS], given[_TENSORS:]
-        y, kept = _forward(x, _read(tensors, ctx.options))
+        parts = _read(tensors, ctx.options)
+        of_highs = ctx.needs_input_grad[-len(parts.highs) :] if parts.highs else ()
+        y, kept = _forward(x, parts, formed, of_highs)
         ctx.save_for_backward(*kept, x, *tensors)
         return y
 
@@ -228,20 +283,21 @@ class _ScaledLowRank(torch.autograd.Function):
         count = len(_Kept._fields)
         kept, (x, *tensors) = _Kept(*saved[:count]), saved[count:]
         parts = _read(tuple(tensors), ctx.options)
-        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[1 + _TENSORS :])
+        needed = (ctx.needs_input_grad[1], *ctx.needs_input_grad[2 + _TENSORS :])
         if torch.is_grad_enabled():  # the gradient shall be differentiated again
             by_x, *others = _plain_backward(needed, x, parts, gradients[0])
         else:
             by_x, *others = _backward(needed, x, parts, gradients[0].contiguous(), kept)
-        return (by_x, *(None for _ in range(_TENSORS)), *others)
+        return (None, by_x, *(None for _ in range(_TENSORS)), *others)
 
 
 def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept: _Kept) -> tuple[Tensor | None, ...]:
     """Return the gradients of x and of the tensors among the parts, in the order of ``_flat``."""
     of_x, _, of_bias, of_left, of_right, *of_factors = needed
-    weight, _, left, right, lows, highs, function, scale, around = parts
-    of_low, of_high = any(of_factors[: len(lows)]), any(of_factors[len(lows) :])
+    weight, _, left, right, lows, highs, function, scale, around, _ = parts
+    of_lows, of_highs = of_factors[: len(lows)], of_factors[len(lows) :]
     outer = right if around else None
+    joins = not of_left and _joins(parts, g, weight.shape[1])
     by_x = by_bias = by_left = by_right = u = None
     by_lows: Sequence[Tensor | None] = [None] * len(lows)
     by_highs: Sequence[Tensor | None] = [None] * len(lows)
@@ -251,33 +307,59 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
     if of_right:
         assert kept.product is not None
         by_right = _column_sums(g, kept.product)
-    if lows:
-        low, high = parts.low, parts.high
-        if of_high:
-            value = kept.t if kept.value is None else kept.value
-            by_high = _row_products(_narrowed(x, low, scale) if value is None else value, g)
-            by_high = by_high if outer is None else by_high * outer.to(by_high.dtype)
-            by_highs = by_high.split([len(part) for part in highs])
-        if of_x or of_low:
-            u = _narrowed(g, (high if outer is None else high * outer.to(high.dtype)).T, scale)
-            if function is not None:
-                assert kept.t is not None
-                u = _ACTIVATION_GRADIENTS[function](u, kept.t)
-    if of_x or of_left:
-        rows, matrix = _scaled(g, weight.T, right, None if of_left else left)
-        added = None if u is None else (_standing(u), low.T)
-        if of_left:
-            assert left is not None
-            by_x = torch.mm(rows, matrix)
-            by_left = _column_sums(x, by_x)
-            by_x = R.scale_rows_(by_x, left)
-            by_x = by_x if added is None else by_x.addmm_(*added)
-        else:
-            by_x = torch.mm(rows, matrix) if added is None else torch.mm(*added).addmm_(rows, matrix)
-    if of_low:
+    if any(of_highs):
+        value = kept.t if kept.value is None else kept.value
+        if value is None:
+            value = _narrowed(x, _joined(_of(lows, of_highs), 1), scale)
+        by_high = _row_products(value, g)
+        by_high = by_high if outer is None else by_high * outer.to(by_high.dtype)
+        by_highs = _spread(by_high.split([len(high) for high in _of(highs, of_highs)]), of_highs)
+    # Terms of which nothing trains pass their gradient on to x alone, if W does not do so for them.
+    terms = of_lows if joins or not of_x else [True] * len(lows)
+    if any(terms):
+        high = _joined(_of(highs, terms), 0)
+        u = _narrowed(g, (high if outer is None else high * outer.to(high.dtype)).T, scale)
+        if function is not None:
+            assert kept.t is not None
+            u = _ACTIVATION_GRADIENTS[function](u, kept.t)
+    if of_left:
+        assert left is not None
+        by_x = torch.mm(*_scaled(g, weight.T, right, None))
+        by_left = _column_sums(x, by_x)
+        by_x = R.scale_rows_(by_x, left)
+        by_x = by_x if u is None or not of_x else by_x.addmm_(_standing(u), parts.low.T)
+    elif of_x and joins:
+        matrix = _formed(parts).T
+        by_x = torch.mm(g, matrix if right is None else matrix.mul_(right.to(matrix.dtype).unsqueeze(1)))
+    elif of_x:
+        rows, matrix = _scaled(g, weight.T, right, left)
+        by_x = torch.mm(rows, matrix) if u is None else torch.mm(_standing(u), parts.low.T).addmm_(rows, matrix)
+    if any(of_lows):
         assert u is not None
-        by_lows = _row_products(u, x).T.split([part.shape[1] for part in lows], dim=1)
+        own = u if terms is of_lows else _chosen(u, lows, of_lows)
+        assert own is not None
+        trained = _of(lows, of_lows)
+        by_lows = _spread(_row_products(own, x).T.split([low.shape[1] for low in trained], dim=1), of_lows)
     return (by_x if of_x else None, None, by_bias, by_left, by_right, *by_lows, *by_highs)
+
+
+def _of(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
+    return [tensor for tensor, want in zip(tensors, wanted, strict=True) if want]
+
+
+def _spread(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """Return what was found in the places where it was wanted, None in the others."""
+    left = iter(found)
+    return [next(left) if want else None for want in wanted]
+
+
+def _chosen(t: Tensor, lows: Sequence[Tensor], wanted: Sequence[bool]) -> Tensor | None:
+    """Return that of x @ low, lying, which belongs to the wanted ones of ``lows``."""
+    if not any(wanted):
+        return None
+    if all(wanted):
+        return t
+    return _joined(_of(t.split([low.shape[1] for low in lows], dim=1), wanted), 1).contiguous()
 
 
 # Products with something narrow. A BLAS gives those of float32 to one thread, so they are cut into chunks of rows, and

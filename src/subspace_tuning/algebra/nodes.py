@@ -260,7 +260,9 @@ class Sparse(Expression):
     def compact(self, env: Environment) -> Tensor:
         weight, indices, values = env["W"], env[self.mask], env[self.entries]
         assert isinstance(weight, Tensor) and isinstance(indices, Tensor) and isinstance(values, Tensor)
-        return values.new_zeros(weight.numel()).index_put((indices,), values).view(weight.shape)
+        columns = weight.shape[1]
+        rows = torch.div(indices, columns, rounding_mode="floor")
+        return torch.zeros_like(weight, dtype=values.dtype).index_put((rows, indices % columns), values)
 
     def __str__(self) -> str:
         return f"{self.mask} * {self.entries}"
@@ -295,7 +297,7 @@ class Product(Expression):
     def compact(self, env: Environment) -> Tensor:
         result = self.factors[0].compact(env)
         for factor in self.factors[1:]:
-            result = _multiplied(result, factor.compact(env))
+            result = _multiplied(result, factor.compact(env), R.lies_transposed(env.get("W")))
         return result
 
     def __str__(self) -> str:
@@ -627,14 +629,18 @@ def dense(node: Expression, env: Environment) -> Tensor:
     return torch.diag(matrix) if node.diagonal else matrix
 
 
-def _multiplied(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply two matrices in compact form, in the wider of their precisions."""
+def _multiplied(left: Tensor, right: Tensor, transposed: bool) -> Tensor:
+    """Multiply two matrices in compact form, in the wider of their precisions.
+
+    The result lies in memory as W does, ``transposed`` or not: added to W in another layout it costs ten times as much.
+    """
     if left.dim() < 2:
         return left.unsqueeze(-1) * right if left.dim() < right.dim() == 2 else left * right
     if right.dim() < 2:
         return left * right
     dtype = torch.promote_types(left.dtype, right.dtype)
-    return left.to(dtype) @ right.to(dtype)
+    left, right = left.to(dtype), right.to(dtype)
+    return (right.T @ left.T).T if transposed else left @ right
 
 
 def _added(left: Tensor, right: Tensor) -> Tensor:

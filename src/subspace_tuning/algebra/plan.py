@@ -254,6 +254,8 @@ class _Planner:
             cost -= self.elements(rows * (n + m), 0)
         for scale, width in ((node.left, n), (node.right, m)):
             cost += 0.0 if scale is None else self.elements(rows * width, 1 + self.trains(scale))
+        if node.unit:  # the matrix is formed, its norms are taken, and the rows scaled by them
+            cost += self.elements(n * m, 0) * 2 + (node.right is None) * self.elements(rows * m)
         return cost
 
     def whole(self, expression: Expression) -> list[tuple[float, Fused]]:

@@ -70,3 +70,8 @@ def is_narrower(x: Tensor, vector: Tensor) -> bool:
 def as_tensor(x: Rows) -> Tensor:
     """Return the rows as a tensor."""
     return x if isinstance(x, Tensor) else x.materialise()
+
+
+def lies_transposed(matrix: object) -> bool:
+    """Whether this is the transpose of a matrix that lies row by row in memory, as W of a linear layer is."""
+    return isinstance(matrix, Tensor) and matrix.dim() == 2 and matrix.stride(0) == 1 and matrix.stride(1) != 1
