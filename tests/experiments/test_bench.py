@@ -72,11 +72,11 @@ def test_arms_share_the_frozen_weights() -> None:
     assert pointers(other) <= {p.data_ptr() for p in base.parameters()}
 
 
-@pytest.mark.parametrize("batch", [4, 8])
+@pytest.mark.parametrize("batch", [3, 4])
 def test_operations_are_those_of_the_products(batch: int) -> None:
     """LoRA's are the floor's, and per matrix either products of rows with A or B, or those of A and B themselves.
 
-    There are six of the former. Where the rows are more than W's other dimension, A @ B is added to W instead, forward
+    There are six of the former. Where the rows are no fewer than W's other dimension, A @ B is added to W instead, forward
     and backward, and x @ A is had again. The first inputs need no gradient.
     """
     shape = bert_block(256, layers=2, batch=batch, tokens=64)
@@ -85,10 +85,10 @@ def test_operations_are_those_of_the_products(batch: int) -> None:
     rows, width, rank, layers = batch * 64, 256, 8, 2
 
     def forward(n: int, m: int) -> int:
-        return 2 * rank * (n * m + rows * n if rows > n else rows * (n + m))
+        return 2 * rank * (n * m + rows * n if rows >= n else rows * (n + m))
 
     def inputs(n: int, m: int) -> int:
-        return 2 * rank * (n * m if rows > m else rows * n)
+        return 2 * rank * (n * m if rows >= m else rows * n)
 
     def factors(n: int, m: int) -> int:
         return 2 * rank * rows * (n + 2 * m)

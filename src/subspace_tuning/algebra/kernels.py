@@ -134,12 +134,12 @@ def can_fold(weight: Tensor) -> bool:
 def _joins(parts: Parts, rows: Tensor, width: int) -> bool:
     """Whether to add the low-rank term to W instead of to the product of that many rows with W.
 
-    A pass over W is then spared one over the product, which has as many numbers more as there are more rows than its
-    other dimension, ``width``. In a low precision W would lose small changes.
+    A pass over W then takes the place of one over the product, which has as many more numbers as there are more rows
+    than ``width``, W's other dimension. In a low precision W would lose small changes.
     """
     inside = parts.right is None or parts.around
     exact = parts.weight.dtype == rows.dtype and can_fold(parts.weight)
-    return len(parts.lows) > 0 and parts.function is None and inside and exact and len(rows) > width
+    return len(parts.lows) > 0 and parts.function is None and inside and exact and len(rows) >= width
 
 
 def _formed(parts: Parts) -> Tensor:

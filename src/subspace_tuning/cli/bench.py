@@ -40,6 +40,7 @@ def bench(
         Curve | None, typer.Option(help="Instead of one table: how a step grows with this.", show_default=False)
     ] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Also each arm's peak memory.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also each arm compiled by torch.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file for the figures.")] = Path("bench.json"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
@@ -63,7 +64,7 @@ def bench(
     check(method or [])
     with computing_with(threads):
         if curve is None:
-            found = _table(shape, precision, method or default_methods(), rank, budget, rounds, memory)
+            found = _table(shape, precision, method or default_methods(), rank, budget, rounds, memory, compiled)
         else:
             found = _curve(curve, precision, method or ["ssb", "lora", "dora"], rounds)
         with written(output) as file:
@@ -72,7 +73,14 @@ def bench(
 
 
 def _table(
-    shape: str, precision: Precision, names: list[str], rank: int, budget: str | None, rounds: int, memory: bool
+    shape: str,
+    precision: Precision,
+    names: list[str],
+    rank: int,
+    budget: str | None,
+    rounds: int,
+    memory: bool,
+    compiled: bool,
 ) -> dict[str, Any]:
     from ..experiments.bench.arms import arms
     from ..experiments.bench.measure import WARM_UP, table
@@ -82,7 +90,7 @@ def _table(
     with progress_bar() as bar:
         told = partial(bar.one_of, "measuring", WARM_UP + rounds)
         matching = None if budget is None else (chosen, budget)
-        rows = table(chosen, arms(names, rank, matching), precision, rounds, memory, told)
+        rows = table(chosen, arms(names, rank, matching, compiled), precision, rounds, memory, told)
     size = f"rank {rank}" if budget is None else f"budget {budget}"
     title = f"{chosen.title}, {precision.value}, {size}, {rounds} rounds"
     wide_console().print(_shown(title, rows, memory))

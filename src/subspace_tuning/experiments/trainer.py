@@ -283,6 +283,7 @@ def arguments(
         load_best_model_at_end=training.keep is Keep.best,
         restore_callback_states_from_checkpoint=True,
         dataloader_pin_memory=False,
+        torch_compile=training.compile,
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=not progress,
@@ -339,7 +340,16 @@ def batches(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, size: in
 
 
 def check_training(model: nn.Module, training: TrainingSection, rows: int) -> None:
-    """Raises SubspaceError if the method's schedule or the ratio of LoRA+ does not fit a run over `rows` rows."""
+    """Raises SubspaceError for what does not fit a run over `rows` rows, or cannot be done here.
+
+    That are the method's schedule, the ratio of LoRA+, and compiling.
+    """
+    if training.compile:
+        try:
+            torch.compile(torch.neg)(torch.ones(2))
+        except Exception as error:  # a compiler that is missing, or fails in one of many ways
+            reason = str(error).strip().splitlines()[0]
+            raise SubspaceError(f"training.compile is true, and torch.compile fails here: {reason}") from error
     schedule(model, total_steps(training, rows), dict)
     parameter_groups(model, 1.0, training.lora_plus_ratio or 1.0)
 

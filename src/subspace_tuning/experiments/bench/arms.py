@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import peft
@@ -41,27 +41,32 @@ PEFT: dict[str, Callable[[int, list[str]], PeftConfig]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm; ``name`` is a method, or that of the floor or full tuning."""
+    """One arm; ``name`` is a method, or that of the floor or full tuning, and ``compiled`` says whether by torch."""
 
     source: Source
     name: str
     rank: int = 8
+    compiled: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name} (peft)" if self.source == "peft" else self.name
+        notes = ["peft"] * (self.source == "peft") + ["compiled"] * self.compiled
+        return f"{self.name} ({', '.join(notes)})" if notes else self.name
 
 
 FLOOR = Arm("floor", "frozen floor")
 FULL = Arm("full", "full fine-tuning")
 
 
-def arms(names: Sequence[str], rank: int = 8, matching: tuple[Shape, str] | None = None) -> list[Arm]:
+def arms(
+    names: Sequence[str], rank: int = 8, matching: tuple[Shape, str] | None = None, compiled: bool = False
+) -> list[Arm]:
     """Return the floor, each method with peft's version beside it where there is one, and full fine-tuning.
 
     Args:
         names: the methods.
         rank: the rank of all of them.
         matching: a shape and a budget of parameters instead, by which each method gets its own rank.
+        compiled: also each of them compiled by torch.
     """
     found = [FLOOR]
     for name in names:
@@ -71,7 +76,8 @@ def arms(names: Sequence[str], rank: int = 8, matching: tuple[Shape, str] | None
         found.append(Arm("ours", name, rank))
         if name in PEFT:
             found.append(Arm("peft", name, rank))
-    return [*found, FULL]
+    found.append(FULL)
+    return found + [replace(arm, compiled=True) for arm in found] if compiled else found
 
 
 @dataclass
@@ -102,6 +108,12 @@ class Bench:
 
 def build(arm: Arm, base: PreTrainedModel, shape: Shape, precision: Precision) -> Bench:
     """Make an arm on a base model, whose frozen weights it shares."""
+    if arm.compiled:
+        bench = build(replace(arm, compiled=False), base, shape, precision)
+        started = time.perf_counter()
+        bench.model.compile()
+        bench.step()  # compiles the passes, which can take minutes
+        return replace(bench, arm=arm, build_seconds=bench.build_seconds + time.perf_counter() - started)
     inputs = shape.inputs()
     if arm.source == "full":
         model: nn.Module = shape.model(precision)

@@ -7,6 +7,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,7 +164,7 @@ def table(
     seconds = interleaved({name: bench.step for name, bench in benches.items()}, rounds, told)
     rows = []
     for name, bench in benches.items():
-        other = f"{name} (peft)"
+        other = str(replace(bench.arm, source="peft")) if bench.arm.source == "ours" else ""
         rows.append(
             Row(
                 arm=bench.arm,
