@@ -1,6 +1,6 @@
 """Training steps against the frozen floor and peft: shapes x number formats, with the limits that we set ourselves.
 
-    python benchmarks/speed/run.py                  # all nine tables; an hour on two cores that do nothing else
+    python benchmarks/speed/run.py                  # all tables; an hour and a half on two cores that do nothing else
     python benchmarks/speed/run.py --settings a-float32 b-autocast --rounds 10
     python benchmarks/speed/run.py --table          # only writes results.md from the tables that are there
 
@@ -13,7 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,15 @@ METHODS = (
     "ssl ssb ia3 bitfit lora trilora flora moslora adalora spectral parallel_adapter pissa milora dora lora_dash "
     "sam_parser svdiff liera pafi"
 ).split()
-SETTINGS = [f"{shape}-{precision}" for precision in ("float32", "autocast", "bfloat16") for shape in "abc"]
+FEW = ("ssb", "lora", "dora")
+TABLES = [f"{shape}-{precision}" for precision in ("float32", "autocast", "bfloat16") for shape in "abc"]
+# What is measured besides: its name, and the words for `subspace bench`.
+OTHERS = {
+    "memory": ["--memory", "--rounds", "2"],
+    "compiled-float32": ["--compile"],
+    "compiled-autocast": ["--compile", "--precision", "autocast"],
+    **{f"curve-{curve}": ["--curve", curve] for curve in ("rows", "width", "rank", "adapters")},
+}
 
 # The most that a step may take in frozen floors, on shapes a and b in float32. None: as much as full fine-tuning.
 LIMITS: dict[str, tuple[float, float] | None] = {
@@ -47,19 +55,17 @@ def limit(method: str, shape: str, precision: str, full: float) -> float | None:
     return full if both is None else both["ab".index(shape)] + ALLOWANCE[precision]
 
 
-def lines(setting: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """One table as Markdown."""
-    shape, precision = setting.split("-")[:2]
-    rows = found["rows"]
+def table(found: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of a table of arms."""
+    shape, precision, rows = found["shape"][0], found["precision"], found["rows"]
     full = next(row["to_floor"][0] for row in rows if row["source"] == "full")
-    yield f"## {found['shape']}, {precision}"
+    yield f"Floor {rows[0]['seconds'] * 1e3:.0f} ms."
     yield ""
-    yield f"{found['date']}, {found['rounds']} rounds, {found['machine']['threads']} threads; floor " + (
-        f"{rows[0]['seconds'] * 1e3:.0f} ms."
+    peak = rows[0]["peak_mib"] is not None
+    yield "| arm | to the floor (95 %) | limit | | to peft | kept for backward, MiB | GFLOP | build, s |" + (
+        " peak, MiB |" * peak
     )
-    yield ""
-    yield "| arm | to the floor (95 %) | limit | | to peft | kept for backward, MiB | GFLOP | build, s |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|" + "---|" * peak
     for row in rows:
         median, low, high = row["to_floor"]
         most = limit(row["arm"], shape, precision, full) if row["source"] == "ours" else None
@@ -69,29 +75,64 @@ def lines(setting: str, found: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"| {row['arm']} | {median:.3f} ({low:.2f} - {high:.2f}) | {shown} | {met} | {peft} "
             f"| {row['saved_mib']:.1f} | {row['gflops']:.1f} | {row['build_seconds']:.2f} |"
-        )
+        ) + (f" {row['peak_mib']:.0f} |" if peak else "")
     yield ""
+
+
+def curve(found: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of a growth curve: milliseconds, and how many frozen floors they are."""
+    points = {(point["arm"], point["value"]): point for point in found["points"]}
+    values = list(dict.fromkeys(point["value"] for point in found["points"]))
+    yield "| ms (frozen floors) | " + " | ".join(f"{value:,}" for value in values) + " |"
+    yield "|---" * (1 + len(values)) + "|"
+    for arm in dict.fromkeys(point["arm"] for point in found["points"]):
+        own = [points[arm, value] for value in values]
+        shown = [
+            f"{point['seconds'] * 1e3:.1f}" + (f" ({point['to_floor'][0]:.2f})" if "to_floor" in point else "")
+            for point in own
+        ]
+        yield f"| {arm} | " + " | ".join(shown) + " |"
+    yield ""
+
+
+def lines(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    """One file of figures as Markdown."""
+    title = f"{found['curve']}" if "curve" in found else found["shape"]
+    yield f"## {title}, {found['precision']} ({name})"
+    yield ""
+    yield f"{found['date']}, {found['rounds']} rounds, {found['machine']['threads']} threads."
+    yield from curve(found) if "curve" in found else table(found)
+
+
+def words(name: str, methods: Sequence[str], rounds: int) -> list[str]:
+    """What to tell `subspace bench` for one of the tables or curves."""
+    if name in OTHERS:
+        chosen, said = FEW, ["--rounds", str(rounds), *OTHERS[name]]
+    else:
+        shape, precision = name.split("-")
+        # A Llama block has no biases for BitFit.
+        chosen = tuple(method for method in methods if (method, shape) != ("bitfit", "c"))
+        said = ["--shape", shape, "--precision", precision, "--rounds", str(rounds)]
+    return [*said, *(word for method in chosen for word in ("--method", method))]
 
 
 def main() -> None:
     """Reads the command line, measures and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    everything = [*TABLES, *OTHERS]
+    parser.add_argument("--settings", nargs="+", choices=everything, default=everything)
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="those of the tables")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--run", default="1", help="a name for this run, so that several stand side by side")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--table", action="store_true", help="only write the tables")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
-    for setting in [] if options.table else options.settings:
-        shape, precision = setting.split("-")
-        path = options.results / f"{setting}-{options.run}.json"
-        words = ["bench", "--shape", shape, "--precision", precision, "--rounds", str(options.rounds)]
-        # A Llama block has no biases for BitFit.
-        words += [word for name in options.methods if (name, shape) != ("bitfit", "c") for word in ("--method", name)]
+    for name in [] if options.table else options.settings:
+        path = options.results / f"{name}-{options.run}.json"
         code = "from subspace_tuning.cli import main; main()"
-        subprocess.run([sys.executable, "-c", code, *words, "--output", path, "--overwrite"], check=True)
+        said = ["bench", *words(name, options.methods, options.rounds), "--output", path, "--overwrite"]
+        subprocess.run([sys.executable, "-c", code, *said], check=True)
     page = [
         "# Training steps against the frozen floor",
         "",

@@ -76,8 +76,8 @@ def test_arms_share_the_frozen_weights() -> None:
 def test_operations_are_those_of_the_products(batch: int) -> None:
     """LoRA's are the floor's, and per matrix either products of rows with A or B, or those of A and B themselves.
 
-    There are six of the former. Where the rows are no fewer than W's other dimension, A @ B is added to W instead, forward
-    and backward, and x @ A is had again. The first inputs need no gradient.
+    There are six of the former. Where the rows are no fewer than W's other dimension, A @ B is added to W instead,
+    forward and backward, and x @ A is had again. The first inputs need no gradient.
     """
     shape = bert_block(256, layers=2, batch=batch, tokens=64)
     base = shape.model(Precision.float32)

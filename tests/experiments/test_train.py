@@ -205,6 +205,35 @@ def test_options_are_heeded(option: str, run: Callable[..., Outcome], tmp_path: 
         assert not _equal(plain, changed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ssb", "dora"])
+def test_compiled_steps_go_the_same_way(method: str, run: Callable[..., Outcome], tmp_path: Path) -> None:
+    plain, compiled = (
+        run(
+            f"output={tmp_path / str(compiling)}",
+            f"adapter.method={method}",
+            "training.precision=float32",
+            f"training.compile={compiling}",
+        )
+        for compiling in ("false", "true")
+    )
+    weights, found = _weights(plain), _weights(compiled)
+    assert found.keys() == weights.keys()
+    for name, wanted in weights.items():
+        torch.testing.assert_close(found[name], wanted, rtol=1e-2, atol=1e-4)
+    assert compiled.record["final"]["loss"] == pytest.approx(plain.record["final"]["loss"], rel=1e-3)
+
+
+def test_compiling_is_refused_where_it_fails(
+    run: Callable[..., Outcome], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    with pytest.raises(SubspaceError, match=r"training\.compile is true, and torch\.compile fails here: .*\S"):
+        run("training.compile=true")
+    assert not Path(settings["output"]).exists()
+
+
 def test_the_best_epoch_is_kept_on_demand(run: Callable[..., Outcome], tmp_path: Path) -> None:
     options = ["training.epochs=4", "training.learning_rate=0.03", "adapter.method=lora"]
     last = run(*options, f"output={tmp_path / 'last'}").record
