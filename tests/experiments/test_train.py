@@ -208,28 +208,28 @@ def test_options_are_heeded(option: str, run: Callable[..., Outcome], tmp_path: 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ssb", "dora"])
 def test_compiled_steps_go_the_same_way(method: str, run: Callable[..., Outcome], tmp_path: Path) -> None:
-    plain, compiled = (
-        run(
-            f"output={tmp_path / str(compiling)}",
-            f"adapter.method={method}",
-            "training.precision=float32",
-            f"training.compile={compiling}",
+    """As long as the same entries are dropped out, which inductor draws in its own way otherwise."""
+    with torch._inductor.config.patch(fallback_random=True):
+        plain, compiled = (
+            run(
+                f"output={tmp_path / compiling}",
+                f"adapter.method={method}",
+                "training.precision=float32",
+                f"training.compile={compiling}",
+            )
+            for compiling in ("false", "true")
         )
-        for compiling in ("false", "true")
-    )
+    for own, other in zip(compiled.record["history"], plain.record["history"], strict=True):
+        assert own == pytest.approx(other, rel=1e-4)
     weights, found = _weights(plain), _weights(compiled)
     assert found.keys() == weights.keys()
     for name, wanted in weights.items():
-        torch.testing.assert_close(found[name], wanted, rtol=1e-2, atol=1e-4)
-    assert compiled.record["final"]["loss"] == pytest.approx(plain.record["final"]["loss"], rel=1e-3)
+        torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_compiling_is_refused_where_it_fails(
-    run: Callable[..., Outcome], settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
-    with pytest.raises(SubspaceError, match=r"training\.compile is true, and torch\.compile fails here: .*\S"):
+def test_compiling_is_refused_where_it_fails(run: Callable[..., Outcome], settings: Settings) -> None:
+    broken = torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True})
+    with broken, pytest.raises(SubspaceError, match=r"training\.compile is true, and torch\.compile fails here: .*\S"):
         run("training.compile=true")
     assert not Path(settings["output"]).exists()
 

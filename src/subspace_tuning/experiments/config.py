@@ -117,8 +117,8 @@ class TrainingSection:
         warmup_ratio: the share of all steps in which the rate rises from zero.
         max_grad_norm: the gradients' joint norm is clipped to this; 0 for no clipping.
         group_by_length: form batches of rows of like length, which saves padding.
-        compile: compile the steps with torch.compile; the first ones take minutes, the rest less, and the results are
-            equal up to rounding.
+        compile: let torch.compile make the steps' code. The first steps take minutes, and dropout draws other masks
+            than without; else results are equal up to rounding.
         save_steps: a checkpoint every so many steps besides the one after each epoch; 0 for none.
         threads: threads to compute with; null leaves it to torch. Results are equal bit for bit only for equal threads.
     """
