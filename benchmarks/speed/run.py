@@ -104,6 +104,33 @@ def lines(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     yield from curve(found) if "curve" in found else table(found)
 
 
+def overview(tables: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """All runs of all tables in one: medians, run by run, and the limits."""
+    yield "## Frozen floors at a glance"
+    yield ""
+    yield "Medians of the runs in their order, and the limit. Those in bold are above it, intervals aside."
+    yield ""
+    settings = [name for name in TABLES if any(key.rsplit("-", 1)[0] == name for key in tables)]
+    yield "| method | " + " | ".join(settings) + " |"
+    yield "|---" * (1 + len(settings)) + "|"
+    for method in METHODS:
+        cells = []
+        for setting in settings:
+            shape, precision = setting.split("-")
+            shown, most = [], None
+            for found in (tables[key] for key in sorted(tables) if key.rsplit("-", 1)[0] == setting):
+                ratios = {(row["source"], row["arm"]): row["to_floor"][0] for row in found["rows"]}
+                most = limit(method, shape, precision, ratios["full", "full fine-tuning"])
+                own = ratios.get(("ours", method))
+                if own is not None:
+                    shown.append(
+                        f"**{own:.2f}**" if most is not None and round(own, 2) > round(most, 2) else f"{own:.2f}"
+                    )
+            cells.append(", ".join(shown) + (f" ({most:.2f})" if most is not None and shown else ""))
+        yield f"| {method} | " + " | ".join(cells) + " |"
+    yield ""
+
+
 def words(name: str, methods: Sequence[str], rounds: int) -> list[str]:
     """What to tell `subspace bench` for one of the tables or curves."""
     if name in OTHERS:
@@ -139,11 +166,13 @@ def main() -> None:
         "Written by `run.py`; README.md says what is measured.",
         "",
     ]
-    last: Mapping[str, Any] = {}
-    for path in sorted(options.results.glob("*-*.json")):
-        last = json.loads(path.read_text(encoding="utf-8"))
-        page += lines(path.stem, last)
-    if last:
+    known = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.results.glob("*-*.json"))
+    }
+    page += overview(known)
+    for name, found in known.items():
+        page += lines(name, found)
+    for last in list(known.values())[-1:]:
         page += [
             f"Machine: {last['machine']['cpu']}, {last['machine']['cores']} cores.",
             "Versions: " + ", ".join(f"{name} {version}" for name, version in last["versions"].items()) + ".",

@@ -270,11 +270,15 @@ class _ScaledSum(torch.autograd.Function):
 class _ScaledLowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, formed: Tensor | None, x: Tensor, *given: Any) -> Tensor:
-        ctx.options, tensors = given[:_TENSORS], given[_TENSORS:]
-        parts = _read(tensors, ctx.options)
+        ctx.options, (weight, *others) = given[:_TENSORS], given[_TENSORS:]
+        parts = _read((weight, *others), ctx.options)
         of_highs = ctx.needs_input_grad[-len(parts.highs) :] if parts.highs else ()
         y, kept = _forward(x, parts, formed, of_highs)
-        ctx.save_for_backward(*kept, x, *tensors)
+        of_x, (_, _, of_left, of_right) = ctx.needs_input_grad[1], ctx.needs_input_grad[2 + _TENSORS :][:4]
+        if not (of_x or of_left or of_right):
+            # No gradient reads W. What stands for it takes no room, as a copy in another precision would.
+            weight = weight.new_zeros(()).expand(weight.shape)
+        ctx.save_for_backward(*kept, x, weight, *others)
         return y
 
     @staticmethod
@@ -297,7 +301,7 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
     weight, _, left, right, lows, highs, function, scale, around, _ = parts
     of_lows, of_highs = of_factors[: len(lows)], of_factors[len(lows) :]
     outer = right if around else None
-    joins = not of_left and _joins(parts, g, weight.shape[1])
+    joins = of_x and not of_left and _joins(parts, g, weight.shape[1])
     by_x = by_bias = by_left = by_right = u = None
     by_lows: Sequence[Tensor | None] = [None] * len(lows)
     by_highs: Sequence[Tensor | None] = [None] * len(lows)
