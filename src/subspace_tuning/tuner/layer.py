@@ -289,16 +289,16 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
             raise SubspaceError(
                 f"adapter {name!r} was chosen from data and its mask is not loaded: load the adapter, or call calibrate"
             )
-        base, env = self.get_base_layer(), self._environment(name)
+        base, bias, env = self.get_base_layer(), self.bias, self._environment(name)
         if isinstance(self.kind, NormKind) and not self.method[name].formula.wraps_norm:
             output = self._base_output(x, *args, **kwargs)
             return output + self.kind.along(self._bias_delta(name, env), output.dim()).to(output.dtype)
         chosen = self._plans[name][0 if self.training else 1]
         stage = chosen.stage(self.kind.count_rows(base, x))
         plain = self.base_layer is base and self.kind.is_plain(base)
-        if stage.fused is not None and plain and stage.fused.suits(self.weight):
-            if self.bias is not None:
-                env.setdefault("b", self.bias)
+        if stage.fused is not None and plain and stage.fused.suits(env["W"]):
+            if bias is not None:
+                env.setdefault("b", bias)
             y = stage.fused.apply(x, env)
             assert isinstance(y, Tensor)
             return y
@@ -308,8 +308,8 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
             frozen = self._base_output(x, *args, **kwargs)
             return frozen + self.kind.finish(base, y).to(frozen.dtype)
         formula = self.method[name].formula
-        if self.bias is not None and not (formula.names_bias or formula.wraps_norm):
-            y = y + self.bias.to(y.dtype)
+        if bias is not None and not (formula.names_bias or formula.wraps_norm):
+            y = y + bias.to(y.dtype)
         return self.kind.finish(base, y)
 
     def _mixed_batch(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
