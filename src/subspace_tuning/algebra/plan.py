@@ -49,7 +49,7 @@ from .unit import Unit
 
 MOVE = 40.0
 CALL = 1e6
-KERNEL = 2e7
+KERNEL = 3.2e7
 MOST_ROWS = 2**20
 _SHAPELESS = (Activation, Identity, Normalisation)  # they take rows of any width and keep it
 
