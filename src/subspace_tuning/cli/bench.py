@@ -139,7 +139,7 @@ def _curve(curve: Curve, precision: Precision, names: list[str], rounds: int) ->
             told = partial(bar.one_of, curve.value, len(values) * (WARM_UP + rounds))
             points += growth(curve, names, precision, rounds, told)
     shown = Table(
-        title=f"{curve}, {precision.value}", box=None, pad_edge=False, header_style="bold", title_justify="left"
+        title=f"{curve.value}, {precision.value}", box=None, pad_edge=False, header_style="bold", title_justify="left"
     )
     shown.add_column("arm", no_wrap=True)
     for value in values:

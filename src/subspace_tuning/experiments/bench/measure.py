@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,7 @@ def peak(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
 
 
 def _peak(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
+    warnings.filterwarnings("ignore", module="transformers|peft|torch")  # a new process has forgotten it
     torch.set_num_threads(count)
     bench = build(arm, shape.model(precision), shape, precision)
     for _ in range(3):
