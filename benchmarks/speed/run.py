@@ -83,6 +83,7 @@ def curve(found: Mapping[str, Any]) -> Iterator[str]:
     """The lines of a growth curve: milliseconds, and how many frozen floors they are."""
     points = {(point["arm"], point["value"]): point for point in found["points"]}
     values = list(dict.fromkeys(point["value"] for point in found["points"]))
+    yield ""
     yield "| ms (frozen floors) | " + " | ".join(f"{value:,}" for value in values) + " |"
     yield "|---" * (1 + len(values)) + "|"
     for arm in dict.fromkeys(point["arm"] for point in found["points"]):
