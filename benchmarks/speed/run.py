@@ -98,8 +98,7 @@ def curve(found: Mapping[str, Any]) -> Iterator[str]:
 
 def lines(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     """One file of figures as Markdown."""
-    title = f"{found['curve']}" if "curve" in found else found["shape"]
-    yield f"## {title}, {found['precision']} ({name})"
+    yield f"## {found.get('curve') or found['shape']}, {found['precision']} ({name})"
     yield ""
     yield f"{found['date']}, {found['rounds']} rounds, {found['machine']['threads']} threads."
     yield from curve(found) if "curve" in found else table(found)
@@ -173,7 +172,8 @@ def main() -> None:
     page += overview(known)
     for name, found in known.items():
         page += lines(name, found)
-    for last in list(known.values())[-1:]:
+    if known:
+        last = known[max(known)]
         page += [
             f"Machine: {last['machine']['cpu']}, {last['machine']['cores']} cores.",
             "Versions: " + ", ".join(f"{name} {version}" for name, version in last["versions"].items()) + ".",

@@ -205,3 +205,24 @@ def test_a_plan_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["inspect", "roberta-base"])
     assert stopped.value.code == 2
+
+
+@pytest.mark.slow
+def test_a_compiled_arm_takes_the_same_step() -> None:
+    chosen = arms.arms(["lora"], rank=2, compiled=True)
+    assert [str(arm) for arm in chosen[len(chosen) // 2 :]] == [
+        "frozen floor (compiled)",
+        "lora (compiled)",
+        "lora (peft, compiled)",
+        "full fine-tuning (compiled)",
+    ]
+    shape = bert_block(32, batch=2, tokens=8)
+    base = shape.model(Precision.float32)
+    losses = []
+    for arm in (Arm("ours", "lora", 2), Arm("ours", "lora", 2, compiled=True)):
+        torch.manual_seed(0)
+        bench = build(arm, base, shape, Precision.float32)
+        if not arm.compiled:  # compiling takes a step
+            bench.step()
+        losses.append(bench.loss().item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -187,5 +187,8 @@ def test_another_process_loads_the_same(
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=120, env=without_cache)
     found = load_file(tmp_path / "result")
     for folder, wanted in expected.items():
-        # Not to the last bit: weights mapped from a file begin anywhere in memory, and a BLAS rounds accordingly.
-        torch.testing.assert_close(found[folder], wanted, rtol=0.0, atol=1e-5, msg=folder)
+        if Path(folder).name == own_method.name:
+            # It multiplies W itself: mapped from a file W begins anywhere in memory, and a BLAS rounds accordingly.
+            torch.testing.assert_close(found[folder], wanted, rtol=0.0, atol=1e-5)
+        else:
+            assert torch.equal(found[folder], wanted), folder

@@ -83,7 +83,7 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
             formed = _formed(parts)
     if parts.unit:
         assert formed is not None
-        norms = norms_of_columns(formed)
+        norms = one_for_zero(torch.linalg.vector_norm(formed, dim=0))
         parts = parts._replace(right=norms.reciprocal() if parts.right is None else parts.right / norms)
     weight, bias, left, right, lows, highs, *_ = parts
     scaled = left is not None or right is not None
@@ -157,9 +157,8 @@ def _formed(parts: Parts) -> Tensor:
     return torch.addmm(matrix, low, high, alpha=parts.scale)
 
 
-def norms_of_columns(matrix: Tensor) -> Tensor:
-    """Return the norms of the columns; 1 for a column of zeros, which no scale can change."""
-    norms = torch.linalg.vector_norm(matrix, dim=0)
+def one_for_zero(norms: Tensor) -> Tensor:
+    """Return the norms of columns; 1 for a column of zeros, which no scale can change."""
     return torch.where(norms > 0, norms, torch.ones_like(norms))
 
 

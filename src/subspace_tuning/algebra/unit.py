@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import rows as R
+from .kernels import one_for_zero
 from .nodes import Diag, Environment, Expression, Product, Scale, Sum, dense
 from .rows import Rows
 
@@ -67,8 +68,7 @@ def column_norms(node: Expression, env: Environment) -> Tensor:
             total = total + _inner(left, left)
             for right in terms[i + 1 :]:
                 total = total + 2.0 * _inner(left, right)
-        norms = total.detach().clamp_min(0.0).sqrt()
-        return torch.where(norms > 0, norms, torch.ones_like(norms))
+        return one_for_zero(total.detach().clamp_min(0.0).sqrt())
 
 
 def _split(term: Expression, env: Environment) -> tuple[Tensor | None, Tensor]:

@@ -340,9 +340,9 @@ def batches(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, size: in
 
 
 def check_training(model: nn.Module, training: TrainingSection, rows: int) -> None:
-    """Raises SubspaceError for what does not fit a run over `rows` rows, or cannot be done here.
+    """Raises SubspaceError if the method's schedule or the ratio of LoRA+ does not fit a run over `rows` rows.
 
-    That are the method's schedule, the ratio of LoRA+, and compiling.
+    So it does if the steps shall be compiled and torch cannot compile here.
     """
     if training.compile:
         try:
