@@ -17,55 +17,103 @@ RINGS = ("errors", "algebra", "methods", "theory", "tuner", "tasks", "experiment
 HEAVY = {"peft", "transformers", "accelerate", "datasets", "sklearn"}
 
 
-def imports(path: Path) -> set[str]:
-    """Return the modules that a file imports, those of the package as ``.ring``."""
-    package = ("subspace_tuning", *path.relative_to(SOURCE).parent.parts)
+def imports(source: str, package: tuple[str, ...]) -> set[str]:
+    """Return the modules that a file of the package imports, those of the package as ``.ring``."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add((node.module or "").split(".")[0])
+            found |= {_top(alias.name.split(".")) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1]
-            parts = (*base, *(node.module or "").split(".")) if node.module else base
-            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
-            found |= {f".{name}" for name in names}
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            parts = [*base, *(node.module.split(".") if node.module else ())]
+            found |= {_top([*parts, alias.name]) for alias in node.names}
     return found
+
+
+def _top(parts: list[str]) -> str:
+    return f".{parts[1]}" if parts[0] == "subspace_tuning" and len(parts) > 1 else parts[0]
+
+
+def _imports_of(path: Path) -> set[str]:
+    return imports(path.read_text(encoding="utf-8"), ("subspace_tuning", *path.relative_to(SOURCE).parent.parts))
 
 
 @pytest.mark.parametrize("ring", RINGS)
 def test_no_ring_looks_outward(ring: str) -> None:
     files = sorted((SOURCE / ring).rglob("*.py")) or [SOURCE / f"{ring}.py"]
-    outward = {f".{other}" for other in RINGS[RINGS.index(ring) + 1 :]}
+    # The package itself imports the tuner, so what comes from its top may be anything.
+    outward = {"subspace_tuning", *(f".{other}" for other in RINGS[RINGS.index(ring) + 1 :])}
+    public = {f".{name}" for name in subspace_tuning.__all__} - {f".{other}" for other in (*RINGS, "__version__")}
     for path in files:
-        found = imports(path)
-        assert not found & outward, f"{path} imports {found & outward}"
+        found = _imports_of(path)
+        assert not found & (outward | public), f"{path} imports {found & (outward | public)}"
         if ring in ("errors", "algebra", "methods", "theory"):
             assert not found & HEAVY, f"{path} imports {found & HEAVY}"
         if ring not in ("tuner", "experiments"):
             assert "peft" not in found, f"{path} imports peft"
 
 
-@pytest.mark.parametrize("module", ["subspace_tuning", "subspace_tuning.algebra", "subspace_tuning.methods"])
-def test_the_core_loads_torch_alone(module: str) -> None:
-    code = f"import sys, {module}; print(*(set({sorted(HEAVY)!r}) & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == ""
-
-
 @pytest.mark.parametrize(
-    "order",
+    ("line", "found"),
     [
-        "import subspace_tuning, peft",
-        "import peft, subspace_tuning",
-        "import transformers, subspace_tuning, peft.mapping",
+        ("from ..tuner.config import SubspaceConfig", ".tuner"),
+        ("from .. import tuner", ".tuner"),
+        ("import subspace_tuning.tuner as t", ".tuner"),
+        ("from subspace_tuning.tuner import layer", ".tuner"),
+        ("from subspace_tuning import tuner", ".tuner"),
+        ("from subspace_tuning import SubspaceConfig", ".SubspaceConfig"),
+        ("import subspace_tuning", "subspace_tuning"),
+        ("def f():\n    from peft import PeftModel", "peft"),
+        ("import peft.mapping", "peft"),
+        ("from . import nodes", ".algebra"),
     ],
 )
+def test_every_form_of_import_is_seen(line: str, found: str) -> None:
+    assert imports(line, ("subspace_tuning", "algebra")) == {found}
+
+
+def test_the_inner_rings_load_without_peft() -> None:
+    """The package imports peft; put a bare one in its place, and its inner rings load as they would alone."""
+    code = (
+        "import sys, types; package = sys.modules['subspace_tuning'] = types.ModuleType('subspace_tuning'); "
+        f"package.__path__ = [{str(SOURCE)!r}]; "
+        "import subspace_tuning.algebra, subspace_tuning.methods, subspace_tuning.theory; "
+        f"print(*(set({sorted(HEAVY)!r}) & set(sys.modules)))"
+    )
+    assert _run(code) == ""
+
+
+PROBES = (
+    "import subspace_tuning, importlib.util as i; i.find_spec('peft'); i.find_spec('peft'); import peft",
+    "from peft import PeftModel; from transformers import AutoModel; import subspace_tuning.algebra",
+)
+MORE_PROBES = (
+    "import subspace_tuning, peft",
+    "import transformers, subspace_tuning, peft.mapping",
+    "import subspace_tuning.algebra",
+    "from subspace_tuning.methods import every",
+    "import importlib.util as i; i.find_spec('peft'); import subspace_tuning; i.find_spec('peft')",
+    "from transformers.utils import is_peft_available as a; a(); import subspace_tuning; a(); import peft",
+    "import subspace_tuning; from transformers import AutoModel; from peft import PeftModel",
+)
+
+
+@pytest.mark.parametrize("order", [*PROBES, *(pytest.param(order, marks=pytest.mark.slow) for order in MORE_PROBES)])
 def test_the_tuner_is_registered_whatever_comes_first(order: str) -> None:
-    code = f"{order}; from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as m; print('SUBSPACE' in m)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "True"
+    code = (
+        "from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as a, PEFT_TYPE_TO_CONFIG_MAPPING as b, "
+        "PEFT_TYPE_TO_PREFIX_MAPPING as c; print(all('SUBSPACE' in mapping for mapping in (a, b, c)))"
+    )
+    assert _run(f"{order}; {code}") == "True"
+
+
+def test_public_names() -> None:
+    assert set(subspace_tuning.__all__) <= set(dir(subspace_tuning))
+    assert all(getattr(subspace_tuning, name) is not None for name in subspace_tuning.__all__)
+
+
+def _run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_nothing_is_evaluated_or_unpickled() -> None:
