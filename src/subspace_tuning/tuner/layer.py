@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.other import _set_layer_requires_grad
 from torch import Tensor, nn
 
-from ..algebra import Plan, Sizes, dense, plan
+from ..algebra import Plan, Sizes, plan
 from ..algebra.names import CHOSEN_SHAPES
-from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
-from .kinds import Kind, NormKind, kind_of
+from .kinds import NormKind, kind_of
+from .merging import MergingLayer
 
 BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
 
@@ -42,7 +41,7 @@ def showing(adapters: Iterable[str] = ()) -> Iterator[None]:
         _shown.reset(token)
 
 
-class SubspaceLayer(nn.Module, BaseTunerLayer):
+class SubspaceLayer(MergingLayer):
     """A frozen module with adapters: y = x @ phi(W) + b.
 
     With several active adapters y is the frozen output plus the sum of what each would change at the frozen weight, so
@@ -68,10 +67,10 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         kind = kind_of(base_layer)
         assert kind is not None
         self.base_layer = base_layer
-        self.kind: Kind = kind
+        self.kind = kind
         self.subspace_params = nn.ModuleDict()
         self.subspace_constants = nn.ModuleDict()
-        self.method: dict[str, Method] = {}
+        self.method = {}
         self.r: dict[str, int] = {}
         self.alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}  # s
@@ -83,8 +82,8 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         self._plans: dict[str, tuple[Plan, Plan]] = {}  # in training, in evaluation
         self._unfrozen: set[str] | None = set()  # None: to be looked up
         self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        self._frozen: dict[str, Tensor] = {}  # weight and bias before merging
+        self.merged_adapters = []
+        self._frozen = {}
         self.in_features, self.out_features = self.kind.matrix(self.weight).shape
         self.train(base_layer.training)  # a second adapter may come to a model that is in evaluation
 
@@ -107,7 +106,8 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         inference_mode: bool = False,
     ) -> None:
         """Give the layer an adapter, or replace the one of this name. ``scale`` is alpha / r if it is not given."""
-        weight, window = self.kind.matrix(self.weight), self.kind.window(self.get_base_layer())
+        weight = self.kind.matrix(self.frozen_tensors()["weight"])
+        window = self.kind.window(self.get_base_layer())
         method = method.on_axes(len(window)) if window else method
         scale = alpha / r if scale is None else scale
         one_hot = self.kind.one_hot
@@ -353,89 +353,12 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         value: Tensor = self._environment(adapter_name)[name]
         return value
 
-    # Merging
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write phi(W) into the base layer's weight. One copy of the frozen weight is kept, so unmerging is exact.
-
-        Raises SubspaceError if the formula has no dense form, or, with ``safe_merge``, if the result is not finite.
-        """
-        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.subspace_params]
-        if not names:
-            return
-        merged = self.merged_with(names, safe_merge)
-        self._frozen = self._frozen or self._base_tensors()
-        for key, tensor in merged.items():
-            getattr(self.get_base_layer(), key).data = tensor
-        self.merged_adapters.extend(names)
-
-    def merged_with(self, names: Sequence[str], safe_merge: bool = False) -> dict[str, Tensor]:
-        """Return weight and bias as merging these adapters would make them. Raises SubspaceError as ``merge`` does."""
-        for name in names:
-            self.check_merge(name)
-        merged = self._merged(self._frozen or self._base_tensors(), [*self.merged_adapters, *names])
-        if safe_merge and not all(torch.isfinite(tensor).all() for tensor in merged.values()):
-            raise SubspaceError(f"merging {', '.join(names)} gives weights that are not finite")
-        return merged
-
-    def unmerge(self) -> None:
-        """Put the frozen weight back, bit for bit."""
-        base = self.get_base_layer()
-        for key, tensor in self._frozen.items():
-            parameter = getattr(base, key)
-            parameter.data = tensor.to(parameter.data)
-        self._frozen = {}
-        self.merged_adapters.clear()
-
-    def check_merge(self, name: str) -> None:
-        """Raise SubspaceError if an adapter cannot be merged into this layer."""
-        method = self.method[name]
-        if not method.formula.is_linear:
-            raise SubspaceError(
-                f"method {method.name!r} cannot be merged: {method.formula} has a nonlinearity, so phi(W) is no matrix"
-            )
-        if method.formula.names_bias and self.bias is None:
-            raise SubspaceError(f"method {method.name!r} cannot be merged into a layer without a bias")
-
-    def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """Return phi(W) - W in the base layer's layout. Raises SubspaceError if there is no dense form."""
-        self.check_merge(adapter_name)
-        frozen = self._frozen or self._base_tensors()
-        return self._merged(frozen, [adapter_name])["weight"] - frozen["weight"]
-
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether ``peft.convert_to_lora`` can approximate the adapter."""
         method = self.method.get(adapter_name)
         if method is None or not isinstance(self, SubspaceLinear):
             return False
         return method.formula.is_linear and not method.formula.names_bias
-
-    def _base_tensors(self) -> dict[str, Tensor]:
-        base = self.get_base_layer()
-        return {key: getattr(base, key).data for key in ("weight", "bias") if getattr(base, key, None) is not None}
-
-    @torch.no_grad()
-    def _merged(self, frozen: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        """Return weight and bias with the changes of these adapters at the frozen ones, summed in float32 or wider."""
-        wide = {key: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for key, tensor in frozen.items()}
-        matrix = W = self.kind.matrix(wide["weight"])
-        for name in names:
-            env = self._environment(name, wide["weight"], wide.get("bias"))
-            expression = self.method[name].formula.evaluated
-            if isinstance(expression, Affine):
-                wide["bias"] = wide["bias"] + self._bias_delta(name, env)
-                expression = expression.matrix
-            if expression != Matrix("W"):
-                phi = dense(expression, env)
-                matrix = phi if matrix is W else matrix + (phi - W)
-        wide["weight"] = self.kind.weight(matrix, frozen["weight"].shape)
-        return {key: tensor.to(frozen[key].dtype).contiguous() for key, tensor in wide.items()}
-
-    def _bias_delta(self, name: str, env: dict[str, Any]) -> Tensor:
-        expression = self.method[name].formula.evaluated
-        assert isinstance(expression, Affine)
-        delta: Tensor = expression.bias.compact(env) - env["b"]
-        return delta
 
     def __repr__(self) -> str:
         return "subspace." + super().__repr__()

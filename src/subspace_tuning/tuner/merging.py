@@ -1,0 +1,114 @@
+"""Merging: phi(W) written into the base layer, and the frozen weight put back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from ..algebra import dense
+from ..algebra.nodes import Affine, Matrix
+from ..errors import SubspaceError
+
+if TYPE_CHECKING:
+    from ..methods import Method
+    from .kinds import Kind
+
+
+class MergingLayer(nn.Module, BaseTunerLayer):
+    """The part of a ``SubspaceLayer`` that merges its adapters.
+
+    While merged, the base layer holds new parameters, and the frozen ones are kept aside. They are never written to:
+    another module that holds the same parameter goes on with the frozen weight, as it does before merging.
+    """
+
+    kind: Kind
+    method: dict[str, Method]
+    subspace_params: nn.ModuleDict
+    merged_adapters: list[str]
+    _frozen: dict[str, nn.Parameter]  # weight and bias before merging, empty if nothing is merged
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put phi(W) into the base layer. The frozen parameters are kept aside, so unmerging is exact.
+
+        Raises SubspaceError if the formula has no dense form, or, with ``safe_merge``, if the result is not finite.
+        """
+        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.subspace_params]
+        if not names:
+            return
+        merged = self.merged_with(names, safe_merge)
+        base = self.get_base_layer()
+        self._frozen = self._frozen or self.frozen_tensors()
+        for key, tensor in merged.items():
+            setattr(base, key, nn.Parameter(tensor, requires_grad=self._frozen[key].requires_grad))
+        self.merged_adapters.extend(names)
+
+    def merged_with(self, names: Sequence[str], safe_merge: bool = False) -> dict[str, Tensor]:
+        """Return weight and bias as merging these adapters would make them. Raises SubspaceError as ``merge`` does."""
+        for name in names:
+            self.check_merge(name)
+        merged = self._merged([*self.merged_adapters, *names])
+        if safe_merge and not all(torch.isfinite(tensor).all() for tensor in merged.values()):
+            raise SubspaceError(f"merging {', '.join(names)} gives weights that are not finite")
+        return merged
+
+    def unmerge(self) -> None:
+        """Put the frozen parameters back."""
+        base = self.get_base_layer()
+        for key, parameter in self._frozen.items():
+            parameter.data = parameter.data.to(getattr(base, key).data)  # the model may have been moved or cast
+            setattr(base, key, parameter)
+        self._frozen = {}
+        self.merged_adapters.clear()
+
+    def check_merge(self, name: str) -> None:
+        """Raise SubspaceError if an adapter cannot be merged into this layer."""
+        method = self.method[name]
+        if not method.formula.is_linear:
+            raise SubspaceError(
+                f"method {method.name!r} cannot be merged: {method.formula} has a nonlinearity, so phi(W) is no matrix"
+            )
+        if method.formula.names_bias and "bias" not in self.frozen_tensors():
+            raise SubspaceError(f"method {method.name!r} cannot be merged into a layer without a bias")
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """Return phi(W) - W in the base layer's layout. Raises SubspaceError if there is no dense form."""
+        self.check_merge(adapter_name)
+        return self._merged([adapter_name])["weight"] - self.frozen_tensors()["weight"].data
+
+    def frozen_tensors(self) -> dict[str, nn.Parameter]:
+        """Return the frozen weight and, where there is one, bias: the base layer's own, or those set aside."""
+        if self._frozen:
+            return self._frozen
+        base = self.get_base_layer()
+        return {key: getattr(base, key) for key in ("weight", "bias") if getattr(base, key, None) is not None}
+
+    @torch.no_grad()
+    def _merged(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return weight and bias with the changes of these adapters at the frozen ones, summed in float32 or wider."""
+        frozen = {key: parameter.data for key, parameter in self.frozen_tensors().items()}
+        wide = {key: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for key, tensor in frozen.items()}
+        matrix = W = self.kind.matrix(wide["weight"])
+        for name in names:
+            env = self._environment(name, wide["weight"], wide.get("bias"))
+            expression = self.method[name].formula.evaluated
+            if isinstance(expression, Affine):
+                wide["bias"] = wide["bias"] + self._bias_delta(name, env)
+                expression = expression.matrix
+            if expression != Matrix("W"):
+                phi = dense(expression, env)
+                matrix = phi if matrix is W else matrix + (phi - W)
+        wide["weight"] = self.kind.weight(matrix, frozen["weight"].shape)
+        return {key: tensor.to(frozen[key].dtype).contiguous() for key, tensor in wide.items()}
+
+    def _bias_delta(self, name: str, env: dict[str, Any]) -> Tensor:
+        expression = self.method[name].formula.evaluated
+        assert isinstance(expression, Affine)
+        delta: Tensor = expression.bias.compact(env) - env["b"]
+        return delta
+
+    def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:
+        raise NotImplementedError
