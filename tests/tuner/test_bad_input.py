@@ -163,12 +163,13 @@ def test_a_module_without_a_bias(llama: Builder, unchanged: Remember) -> None:
 def test_a_model_that_no_placement_is_known_for(conv_net: Builder, unchanged: Remember) -> None:
     message = refused(conv_net(), SubspaceConfig(method="ssb"), unchanged)
     assert message == (
-        "target_modules is not given, and this model has no model_type. Modules that exist: first, head, second"
+        "Please specify `target_modules`: nothing in this model can be recognised as a block with attention or a "
+        "feed-forward network. Modules that exist: first, head, second"
     )
     model: Any = conv_net()
     model.config = type("OddConfig", (PretrainedConfig,), {"model_type": "bort"})()
     message = refused(model, SubspaceConfig(method="ssb"), unchanged)
-    assert message.startswith("no roles are known for model type 'bort'; did you mean bert")
+    assert message.startswith("Please specify `target_modules`: nothing in this model of type 'bort' can be recognised")
 
 
 def test_weights_that_are_not_floating(unchanged: Remember) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -20,6 +22,10 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from subspace_tuning import SubspaceConfig
+from subspace_tuning.methods.roles import FFN_NORM
+from subspace_tuning.tuner.architectures import ARCHITECTURES
+from subspace_tuning.tuner.recognise import recognise
 from subspace_tuning.tuner.roles import ROLES, known_model_types, target_modules
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS = 8, 32, 2, 2
@@ -51,16 +57,21 @@ class Case:
     ffns: int = LAYERS
     gated: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
+    alone: bool = False  # the config takes nothing of `TINY`
+    roles_of: tuple[str, ...] = ()  # where an architecture has no more than these
+    fused: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # shapes of roles that are not everyone's
 
     def __str__(self) -> str:
         return "-".join((self.model_type, *self.config))
 
     @property
     def roles(self) -> list[str]:
-        return [role for role in ROLES if self.gated or role != "ffn_gate"]
+        return [role for role in self.roles_of or ROLES if self.gated or role != "ffn_gate"]
 
     def tiny_config(self) -> PretrainedConfig:
         config_class = CONFIG_MAPPING[self.model_type]
+        if self.alone:
+            return config_class(**self.config)
         defaults = config_class()
         known = {key: value for key, value in TINY.items() if hasattr(defaults, key)}
         config: PretrainedConfig = config_class(**known | dict(self.config))
@@ -72,6 +83,19 @@ def encoder_decoder(model_type: str, gated: bool = False, **config: Any) -> Case
     return Case(model_type, attentions=3 * LAYERS, ffns=2 * LAYERS, gated=gated, config=config)
 
 
+ATTENTION, MIXER = ROLES[:4], ("value", "ffn_in", "ffn_gate")
+MIXED, MIXED2 = dict.fromkeys(MIXER, (HIDDEN, 32)), dict.fromkeys(MIXER, (HIDDEN, 292))
+GATED = TOWER | {"num_key_value_heads": HEADS, "head_dim": HIDDEN // HEADS}
+GEMMA4 = {key: value for key, value in GATED.items() if key != "head_dim"} | {
+    "head_dim": 4,
+    "global_head_dim": 4,
+    "hidden_size_per_layer_input": 0,
+}
+OPT = {"model_type": "opt", **TOWER, "ffn_dim": INTERMEDIATE, "word_embed_proj_dim": HIDDEN}
+FALCON = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+EXPERTS = {"num_experts": 2, "moe_intermediate_size": 4, "shared_expert_intermediate_size": 4}
+QWEN3_5 = {"layer_types": ["full_attention", "full_attention"]}
+GATED_Q = {"query": (HIDDEN, 2 * HIDDEN)}  # the query and the gate of the attention's output
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 CASES = [
     Case("albert", attentions=1, ffns=1),  # all layers share their weights
@@ -110,7 +134,50 @@ CASES = [
     Case("vit"),
     encoder_decoder("whisper"),
     Case("xlm-roberta"),
+    Case("blip-2", config={"text_config": OPT, "vision_config": TOWER, "qformer_config": TOWER}),
+    Case("bloom"),
+    Case("codegen"),
+    Case("falcon", alone=True, config=FALCON, fused=dict.fromkeys(("query", "key", "value"), (HIDDEN, 2 * HIDDEN))),
+    Case("falcon_mamba", roles_of=MIXER, gated=True, config={"intermediate_size": 16}, fused=MIXED),
+    Case("gemma3", gated=True, config={"text_config": GATED, "vision_config": TOWER}),
+    Case("gemma4", gated=True, alone=True, config={"text_config": GEMMA4, "vision_config": TOWER}),
+    Case("gemma4_text", gated=True, alone=True, config=GEMMA4),
+    Case("gpt_bigcode", fused=dict.fromkeys(("query", "key", "value"), (HIDDEN, 2 * HIDDEN))),
+    Case("gpt_neo", config={"attention_types": [[["global", "local"], 1]]}),
+    Case("gpt_oss", roles_of=ATTENTION, config={"num_local_experts": 2}),
+    Case("gptj"),
+    Case("layoutlm"),
+    Case("llama4", gated=True, config={"text_config": GATED | {"num_local_experts": 2}, "vision_config": TOWER}),
+    Case("llama4_text", gated=True, config={"num_local_experts": 2}),
+    Case("mamba", roles_of=MIXER, gated=True, config={"intermediate_size": 16}, fused=MIXED),
+    Case("mamba2", roles_of=MIXER, gated=True, config={"num_heads": 4, "head_dim": 4, "n_groups": 1}, fused=MIXED2),
+    Case("mixtral", roles_of=ATTENTION),
+    Case("mpt"),
+    Case("nemotron_h", attentions=1, ffns=1, config={"layers_block_type": ["attention", "mlp"]}),
+    Case("phi"),
+    Case("qwen2_moe", gated=True, config=EXPERTS | {"shared_expert_intermediate_size": INTERMEDIATE}),
+    Case("qwen2_moe", gated=True, config=EXPERTS | {"mlp_only_layers": [0, 1]}),
+    Case("qwen3_5", gated=True, config={"text_config": GATED | QWEN3_5, "vision_config": {"depth": 1}}, fused=GATED_Q),
+    Case("qwen3_5_text", gated=True, config=QWEN3_5, fused=GATED_Q),
+    Case("qwen3_moe", roles_of=ATTENTION, config={"num_experts": 2, "moe_intermediate_size": 4}),
+    Case("rwkv", gated=True, config={"attention_hidden_size": HIDDEN}, fused={"ffn_gate": (HIDDEN, HIDDEN)}),
+    Case("stablelm", gated=True),
 ]
+# Types whose code is not in transformers: the names of one block, by role.
+REMOTE = {
+    "btlm": {"query": "transformer.h.0.attn.c_attn", "ffn_gate": "transformer.h.0.mlp.c_fc2"},
+    "chatglm": {
+        "key": "transformer.encoder.layers.0.self_attention.query_key_value",
+        "ffn_in": "transformer.encoder.layers.0.mlp.dense_h_to_4h",
+    },
+    "RefinedWeb": {"value": "transformer.h.0.self_attention.query_key_value"},
+    "RefinedWebModel": {"ffn_out": "transformer.h.0.mlp.dense_4h_to_h"},
+    "rwkv7": {
+        "query": "model.layers.0.attn.r_proj",
+        "key": "model.layers.0.attn.k_proj",
+        "ffn_in": "model.layers.0.ffn.key",
+    },
+}
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -127,7 +194,8 @@ def in_out(module: nn.Module) -> tuple[int, int]:
 
 
 def test_every_architecture_has_a_case() -> None:
-    assert {case.model_type for case in CASES} == set(known_model_types())
+    assert {case.model_type for case in CASES} | set(REMOTE) == set(known_model_types())
+    assert set(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) <= set(known_model_types())
 
 
 @every_case
@@ -145,10 +213,50 @@ def test_a_role_matches_exactly_the_modules_that_play_it(case: Case) -> None:
     modules = {role: matched(model, target_modules(case.model_type, [role])) for role in case.roles}
     for role in case.roles:
         assert len(modules[role]) == (case.ffns if role.startswith("ffn") else case.attentions), (role, modules[role])
-        assert {in_out(module) for module in modules[role].values()} <= shapes[role], role
+        expected = {case.fused[role]} if role in case.fused else shapes[role]
+        assert {in_out(module) for module in modules[role].values()} <= expected, role
     for one, other in combinations(modules.values(), 2):
         assert one.keys() == other.keys() or one.keys().isdisjoint(other)
     assert matched(model, target_modules(case.model_type, ROLES)).keys() == set().union(*modules.values())
+
+
+@every_case
+def test_names_and_shapes_alone_tell_the_same_roles(case: Case) -> None:
+    with torch.device("meta"):
+        model = AutoModel.from_config(case.tiny_config())
+    inferred = recognise(model.named_modules())
+    for role in set(ARCHITECTURES[case.model_type]) - {FFN_NORM}:
+        told = matched(model, target_modules(case.model_type, [role]))
+        assert set(inferred.get(role, ())) == told.keys(), role
+
+
+@pytest.mark.parametrize("model_type", REMOTE)
+def test_types_whose_code_is_elsewhere(model_type: str) -> None:
+    for role, name in REMOTE[model_type].items():
+        assert re.fullmatch(target_modules(model_type, [role]), name)
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward network under the names of many a hand-written model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8)})
+        self.ffn = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+        self.router = nn.Linear(8, 16)
+        self.norm = nn.LayerNorm(8)
+
+
+def test_an_unknown_model_is_warned_of_with_what_was_inferred() -> None:
+    net = nn.ModuleDict({"blocks": nn.ModuleList(Block() for _ in range(3)), "head": nn.Linear(8, 8)})
+    config = SubspaceConfig(method="ssb")
+    told = (
+        "^a model without a type: inferred from names and shapes are key "
+        r"blocks.\*.attn.qkv; value blocks.\*.attn.qkv; ffn_in blocks.\*.ffn.0. Pass target_modules to choose others$"
+    )
+    with pytest.warns(UserWarning, match=told):
+        get_peft_model(net, config)
+    assert config.target_modules == r"(blocks\.\d+\.attn\.qkv|blocks\.\d+\.ffn\.0)"
 
 
 @every_case

@@ -18,6 +18,7 @@ from ..methods import HOSTED
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig, SubspaceLayer, SubspaceModel
 from ..tuner.budget import budget_of, fill, share_out
+from ..tuner.exact import exactly
 from ..tuner.mam import mam_model
 from ..tuner.model import targets
 from .model import cannot_load, head_modules, locate, peft_config, sized
@@ -115,13 +116,13 @@ def adapt(model: PreTrainedModel, config: SubspaceConfig) -> dict[str, SubspaceL
 
 
 def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
-    if config.target_modules is None:
-        config.target_modules = SubspaceModel.placement(model, config)
+    SubspaceModel.place(model, config)
     found = targets(model, config)
     if config.resolved.formula.masked:
         return config.chosen(entries=share_out(config, found))
     sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator]
-    return config.chosen(target_modules=fill(sizes, budget_of(config, sum(sizes.values()))))
+    chosen = fill(sizes, budget_of(config, sum(sizes.values())))
+    return config.chosen(target_modules=exactly(chosen, (name for name, _ in model.named_modules())))
 
 
 def _size(model: nn.Module) -> int:

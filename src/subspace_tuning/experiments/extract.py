@@ -139,8 +139,7 @@ def check_alike(base: Checkpoint, tuned: Checkpoint) -> None:
 
 def _placed(tuned: Checkpoint, config: SubspaceConfig) -> SubspaceConfig:
     config = dataclasses.replace(config, modules_to_save=_head(tuned) or None)
-    if config.target_modules is None:
-        config.target_modules = SubspaceModel.placement(tuned.model, config)
+    SubspaceModel.place(tuned.model, config)
     SubspaceModel.check_targets(tuned.model, config)
     if config.resolved.formula.masked:
         config.entries = share_out(config, targets(tuned.model, config))

@@ -210,8 +210,7 @@ def sized(model: PreTrainedModel, config: SubspaceConfig, budget: int) -> Subspa
     if not method.formula.has_rank:
         return config
     placed = replace(config, r=1)
-    if placed.target_modules is None:
-        placed.target_modules = SubspaceModel.placement(model, placed)
+    SubspaceModel.place(model, placed)
     shapes = [matrix_shape(module) for _, module in targets(model, placed)]
     rank = uniform_rank(method, [Sizes(n, m, 1) for n, m in shapes], budget)
     return replace(config, r=rank, alpha=config.alpha * rank / config.r)

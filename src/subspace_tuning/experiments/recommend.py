@@ -100,7 +100,7 @@ def from_gradients(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tupl
 def matrices(model: nn.Module) -> list[str]:
     """The names of the matrices that any method adapts: those of LoRA's placement."""
     config = SubspaceConfig(method=_EVENLY)
-    config.target_modules = SubspaceModel.placement(model, config)
+    SubspaceModel.place(model, config)
     return [name for name, _ in targets(model, config)]
 
 
@@ -149,7 +149,7 @@ def recommend(
 def _placed(model: nn.Module, method: Method, moves: Moves) -> list[str]:
     """The matrices that a method adapts by itself."""
     config = SubspaceConfig(method=method.name)
-    config.target_modules = SubspaceModel.placement(model, config)
+    SubspaceModel.place(model, config)
     return [name for name, _ in targets(model, config) if name in moves]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import SubspaceError
 from .budget import budget_of, fill
 from .config import SubspaceConfig
+from .exact import exactly
 from .kinds import kind_of
 from .layer import SubspaceLayer
 from .model import SubspaceModel, targets
@@ -42,14 +43,15 @@ def calibrate(
     if not method.needs_calibration:
         raise SubspaceError(f"method {method.name!r} chooses nothing from data: use its config as it is")
     config = copy.copy(config)
-    if config.target_modules is None:
-        config.target_modules = SubspaceModel.placement(model, config)
+    SubspaceModel.place(model, config)
     SubspaceModel.check_targets(model, config)
     found = dict(targets(model, config))
     kind = "bias" if method.selection == "importance" else "weight"
     scores = _squares(model, {name: getattr(module, kind) for name, module in found.items()}, batches, loss)
     if method.selection == "importance":
-        return config.chosen(target_modules=_biases(config, scores))
+        return config.chosen(
+            target_modules=exactly(_biases(config, scores), (name for name, _ in model.named_modules()))
+        )
     oriented = {name: _oriented(found[name], square) for name, square in scores.items()}
     positions = _top(oriented, budget_of(config, sum(square.numel() for square in oriented.values())))
     if method.selection == "sensitivity":

@@ -21,10 +21,11 @@ from ..errors import SubspaceError, nearest
 from ..methods import EVERY_BIAS
 from .budget import entries_in, entries_of, share_out
 from .config import SubspaceConfig
+from .exact import exactly
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
 from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm, showing
 from .penalties import penalty
-from .roles import target_modules
+from .placement import by_role
 
 
 class SubspaceModel(BaseTuner):
@@ -53,8 +54,7 @@ class SubspaceModel(BaseTuner):
         config = _own(self.peft_config[adapter_name])
         try:
             self._check_name(adapter_name)
-            if config.target_modules is None:
-                config.target_modules = self.placement(model, config)
+            self.place(model, config)
             state = kwargs.get("state_dict")
             if state is None:
                 self.check_targets(model, config)
@@ -110,28 +110,43 @@ class SubspaceModel(BaseTuner):
     # Where to
 
     @classmethod
+    def place(cls, model: nn.Module, config: SubspaceConfig) -> None:
+        """Give a config without ``target_modules`` those of its method's placement in this model.
+
+        Limits to some layers are then part of the expression, so the config no longer names them.
+        """
+        if config.target_modules is not None:
+            return
+        chosen = cls.placement(model, config)
+        if isinstance(chosen, str):
+            config.target_modules = chosen
+            config.layers_to_transform = config.layers_pattern = None
+        else:
+            config.target_modules = set(chosen)  # type: ignore[assignment]  # as peft expects
+
+    @classmethod
     def placement(cls, model: nn.Module, config: SubspaceConfig) -> list[str] | str:
         """Return the targets of a method in this model, from its placement."""
         method = config.resolved
+        uncalled = _uncalled(model)
+        modules = [(name, module) for name, module in _modules(model) if not name.startswith(uncalled)]
         if method.placement == EVERY_BIAS:
-            uncalled = _uncalled(model)
-            names = [
-                name
-                for name, module in _modules(model)
-                if kind_of(module) and getattr(module, "bias", None) is not None and not name.startswith(uncalled)
-            ]
+            names = [name for name, module in modules if kind_of(module) and getattr(module, "bias", None) is not None]
         else:
             model_type = cls.get_model_config(model).get("model_type")
-            if model_type in (None, "custom"):
-                raise SubspaceError(f"target_modules is not given, and this model has no model_type. {_known(model)}")
-            pattern = target_modules(str(model_type), method.placement)
-            if config.layers_to_transform is None:
-                return pattern
-            names = [name for name, _ in _modules(model) if re.fullmatch(pattern, name)]
+            found = by_role(modules, None if model_type == "custom" else model_type, method.placement)
+            if found is None:
+                raise SubspaceError(
+                    f"Please specify `target_modules`: nothing in this model{_typed(model_type)} can be recognised as "
+                    f"a block with attention or a feed-forward network. {_known(model)}"
+                )
+            if config.layers_to_transform is None or not isinstance(found, str):
+                return found
+            names = [name for name, _ in modules if re.fullmatch(found, name)]
         chosen = [name for name in names if _selected(config, name)]
         if not chosen:
             raise SubspaceError(f"method {method.name!r} finds nothing to adapt in this model{_limits(config)}")
-        return chosen
+        return exactly(chosen, (name for name, _ in modules))
 
     def _check_choice(self, model: nn.Module, config: SubspaceConfig) -> None:
         """Choose what needs no data, and refuse what should have been chosen from data and was not."""
@@ -387,6 +402,10 @@ def _limits(config: SubspaceConfig) -> str:
     limits = ("layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")
     given = [f"{name}={getattr(config, name)!r}" for name in limits if getattr(config, name) not in (None, [], set())]
     return f" (with {', '.join(given)})" if given else ""
+
+
+def _typed(model_type: str | None) -> str:
+    return "" if model_type in (None, "custom") else f" of type {model_type!r}"
 
 
 def _known(model: nn.Module) -> str:

@@ -1,0 +1,50 @@
+"""From a method's roles to a model's modules: by the table, else by names and shapes, else as peft's LoRA has it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable
+
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+
+from .architectures import ARCHITECTURES, PLACES
+from .exact import exactly
+from .recognise import recognise, shown
+from .roles import target_modules
+
+
+def by_role(
+    modules: Iterable[tuple[str, nn.Module]], model_type: str | None, roles: Collection[str]
+) -> list[str] | str | None:
+    """Return peft's ``target_modules`` for the modules that play roles, None where nothing is recognised.
+
+    A model whose type the table lacks is warned of, with what was chosen.
+
+    Args:
+        modules: the model's modules that may be adapted, with their names.
+        model_type: of the model's configuration, None if it has none.
+        roles: a method's placement.
+
+    Raises:
+        SubspaceError: the architecture is known and has none of the roles.
+    """
+    if model_type in ARCHITECTURES:
+        return target_modules(str(model_type), roles)
+    modules = list(modules)
+    found = recognise(modules)
+    played = {role: found[role] for role in PLACES if role in roles and role in found}
+    untold = f"model type {model_type!r} is not in the table of placements" if model_type else "a model without a type"
+    if played:
+        told = "; ".join(f"{role} {shown(names)}" for role, names in played.items())
+        warnings.warn(
+            f"{untold}: inferred from names and shapes are {told}. Pass target_modules to choose others",
+            stacklevel=2,
+        )
+        names = dict.fromkeys(name for names in played.values() for name in names)
+        return exactly(names, (name for name, _ in modules))
+    peft_targets = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type or "")
+    if peft_targets is None:
+        return None
+    warnings.warn(f"{untold}: taken are the targets of peft's LoRA, {peft_targets}", stacklevel=2)
+    return peft_targets if isinstance(peft_targets, str) else list(peft_targets)
