@@ -48,12 +48,7 @@ class Layer:
     @property
     def sizes(self) -> Sizes:
         """n, m and r, read off the shapes of the factors; 0 where no factor tells."""
-        shapes = self.method.formula.shapes
-        found = {
-            dimension: size
-            for name, tensor in {**self.constants, **self.parameters}.items()
-            for dimension, size in zip(shapes.get(name, ()), tensor.shape, strict=False)
-        }
+        found = _dimensions(self.method, {**self.constants, **self.parameters})
         return Sizes(found.get("n", 0), found.get("m", 0), self.r, found.get("p", 0), found.get("q", 0))
 
     def environment(self, weight: Tensor | None, bias: Tensor | None = None, one_hot: bool = False) -> dict[str, Any]:
@@ -100,6 +95,15 @@ class Adapter:
         return sum(tensor.numel() for layer in self.layers.values() for tensor in layer.parameters.values())
 
 
+def _dimensions(method: Method, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The dimensions of a formula, read off the shapes of the tensors that its names stand for."""
+    return {
+        dimension: size
+        for name, tensor in tensors.items()
+        for dimension, size in zip(method.formula.shapes.get(name, ()), tensor.shape, strict=False)
+    }
+
+
 def read_adapter(path: str | Path) -> Adapter:
     """Read an adapter folder of this package, or of peft's LoRA.
 
@@ -140,7 +144,8 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
             saved[name] = tensor
     layers = {}
     for module, factors in parameters.items():
-        r = _pattern(config.rank_pattern, module, config.r)
+        # Of a method that takes singular triples a narrow matrix has fewer than the config's rank.
+        r = _dimensions(config.resolved, factors).get("r") or _pattern(config.rank_pattern, module, config.r)
         alpha = _pattern(config.alpha_pattern, module, config.alpha)
         layers[module] = Layer(module, config.resolved, r, config.scale(alpha, r), factors, constants.get(module, {}))
     return Adapter(config, layers, saved, config.base_model_name_or_path, source)

@@ -28,7 +28,7 @@ from ..errors import SubspaceError, nearest
 from .factors import environment, initial_factors
 from .hosted import HOSTED
 from .roles import ALL_MATRICES
-from .starts import fixed_number, infer_starts, lookup
+from .starts import fixed_number, infer_starts, lookup, takes_triples
 
 Category = Literal["reconstruction", "extension", "combination"]
 
@@ -106,6 +106,17 @@ class Method:
     def needs_calibration(self) -> bool:
         """Whether data must be seen before the factors can be made."""
         return self.selection not in (None, "magnitude")
+
+    @cached_property
+    def takes_triples(self) -> bool:
+        """Whether the rank is a number of singular triples of W, of which there are min(n, m)."""
+        starts = {start for one_hot in (False, True) for start in self.starts_for(one_hot).values()}
+        leading = {"U_r", "S_r", "V_r"} & set(self.formula.spectral)
+        return bool(leading) or any(map(takes_triples, starts))
+
+    def rank_in(self, n: int, m: int, r: int) -> int:
+        """Return the rank on an n x m matrix: r, or min(n, m) where there are no r singular triples."""
+        return min(r, n, m) if self.takes_triples else r
 
     def on_axes(self, axes: int) -> Method:
         """Return the method as it is on a convolution with so many axes."""

@@ -185,6 +185,11 @@ def lookup(start: str) -> tuple[Callable[..., Tensor | float], tuple[float, ...]
     return (ANCHORS[name], numbers, True) if name in ANCHORS else (DRAWN[name], numbers, False)
 
 
+def takes_triples(start: str) -> bool:
+    """Whether a start is made of r singular triples of W, of which there are min(n, m)."""
+    return lookup(start)[0] in (principal_left, principal_right, minor_left, minor_right)
+
+
 def fixed_number(start: str) -> float | None:
     """Return the number that an anchor stands for in every matrix, None if it depends on the matrix."""
     function, numbers, _ = lookup(start)

@@ -38,9 +38,8 @@ def read_budget(text: str, total: int) -> int:
 
 
 def parameters(method: Method, sizes: Sequence[Sizes], r: int) -> int:
-    """Return how many parameters a method trains on matrices of these sizes at one rank, each capped at min(n, m)."""
-    around = method.formula.wraps_norm  # its maps are m x m, whatever n is
-    return sum(method.formula.count(one._replace(r=min(r, one.m if around else one.n, one.m))) for one in sizes)
+    """Return how many parameters a method trains on matrices of these sizes at one rank."""
+    return sum(method.formula.count(one._replace(r=method.rank_in(one.n, one.m, r))) for one in sizes)
 
 
 def uniform_rank(method: Method, sizes: Sequence[Sizes], budget: int) -> int:

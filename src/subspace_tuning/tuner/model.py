@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +20,7 @@ from ..algebra import Formula
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError, nearest
 from ..methods import EVERY_BIAS
-from .budget import entries_in, entries_of, share_out
+from .budget import entries_in, entries_of, matrix_shape, share_out
 from .config import SubspaceConfig
 from .exact import exactly
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
@@ -87,6 +88,7 @@ class SubspaceModel(BaseTuner):
         rank = _by_pattern(config.rank_pattern, current_key, config.r)
         if method.selection == "sensitivity" and entries:  # sparse here: no low-rank term
             rank = 0
+        rank = method.rank_in(layer.in_features, layer.out_features, rank)
         alpha = _by_pattern(config.alpha_pattern, current_key, config.alpha)
         layer.update_layer(
             adapter_name,
@@ -98,7 +100,7 @@ class SubspaceModel(BaseTuner):
             patterns=(config.patterns, config.penalty_weight),
             gate_weight=config.gate_weight if method.formula.has_gates else 0.0,
             entries=entries,
-            directions=config.directions,
+            directions=min(config.directions, layer.in_features, layer.out_features),
             positions=None if config.positions is None else config.positions[current_key],
             init_weights=config.init_weights,
             save_constants=config.save_constants,
@@ -198,14 +200,15 @@ class SubspaceModel(BaseTuner):
                     "would do nothing there; leave it out with exclude_modules"
                 )
             _check_target(name, module, config)
+        _warn_of_ranks(found, config)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter. If it alone was active, the first that is left becomes active, in every layer alike."""
         alone = self.active_adapters == [adapter_name]
         with showing():
             super().delete_adapter(adapter_name)
-        if alone:
-            self.set_adapter(sorted(self.peft_config)[:1])
+        if alone and self.peft_config:
+            self.set_adapter(min(self.peft_config))
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters the active ones."""
@@ -361,13 +364,24 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
         )
     if bias_alone and getattr(module, "bias", None) is None:
         raise SubspaceError(f"method {method.name!r} trains biases, and {name} has none")
-    rank = _by_pattern(config.rank_pattern, name, config.r)
-    n, m = kind.matrix(module.weight).shape  # type: ignore[arg-type]
-    n = m if method.formula.wraps_norm else n
-    if config.directions > min(n, m):
-        raise SubspaceError(f"{name}: {config.directions} directions are above min(n, m) = {min(n, m)} of its weight")
-    if method.formula.has_rank and rank > min(n, m):
-        raise SubspaceError(f"{name}: rank {rank} is above min(n, m) = {min(n, m)} of its {n} x {m} weight")
+
+
+def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -> None:
+    """Warn once if the rank is above min(n, m) anywhere: what trains there reaches no more than rank min(n, m) would."""
+    method = config.resolved
+    if config.inference_mode or method.formula.wraps_norm or not (method.formula.has_rank or config.directions):
+        return
+    for name, module in found:
+        wanted = max(_by_pattern(config.rank_pattern, name, config.r), config.directions)
+        n, m = matrix_shape(module)
+        if wanted > min(n, m):
+            instead = f"; there are no more singular triples, so the rank is {min(n, m)} there" * method.takes_triples
+            warnings.warn(
+                f"rank {wanted} is above min(n, m) = {min(n, m)} of {name}, a {n} x {m} matrix, and maybe of others"
+                f"{instead}",
+                stacklevel=2,
+            )
+            return
 
 
 def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
