@@ -239,7 +239,7 @@ def _other_kind(folder: Path) -> None:
         (None, ["--energy", "0.5", "--budget", "3k"], "not two of them"),
         (None, ["--method", "ssb", "--budget", "3k"], "no rank"),
         (None, ["--budget", "3"], "below rank 1"),
-        (None, ["--target", "nothing"], "match nothing"),
+        (None, ["--target", "nothing"], "not found in the base model"),
     ],
 )
 def test_bad_input_is_told_in_one_line(

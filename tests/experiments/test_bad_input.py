@@ -108,7 +108,10 @@ BAD: Mapping[str, tuple[Change, str]] = {
     "rank too large": (_set("adapter", {"method": "lora", "r": 33}), "rank 33 is above min(n, m) = 32"),
     "rank not positive": (_set("adapter", {"method": "lora", "r": 0}), "r = 0 is not a positive whole number"),
     "alpha not positive": (_set("adapter", {"method": "lora", "alpha": -1}), "alpha = -1.0 is not a positive number"),
-    "targets nothing": (_set("adapter.target_modules", ["keys"]), "target_modules keys match nothing in the model"),
+    "targets nothing": (
+        _set("adapter.target_modules", ["keys"]),
+        "Target modules ['keys'] not found in the base model",
+    ),
     "head of nothing": (_set("adapter.head", ["score"]), "names no module with weights"),
     "data folder missing": (_set("task.data", "./nowhere"), "data folder './nowhere' does not exist"),
     "split missing": (_lose_split, "no validation file"),

@@ -164,7 +164,7 @@ def test_bad_input(bert: Builder, batch: Batch, batches: list[dict[str, Tensor]]
         r"budget = 10,000,000 is above the [\d,]+ entries", SubspaceConfig(method="fishmask", budget=10**7), batches
     )
     refused("do not agree on the number", SubspaceConfig(method="spt"), [{"a": torch.ones(2), "b": torch.ones(3)}])
-    refused("match nothing", SubspaceConfig(method="spt", target_modules=["nowhere"]), batches)
+    refused("not found in the base model", SubspaceConfig(method="spt", target_modules=["nowhere"]), batches)
     refused("is below the smallest bias", SubspaceConfig(method="s_bitfit", budget=1), batches)
     with pytest.raises(SubspaceError, match=r"budget = 99,999,999 is above the [\d,]+ entries"):
         get_peft_model(bert(), SubspaceConfig(method="pafi", budget=99_999_999))

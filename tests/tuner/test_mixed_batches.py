@@ -134,16 +134,20 @@ def test_a_saved_module_is_mixed_too(bert: Builder, eight: Batch) -> None:
 def test_what_a_mixed_batch_refuses(bert: Builder, eight: Batch) -> None:
     model = several(bert, SubspaceConfig(method="ssb", init_weights=False))
     before = model(**eight).logits
-    with pytest.raises(SubspaceError, match=r"unknown adapter 'loro'; did you mean lora\?"):
+    with pytest.raises(
+        SubspaceError, match=r"^Trying to infer with non-existing adapter\(s\): loro; did you mean lora\?"
+    ):
         model(**eight, adapter_names=["loro"] * 8)
-    with pytest.raises(SubspaceError, match="adapter_names has 3 names for a batch of 8 rows"):
+    with pytest.raises(
+        SubspaceError, match=r"^Length of `adapter_names` should be the same as the number of inputs, but got 3 and 8"
+    ):
         model(**eight, adapter_names=["lora"] * 3)
     model.train()
-    with pytest.raises(SubspaceError, match=r"adapter_names is for inference; call model.eval\(\) first"):
+    with pytest.raises(SubspaceError, match=r"^Cannot pass `adapter_names` when the model is in training mode"):
         model(**eight, adapter_names=NAMES)
     model.eval()
     model.merge_adapter()
-    with pytest.raises(SubspaceError, match="unmerge them first"):
+    with pytest.raises(SubspaceError, match=r"^Cannot pass `adapter_names` when there are merged adapters"):
         model(**eight, adapter_names=NAMES)
     model.unmerge_adapter()
     assert torch.equal(model(**eight).logits, before)

@@ -110,9 +110,9 @@ def test_layers_to_transform(bert: Builder, variant: Variant, limits: dict[str, 
 
 
 def test_layers_to_transform_do_not_go_with_a_regular_expression() -> None:
-    with pytest.raises(SubspaceError, match="layers_to_transform selects among listed target_modules"):
+    with pytest.raises(SubspaceError, match="`layers_to_transform` cannot be used when `target_modules` is a str"):
         SubspaceConfig(method="ssb", target_modules=".*key", layers_to_transform=[0])
-    with pytest.raises(SubspaceError, match="layers_pattern goes with layers_to_transform"):
+    with pytest.raises(SubspaceError, match="When `layers_pattern` is specified, `layers_to_transform` must"):
         SubspaceConfig(method="ssb", target_modules=["key"], layers_pattern="layer")
 
 

@@ -152,7 +152,7 @@ def test_a_refused_adapter_leaves_a_transformers_model_alone(bert: Builder, batc
     model: Any = bert()
     model.add_adapter(SubspaceConfig(method="ssb"))
     check, before = unchanged(model), logits(model, batch)
-    with pytest.raises(SubspaceError, match="match nothing"):
+    with pytest.raises(SubspaceError, match=r"^Target modules .* not found in the base model"):
         model.add_adapter(SubspaceConfig(method="lora", target_modules=["nowhere"]), "other")
     check()
     assert list(model.peft_config) == ["default"]

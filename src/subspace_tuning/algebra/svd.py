@@ -297,7 +297,8 @@ def _key(weight: Tensor, rank: int | None, part: Part) -> str:
     digest = hashlib.blake2b(digest_size=20)
     digest.update(f"{_VERSION} {tuple(data.shape)} {order} {data.dtype} {rank} {part if rank else 'all'}".encode())
     if data.numel():
-        content = data.view(torch.uint8).numpy().reshape(-1).data
+        # Flat first: the strides of sides of length 1 may be anything.
+        content = data.reshape(-1).view(torch.uint8).numpy().data
         pieces = [content[start : start + _PIECE] for start in range(0, len(content), _PIECE)]
         # Hashing is most of what a stored decomposition costs; other threads' Python goes on beside it.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -58,7 +58,7 @@ def initial_factors(
             method says so, random ones if ``random``, else it holds zeros and is to be loaded.
 
     Raises:
-        SubspaceError: the rank is above min(n, m) and counts singular triples, or the weight has entries that are not finite.
+        SubspaceError: singular triples are asked for, and the rank is above min(n, m) or the weight is not finite.
     """
     sizes = Sizes(weight.shape[0], weight.shape[1], rank, entries, directions, window)
     shapes = {name: sizes.of(method.formula.shapes[name]) for name in method.formula.trainable}

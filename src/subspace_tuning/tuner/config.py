@@ -209,13 +209,7 @@ class SubspaceConfig(PeftConfig):
         if not 0 <= self.gate_weight < float("inf"):
             raise SubspaceError(f"gate_weight = {self.gate_weight!r} is not a number of at least 0")
         self._check_budget()
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise SubspaceError("layers_pattern goes with layers_to_transform")
-        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
-            raise SubspaceError(
-                f"layers_to_transform selects among listed target_modules, not among the matches of "
-                f"{self.target_modules!r}: list them, or name the layers in the regex"
-            )
+        self._check_layers()
         method = self.resolved
         if self.pattern_weight is not None and not set(self.patterns) & set(PENALTIES):
             raise SubspaceError("pattern_weight goes with the pattern orthogonal or diagonal")
@@ -226,6 +220,16 @@ class SubspaceConfig(PeftConfig):
         if method.formula.masked and method.selection is None:
             raise SubspaceError(f"method {method.name!r}: the formula has a mask, and its `selection` is not given")
         _ = self.schedule_options
+
+    def _check_layers(self) -> None:
+        for option in ("layers_to_transform", "layers_pattern"):
+            if getattr(self, option) is not None and isinstance(self.target_modules, str):
+                raise SubspaceError(
+                    f"`{option}` cannot be used when `target_modules` is a str. List the modules, or name the layers "
+                    f"in the regex {self.target_modules!r}"
+                )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise SubspaceError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
 
     def _check_budget(self) -> None:
         if self.budget is None:

@@ -315,9 +315,14 @@ class SubspaceLayer(MergingLayer):
     def _mixed_batch(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         """Give every row of the batch its own adapter."""
         if self.merged:
-            raise SubspaceError("adapter_names cannot be used while adapters are merged; unmerge them first")
+            raise SubspaceError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
         if len(x) != len(adapter_names):
-            raise SubspaceError(f"adapter_names has {len(adapter_names)} names for a batch of {len(x)} rows")
+            raise SubspaceError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
         wanted = [name if name in self.subspace_params else BASE for name in adapter_names]
         y = None
         for name in dict.fromkeys(wanted):

@@ -51,8 +51,13 @@ class MergingLayer(nn.Module, BaseTunerLayer):
         for name in names:
             self.check_merge(name)
         merged = self._merged([*self.merged_adapters, *names])
-        if safe_merge and not all(torch.isfinite(tensor).all() for tensor in merged.values()):
-            raise SubspaceError(f"merging {', '.join(names)} gives weights that are not finite")
+        for key, tensor in merged.items() if safe_merge else ():
+            if not torch.isfinite(tensor).all():
+                what = "weights" if key == "weight" else key
+                raise SubspaceError(
+                    f"NaNs detected in the merged {what}. The adapter {', '.join(names)} seems to be broken: they are "
+                    "not all finite"
+                )
         return merged
 
     def unmerge(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
@@ -27,6 +28,10 @@ from .kinds import ConvKind, EmbeddingKind, kind_of, supported
 from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm, showing
 from .penalties import penalty
 from .placement import by_role
+
+
+class NothingToAdaptError(SubspaceError, NoMatchingPeftModuleError):
+    """The targets of an adapter match no module of the model."""
 
 
 class SubspaceModel(BaseTuner):
@@ -85,10 +90,7 @@ class SubspaceModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
         assert isinstance(layer, SubspaceLayer)
         method, entries = config.resolved, entries_in(config, current_key, layer)
-        rank = _by_pattern(config.rank_pattern, current_key, config.r)
-        if method.selection == "sensitivity" and entries:  # sparse here: no low-rank term
-            rank = 0
-        rank = method.rank_in(layer.in_features, layer.out_features, rank)
+        rank = method.rank_in(layer.in_features, layer.out_features, _rank(config, current_key))
         alpha = _by_pattern(config.alpha_pattern, current_key, config.alpha)
         layer.update_layer(
             adapter_name,
@@ -139,15 +141,16 @@ class SubspaceModel(BaseTuner):
             found = by_role(modules, None if model_type == "custom" else model_type, method.placement)
             if found is None:
                 raise SubspaceError(
-                    f"Please specify `target_modules`: nothing in this model{_typed(model_type)} can be recognised as "
-                    f"a block with attention or a feed-forward network. {_known(model)}"
+                    "Please specify `target_modules` in `peft_config`: nothing in this model"
+                    f"{_typed(model_type)} can be recognised as a block with attention or a feed-forward network. "
+                    f"{_known(model)}"
                 )
             if config.layers_to_transform is None or not isinstance(found, str):
                 return found
             names = [name for name, _ in modules if re.fullmatch(found, name)]
         chosen = [name for name in names if _selected(config, name)]
         if not chosen:
-            raise SubspaceError(f"method {method.name!r} finds nothing to adapt in this model{_limits(config)}")
+            raise NothingToAdaptError(f"method {method.name!r} finds nothing to adapt in this model{_limits(config)}")
         return exactly(chosen, (name for name, _ in modules))
 
     def _check_choice(self, model: nn.Module, config: SubspaceConfig) -> None:
@@ -190,8 +193,10 @@ class SubspaceModel(BaseTuner):
         found = targets(model, config)
         if not found:
             given = config.target_modules or ()
-            shown = repr(given) if isinstance(given, str) else ", ".join(sorted(given)) or "of an empty list"
-            raise SubspaceError(f"target_modules {shown} match nothing in the model{_limits(config)}. {_known(model)}")
+            shown = given if isinstance(given, str) else sorted(given)
+            raise NothingToAdaptError(
+                f"Target modules {shown} not found in the base model{_limits(config)}. {_known(model)}"
+            )
         uncalled = _uncalled(model)
         for name, module in found:
             if name.startswith(uncalled):
@@ -248,10 +253,15 @@ class SubspaceModel(BaseTuner):
             yield
             return
         if self.training:
-            raise SubspaceError("adapter_names is for inference; call model.eval() first")
+            raise SubspaceError(
+                "Cannot pass `adapter_names` when the model is in training mode; call model.eval() first"
+            )
         unknown = set(adapter_names) - set(self.peft_config) - {BASE}
         if unknown:
-            raise SubspaceError(f"unknown adapter {min(unknown)!r}; {nearest(min(unknown), self.peft_config)}")
+            names = ", ".join(sorted(unknown))
+            raise SubspaceError(
+                f"Trying to infer with non-existing adapter(s): {names}; {nearest(min(unknown), self.peft_config)}"
+            )
         hook = partial(_pass_names, adapter_names=list(adapter_names))
         with showing():
             handles = [
@@ -299,7 +309,7 @@ class SubspaceModel(BaseTuner):
                 if safe_merge:
                     layer.merged_with([name for name in names if name not in layer.merged_adapters], safe_merge)
             except SubspaceError as error:
-                raise SubspaceError(f"{module_name}: {error}") from None
+                raise SubspaceError(f"{error} (in {module_name})") from None
 
 
 def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Module]]:
@@ -352,7 +362,10 @@ def _layer_class(module: nn.Module) -> type[SubspaceLayer]:
 def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
     kind, method = kind_of(module), config.resolved
     if kind is None:
-        raise SubspaceError(f"{name} is a {type(module).__name__}, which cannot be adapted; {supported()} can")
+        raise SubspaceError(
+            f"Target module {name} ({type(module).__name__}) is not supported. Currently, only the following modules "
+            f"are supported: {supported()}"
+        )
     kind.check(module, name)
     expression = method.formula.expression
     bias_alone = isinstance(expression, Affine) and expression.matrix == Matrix("W")
@@ -367,21 +380,26 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
 
 
 def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -> None:
-    """Warn once if the rank is above min(n, m) anywhere: what trains there reaches no more than rank min(n, m) would."""
+    """Warn once if the rank is above min(n, m) of any matrix, where rank min(n, m) would reach as much."""
     method = config.resolved
     if config.inference_mode or method.formula.wraps_norm or not (method.formula.has_rank or config.directions):
         return
-    for name, module in found:
-        wanted = max(_by_pattern(config.rank_pattern, name, config.r), config.directions)
-        n, m = matrix_shape(module)
-        if wanted > min(n, m):
-            instead = f"; there are no more singular triples, so the rank is {min(n, m)} there" * method.takes_triples
-            warnings.warn(
-                f"rank {wanted} is above min(n, m) = {min(n, m)} of {name}, a {n} x {m} matrix, and maybe of others"
-                f"{instead}",
-                stacklevel=2,
-            )
-            return
+    wanted = {name: max(_rank(config, name), config.directions) for name, _ in found}
+    narrow = [(name, *matrix_shape(module)) for name, module in found if wanted[name] > min(matrix_shape(module))]
+    if narrow:
+        (name, n, m), others = narrow[0], f" and of {len(narrow) - 1} more" * (len(narrow) > 1)
+        capped = method.takes_triples or config.directions
+        instead = "it has only as many singular triples, and takes all of them" if capped else "no more is of use there"
+        warnings.warn(
+            f"rank {wanted[name]} is above min(n, m) = {min(n, m)} of {name} ({n} x {m}){others}: {instead}",
+            stacklevel=2,
+        )
+
+
+def _rank(config: SubspaceConfig, name: str) -> int:
+    """Return the rank that a config gives to a module: 0 where a mask was chosen instead of a low-rank term."""
+    sparse = config.resolved.selection == "sensitivity" and (config.entries or {}).get(name, [0])[0]
+    return 0 if sparse else int(_by_pattern(config.rank_pattern, name, config.r))
 
 
 def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
