@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from .factors import Factors, environment, initial_factors
+from .factors import Factors, computed_constants, environment, initial_factors
 from .hosted import HOSTED, Hosted, hosted
 from .registry import Method, every, from_formula, get, method, register, unregister
 from .roles import ALL_MATRICES, CROSS_ATTENTION, EVERY_BIAS, FFN_NORM, ROLES, SCALED
@@ -26,6 +26,7 @@ __all__ = [
     "Factors",
     "Hosted",
     "Method",
+    "computed_constants",
     "environment",
     "every",
     "from_formula",

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..algebra import names
 from ..algebra.formula import Sizes
 from ..algebra.svd import Spectrum, svd
-from .starts import Place, lookup
+from .starts import Place, fixed_number, lookup, reads_weight
 
 if TYPE_CHECKING:
     from .registry import Method
@@ -62,33 +62,78 @@ def initial_factors(
     """
     sizes = Sizes(weight.shape[0], weight.shape[1], rank, entries, directions, window)
     shapes = {name: sizes.of(method.formula.shapes[name]) for name in method.formula.trainable}
-    constants = spectral_parts(method, weight, rank, cache)
+    constants = _parts_and_anchors(method, weight, sizes, one_hot, scale, cache)
     constants |= {mask: _positions(method, weight, entries, positions, random) for mask in method.formula.masked}
     constants |= _directions(method, sizes, random)
     parameters = {}
-    triples: dict[str, Spectrum] = {}
     for name, start in method.starts_for(one_hot).items():
         function, numbers, anchored = lookup(start)
-        place = Place(shapes[name], weight.detach(), constants, one_hot, scale, cache, triples)
-        value = function(place, *numbers)
-        if anchored and isinstance(value, Tensor):
-            constants[f"{name}0"] = value
-        drawn = torch.zeros(shapes[name]) if anchored or not isinstance(value, Tensor) else value
+        drawn = torch.zeros(shapes[name])
+        if not anchored:
+            value = function(Place(shapes[name], weight.detach(), constants, one_hot, scale, cache), *numbers)
+            drawn = torch.as_tensor(value).to(weight.dtype)  # rounded before it is copied: a factor starts at X0 itself
         parameters[name] = torch.randn(shapes[name]) * _spread(shapes[name]) if random else drawn
         if f"{name}0" in method.formula.shapes and not anchored:
             constants[f"{name}0"] = drawn.clone()
-    used = {name for name in constants if name in method.formula.evaluated.names or name.endswith("0")}
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return Factors(
         {name: tensor.to(device=weight.device, dtype=dtype) for name, tensor in parameters.items()},
-        {
-            # Contiguous, as what is loaded from a file: products of another layout differ in the last bit.
-            name: constants[name]
-            .to(weight.device, dtype if constants[name].is_floating_point() else torch.int64)
-            .contiguous()
-            for name in sorted(used)
-        },
+        _kept(method, weight, constants),
     )
+
+
+def computed_constants(
+    method: Method,
+    weight: Tensor,
+    rank: int,
+    *,
+    one_hot: bool = False,
+    cache: bool = True,
+    scale: float = 1.0,
+    window: tuple[int, ...] = (),
+) -> dict[str, Tensor]:
+    """Return those constants that follow from W alone, so that they hold as long as W stays: nothing is drawn.
+
+    Args:
+        method: the method.
+        weight: W, n x m.
+        rank: r.
+        one_hot: as for ``initial_factors``, and so are the others.
+        cache: use the disk cache of decompositions.
+        scale: s.
+        window: the window of a convolution.
+    """
+    if not any(reads_weight(start) for start in method.starts_for(one_hot).values()) and not method.formula.spectral:
+        return {}
+    sizes = Sizes(weight.shape[0], weight.shape[1], rank, 0, 0, window)
+    return _kept(method, weight, _parts_and_anchors(method, weight, sizes, one_hot, scale, cache))
+
+
+def _parts_and_anchors(
+    method: Method, weight: Tensor, sizes: Sizes, one_hot: bool, scale: float, cache: bool
+) -> dict[str, Tensor]:
+    constants = spectral_parts(method, weight, sizes.r, cache)
+    triples: dict[str, Spectrum] = {}
+    for name, start in method.starts_for(one_hot).items():
+        function, numbers, anchored = lookup(start)
+        if anchored and fixed_number(start) is None:
+            shape = sizes.of(method.formula.shapes[name])
+            value = function(Place(shape, weight.detach(), constants, one_hot, scale, cache, triples), *numbers)
+            constants[f"{name}0"] = torch.as_tensor(value)
+    return constants
+
+
+def _kept(method: Method, weight: Tensor, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the constants that the formula needs, as they are stored."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return {
+        # Contiguous, as what is loaded from a file: products of another layout differ in the last bit.
+        name: constants[name]
+        .to(weight.device, dtype if constants[name].is_floating_point() else torch.int64)
+        .contiguous()
+        for name in sorted(constants)
+        if name in method.formula.evaluated.names or name.endswith("0")
+    }
 
 
 def _positions(method: Method, weight: Tensor, entries: int, positions: Tensor | None, random: bool) -> Tensor:

@@ -196,6 +196,12 @@ def fixed_number(start: str) -> float | None:
     return {ones: 1.0, constant: numbers[0] if numbers else None}.get(function)
 
 
+def reads_weight(start: str) -> bool:
+    """Whether a start is an anchor whose value depends on W."""
+    function, _, anchored = lookup(start)
+    return anchored and function not in (ones, constant, identity)
+
+
 # The rules for a formula that does not say how its factors start
 
 

@@ -16,8 +16,10 @@ from ..algebra import Plan, Sizes, plan
 from ..algebra.names import CHOSEN_SHAPES
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
+from .following import follow_loaded
 from .kinds import NormKind, kind_of
 from .merging import MergingLayer
+from .watch import Watch
 
 BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
 
@@ -60,6 +62,7 @@ class SubspaceLayer(MergingLayer):
         "gate_weight",
         "sizes",
         "_plans",
+        "computed",
     )
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -71,20 +74,24 @@ class SubspaceLayer(MergingLayer):
         self.subspace_params = nn.ModuleDict()
         self.subspace_constants = nn.ModuleDict()
         self.method = {}
-        self.r: dict[str, int] = {}
+        self.r = {}
         self.alpha: dict[str, float] = {}
-        self.scaling: dict[str, float] = {}  # s
+        self.scaling = {}  # s
         self.patterns: dict[str, tuple[tuple[str, ...], float]] = {}  # the penalties on A and B, and their weight
         self.gate_weight: dict[str, float] = {}
         self.unfilled: set[str] = set()  # adapters whose mask has yet to be loaded
         self.dropout: dict[str, float] = {}
-        self.sizes: dict[str, Sizes] = {}
+        self.sizes = {}
         self._plans: dict[str, tuple[Plan, Plan]] = {}  # in training, in evaluation
+        self.computed = {}
+        self._watch = Watch()
+        self._given = set()
         self._unfrozen: set[str] | None = set()  # None: to be looked up
         self._disable_adapters = False
         self.merged_adapters = []
         self._frozen = {}
-        self.in_features, self.out_features = self.kind.matrix(self.weight).shape
+        self.in_features, self.out_features = self.kind.matrix(self.frozen_weight).shape
+        self.register_load_state_dict_post_hook(follow_loaded)  # type: ignore[no-untyped-call]
         self.train(base_layer.training)  # a second adapter may come to a model that is in evaluation
 
     def update_layer(
@@ -106,7 +113,8 @@ class SubspaceLayer(MergingLayer):
         inference_mode: bool = False,
     ) -> None:
         """Give the layer an adapter, or replace the one of this name. ``scale`` is alpha / r if it is not given."""
-        weight = self.kind.matrix(self.frozen_tensors()["weight"])
+        self.follow(thoroughly=True)
+        weight = self.kind.matrix(self.frozen_weight)
         window = self.kind.window(self.get_base_layer())
         method = method.on_axes(len(window)) if window else method
         scale = alpha / r if scale is None else scale
@@ -147,6 +155,9 @@ class SubspaceLayer(MergingLayer):
         for name in {*drawn, *method.formula.masked, *CHOSEN_SHAPES} & set(constants):
             constants.register_buffer(name, constants[name], persistent=True)
         self.subspace_constants[adapter_name] = constants
+        self.computed[adapter_name] = self.names_computed(adapter_name)
+        if sum(map(bool, self.computed.values())) == 1:
+            self._watch.remember(self.frozen_weight)
         self.unfrozen.add(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
@@ -160,7 +171,7 @@ class SubspaceLayer(MergingLayer):
             if adapter_name in tensors and not any(
                 parameter.is_meta for parameter in tensors[adapter_name].parameters()
             ):
-                tensors[adapter_name].to(self.weight.device if device is None else device)
+                tensors[adapter_name].to(self.frozen_weight.device if device is None else device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load as torch does, but tell an adapter of another base model in one line."""
@@ -175,6 +186,7 @@ class SubspaceLayer(MergingLayer):
                     f"{tuple(loaded.shape)}, here it needs {tuple(parameter.shape)}: it was trained on "
                     "another base model"
                 )
+        self.expect(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # Many adapters: what peft does with each of them is done with the few that it changes.
@@ -237,6 +249,7 @@ class SubspaceLayer(MergingLayer):
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters the active ones, which train unless ``inference_mode``; all others are frozen."""
+        self.follow()
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         self.set_requires_grad(self.unfrozen.difference(names), False)
         self.set_requires_grad(names, not inference_mode)
@@ -338,14 +351,15 @@ class SubspaceLayer(MergingLayer):
         return y
 
     def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:
-        """Return what the formula's names stand for, at the base layer's weight and bias or at others."""
+        """Return what the formula's names stand for, at the frozen weight and bias or at others."""
+        self.follow_moves(name)
         env: dict[str, Any] = environment(
             self.method[name],
-            self.kind.matrix(self.weight if weight is None else weight),
+            self.kind.matrix(self.frozen_weight if weight is None else weight),
             self.subspace_params[name],  # type: ignore[arg-type]
             self.subspace_constants[name]._buffers,  # type: ignore[arg-type]
             scale=self.scaling[name],
-            bias=self.bias if bias is None else bias,
+            bias=self.frozen_bias if bias is None else bias,
             one_hot=self.kind.one_hot,
             norm=self.base_layer if self.method[name].formula.wraps_norm else None,
         )

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from ..algebra import dense
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
-
-if TYPE_CHECKING:
-    from ..methods import Method
-    from .kinds import Kind
+from .following import FollowingLayer
 
 
-class MergingLayer(nn.Module, BaseTunerLayer):
+class MergingLayer(FollowingLayer):
     """The part of a ``SubspaceLayer`` that merges its adapters.
 
     While merged, the base layer holds new parameters, and the frozen ones are kept aside. They are never written to:
     another module that holds the same parameter goes on with the frozen weight, as it does before merging.
     """
 
-    kind: Kind
-    method: dict[str, Method]
     subspace_params: nn.ModuleDict
     merged_adapters: list[str]
-    _frozen: dict[str, nn.Parameter]  # weight and bias before merging, empty if nothing is merged
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put phi(W) into the base layer. The frozen parameters are kept aside, so unmerging is exact.
@@ -76,24 +70,18 @@ class MergingLayer(nn.Module, BaseTunerLayer):
             raise SubspaceError(
                 f"method {method.name!r} cannot be merged: {method.formula} has a nonlinearity, so phi(W) is no matrix"
             )
-        if method.formula.names_bias and "bias" not in self.frozen_tensors():
+        if method.formula.names_bias and self.frozen_bias is None:
             raise SubspaceError(f"method {method.name!r} cannot be merged into a layer without a bias")
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return phi(W) - W in the base layer's layout. Raises SubspaceError if there is no dense form."""
         self.check_merge(adapter_name)
-        return self._merged([adapter_name])["weight"] - self.frozen_tensors()["weight"].data
-
-    def frozen_tensors(self) -> dict[str, nn.Parameter]:
-        """Return the frozen weight and, where there is one, bias: the base layer's own, or those set aside."""
-        if self._frozen:
-            return self._frozen
-        base = self.get_base_layer()
-        return {key: getattr(base, key) for key in ("weight", "bias") if getattr(base, key, None) is not None}
+        return self._merged([adapter_name])["weight"] - self.frozen_weight.data
 
     @torch.no_grad()
     def _merged(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return weight and bias with the changes of these adapters at the frozen ones, summed in float32 or wider."""
+        self.follow(thoroughly=True)
         frozen = {key: parameter.data for key, parameter in self.frozen_tensors().items()}
         wide = {key: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for key, tensor in frozen.items()}
         matrix = W = self.kind.matrix(wide["weight"])

@@ -1,0 +1,129 @@
+"""What a layer computed from W follows W: it is computed anew when the base model gets another weight."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..methods import computed_constants
+from .frozen import FrozenLayer
+from .watch import readable
+
+if TYPE_CHECKING:
+    from peft.tuners._buffer_dict import BufferDict
+
+    from ..algebra import Sizes
+    from ..methods import Method
+    from .watch import Watch
+
+
+class FollowingLayer(FrozenLayer):
+    """The part of a ``SubspaceLayer`` that keeps singular vectors, column norms and other anchors those of W.
+
+    A weight is changed by loading a state dict, in place, by another library's merge, or by a new tensor in its place.
+    Every forward pass compares what costs nothing (see ``Watch``); merging, saving and loading compare the content.
+    """
+
+    method: dict[str, Method]
+    r: dict[str, int]
+    scaling: dict[str, float]
+    sizes: dict[str, Sizes]
+    subspace_constants: nn.ModuleDict
+    computed: dict[str, tuple[str, ...]]  # by adapter: the constants that follow from W
+    _watch: Watch
+    _given: set[str]  # adapters whose constants came with the weight that is being loaded
+
+    def names_computed(self, name: str) -> tuple[str, ...]:
+        """Return the names of an adapter's constants that follow from W."""
+        meta = torch.empty(self.kind.matrix(self.frozen_weight).shape, device="meta")
+        return tuple(self._computed(name, meta))
+
+    def follow_moves(self, name: str) -> None:
+        """Follow the weight if it may have changed as far as a forward pass can tell."""
+        if torch.compiler.is_compiling() or not self.computed[name]:
+            return
+        if self._watch.moved(self.frozen_weight):
+            self.follow(thoroughly=True)
+
+    @torch.no_grad()
+    def follow(self, thoroughly: bool = False) -> None:
+        """Compute anew what was computed from W if W is another one by now.
+
+        Args:
+            thoroughly: compare the whole content, and not a sample of it.
+        """
+        if torch.compiler.is_compiling() or not any(self.computed.values()):
+            return
+        weight = self.frozen_weight
+        if not readable(weight) or not (thoroughly or self._watch.moved(weight, sample=True)):
+            return
+        if self._watch.changed(weight):
+            for name in self.computed:
+                if self.computed[name] and name not in self._given:
+                    self._compute_anew(name, weight)
+        self._given = set()
+
+    def _compute_anew(self, name: str, weight: Tensor) -> None:
+        constants: BufferDict = self.subspace_constants[name]  # type: ignore[assignment]
+        for key, tensor in self._computed(name, self.kind.matrix(weight)).items():
+            constants[key] = tensor.to(constants[key].dtype)  # which a cast of the model may have narrowed
+
+    def _computed(self, name: str, matrix: Tensor) -> dict[str, Tensor]:
+        return computed_constants(
+            self.method[name],
+            matrix,
+            self.r[name],
+            one_hot=self.kind.one_hot,
+            scale=self.scaling[name],
+            window=self.sizes[name].window,
+        )
+
+    def expect(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Prepare for a state dict: a new weight goes into an unmerged layer, and may bring its constants with it."""
+        if any(key.startswith(f"{prefix}base_layer.") for key in state_dict) and self.merged:
+            warnings.warn(f"{prefix.rstrip('.')}: a base weight is loaded; the layer is unmerged first", stacklevel=2)
+            self.unmerge()
+        given = {
+            name
+            for name, names in self.computed.items()
+            if names and all(f"{prefix}subspace_constants.{name}.{key}" in state_dict for key in names)
+        }
+        self._given |= given
+        self._watch.look_again()
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        saved = {name for name in self.computed if self._saves_computed(name)}
+        self.follow(thoroughly=bool(saved))
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _saves_computed(self, name: str) -> bool:
+        volatile = self.subspace_constants[name]._non_persistent_buffers_set
+        return any(key not in volatile for key in self.computed[name])
+
+    def train(self, mode: bool = True) -> FollowingLayer:
+        """Set the mode, and follow the weight where the mode changes."""
+        if mode != self.training:
+            self.follow()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FollowingLayer:
+        """Move or cast the layer. A cast weight is the same one to rounding: nothing is computed anew."""
+        before = self.frozen_weight.data
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for parameter in self._frozen.values():
+            parameter.data = fn(parameter.data)
+        after = self.frozen_weight.data
+        cast = after.dtype != before.dtype and readable(before) and readable(after)
+        if cast and any(self.computed.values()) and self._watch.knows(before) and torch.equal(before.to(after), after):
+            self._watch.remember(self.frozen_weight)
+        return self
+
+
+def follow_loaded(module: nn.Module, incompatible: Any) -> None:
+    """Follow the weight after a state dict was loaded (a hook of torch's; it runs after the base layer has loaded)."""
+    assert isinstance(module, FollowingLayer)
+    module.follow(thoroughly=True)

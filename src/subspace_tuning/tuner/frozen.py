@@ -1,0 +1,33 @@
+"""The frozen weight and bias of a layer, wherever they are kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .kinds import Kind
+
+
+class FrozenLayer(nn.Module, BaseTunerLayer):
+    """The part of a ``SubspaceLayer`` that knows W and b: the base layer's own, or those set aside while merged."""
+
+    kind: Kind
+    _frozen: dict[str, nn.Parameter]  # weight and bias before merging, empty if nothing is merged
+
+    @property
+    def frozen_weight(self) -> Tensor:
+        """The frozen weight, in the base layer's layout."""
+        return self._frozen["weight"] if self._frozen else self.get_base_layer().weight  # type: ignore[return-value]
+
+    @property
+    def frozen_bias(self) -> Tensor | None:
+        """The frozen bias, None if the base layer has none (an embedding has not even the attribute)."""
+        return self._frozen.get("bias") if self._frozen else getattr(self.get_base_layer(), "bias", None)
+
+    def frozen_tensors(self) -> dict[str, nn.Parameter]:
+        """Return the frozen weight and, where there is one, bias."""
+        named = {"weight": self.frozen_weight, "bias": self.frozen_bias}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}  # type: ignore[misc]
