@@ -28,6 +28,7 @@ from .kinds import ConvKind, EmbeddingKind, kind_of, supported
 from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm, showing
 from .penalties import penalty
 from .placement import by_role
+from .transaction import undone_on_failure
 
 
 class NothingToAdaptError(SubspaceError, NoMatchingPeftModuleError):
@@ -41,35 +42,51 @@ class SubspaceModel(BaseTuner):
     tuner_layer_cls = SubspaceLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (peft declares it so);  the methods' placements take its place
 
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        adapters = getattr(model, "peft_config", {})
+        before = dict(adapters)
+        try:
+            super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        except BaseException:
+            adapters.clear()
+            adapters.update(before)
+            if not before and vars(model).get("_hf_peft_config_loaded"):  # transformers notes the adapter too early
+                del model._hf_peft_config_loaded
+            raise
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put an adapter into the model, after checking every module that it would touch.
 
+        Whatever fails, the model, its adapters and the config are then as they were.
+
         Raises:
-            SubspaceError: the adapter's name or targets do not fit. The model is then unchanged.
+            SubspaceError: the adapter's name or targets do not fit.
         """
+        config = _own(self.peft_config[adapter_name])
+        fields = dict(vars(config))
         trained = {name for layer in _layers(model) for name in layer.unfrozen}
         shown = {adapter_name, *self.active_adapters, *trained}
         try:
-            with showing(shown):  # those whose flags peft changes on the way, and puts back
-                self._inject(model, adapter_name, *args, **kwargs)
+            with showing(shown), undone_on_failure(self):  # those whose flags peft changes on the way, and puts back
+                self._inject(model, adapter_name, config, *args, **kwargs)
+        except BaseException:
+            self.peft_config.pop(adapter_name)
+            vars(config).clear()
+            vars(config).update(fields)
+            raise
         finally:
             for layer in _layers(model):
                 layer.look_up_unfrozen(shown)
 
-    def _inject(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        config = _own(self.peft_config[adapter_name])
-        try:
-            self._check_name(adapter_name)
-            self.place(model, config)
-            state = kwargs.get("state_dict")
-            if state is None:
-                self.check_targets(model, config)
-                self._check_choice(model, config)
-            elif config.entries is None and config.resolved.formula.masked:
-                config.entries = entries_of(state, self.prefix, dict(_modules(model)))
-        except SubspaceError:
-            del self.peft_config[adapter_name]
-            raise
+    def _inject(self, model: nn.Module, adapter_name: str, config: SubspaceConfig, *args: Any, **kwargs: Any) -> None:
+        self._check_name(adapter_name)
+        self.place(model, config)
+        state = kwargs.get("state_dict")
+        if state is None:
+            self.check_targets(model, config)
+            self._check_choice(model, config)
+        elif config.entries is None and config.resolved.formula.masked:
+            config.entries = entries_of(state, self.prefix, dict(_modules(model)))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if config.adds_to_loss and _add_penalty not in model._forward_hooks.values():
             model.register_forward_hook(_add_penalty)
@@ -173,7 +190,15 @@ class SubspaceModel(BaseTuner):
         return self.model(*args, **kwargs)
 
     def _check_name(self, adapter_name: str) -> None:
-        """peft finds the tensors of an adapter by the end of their names, so no factor may be called like one."""
+        """Raise SubspaceError if an adapter cannot have this name.
+
+        torch must take it for the name of a module, and peft finds the tensors of an adapter by the end of their names,
+        so no factor may be called like an adapter.
+        """
+        if not isinstance(adapter_name, str) or adapter_name in ("", BASE) or "." in adapter_name:
+            raise SubspaceError(f"an adapter cannot be called {adapter_name!r}; choose a name without dots")
+        if hasattr(nn.ModuleDict(), adapter_name):
+            raise SubspaceError(f"an adapter cannot be called {adapter_name!r}, which torch's modules use themselves")
         formulas: dict[int, tuple[str, Formula]] = {}  # by identity: most adapters of a method share its formula
         for name, config in self.peft_config.items():
             if isinstance(config, SubspaceConfig):
