@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..experiments.convert import Result
 
 _BASE = "The base model, where factors do not tell the change."
+_UNEVEN = "With peft-lora: keep each matrix's own rank instead of padding all to one."
 
 
 def convert(
@@ -32,6 +33,7 @@ def convert(
         float | None, typer.Option("--tolerance", help="Refuse if a matrix loses more than this share of its change.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+    uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
     """Turn an adapter into another method's: exactly where that can be, else with the error told.
 
@@ -42,15 +44,16 @@ def convert(
 
     hush_libraries()
     found = read_adapter(adapter)
+    model = _base(base)
     with progress_bar() as bar:
-        result = convert_adapter(found, to, rank, _base(base), lambda: bar.one_of("matrices", len(found.layers)))
+        result = convert_adapter(found, to, rank, model, lambda: bar.one_of("matrices", len(found.layers)))
     worst = max(result.layers, key=lambda layer: layer.error)
     if tolerance is not None and worst.error > tolerance:
         raise SubspaceError(
             f"{worst.module} would lose {worst.error:.3g} of its change, more than {tolerance:g}: raise --rank or "
             "--tolerance"
         )
-    _finish(result, to, output, overwrite)
+    _finish(result, to, output, overwrite, model, uneven)
 
 
 def combine(
@@ -68,6 +71,7 @@ def combine(
         int | None, typer.Option("--head", min=1, help="Whose head to keep where they differ: 1 is the first adapter.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+    uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
     """Add adapters up: the change of every matrix becomes the weighted sum of their changes."""
     from ..experiments.adapter import read_adapter
@@ -77,9 +81,10 @@ def combine(
     found = [read_adapter(path) for path in adapters]
     numbers = _weights(weights, len(found))
     count = len({module for adapter in found for module in adapter.layers})
+    model = _base(base)
     with progress_bar() as bar:
-        result = combine_adapters(found, numbers, to, rank, _base(base), head, lambda: bar.one_of("matrices", count))
-    _finish(result, to, output, overwrite)
+        result = combine_adapters(found, numbers, to, rank, model, head, lambda: bar.one_of("matrices", count))
+    _finish(result, to, output, overwrite, model, uneven)
 
 
 def _base(name: str | None) -> Checkpoint | None:
@@ -97,12 +102,15 @@ def _weights(text: str | None, count: int) -> list[float]:
         raise SubspaceError(f"--weights {text!r} are not numbers with commas between them") from None
 
 
-def _finish(result: Result, to: str, output: Path, overwrite: bool) -> None:
+def _finish(result: Result, to: str, output: Path, overwrite: bool, base: Checkpoint | None, uneven: bool) -> None:
     from ..experiments.adapter import write_adapter, write_lora
     from ..experiments.convert import PEFT_LORA
 
     adapter: Adapter = result.adapter
-    (write_lora if to == PEFT_LORA else write_adapter)(output, adapter, overwrite)
+    if to == PEFT_LORA:
+        write_lora(output, adapter, overwrite, base=base, uneven=uneven)
+    else:
+        write_adapter(output, adapter, overwrite)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("matrix", overflow="fold")
     for column in ("n x m", "rank", "lost", "how"):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,26 @@ from ..algebra.names import CHOSEN_SHAPES
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
 from ..tuner import SubspaceConfig
+from ..tuner.exact import exactly
+from ..tuner.lora_form import LINEAR, Layout, from_peft, to_peft
 from .checkpoint import Checkpoint
 from .folder import replaced
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
+# Options of peft's LoRA that make it another formula, and starts that leave another W behind.
+_BEYOND = (
+    "use_dora",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "bias",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+)
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PARTS = (".subspace_params.", ".subspace_constants.")
 
 
@@ -152,42 +168,57 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
 
 
 def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -> Adapter:
-    for option in ("use_dora", "lora_bias", "alora_invocation_tokens", "use_qalora", "bias"):
-        value = getattr(config, option, None)
-        if value not in (None, False, "none"):
-            raise SubspaceError(f"adapter {source!r} is LoRA with {option}={value!r}, which is not W + s * A @ B")
+    _check_plain(config, source)
     pairs: dict[str, dict[str, Tensor]] = {}
     saved = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(_PREFIX)
-        for part, factor in ((".lora_A.weight", "A"), (".lora_B.weight", "B")):
-            if name.endswith(part):
-                if tensor.dim() != 2:
-                    raise SubspaceError(f"adapter {source!r}: {key} belongs to a convolution, which cannot be read")
-                pairs.setdefault(name.removesuffix(part), {})[factor] = tensor.T.contiguous()
-                break
+        module, found, end = name.partition(".lora_")
+        if found:
+            pairs.setdefault(module, {})[f"lora_{end}"] = tensor
         else:
-            if ".lora_" in name:
-                raise SubspaceError(f"adapter {source!r}: {key} is not of a linear layer, and cannot be read")
             saved[name] = tensor
     lora = methods.get("lora")
-    layers = {}
+    layers, layouts = {}, {}
     for module, factors in pairs.items():
+        try:
+            layout, A, B = from_peft(factors)
+        except SubspaceError as error:
+            raise SubspaceError(f"adapter {source!r}: {module}: {error}") from None
         alpha = _pattern(config.alpha_pattern or {}, module, config.lora_alpha)
-        r = factors["A"].shape[1]
-        layers[module] = Layer(module, lora, r, alpha / (r**0.5 if config.use_rslora else r), factors)
+        r = next(tensor.shape[0] for name, tensor in factors.items() if name.startswith(("lora_A", "lora_embedding_A")))
+        scale = alpha / (r**0.5 if config.use_rslora else r)
+        layers[module] = Layer(module, lora, A.shape[1], scale, {"A": A.contiguous(), "B": B.contiguous()})
+        if layout != Layout():
+            layouts[module] = layout.written()
+    alphas = {key: layer.scale * (layer.r**0.5 if config.use_rslora else layer.r) for key, layer in layers.items()}
     own = SubspaceConfig(
         method="lora",
         r=config.r,
         alpha=float(config.lora_alpha),
         rank_stabilised=config.use_rslora,
         rank_pattern={key: layer.r for key, layer in layers.items() if layer.r != config.r},
-        alpha_pattern=dict(config.alpha_pattern or {}),
-        target_modules=sorted(layers),
+        alpha_pattern={key: alpha for key, alpha in alphas.items() if not math.isclose(alpha, config.lora_alpha)},
+        target_modules=exactly(layers),
+        layouts=layouts,
         modules_to_save=config.modules_to_save,
         task_type=config.task_type,
     )
     return Adapter(own, layers, saved, config.base_model_name_or_path, source)
+
+
+def _check_plain(config: LoraConfig, source: str) -> None:
+    """Raise SubspaceError if an adapter is more than W + s * A @ B over the base model's own W."""
+    for option in _BEYOND:
+        value = getattr(config, option, None)
+        if value not in (None, False, "none", {}, []):
+            raise SubspaceError(f"adapter {source!r} is LoRA with {option}={value!r}, which is not W + s * A @ B")
+    start = str(config.init_lora_weights)
+    if start.startswith(_CHANGES_BASE):
+        raise SubspaceError(
+            f"adapter {source!r} is LoRA with init_lora_weights={start!r}, which changes the base weight: save it with "
+            "peft's path_initial_model_for_weight_conversion first"
+        )
 
 
 def write_adapter(path: str | Path, adapter: Adapter, overwrite: bool = False) -> None:
@@ -203,26 +234,72 @@ def write_adapter(path: str | Path, adapter: Adapter, overwrite: bool = False) -
     _write(path, adapter.config, tensors, adapter, overwrite)
 
 
-def write_lora(path: str | Path, adapter: Adapter, overwrite: bool = False) -> None:
-    """Write an adapter whose method is LoRA as one of peft's own, which peft loads without this package."""
-    ranks = {module: layer.r for module, layer in adapter.layers.items()}
-    r = max(ranks.values())
+def write_lora(
+    path: str | Path,
+    adapter: Adapter,
+    overwrite: bool = False,
+    *,
+    base: Checkpoint | None = None,
+    uneven: bool = False,
+) -> None:
+    """Write an adapter whose method is LoRA as one of peft's own, which peft loads without this package.
+
+    Args:
+        path: the folder.
+        adapter: the adapter.
+        overwrite: replace an adapter that is there.
+        base: the base model, for adapters that do not say of which kind their layers are.
+        uneven: keep the ranks as they are. Else the factors are padded with zeros to one rank, for programs that read
+            a single rank and alpha.
+
+    Raises:
+        SubspaceError: a layer of unknown kind, or one whose change peft's LoRA cannot express.
+    """
+    layouts = {module: _layout(adapter, module, base) for module in adapter.layers}
+    ranks = {module: layouts[module].rank(layer.r) for module, layer in adapter.layers.items()}
+    r = max((rank for module, rank in ranks.items() if layouts[module].groups == 1), default=max(ranks.values()))
+    if not uneven:  # kernels of a convolution in groups are sparse already, and padding would multiply them
+        ranks = {module: r if layouts[module].groups == 1 else rank for module, rank in ranks.items()}
+    tensors: dict[str, Tensor] = {}
+    for module, layer in adapter.layers.items():
+        A, B = (layer.parameters[name].double() for name in ("A", "B"))
+        try:
+            parts = to_peft(layouts[module], A, B * layer.scale, ranks[module])
+        except SubspaceError as error:
+            raise SubspaceError(f"{module}: {error}") from None
+        tensors |= {f"{_PREFIX}{module}.{name}": _stored(tensor) for name, tensor in parts.items()}
     config = LoraConfig(
         r=r,
         lora_alpha=r,
-        target_modules=sorted(adapter.layers),
+        target_modules=_listed(adapter.layers, base),
         rank_pattern={name: rank for name, rank in ranks.items() if rank != r},
         alpha_pattern={name: rank for name, rank in ranks.items() if rank != r},
         modules_to_save=adapter.config.modules_to_save,
         task_type=adapter.config.task_type,
         inference_mode=True,
     )
-    tensors = {}
-    for module, layer in adapter.layers.items():
-        A, B = layer.parameters["A"], layer.parameters["B"]
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = _stored(A.T)
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = _stored(B.T * layer.scale)
     _write(path, config, tensors, adapter, overwrite)
+
+
+def _layout(adapter: Adapter, module: str, base: Checkpoint | None) -> Layout:
+    if base is not None:
+        return Layout.of(base.module(module))
+    if adapter.config.layouts is None:
+        raise SubspaceError(
+            f"{module}: the adapter does not say whether this is a linear layer, an embedding or a convolution, and "
+            "peft keeps them differently: give --base"
+        )
+    return Layout.read(adapter.config.layouts.get(module, [LINEAR]))
+
+
+def _listed(modules: Iterable[str], base: Checkpoint | None) -> list[str] | str:
+    """Return the targets as a list, which other programs read, unless peft would take more modules for them."""
+    names = sorted(modules)
+    every = set() if base is None else {name for name, _ in base.model.named_modules()}
+    if not every.issuperset(names):  # names within a repeated block end no other module's name
+        return names if all(re.search(r"\.\d+\.", name) for name in names) else exactly(names)
+    matched = {name for name in every if any(name == end or name.endswith(f".{end}") for end in names)}
+    return names if matched == set(names) else exactly(names, every)
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:

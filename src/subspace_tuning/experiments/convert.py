@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..methods import Method
 from ..theory.change import Change, change_of, summed
 from ..theory.convert import EXACT, Conversion, convert, dense_of, factored, is_low_rank
 from ..tuner import SubspaceConfig
+from ..tuner.exact import exactly
 from .adapter import Adapter, Layer, layer_base, persistent
 from .checkpoint import Checkpoint
 
@@ -92,7 +94,7 @@ def convert_adapter(
         except SubspaceError as error:
             raise SubspaceError(f"{module}: {error}") from None
         told()
-    return _result(adapter, to, found)
+    return _result(adapter, to, found, base)
 
 
 def _convert_layer(layer: Layer, target: Method, rank: int | None, base: Checkpoint | None, source: str) -> Found:
@@ -163,7 +165,7 @@ def combine_adapters(
             own.append(weight)
         found[module] = sizes, factored(target, summed(changes, own), sizes, rank, 1.0)
         told()
-    return _result(_joined(adapters, head), to or "lora", found)
+    return _result(_joined(adapters, head), to or "lora", found, base)
 
 
 def layer_change(layer: Layer, base: Checkpoint | None, source: str) -> tuple[Sizes, Change]:
@@ -208,15 +210,23 @@ def _joined(adapters: Sequence[Adapter], head: int | None) -> Adapter:
                     "up: say whose to keep with --head"
                 )
     saved = {name: tensor for adapter in (*adapters, first) for name, tensor in adapter.saved.items()}
-    return dataclasses.replace(first, saved=saved)
+    known = [adapter.config.layouts for adapter in adapters]
+    config = copy.copy(first.config)
+    config.layouts = (
+        None if None in known else {name: one for layouts in known for name, one in (layouts or {}).items()}
+    )
+    return dataclasses.replace(first, config=config, saved=saved)
 
 
-def _result(adapter: Adapter, to: str, found: Mapping[str, Found]) -> Result:
+def _result(adapter: Adapter, to: str, found: Mapping[str, Found], base: Checkpoint | None) -> Result:
     highest = max((conversion.r for _, conversion in found.values()), default=1)
     config = target_config(to, highest)
     target = config.resolved
     numbers = {module: (conversion.r, conversion.scale) for module, (_, conversion) in found.items()}
-    config.target_modules = sorted(found)
+    config.target_modules = exactly(
+        sorted(found), () if base is None else (name for name, _ in base.model.named_modules())
+    )
+    config.layouts = adapter.config.layouts
     config.modules_to_save, config.task_type = adapter.config.modules_to_save, adapter.config.task_type
     if target.formula.has_rank:
         config.rank_pattern = {module: r for module, (r, _) in numbers.items() if r != highest}

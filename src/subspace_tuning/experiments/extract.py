@@ -24,6 +24,8 @@ from ..theory.approximate import Approximation, approximate
 from ..theory.budget import energy_rank, read_budget, spread_ranks
 from ..tuner import SubspaceConfig, SubspaceModel
 from ..tuner.budget import share_out
+from ..tuner.exact import exactly
+from ..tuner.lora_form import Layout
 from ..tuner.model import targets
 from .adapter import Adapter, Layer, check_output, persistent, write_adapter
 from .checkpoint import Checkpoint
@@ -312,7 +314,13 @@ def _adapter(
     base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig, layers: Mapping[str, Layer], ranks: Mapping[str, int]
 ) -> Adapter:
     method = config.resolved
-    config = dataclasses.replace(config, target_modules=sorted(layers))
+    every = (name for name, _ in tuned.model.named_modules())
+    layouts = {name: Layout.of(tuned.module(name)) for name in layers}
+    config = dataclasses.replace(
+        config,
+        target_modules=exactly(layers, every),
+        layouts={name: layout.written() for name, layout in layouts.items() if layout != Layout()},
+    )
     if ranks:
         highest = max(ranks.values())
         config.r, config.alpha = highest, next(iter(layers.values())).scale * highest

@@ -82,6 +82,10 @@ class SubspaceConfig(PeftConfig):
     entries: dict[str, list[int]] | None = field(
         default=None, metadata={"help": "set when a mask is chosen: by module name the number of entries, and n and m"}
     )
+    layouts: dict[str, list[str | int]] | None = field(
+        default=None,
+        metadata={"help": "set when the adapter is attached: by module name what is not a linear layer, for exports"},
+    )
     target_modules: list[str] | str | None = field(
         default=None,
         metadata={"help": "module name suffixes, a regex, or 'all-linear'; None: the method's placement in this model"},

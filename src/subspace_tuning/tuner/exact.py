@@ -20,7 +20,8 @@ def exactly(names: Iterable[str], among: Iterable[str] = ()) -> str:
         names: the modules that are meant.
         among: all modules of the model. Where every block's module of a name is meant, the numbers are not spelled out.
     """
-    left, every, parts = dict.fromkeys(names), list(among), []
+    left, every = dict.fromkeys(names), list(among)
+    parts: list[str] = []
     for numbers in (-1, 1, 0):  # all of a name's numbers, its first alone, none
         groups, known = _by_pattern(left, numbers), _by_pattern(every, numbers)
         whole = {pattern: group for pattern, group in groups.items() if numbers == 0 or group == known[pattern]}

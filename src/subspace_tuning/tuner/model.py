@@ -26,6 +26,7 @@ from .config import SubspaceConfig
 from .exact import exactly
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
 from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm, showing
+from .lora_form import Layout
 from .penalties import penalty
 from .placement import by_role
 from .transaction import undone_on_failure
@@ -102,6 +103,8 @@ class SubspaceModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         config, layer = _own(peft_config), target
+        layout = Layout.of(target.get_base_layer() if isinstance(target, SubspaceLayer) else target)
+        config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
         if not isinstance(target, SubspaceLayer):
             layer = _layer_class(target)(target)
             self._replace_module(parent, target_name, layer, target)

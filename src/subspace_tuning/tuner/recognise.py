@@ -46,10 +46,10 @@ def recognise(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, list[str]]:
     by_name = dict(modules)
     blocks: dict[str, Shapes] = defaultdict(dict)  # by the block's name: its matrices
     for name, module in by_name.items():
-        block = re.match(r"(?:.*?\.)?\d+\.", name)
-        if block and isinstance(module, (nn.Linear, Conv1D)) and not _is_outside(name[block.end() :]):
+        start = re.match(r"(?:.*?\.)?\d+\.", name)
+        if start and isinstance(module, (nn.Linear, Conv1D)) and not _is_outside(name[start.end() :]):
             rows, columns = module.weight.shape
-            blocks[block[0]][name[block.end() :]] = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+            blocks[start[0]][name[start.end() :]] = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
     if any("language_model." in block for block in blocks):  # with other towers beside it
         blocks = {block: shapes for block, shapes in blocks.items() if "language_model." in block}
     repeated = Counter(_as_pattern(block) for block in blocks)
