@@ -45,12 +45,12 @@ def perform(setting: Setting, seed: int, data: Path, runs: Path) -> dict[str, An
     from subspace_tuning.experiments.config import AdapterSection, RunConfig, TaskSection, TrainingSection
     from subspace_tuning.experiments.train import run
 
-    penalised = {"pattern": setting.pattern, "pattern_weight": setting.weight} if setting.weight else {}
+    penalised = {"pattern": setting.pattern, "pattern_weight": setting.weight, "pattern_reduction": "sum"}
     config = RunConfig(
         model="minilm",
         output=str(runs / f"{setting.name}-{seed}"),
         task=TaskSection(name=TASK, data=str(data / TASK), max_length=LONGEST),
-        adapter=AdapterSection(method=METHOD, r=RANK, **penalised),
+        adapter=AdapterSection(method=METHOD, r=RANK, **(penalised if setting.weight else {})),
         training=TrainingSection(head_learning_rate=1e-3, epochs=EPOCHS, seed=seed, threads=1),
     )
     record = run(config, progress=False).record

@@ -31,6 +31,7 @@ except importlib.metadata.PackageNotFoundError:  # run from a source tree that i
     __version__ = "0+unknown"
 
 __all__ = [
+    "PenaltyCallback",
     "ScheduleCallback",
     "SubspaceConfig",
     "SubspaceError",

@@ -52,7 +52,7 @@ def run(model: Any, first: int, last: int, plan: Any, optimizer: Any) -> None:
         optimizer.zero_grad()
         (model(x) - y).square().mean().backward()
         optimizer.step()
-        plan.step(step)
+        plan.step(step, optimizer)
 
 
 def begin(method: str, **options: float) -> tuple[Any, Any, Any]:
@@ -120,7 +120,7 @@ def test_adalora_prunes_the_triplets_that_peft_prunes() -> None:
         moved: dict[Any, Tensor] = {}
         plan_step = plan.step
 
-        def remember(number: int, plan_step: Any = plan_step, moved: dict[Any, Tensor] = moved) -> None:
+        def remember(number: int, _: Any, plan_step: Any = plan_step, moved: dict[Any, Tensor] = moved) -> None:
             for layer in names.values():  # what the schedule sees: the factors right after the optimiser's step
                 moved.update({p: p.detach().clone() for p in layer.subspace_params["default"].values()})
             plan_step(number)
@@ -197,7 +197,7 @@ def test_lora_dash_is_lora_until_its_launch() -> None:
     lora = get_peft_model(Net(), SubspaceConfig(method="lora", r=6, alpha=12.0, target_modules=["first", "second"]))
     other = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=1e-2)
     run(dash, 1, 7, plan, optimizer)
-    run(lora, 1, 7, type("None", (), {"step": lambda self, step: None})(), other)
+    run(lora, 1, 7, type("None", (), {"step": lambda self, step, optimizer: None})(), other)
     for ours, theirs in zip(layers_of(dash).values(), layers_of(lora).values(), strict=True):
         for name in ("A", "B"):
             torch.testing.assert_close(ours.factor(name), theirs.factor(name), rtol=1e-6, atol=1e-7)

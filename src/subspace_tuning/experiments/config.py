@@ -88,6 +88,7 @@ class AdapterSection:
     dropout: float | None = None
     pattern: str | None = None
     pattern_weight: float | None = None
+    pattern_reduction: str | None = None
     nonlinearity: str | None = None
     gate_weight: float | None = None
     budget: int | float | None = None

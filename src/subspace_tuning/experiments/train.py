@@ -137,7 +137,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
             "seconds": round(trainer.seconds(), 2),
             "data": data,
             "result": result,
-            "schedule": {} if trainer.schedule is None else trainer.schedule.report(),
+            "schedule": trainer.scheduling.schedule.report(),
             "orthogonality": {name: found._asdict() for name, found in orthogonality(parts.model).items()},
         },
     )
@@ -153,6 +153,7 @@ def _fit(trainer: SeededTrainer, checkpoint: Path | None) -> TrainerState:
         trainer.train()
         return trainer.state
     state = _state(checkpoint)
+    trainer.scheduling.checkpoint = checkpoint
     logger.info("going on from step %d of %d", state.global_step, state.max_steps)
     if state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=str(checkpoint))
@@ -160,6 +161,7 @@ def _fit(trainer: SeededTrainer, checkpoint: Path | None) -> TrainerState:
     # Interrupted between the last step and the record. Sent on from here, the Trainer would do a step too many.
     wanted = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer.load_weights(wanted or str(checkpoint))
+    trainer.scheduling.on_train_begin(trainer.args, state, trainer.control)  # for its report
     return state
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -34,13 +33,12 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import SubspaceError
-from ..methods.schedules import Schedule
 from ..tasks import glue
 from ..tasks.tables import Table
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
+from ..tuner.logging import PenaltyCallback
 from ..tuner.optim import is_second_factor, parameter_groups
-from ..tuner.penalties import penalty
-from ..tuner.scheduling import adapted, keep, restore, schedule
+from ..tuner.scheduling import ScheduleCallback, adapted, schedule
 from .config import Device, Keep, Scheduler, TrainingSection
 from .surroundings import uses_bfloat16
 
@@ -125,22 +123,16 @@ class Clock(TrainerCallback, ExportableState):
         return {"args": {"seconds": self.total()}, "attributes": {}}
 
 
-class Scheduling(TrainerCallback):
-    """Calls the schedule after each optimiser step, while its gradients are there.
+class RecentBatches(TrainerCallback):
+    """Begins the batches of each optimiser step anew, for schedules that look at them."""
 
-    Not the tuner's ScheduleCallback: that one writes into a checkpoint that counts as complete already, and a run that
-    is killed in between could not go on.
-    """
+    def __init__(self, recent: list[Any]) -> None:
+        self.recent = recent
 
-    def __init__(self, trainer: SeededTrainer) -> None:
-        self.trainer = trainer
-
-    def on_optimizer_step(
+    def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self.trainer.schedule is not None
-        self.trainer.schedule.step(state.global_step + 1)
-        self.trainer.recent.clear()
+        self.recent.clear()
 
 
 class Bars(ProgressCallback):
@@ -169,8 +161,8 @@ class SeededTrainer(Trainer):
         super().__init__(**kwargs)
         self.order = order
         self.b_ratio = b_ratio
-        self.schedule: Schedule | None = None
         self.recent: list[Any] = []  # the batches of this optimiser step, for schedules that look at them
+        self.scheduling = ScheduleCallback(kwargs["model"], self.scores)
         self.head = {id(parameter) for parameter in head}
         self.head_rate = head_rate
         # Classification heads take the mean over the rows they see and ignore the count that the Trainer hands them;
@@ -198,17 +190,9 @@ class SeededTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": own, "lr": rate})
         return optimizer
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's loss; it computes a smoothed one from the logits, which lacks what the patterns add."""
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        added = penalty(model) if model.training and self.label_smoother is not None else None
-        if added is None:
-            return loss
-        return (loss[0] + added, *loss[1:]) if isinstance(loss, tuple) else loss + added
-
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's step; a schedule that looks at examples finds the batch in `recent`."""
-        if self.schedule is not None and self.schedule.looks_at_examples:
+        if self.scheduling.schedule.looks_at_examples:
             self.recent.append(self._prepare_inputs(inputs))
         return super().training_step(model, inputs, *args, **kwargs)
 
@@ -219,16 +203,6 @@ class SeededTrainer(Trainer):
         with evaluating(model):
             examples = hardest(model, self.recent, share=0.5)
             return fisher(adapted(model), lambda: (loss_of(model, example) for example in examples))
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.schedule is not None:
-            keep(self.schedule, Path(str(output_dir or self.args.output_dir)))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.schedule is not None:
-            restore(self.schedule, Path(resume_from_checkpoint))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order
@@ -323,9 +297,8 @@ def build(
         compute_metrics=_figures(task),
         callbacks=callbacks,
     )
-    trainer.schedule = schedule(model, total_steps(training, len(train)), trainer.scores)
-    if trainer.schedule is not None:
-        trainer.add_callback(Scheduling(trainer))
+    for callback in (RecentBatches(trainer.recent), trainer.scheduling, PenaltyCallback(model)):
+        trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     if not args.disable_tqdm:
         trainer.add_callback(Bars)
@@ -367,11 +340,15 @@ def _figures(task: glue.Task) -> Any:
 
 
 def history(state: TrainerState) -> list[dict[str, float]]:
-    """The evaluations of a run in order: epoch, step, loss and the task's figures."""
+    """The evaluations of a run in order: epoch, step, loss and the task's figures.
+
+    Where there are penalties, ``penalty`` and ``task_loss`` are their and the task's part of the training loss.
+    """
     by_step: dict[int, dict[str, float]] = {}
     for entry in state.log_history:
         figures = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
         figures = {key: value for key, value in figures.items() if not key.endswith(_NO_FIGURES)}
+        figures |= {key: entry[key] for key in ("penalty", "task_loss") if key in entry}
         if figures:
             step = int(entry["step"])
             by_step.setdefault(step, {"epoch": float(entry["epoch"]), "step": step}).update(figures)

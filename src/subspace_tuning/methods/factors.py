@@ -195,11 +195,17 @@ def environment(
         env["b"] = weight.new_zeros(weight.shape[1]) if bias is None else bias
     for name, anchored in method.anchors(one_hot).items():
         parameter = parameters[name]
-        if anchored:
-            number = method.fixed_anchors(one_hot).get(name)
-            env[name] = (constants[f"{name}0"] if number is None else number) + parameter
-        else:
-            env[name] = parameter
+        env[name] = factor_value(method, name, parameter, constants, one_hot)
         if name in method.formula.offsets:
             env[f"{name}{names.OFFSET}"] = parameter if anchored else parameter - constants[f"{name}0"]
     return env
+
+
+def factor_value(
+    method: Method, name: str, parameter: Tensor, constants: Mapping[str, Tensor], one_hot: bool = False
+) -> Tensor:
+    """Return what a factor's name stands for: its parameter, or its anchor plus it."""
+    if not method.anchors(one_hot)[name]:
+        return parameter
+    number = method.fixed_anchors(one_hot).get(name)
+    return (constants[f"{name}0"] if number is None else number) + parameter

@@ -29,6 +29,9 @@ ORTHOGONAL, DIAGONAL, NONLINEAR = "orthogonal", "diagonal", "nonlinear"
 PATTERNS = (ORTHOGONAL, DIAGONAL, NONLINEAR)
 PENALTIES = (ORTHOGONAL, DIAGONAL)
 NONE = "none"
+MEAN, SUM = "mean", "sum"
+REDUCTIONS = (MEAN, SUM)
+"""Over the matrices of an adapter: the mean does not grow with the model, the sum is the paper's."""
 
 
 def read_patterns(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from .calibration import calibrate
 from .config import SubspaceConfig, SubspaceType
 from .layer import SubspaceLayer
+from .logging import PenaltyCallback
 from .mam import load_mam, mam_model
 from .model import SubspaceModel
 from .optim import parameter_groups
@@ -16,6 +17,7 @@ PEFT_TYPE_TO_TUNER_MAPPING[SubspaceType.SUBSPACE] = SubspaceModel  # type: ignor
 PEFT_TYPE_TO_PREFIX_MAPPING[SubspaceType.SUBSPACE] = SubspaceModel.prefix  # type: ignore[index]
 
 __all__ = [
+    "PenaltyCallback",
     "ScheduleCallback",
     "SubspaceConfig",
     "SubspaceLayer",

@@ -7,6 +7,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from .. import methods
 from ..algebra import parse
-from ..errors import SubspaceError
+from ..errors import SubspaceError, nearest
 from ..methods import Method
-from ..methods.patterns import NONLINEAR, PENALTIES, constrained, has_pair, read_patterns
+from ..methods.patterns import MEAN, NONLINEAR, PENALTIES, REDUCTIONS, constrained, has_pair, read_patterns
 from ..methods.schedules import SCHEDULES, Options
+from .saving import saved
 
 FORMAT = 1  # of the saved adapter; raised when an older version could not read it right
 PATTERN_WEIGHT = 1e-3
@@ -61,6 +63,10 @@ class SubspaceConfig(PeftConfig):
     )
     pattern_weight: float | None = field(
         default=None, metadata={"help": "the weight of the orthogonal and the diagonal pattern in the loss"}
+    )
+    pattern_reduction: str = field(
+        default=MEAN,
+        metadata={"help": "over the adapted matrices their penalties' 'mean', or their 'sum' as in the paper"},
     )
     nonlinearity: str = field(default="relu", metadata={"help": "what pattern 'nonlinear' puts behind A"})
     gate_weight: float = field(
@@ -194,6 +200,11 @@ class SubspaceConfig(PeftConfig):
         copied.__dict__["positions"] = positions
         return copied
 
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save the config; what a schedule remembers goes with it while a Trainer runs."""
+        super().save_pretrained(save_directory, **kwargs)
+        saved(self, Path(save_directory))
+
     def _check(self) -> None:
         if not isinstance(self.format, int) or self.format > FORMAT:
             raise SubspaceError(
@@ -210,6 +221,9 @@ class SubspaceConfig(PeftConfig):
             raise SubspaceError(f"dropout = {self.dropout!r} is not in [0, 1)")
         if self.pattern_weight is not None and not 0 <= self.pattern_weight < float("inf"):
             raise SubspaceError(f"pattern_weight = {self.pattern_weight!r} is not a number of at least 0")
+        if self.pattern_reduction not in REDUCTIONS:
+            known = nearest(str(self.pattern_reduction), REDUCTIONS)
+            raise SubspaceError(f"unknown pattern_reduction {self.pattern_reduction!r}; {known}")
         if not 0 <= self.gate_weight < float("inf"):
             raise SubspaceError(f"gate_weight = {self.gate_weight!r} is not a number of at least 0")
         self._check_budget()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper
@@ -21,14 +22,19 @@ from ..algebra import Formula
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError, nearest
 from ..methods import EVERY_BIAS
+from ..methods.patterns import MEAN
 from .budget import entries_in, entries_of, matrix_shape, share_out
 from .config import SubspaceConfig
 from .exact import exactly
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
 from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm, showing
 from .lora_form import Layout
-from .penalties import penalty
+from .loss import add_penalty
+from .optimizer_step import install
+from .penalties import penalised
 from .placement import by_role
+from .reached import Penalised, record
+from .saving import count_pass
 from .transaction import undone_on_failure
 
 
@@ -89,8 +95,10 @@ class SubspaceModel(BaseTuner):
         elif config.entries is None and config.resolved.formula.masked:
             config.entries = entries_of(state, self.prefix, dict(_modules(model)))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if config.adds_to_loss and _add_penalty not in model._forward_hooks.values():
-            model.register_forward_hook(_add_penalty)
+        if config.adds_to_loss:
+            _penalise(model, adapter_name, config)
+        if config.resolved.schedule is not None and not config.inference_mode:
+            model.register_forward_hook(partial(_count_pass, adapter_name, config))
 
     def _create_and_replace(
         self,
@@ -320,8 +328,9 @@ class SubspaceModel(BaseTuner):
         if merge:
             self._check_merge(adapter_names, safe_merge)
         hooks = self.model._forward_hooks
-        for key in [key for key, hook in hooks.items() if hook is _add_penalty]:
+        for key in [key for key, hook in hooks.items() if _is_own(hook)]:
             del hooks[key]
+            self.model._forward_hooks_with_kwargs.pop(key, None)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     def _check_merge(self, adapter_names: Sequence[str] | None, safe_merge: bool) -> None:
@@ -345,15 +354,32 @@ def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Modu
     return [(name, module) for name, module in _modules(model) if check_target_module_exists(config, name)]
 
 
-def _add_penalty(model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
-    """Add what patterns and gates ask for to the loss of a model's outputs."""
-    loss = getattr(outputs, "loss", None)
-    if model.training and isinstance(loss, Tensor):
-        with showing():
-            added = penalty(model)
-        if added is not None:
-            outputs.loss = loss + added.to(loss.device, loss.dtype)
-    return outputs
+def _count_pass(adapter: str, config: SubspaceConfig, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+    """Count the training passes of an adapter whose method has a schedule: a forward hook."""
+    if not model.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
+    with showing():
+        layers = (module for module in model.modules() if isinstance(module, SubspaceLayer))
+        layer = next((layer for layer in layers if adapter in layer.subspace_params), None)
+    if layer is not None and Penalised(layer, adapter).enabled():
+        count_pass(config)
+
+
+def _is_own(hook: Any) -> bool:
+    return hook is add_penalty or (isinstance(hook, partial) and hook.func is _count_pass)
+
+
+def _penalise(model: nn.Module, adapter: str, config: SubspaceConfig) -> None:
+    """Have the penalties of an adapter act in training: in the model's own loss, or else at the optimiser's step."""
+    sites = [site for site in penalised(model) if site.adapter == adapter]
+    counted = sum(site.pattern_weight > 0 and site.layer.r[adapter] > 0 for site in sites)
+    for site in sites:
+        record(site.layer)
+        if config.pattern_reduction == MEAN and counted:
+            site.layer.patterns[adapter] = (site.patterns, site.pattern_weight / counted)
+    if add_penalty not in model._forward_hooks.values():
+        model.register_forward_hook(add_penalty, with_kwargs=True)
+    install()
 
 
 def _layers(model: nn.Module) -> list[SubspaceLayer]:

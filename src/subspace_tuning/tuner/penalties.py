@@ -2,69 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ..algebra.gate import Gate, expected_open
 from ..algebra.nodes import dense
-from ..errors import SubspaceError
+from ..errors import SubspaceError, nearest
 from ..methods import patterns
+from ..methods.factors import factor_value
 from ..methods.patterns import Orthogonality, read_patterns
 from .layer import SubspaceLayer
+from .reached import Penalised, note_backward
+from .sharding import gathered, partitioned, whole
 
 
 class Pair(NamedTuple):
-    """A (n x r) and B (r x m) of one adapter in one module, with the penalties that the config asks for."""
+    """A (n x r) and B (r x m) of one adapter in one module; ``enabled`` if the module's output depends on them now."""
 
     module: str
     adapter: str
     A: Tensor
     B: Tensor
-    patterns: tuple[str, ...]
-    weight: float
+    enabled: bool
 
 
-def penalty(model: nn.Module, pattern: str | None = None, weight: float | None = None) -> Tensor | None:
-    """Return what the active adapters' patterns and gates add to the loss; None if they add nothing.
+def penalty(
+    model: nn.Module,
+    pattern: str | None = None,
+    weight: float | None = None,
+    reduction: str = patterns.MEAN,
+) -> Tensor:
+    """Return what the active adapters' patterns and gates add to the loss, as a scalar on the model's device.
 
-    The forward pass of a model from ``get_peft_model`` adds it to ``outputs.loss`` in training. A loop of one's own
-    that computes its loss from logits adds it by hand, and so does one with peft's own LoRA, for which the pattern is
-    given here: ``penalty(model, pattern="orthogonal", weight=1e-3)``.
+    In training, ``outputs.loss`` of a model with subspace adapters contains it already. A loop that computes its loss
+    elsewhere may add it; where no backward pass reaches it, its gradient is added before the optimiser's step (see
+    ``docs/patterns.md``). It is zero if there is nothing to add, and while adapters are disabled or merged.
+
+    For peft's own LoRA the pattern is given here: ``loss + penalty(model, pattern="orthogonal", weight=1e-3)``.
 
     Args:
         model: a model with subspace adapters, or with adapters of peft's LoRA.
         pattern: instead of the config's; needed for peft's LoRA. "nonlinear" is no penalty.
         weight: instead of the config's ``pattern_weight``; 1 if only ``pattern`` is given.
+        reduction: with ``pattern`` or ``weight``: the "mean" over each adapter's matrices, or their "sum".
 
     Raises:
         SubspaceError: a pattern is given, and the model has no factors A and B, or no such pattern exists.
     """
+    if reduction not in patterns.REDUCTIONS:
+        raise SubspaceError(f"unknown reduction {reduction!r}; {nearest(reduction, patterns.REDUCTIONS)}")
+    sites = [site for site in penalised(model) if site.enabled()]
+    if pattern is None and weight is None:
+        return penalty_of(sites, model)
     wanted = None if pattern is None else read_patterns(pattern)
-    total: Tensor | None = None
-    found = False
-    for pair in pairs(model, penalised=wanted is None):
-        found = True
-        own, own_weight = pair.patterns, pair.weight
-        if wanted is not None:
-            own, own_weight = wanted, 1.0
-        factor = own_weight if weight is None else weight
-        if factor and set(own) & set(patterns.PENALTIES):
-            added = factor * patterns.penalty(pair.A, pair.B, own)
-            total = added if total is None else total + added
-    if wanted is not None and not found:
-        raise SubspaceError("a pattern is given, and no active adapter of the model has factors A and B")
-    for layer, adapter in _active(model):
-        if not layer.gate_weight[adapter]:
-            continue
-        for node in layer.method[adapter].formula.expression.walk():
-            if isinstance(node, Gate):
-                logits = dense(node.node, layer._environment(adapter))
-                added = layer.gate_weight[adapter] * expected_open(logits)
-                total = added if total is None else total + added
+    terms = [*map(gate_penalty, sites), *_overridden(model, wanted, weight, reduction)]
+    total = _added_up(terms, model)
+    note_backward(total, sites)
     return total
+
+
+def penalty_of(sites: Iterable[Penalised], model: nn.Module) -> Tensor:
+    """Return the penalty on the factors of some modules of a model."""
+    sites = list(sites)
+    total = _added_up([*map(pattern_penalty, sites), *map(gate_penalty, sites)], model)
+    note_backward(total, sites)
+    return total
+
+
+def _added_up(terms: Iterable[Tensor | None], model: nn.Module) -> Tensor:
+    """Return the sum of scalars, on the device of the first; zero on the model's device if there are none."""
+    found = [term for term in terms if term is not None]
+    if not found:
+        parameter = next(model.parameters(), None)
+        return torch.zeros((), device=None if parameter is None else parameter.device)
+    total = found[0]
+    for term in found[1:]:
+        total = total + term.to(total.device)
+    return total
+
+
+def penalised(model: nn.Module) -> Iterator[Penalised]:
+    """Yield the adapters in modules whose config asks for a penalty, whether or not they are in use."""
+    for module in model.modules():
+        if isinstance(module, SubspaceLayer):
+            for adapter in module.subspace_params:
+                site = Penalised(module, adapter)
+                if site.pattern_weight or site.gate_weight:
+                    yield site
+
+
+def pattern_penalty(site: Penalised) -> Tensor | None:
+    """Return the weighted penalty on the patterns of A and B in one module, None if there is none."""
+    if not site.pattern_weight:
+        return None
+    A, B = pair_of(site.layer, site.adapter)
+    return site.pattern_weight * patterns.penalty(A, B, site.patterns)
+
+
+def gate_penalty(site: Penalised) -> Tensor | None:
+    """Return the weighted number of gates in one module that are expected to be open, None if there are none."""
+    if not site.gate_weight:
+        return None
+    total: Tensor | None = None
+    for node in site.layer.method[site.adapter].formula.expression.walk():
+        if isinstance(node, Gate):
+            opened = site.gate_weight * expected_open(dense(node.node, values_of(site.layer, site.adapter, node.names)))
+            total = opened if total is None else total + opened
+    return total
+
+
+def pair_of(layer: SubspaceLayer, adapter: str) -> tuple[Tensor, Tensor]:
+    """Return A and B of one adapter, gathered from all processes where they are sharded."""
+    env = values_of(layer, adapter, ("A", "B"))
+    return env["A"], env["B"]
+
+
+def values_of(layer: SubspaceLayer, adapter: str, names: Iterable[str]) -> dict[str, Any]:
+    """Return what these names of a formula stand for, gathered from all processes where they are sharded."""
+    parameters: Mapping[str, Any] = layer.subspace_params[adapter]  # type: ignore[assignment]
+    constants: Mapping[str, Any] = layer.subspace_constants[adapter]._buffers
+    env: dict[str, Any] = {"s": layer.scaling[adapter], **constants}
+    for name in names:
+        if name in parameters:
+            method, one_hot = layer.method[adapter], layer.kind.one_hot
+            env[name] = factor_value(method, name, _copied(parameters[name]), constants, one_hot)
+        elif name == "W":
+            env[name] = layer.kind.matrix(whole(layer.weight))
+    return env
+
+
+def _copied(parameter: Tensor) -> Tensor:
+    """Return a factor's whole value; what ZeRO-3 holds in parts as a copy that outlives the gathering."""
+    if not partitioned(parameter):
+        return whole(parameter)
+    with gathered([parameter]):
+        return parameter.clone()
 
 
 def orthogonality(model: nn.Module) -> dict[str, Orthogonality]:
@@ -72,24 +149,39 @@ def orthogonality(model: nn.Module) -> dict[str, Orthogonality]:
     return {f"{pair.module}.{pair.adapter}": patterns.orthogonality(pair.A, pair.B) for pair in pairs(model)}
 
 
-def pairs(model: nn.Module, penalised: bool = False) -> Iterator[Pair]:
-    """Yield the factors A and B of every active adapter, of this package's and of peft's LoRA.
-
-    ``penalised`` leaves out those whose config asks for no penalty.
-    """
+def pairs(model: nn.Module) -> Iterator[Pair]:
+    """Yield the factors A and B of every active adapter, of this package's and of peft's LoRA."""
     for name, module in model.named_modules():
         if isinstance(module, SubspaceLayer):
             for adapter in module.active_adapters:
-                if adapter not in module.subspace_params or (penalised and not module.patterns[adapter][1]):
-                    continue
-                if patterns.has_pair(module.method[adapter].formula):
-                    env = module._environment(adapter)
-                    yield Pair(name, adapter, env["A"], env["B"], *module.patterns[adapter])
+                if adapter in module.subspace_params and patterns.has_pair(module.method[adapter].formula):
+                    yield Pair(name, adapter, *pair_of(module, adapter), Penalised(module, adapter).enabled())
         elif isinstance(module, LoraLayer):
             for adapter in module.active_adapters:
                 found = _lora(module, adapter)
                 if found is not None:
-                    yield Pair(name, adapter, *found, (), 1.0)
+                    yield Pair(name, adapter, *found, not (module.disable_adapters or module.merged))
+
+
+def _overridden(
+    model: nn.Module, wanted: tuple[str, ...] | None, weight: float | None, reduction: str
+) -> Iterator[Tensor]:
+    """Yield the penalty of every pair for a pattern and a weight that are given instead of the config's."""
+    if wanted is None:
+        found = [
+            (site.adapter, *pair_of(site.layer, site.adapter), site.patterns, site.enabled())
+            for site in penalised(model)
+            if site.pattern_weight
+        ]
+    else:
+        found = [(pair.adapter, pair.A, pair.B, wanted, pair.enabled) for pair in pairs(model)]
+        if not found:
+            raise SubspaceError("a pattern is given, and no active adapter of the model has factors A and B")
+    counts = Counter(adapter for adapter, *_ in found)
+    for adapter, A, B, names, enabled in found:
+        if enabled and set(names) & set(patterns.PENALTIES):
+            share = (1.0 if weight is None else weight) / (counts[adapter] if reduction == patterns.MEAN else 1)
+            yield share * patterns.penalty(A, B, names)
 
 
 def _lora(layer: Any, adapter: str) -> tuple[Tensor, Tensor] | None:
@@ -99,9 +191,3 @@ def _lora(layer: Any, adapter: str) -> tuple[Tensor, Tensor] | None:
     if adapter in layer.lora_embedding_A:
         return layer.lora_embedding_A[adapter].T, layer.lora_embedding_B[adapter].T
     return None
-
-
-def _active(model: nn.Module) -> Iterator[tuple[SubspaceLayer, str]]:
-    for module in model.modules():
-        if isinstance(module, SubspaceLayer):
-            yield from ((module, name) for name in module.active_adapters if name in module.subspace_params)

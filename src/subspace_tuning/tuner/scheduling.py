@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch import distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import SubspaceError
-from ..methods.schedules import SCHEDULES, Context, Schedule, Site
+from ..methods.schedules import SCHEDULES, Context, NoSchedule, Options, Schedule
 from .config import SubspaceConfig
 from .layer import SubspaceLayer
+from .optimizer_step import install
+from .saving import expect_steps, on_save
+from .sites import LayerSite
 
 
 def schedule(
@@ -22,19 +29,20 @@ def schedule(
     total_steps: int,
     scores: Callable[[], Mapping[str, Tensor]] | None = None,
     adapter_name: str = "default",
-) -> Schedule | None:
-    """Return the schedule of an adapter for a run of so many optimiser steps, None if its method has none.
+) -> Schedule:
+    """Return the schedule of an adapter for a run of so many optimiser steps; it does nothing if its method has none.
 
     >>> plan = schedule(model, total_steps=1000)
     >>> for step in range(1, 1001):
     ...     loss.backward(); optimizer.step()
-    ...     plan.step(step)
+    ...     plan.step(step, optimizer)
     ...     optimizer.zero_grad()
 
     Args:
         model: a model from ``get_peft_model``.
         total_steps: optimiser steps of the run.
-        scores: for schedules that move masks: Fisher information by module name (see ``Context``).
+        scores: for schedules that move masks: Fisher information by module name (see ``Context``), on this process's
+            examples; the schedule takes the mean over processes.
         adapter_name: the adapter.
 
     Raises:
@@ -42,15 +50,21 @@ def schedule(
     """
     config = config_of(model, adapter_name)
     if config is None or config.resolved.schedule is None:
-        return None
+        return NoSchedule(Context((), total_steps), Options())
     options = config.schedule_options
     assert options is not None
-    context = Context(sites(model, adapter_name), total_steps, scores)
-    return SCHEDULES[config.resolved.schedule](context, options)
+    averaged = None if scores is None else partial(_mean_over_processes, scores)
+    made = SCHEDULES[config.resolved.schedule](Context(sites(model, adapter_name), total_steps, averaged), options)
+    expect_steps(config, made)
+    install()
+    return made
 
 
 class ScheduleCallback(TrainerCallback):
-    """The schedule of an adapter in a Trainer of transformers; its state lies in the Trainer's checkpoints.
+    """The schedule of an adapter in a Trainer of transformers.
+
+    What the schedule remembers is a file beside the adapter in each of the Trainer's checkpoints, written before the
+    Trainer's own state, which completes a checkpoint.
 
     >>> trainer = Trainer(model, ..., callbacks=[ScheduleCallback(model)])
 
@@ -58,6 +72,8 @@ class ScheduleCallback(TrainerCallback):
         model: the model that the Trainer trains.
         scores: as for ``schedule``.
         adapter_name: the adapter.
+        checkpoint: the folder that the Trainer resumes from, where it is neither in the Trainer's ``output_dir`` nor
+            where it was written.
     """
 
     def __init__(
@@ -65,59 +81,113 @@ class ScheduleCallback(TrainerCallback):
         model: nn.Module,
         scores: Callable[[], Mapping[str, Tensor]] | None = None,
         adapter_name: str = "default",
+        checkpoint: str | Path | None = None,
     ) -> None:
-        self.model, self.scores, self.adapter_name = model, scores, adapter_name
-        self.schedule: Schedule | None = None
+        self.model, self.scores, self.adapter_name, self.checkpoint = model, scores, adapter_name, checkpoint
+        self.schedule: Schedule = NoSchedule(Context((), 0), Options())
+        self._state: TrainerState | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make the schedule, and take up its state where the Trainer goes on from a checkpoint."""
+        """Make the schedule, and restore its state where the Trainer resumes from a checkpoint."""
         self.schedule = schedule(self.model, state.max_steps, self.scores, self.adapter_name)
-        if self.schedule is not None and state.global_step:
-            restore(self.schedule, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        if isinstance(self.schedule, NoSchedule):
+            return
+        if state.global_step:
+            restore(self.schedule, self._resumed_from(args, state), self._key(state))
+        self._state = state
+        config = config_of(self.model, self.adapter_name)
+        assert config is not None
+        on_save(config, self._save)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Act after an optimiser step, while its gradients are there."""
-        if self.schedule is not None:
-            self.schedule.step(state.global_step + 1)
+        needed = {"optimizer": kwargs.get("optimizer")} if self.schedule.moves_entries else {}
+        self.schedule.step(state.global_step + 1, **needed)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the state into the checkpoint."""
-        if self.schedule is not None and state.is_world_process_zero:
-            keep(self.schedule, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave what is saved from now on to the adapter alone."""
+        self._state = None
+
+    def _save(self, folder: Path) -> None:
+        """Write the schedule's state beside the adapter, and note in the Trainer's state which it is."""
+        if self._state is None or not self._state.is_world_process_zero:
+            return
+        key = keep(self.schedule, folder)
+        self._state.stateful_callbacks = {  # type: ignore[assignment]
+            **(self._state.stateful_callbacks or {}),  # type: ignore[dict-item]
+            f"schedule of {self.adapter_name}": {"key": key, "folder": str(folder.resolve())},
+        }
+
+    def _noted(self, state: TrainerState) -> dict[str, str]:
+        held: Any = state.stateful_callbacks or {}
+        found = held.get(f"schedule of {self.adapter_name}", {})
+        return found if isinstance(found, dict) else {}
+
+    def _key(self, state: TrainerState) -> str | None:
+        return self._noted(state).get("key")
+
+    def _resumed_from(self, args: TrainingArguments, state: TrainerState) -> list[Path]:
+        """Return where the checkpoint may be that the Trainer resumes from; it does not say so itself."""
+        written = self._noted(state).get("folder")
+        given = [self.checkpoint, args.resume_from_checkpoint if args.resume_from_checkpoint != "True" else None]
+        given += [Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", written]
+        folders = [Path(folder) for folder in given if folder]
+        inside = [] if self.adapter_name == "default" else [folder / self.adapter_name for folder in folders]
+        return [*inside, *folders]
 
 
 STATE = "schedule.safetensors"
 
 
-def keep(plan: Schedule, folder: Path) -> None:
-    """Write what a schedule remembers into a checkpoint's folder."""
-    save_file({name: tensor.contiguous() for name, tensor in plan.state_dict().items()}, folder / STATE)
+def keep(plan: Schedule, folder: Path) -> str:
+    """Write what a schedule remembers into a checkpoint's folder, and return the key by which it is known."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in plan.state_dict().items()}
+    key = uuid.uuid4().hex
+    save_file(tensors, folder / STATE, metadata={"key": key})
+    return key
 
 
-def restore(plan: Schedule, folder: Path) -> None:
-    """Take up what ``keep`` wrote. Raises SubspaceError if it is not there."""
-    if not (folder / STATE).is_file():
-        raise SubspaceError(f"{folder} has no {STATE}: the run cannot go on from there as it would have gone on")
-    plan.load_state_dict(load_file(folder / STATE))
+def restore(plan: Schedule, folders: Path | Sequence[Path], key: str | None = None) -> None:
+    """Restore what ``keep`` wrote, from the first folder that has it, of this key if one is given.
+
+    Raises:
+        SubspaceError: it is in none of them.
+    """
+    folders = [folders] if isinstance(folders, Path) else folders
+    for folder in folders:
+        if (folder / STATE).is_file():
+            with safe_open(folder / STATE, framework="pt") as file:
+                if key is None or (file.metadata() or {}).get("key") == key:
+                    plan.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                    return
+    which = f"no {STATE}" if key is None else f"no {STATE} of this run"
+    raise SubspaceError(
+        f"{folders[0]} has {which}: the schedule cannot go on from there; give the folder that the Trainer resumes "
+        "from as ScheduleCallback(model, checkpoint=...)"
+    )
 
 
-def sites(model: nn.Module, adapter_name: str = "default") -> list[Site]:
+def sites(model: nn.Module, adapter_name: str = "default") -> list[LayerSite]:
     """Return the adapted matrices of an adapter."""
-    return [
-        Site(
-            name,
-            layer.subspace_params[adapter_name],  # type: ignore[arg-type]
-            layer.subspace_constants[adapter_name]._buffers,  # type: ignore[arg-type]
-            layer.kind.matrix(layer.weight).detach(),
-            layer.scaling[adapter_name],
-            layer.r[adapter_name],
-        )
-        for name, layer in adapted(model, adapter_name).items()
-    ]
+    return [LayerSite(name, layer, adapter_name) for name, layer in adapted(model, adapter_name).items()]
+
+
+def _mean_over_processes(scores: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """Return the mean of scores over the processes, so that all choose alike; every process has to ask."""
+    own = scores()
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return own
+    mean = {name: tensor.clone() for name, tensor in own.items()}
+    for tensor in mean.values():
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+    return mean
 
 
 def adapted(model: nn.Module, adapter_name: str = "default") -> dict[str, SubspaceLayer]:

@@ -1,7 +1,7 @@
-"""Schedules: what happens to factors between optimiser steps. One file each; none touches the optimiser."""
+"""Schedules: what happens to factors between optimiser steps. One file each."""
 
 from .adalora import AdaLoRA
-from .base import Context, Options, Schedule, Site
+from .base import Context, NoSchedule, Options, Schedule, Site
 from .dynamic_mask import DynamicMask
 from .flexlora import FlexLoRA
 from .lora_dash import LoRADash
@@ -13,4 +13,4 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "dynamic_mask": DynamicMask,
 }
 
-__all__ = ["SCHEDULES", "Context", "Options", "Schedule", "Site"]
+__all__ = ["SCHEDULES", "Context", "NoSchedule", "Options", "Schedule", "Site"]

@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ...errors import SubspaceError
 from .base import Context, Options, Schedule, steps
+
+FACTORS = ("A", "B", "D")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class AdaLoRA(Schedule):
         self.importance: dict[str, Tensor] = {}
         self.uncertainty: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
+        self.seen = False
 
     def budget(self, step: int) -> int:
         """Return how many triplets are kept after a step."""
@@ -63,7 +67,7 @@ class AdaLoRA(Schedule):
         return int((self.start - self.target) * left**3 + self.target)
 
     @torch.no_grad()
-    def step(self, step: int) -> None:
+    def act(self, step: int, optimizer: Optimizer | None) -> None:
         last = self.total - self.t_final
         if step < last:
             self._observe()
@@ -74,19 +78,27 @@ class AdaLoRA(Schedule):
             self._apply()
 
     def _observe(self) -> None:
+        """Take the gradients of a step into the averages; those of a step that a loss scaler skips are not finite."""
+        gradients = {(site.name, name): site.gradient(name) for site in self.sites for name in FACTORS}
+        known = [gradient for gradient in gradients.values() if gradient is not None]
+        self.seen = self.seen or bool(known)
+        finite = [torch.isfinite(gradient).all() for gradient in known]
+        if not finite or not bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all()):
+            return
         smooth, spread = self.betas
         for site in self.sites:
-            for name in ("A", "B", "D"):
-                parameter, key = site.parameters[name], f"{site.name}.{name}"
-                if parameter.grad is None:
+            for name in FACTORS:
+                gradient, key = gradients[site.name, name], f"{site.name}.{name}"
+                if gradient is None:
                     continue
-                sensitivity = (parameter * parameter.grad).abs().float()
+                sensitivity = (site.value(name) * gradient).abs().float()
                 zero = torch.zeros_like(sensitivity)
-                mean = smooth * self.importance.get(key, zero) + (1.0 - smooth) * sensitivity
-                self.importance[key] = mean
-                self.uncertainty[key] = (
-                    spread * self.uncertainty.get(key, zero) + (1.0 - spread) * (sensitivity - mean).abs()
+                before, spread_before = (
+                    average.get(key, zero).to(zero.device) for average in (self.importance, self.uncertainty)
                 )
+                mean = smooth * before + (1.0 - smooth) * sensitivity
+                self.importance[key] = mean
+                self.uncertainty[key] = spread * spread_before + (1.0 - spread) * (sensitivity - mean).abs()
 
     def scores(self) -> dict[str, Tensor]:
         """Return the importance of every triplet: that of D's entry plus the means over A's column and B's row."""
@@ -101,16 +113,29 @@ class AdaLoRA(Schedule):
 
     def _choose(self, budget: int) -> dict[str, Tensor]:
         """Return for each matrix which triplets stay: the ``budget`` best over all matrices."""
+        if not (self.seen or self.importance):
+            raise SubspaceError(
+                "schedule adalora has seen no gradient: call its step after the optimiser's and before zero_grad"
+            )
+        missing = [site.name for site in self.sites if f"{site.name}.D" not in self.importance]
+        if missing and self.importance:
+            raise SubspaceError(
+                f"schedule adalora: {missing[0]} has had no gradient; its part of the model is not used"
+            )
+        if missing:  # every step so far was skipped by a loss scaler
+            return self.kept
         scores = self.scores()
-        together = torch.cat([scores[site.name] for site in self.sites])
-        keep = torch.zeros(len(together), dtype=torch.bool, device=together.device)
+        home = scores[self.sites[0].name].device
+        together = torch.cat([scores[site.name].to(home) for site in self.sites])
+        keep = torch.zeros(len(together), dtype=torch.bool, device=home)
         keep[together.sort(descending=True, stable=True).indices[:budget]] = True
         return dict(zip(scores, keep.split([site.rank for site in self.sites]), strict=True))
 
     def _apply(self) -> None:
         for site in self.sites:
             if site.name in self.kept:
-                site.parameters["D"].mul_(self.kept[site.name].to(site.parameters["D"]))
+                diagonal = site.value("D")
+                site.write("D", diagonal * self.kept[site.name].to(diagonal))
 
     def state_dict(self) -> dict[str, Tensor]:
         parts = {"importance": self.importance, "uncertainty": self.uncertainty, "kept": self.kept}
@@ -122,4 +147,4 @@ class AdaLoRA(Schedule):
             getattr(self, part)[name] = tensor
 
     def report(self) -> dict[str, Any]:
-        return {"ranks": {site.name: int((site.parameters["D"] != 0).sum()) for site in self.sites}}
+        return {"ranks": {site.name: int((site.value("D") != 0).sum()) for site in self.sites}}

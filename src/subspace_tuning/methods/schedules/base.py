@@ -10,23 +10,55 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ...errors import SubspaceError, nearest
 
 
-@dataclass(frozen=True)
-class Site:
-    """One adapted matrix: its name, its factors as parameters, its constants, the frozen W (n x m), s and r."""
+class Site(Protocol):
+    """One adapted matrix. What it gives is read when it is asked for, so that a model may be moved in between.
 
-    name: str
-    parameters: Mapping[str, nn.Parameter]
-    constants: Mapping[str, Tensor]
-    weight: Tensor
-    scale: float
-    rank: int
+    A factor's ``value`` and ``gradient`` are whole where it is spread over processes, and ``write`` reaches every copy.
+    """
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The factors, by name."""
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]:
+        """The frozen tensors of the method, by name."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen W (n x m)."""
+
+    @property
+    def scale(self) -> float:
+        """The scale s."""
+
+    @property
+    def rank(self) -> int:
+        """The rank r."""
+
+    def value(self, factor: str) -> Tensor:
+        """Return the value of a factor's parameter."""
+
+    def gradient(self, factor: str) -> Tensor | None:
+        """Return the gradient of the last optimiser step, None if there is none."""
+
+    def write(self, factor: str, value: Tensor) -> None:
+        """Overwrite a factor's parameter."""
+
+    def forget(self, factor: str, moved: Tensor, optimizer: Optimizer) -> None:
+        """Zero what an optimiser remembers of those entries of a factor that have come to mean something else."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +95,25 @@ class Schedule(ABC):
 
     options_class: ClassVar[type[Options]] = Options
     looks_at_examples: ClassVar[bool] = False  # it asks for the context's scores
+    moves_entries: ClassVar[bool] = False  # entries of a factor change their meaning: it asks for the optimiser
 
     def __init__(self, context: Context, options: Options) -> None:
         self.context = context
         self.sites = context.sites
         self.total = context.total
+        self.stepped = False
+
+    def step(self, step: int, optimizer: Optimizer | None = None) -> None:
+        """Act after the optimiser step of this number (from 1), while the gradients of the step are still there.
+
+        ``optimizer`` lets a schedule that gives an entry of a factor another meaning reset what is remembered of it.
+        """
+        self.stepped = True
+        self.act(step, optimizer)
 
     @abstractmethod
-    def step(self, step: int) -> None:
-        """Act after the optimiser step of this number; the gradients of the step are still there."""
+    def act(self, step: int, optimizer: Optimizer | None) -> None:
+        """Do what ``step`` promises."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that the schedule remembers."""
@@ -90,6 +132,13 @@ class Schedule(ABC):
                 f"the schedule is longer than the run: {what} takes {steps} optimiser steps of {self.total}; train "
                 "longer or shorten it with the adapter's `schedule` options"
             )
+
+
+class NoSchedule(Schedule):
+    """The schedule of a method that has none: its steps do nothing."""
+
+    def act(self, step: int, optimizer: Optimizer | None) -> None:
+        """Do nothing."""
 
 
 def steps(given: float | None, share: float, total: int) -> int:

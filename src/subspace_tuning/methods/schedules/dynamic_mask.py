@@ -1,7 +1,8 @@
 """FISH-DIP's masks: renewed in training by the Fisher information of the examples with the largest loss.
 
 The number of entries of each matrix stays. Entries that stay keep their place in Delta, and with it what the optimiser
-knows of them; an entry that comes in takes the place of one that leaves, and starts at 0. What leaves is W again.
+knows of them; an entry that comes in takes the place of one that leaves, and starts at 0, and if the step is given the
+optimiser, with nothing remembered. What leaves is W again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ...errors import SubspaceError
 from .base import Context, Options, Schedule, Site, steps
@@ -28,6 +30,7 @@ class DynamicMaskOptions(Options):
 class DynamicMask(Schedule):
     options_class = DynamicMaskOptions
     looks_at_examples = True
+    moves_entries = True
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)
@@ -42,14 +45,14 @@ class DynamicMask(Schedule):
         self.renewed = 0
 
     @torch.no_grad()
-    def step(self, step: int) -> None:
+    def act(self, step: int, optimizer: Optimizer | None) -> None:
         if step % self.interval or step > self.total - self.t_final:
             return
         assert self.context.scores is not None
         with torch.enable_grad():
             scores = self.context.scores()
         for site in self.sites:
-            self.renewed += renew(site, scores[site.name])
+            self.renewed += renew(site, scores[site.name], optimizer)
 
     def state_dict(self) -> dict[str, Tensor]:
         # The masks are saved with the adapter.
@@ -62,12 +65,15 @@ class DynamicMask(Schedule):
         return {"entries_exchanged": self.renewed}
 
 
-def renew(site: Site, scores: Tensor) -> int:
+def renew(site: Site, scores: Tensor, optimizer: Optimizer | None = None) -> int:
     """Move a mask to the entries with the largest scores; return how many entries were exchanged."""
-    mask, values = site.constants["M"], site.parameters["Delta"]
-    best = scores.flatten().topk(mask.numel()).indices
+    mask, values = site.constants["M"], site.value("Delta").clone()
+    best = scores.flatten().topk(mask.numel()).indices.to(mask.device)
     leaves = ~torch.isin(mask, best)
     comes = best[~torch.isin(best, mask)].sort().values
     mask[leaves] = comes
     values[leaves] = 0.0
+    site.write("Delta", values)
+    if optimizer is not None:
+        site.forget("Delta", leaves, optimizer)
     return len(comes)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ...errors import SubspaceError
 from .base import Context, Options, Schedule, steps
@@ -53,24 +54,25 @@ class FlexLoRA(Schedule):
                     f"schedule flexlora: target_rank = {wanted} is not between 1 and {site.rank}, the places of "
                     f"{site.name}"
                 )
-            self.active[site.name] = torch.arange(site.rank, device=site.weight.device) < count
+            self.active[site.name] = torch.arange(site.rank) < count
 
     @torch.no_grad()
-    def step(self, step: int) -> None:
+    def act(self, step: int, optimizer: Optimizer | None) -> None:
         if self.t_init < step <= self.total - self.t_final and step % self.interval == 0:
             self._trade()
         for site in self.sites:
-            site.parameters["D"].mul_(self.active[site.name].to(site.parameters["D"]))
+            diagonal = site.value("D")
+            site.write("D", diagonal * self.active[site.name].to(diagonal))
 
     def _trade(self) -> None:
         givers = [site for site in self.sites if int(self.active[site.name].sum()) > 1]
         takers = [site for site in self.sites if not bool(self.active[site.name].all())]
-        evenness = {site.name: evenness_of(site.parameters["D"], self.active[site.name]) for site in self.sites}
+        evenness = {site.name: evenness_of(site.value("D"), self.active[site.name]) for site in self.sites}
         giver = min(givers, key=lambda site: evenness[site.name], default=None)
         taker = max(takers, key=lambda site: evenness[site.name], default=None)
         if giver is None or taker is None or evenness[giver.name] >= evenness[taker.name]:
             return
-        magnitudes = giver.parameters["D"].abs().masked_fill(~self.active[giver.name], math.inf)
+        magnitudes = giver.value("D").abs().cpu().masked_fill(~self.active[giver.name], math.inf)
         self.active[giver.name][magnitudes.argmin()] = False
         place = int((~self.active[taker.name]).float().argmax())
         self.active[taker.name][place] = True
@@ -88,7 +90,7 @@ class FlexLoRA(Schedule):
 
 def evenness_of(diagonal: Tensor, active: Tensor) -> float:
     """Return the entropy of the squared active entries over its largest possible value, in [0, 1]."""
-    energy = diagonal.detach()[active].double().square()
+    energy = diagonal.detach().cpu()[active].double().square()
     total = energy.sum()
     if len(energy) < 2 or total == 0:
         return 1.0

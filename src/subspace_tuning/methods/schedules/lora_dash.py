@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ...algebra.svd import svd
 from .base import Context, Options, Schedule, Site, steps
@@ -39,7 +40,7 @@ class LoRADash(Schedule):
         self.chosen: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def step(self, step: int) -> None:
+    def act(self, step: int, optimizer: Optimizer | None) -> None:
         if step == self.launch:
             for site in self.sites:
                 self.chosen[site.name] = _choose(site)
@@ -57,7 +58,7 @@ class LoRADash(Schedule):
 def change_rates(site: Site) -> tuple[Tensor, Tensor, Tensor]:
     """Return the change rate of every singular direction of W, and U and V."""
     U, S, V = svd(site.weight)
-    left, right = U.T @ site.parameters["A"].to(U), site.parameters["B"].to(V) @ V
+    left, right = U.T @ site.value("A").to(U), site.value("B").to(V) @ V
     rates = site.scale * (left * right.T).sum(1).abs() / (S + EPSILON)
     return rates, U, V
 

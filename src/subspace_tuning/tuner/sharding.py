@@ -1,0 +1,60 @@
+"""Factors that are spread over processes: their whole value, and how their gradient finds back to the shards."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a shard of FSDP2's."""
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor, gathered from all processes if FSDP2 has sharded it; gradients flow back.
+
+    The gradient that reaches the shards is the mean over the processes, as it is for the rest of the model.
+    """
+    return _Whole.apply(tensor) if isinstance(tensor, DTensor) else tensor  # type: ignore[no-untyped-call]
+
+
+class _Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sharded: DTensor) -> Tensor:
+        ctx.mesh, ctx.placements = sharded.device_mesh, sharded.placements
+        return sharded.full_tensor()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = DTensor.from_local(gradient / ctx.mesh.size(), ctx.mesh, [Partial()] * ctx.mesh.ndim, run_check=False)
+        return summed.redistribute(placements=ctx.placements)
+
+
+def write(tensor: Tensor, value: Tensor) -> None:
+    """Overwrite a tensor, or this process's shard of it, by a whole value."""
+    if isinstance(tensor, DTensor):
+        replicated = DTensor.from_local(value.to(tensor.dtype), tensor.device_mesh, run_check=False)
+        tensor.copy_(replicated.redistribute(placements=tensor.placements))
+    else:
+        tensor.copy_(value)
+
+
+def partitioned(tensor: Tensor) -> bool:
+    """Whether DeepSpeed's ZeRO-3 holds a parameter in parts, so that its own storage is empty."""
+    return hasattr(tensor, "ds_id")
+
+
+def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[Any]:
+    """Return a context in which parameters that ZeRO-3 holds in parts have their values."""
+    parts = [parameter for parameter in parameters if partitioned(parameter)]
+    if not parts:
+        return nullcontext()
+    zero = importlib.import_module("deepspeed").zero
+    return zero.GatheredParameters(parts)  # type: ignore[no-any-return]

@@ -1,0 +1,94 @@
+"""What a schedule acts on: one adapter's factors in one layer, wherever and however they are held."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import zero
+from .layer import SubspaceLayer
+from .sharding import whole, write
+
+_PARTS: WeakKeyDictionary[SubspaceLayer, dict[tuple[str, str], tuple[Tensor, int]]] = WeakKeyDictionary()
+"""Of the layers that have a schedule: parts of gradients that ZeRO frees in its step."""
+
+
+@dataclass(frozen=True)
+class LayerSite:
+    """One adapter in one layer, as a ``Site`` of a schedule."""
+
+    name: str
+    layer: SubspaceLayer
+    adapter: str
+
+    def __post_init__(self) -> None:
+        _PARTS.setdefault(self.layer, {})
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The factors, by name."""
+        return self.layer.subspace_params[self.adapter]  # type: ignore[return-value]
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]:
+        """The frozen tensors of the method, by name."""
+        return self.layer.subspace_constants[self.adapter]._buffers  # type: ignore[return-value]
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen W (n x m)."""
+        return self.layer.kind.matrix(whole(self.layer.weight.detach()))
+
+    @property
+    def scale(self) -> float:
+        """The scale s."""
+        return self.layer.scaling[self.adapter]
+
+    @property
+    def rank(self) -> int:
+        """The rank r."""
+        return self.layer.r[self.adapter]
+
+    def value(self, factor: str) -> Tensor:
+        """Return the value of a factor's parameter."""
+        parameter = self.parameters[factor]
+        return zero.read(parameter) if zero.in_zero(parameter) else whole(parameter.detach())
+
+    def gradient(self, factor: str) -> Tensor | None:
+        """Return the gradient of the last optimiser step, None if there is none."""
+        parameter = self.parameters[factor]
+        if zero.in_zero(parameter) and parameter.grad is None:
+            return zero.summed(parameter, _PARTS[self.layer].get((self.adapter, factor)))
+        return None if parameter.grad is None else whole(parameter.grad)
+
+    @torch.no_grad()
+    def write(self, factor: str, value: Tensor) -> None:
+        """Overwrite a factor's parameter."""
+        parameter = self.parameters[factor]
+        if zero.in_zero(parameter):
+            zero.write(parameter, value)
+        else:
+            write(parameter, value)
+
+    @torch.no_grad()
+    def forget(self, factor: str, moved: Tensor, optimizer: Optimizer) -> None:
+        """Zero what an optimiser remembers of some entries of a factor: averages of the factor's own shape."""
+        parameter = self.parameters[factor]
+        for held in optimizer.state.get(parameter, {}).values():
+            if isinstance(held, Tensor) and held.shape == parameter.shape and held.is_floating_point():
+                write(held, whole(held).masked_fill(moved.to(held.device), 0.0))
+
+
+def keep_parts(optimizer: Optimizer) -> None:
+    """Keep the gradients of scheduled factors that ZeRO is about to free: before a step of its inner optimiser."""
+    for layer, parts in list(_PARTS.items()):
+        for adapter, factors in layer.subspace_params.items():
+            for name, parameter in factors._parameters.items():
+                part = None if parameter is None else zero.gradient_part(parameter, optimizer)
+                if part is not None:
+                    parts[adapter, name] = (part[0].clone(), part[1])
