@@ -124,6 +124,7 @@ def pair_of(layer: SubspaceLayer, adapter: str) -> tuple[Tensor, Tensor]:
 
 def values_of(layer: SubspaceLayer, adapter: str, names: Iterable[str]) -> dict[str, Any]:
     """Return what these names of a formula stand for, gathered from all processes where they are sharded."""
+    layer.follow_moves(adapter)
     parameters: Mapping[str, Any] = layer.subspace_params[adapter]  # type: ignore[assignment]
     constants: Mapping[str, Any] = layer.subspace_constants[adapter]._buffers
     env: dict[str, Any] = {"s": layer.scaling[adapter], **constants}
@@ -132,7 +133,7 @@ def values_of(layer: SubspaceLayer, adapter: str, names: Iterable[str]) -> dict[
             method, one_hot = layer.method[adapter], layer.kind.one_hot
             env[name] = factor_value(method, name, _copied(parameters[name]), constants, one_hot)
         elif name == "W":
-            env[name] = layer.kind.matrix(whole(layer.weight))
+            env[name] = layer.kind.matrix(whole(layer.frozen_weight))
     return env
 
 

@@ -37,12 +37,13 @@ class LayerSite:
     @property
     def constants(self) -> Mapping[str, Tensor]:
         """The frozen tensors of the method, by name."""
+        self.layer.follow_moves(self.adapter)
         return self.layer.subspace_constants[self.adapter]._buffers  # type: ignore[return-value]
 
     @property
     def weight(self) -> Tensor:
         """The frozen W (n x m)."""
-        return self.layer.kind.matrix(whole(self.layer.weight.detach()))
+        return self.layer.kind.matrix(whole(self.layer.frozen_weight.detach()))
 
     @property
     def scale(self) -> float:
