@@ -172,7 +172,10 @@ def test_weights_that_are_not_floating(unchanged: Remember) -> None:
     linear.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
     model = nn.Sequential(nn.Linear(4, 4), linear).requires_grad_(False)
     message = refused(model, SubspaceConfig(method="ssb", target_modules=["0", "1"]), unchanged)
-    assert message == "1: the weight is not of a floating type (quantised bases are not supported)"
+    assert message == (
+        "1 is a Linear whose weight is quantised or packed (torch.int8), and a formula needs W itself: load the model "
+        "without quantization_config, or dequantise it first"
+    )
 
 
 def test_modules_that_change_under_the_adapter(unchanged: Remember) -> None:

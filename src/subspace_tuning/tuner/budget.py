@@ -11,6 +11,7 @@ from ..errors import SubspaceError
 from .config import SubspaceConfig
 from .kinds import kind_of
 from .layer import SubspaceLayer
+from .weights import outline
 
 
 def share_out(config: SubspaceConfig, found: Sequence[tuple[str, nn.Module]]) -> dict[str, list[int]]:
@@ -47,7 +48,7 @@ def matrix_shape(module: nn.Module) -> tuple[int, int]:
     """Return n and m of a module's W."""
     kind = kind_of(module)
     assert kind is not None
-    n, m = kind.matrix(module.weight).shape  # type: ignore[arg-type]
+    n, m = kind.matrix(outline(module.weight)).shape  # type: ignore[arg-type]
     return n, m
 
 

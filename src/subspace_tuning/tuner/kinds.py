@@ -54,9 +54,8 @@ class Kind(ABC):
 
     def check(self, module: nn.Module, name: str) -> None:
         """Raise SubspaceError if this module cannot be adapted."""
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            raise SubspaceError(f"{name}: the weight is not of a floating type (quantised bases are not supported)")
+        weight = module.weight
+        assert isinstance(weight, Tensor)
         if not weight.is_meta and not torch.isfinite(weight).all():
             raise SubspaceError(f"{name}: the weight has entries that are not finite; is the checkpoint damaged?")
 

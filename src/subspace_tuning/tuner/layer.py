@@ -20,6 +20,7 @@ from .following import follow_loaded
 from .kinds import NormKind, kind_of
 from .merging import MergingLayer
 from .watch import Watch
+from .weights import bring_back, is_offloaded, whole
 
 BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
 
@@ -280,6 +281,19 @@ class SubspaceLayer(MergingLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return y = x @ phi(W) + b for the active adapters, or row by row for ``adapter_names``."""
+        if self._offloaded():
+            bring_back(self, self.base_layer)
+            with whole(self.base_layer):
+                return self._forward(x, *args, **kwargs)
+        return self._forward(x, *args, **kwargs)
+
+    def _offloaded(self) -> bool:
+        """Whether accelerate keeps the base layer or an active adapter elsewhere until they run."""
+        every = (self.subspace_params, self.subspace_constants)
+        active = (tensors[name] for tensors in every for name in self.active_adapters if name in tensors)
+        return is_offloaded(self.get_base_layer()) or any(map(is_offloaded, active))
+
+    def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter_names = kwargs.pop("adapter_names", None)
         if adapter_names is not None:
             return self._mixed_batch(x, adapter_names, *args, **kwargs)

@@ -13,6 +13,7 @@ from ..algebra import dense
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
 from .following import FollowingLayer
+from .weights import check_writable
 
 
 class MergingLayer(FollowingLayer):
@@ -65,6 +66,7 @@ class MergingLayer(FollowingLayer):
 
     def check_merge(self, name: str) -> None:
         """Raise SubspaceError if an adapter cannot be merged into this layer."""
+        check_writable(self.get_base_layer())
         method = self.method[name]
         if not method.formula.is_linear:
             raise SubspaceError(

@@ -36,6 +36,7 @@ from .placement import by_role
 from .reached import Penalised, record
 from .saving import count_pass
 from .transaction import undone_on_failure
+from .weights import agree, check_weight, is_partitioned, whole
 
 
 class NothingToAdaptError(SubspaceError, NoMatchingPeftModuleError):
@@ -92,8 +93,13 @@ class SubspaceModel(BaseTuner):
         if state is None:
             self.check_targets(model, config)
             self._check_choice(model, config)
-        elif config.entries is None and config.resolved.formula.masked:
-            config.entries = entries_of(state, self.prefix, dict(_modules(model)))
+        else:
+            places = {key.partition(f".{self.prefix}")[0] for key in state}
+            for name, module in _modules(model):
+                if name in places:
+                    check_weight(module, name)
+            if config.entries is None and config.resolved.formula.masked:
+                config.entries = entries_of(state, self.prefix, dict(_modules(model)))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if config.adds_to_loss:
             _penalise(model, adapter_name, config)
@@ -110,6 +116,24 @@ class SubspaceModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        base = target.get_base_layer() if isinstance(target, SubspaceLayer) else target
+        partitioned = is_partitioned(base.weight)  # type: ignore[arg-type]
+        with whole(base):
+            layer = self._adapt(peft_config, adapter_name, target, target_name, parent, current_key)
+        if partitioned:
+            agree(
+                [*layer.subspace_params[adapter_name].parameters(), *layer.subspace_constants[adapter_name].buffers()]
+            )
+
+    def _adapt(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+    ) -> SubspaceLayer:
         config, layer = _own(peft_config), target
         layout = Layout.of(target.get_base_layer() if isinstance(target, SubspaceLayer) else target)
         config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
@@ -138,6 +162,7 @@ class SubspaceModel(BaseTuner):
         )
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
+        return layer
 
     # Where to
 
@@ -240,7 +265,8 @@ class SubspaceModel(BaseTuner):
                     f"{name} is a part of a MultiheadAttention, which reads its weight without calling it: an adapter "
                     "would do nothing there; leave it out with exclude_modules"
                 )
-            _check_target(name, module, config)
+            with whole(module):
+                _check_target(name, module, config)
         _warn_of_ranks(found, config)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -414,6 +440,7 @@ def _layer_class(module: nn.Module) -> type[SubspaceLayer]:
 
 
 def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
+    check_weight(module, name)
     kind, method = kind_of(module), config.resolved
     if kind is None:
         raise SubspaceError(

@@ -1,0 +1,166 @@
+"""How a module holds its frozen weight: a plain tensor, or one that must be fetched, or one that cannot be read.
+
+DeepSpeed's ZeRO-3 keeps a part of each weight in each process, and accelerate's offloading keeps it in memory or on
+disk until the module runs; both can be fetched. Quantised weights are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook, SequentialHook, remove_hook_from_module
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parameter import UninitializedTensorMixin
+
+from ..errors import SubspaceError
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# What layers of quantisation libraries hold in place of, or beside, a weight: GPTQ, AWQ, HQQ, EETQ, AQLM, VPTQ,
+# compressed-tensors, the block-wise FP8 and MX formats, bitsandbytes and torch's own.
+_QUANTISED = (
+    "qweight",
+    "W_q",
+    "quant_state",
+    "SCB",
+    "codebooks",
+    "centroids",
+    "weight_packed",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_scales",
+    "zero_point",
+)
+
+
+def check_weight(module: nn.Module, name: str) -> None:
+    """Raise SubspaceError if a module's weight is not a plain tensor of floating-point numbers."""
+    weight, kind = getattr(module, "weight", None), type(module).__name__
+    if isinstance(weight, UninitializedTensorMixin):
+        raise SubspaceError(f"{name}: the {kind} has no weight yet; run the model once, then adapt it")
+    if isinstance(weight, DTensor):
+        raise SubspaceError(f"{name}: the weight is already sharded; add the adapter first, then shard the model")
+    form = _quantised_form(module, weight)
+    if form is not None:
+        raise SubspaceError(
+            f"{name} is a {kind} whose weight is quantised or packed ({form}), and a formula needs W itself: load the "
+            "model without quantization_config, or dequantise it first"
+        )
+    if isinstance(weight, Tensor) and weight.dtype not in _DTYPES:
+        raise SubspaceError(f"{name}: the {kind}'s weight holds {weight.dtype}, not floating-point numbers")
+    if isinstance(weight, Tensor) and weight.layout != torch.strided:
+        raise SubspaceError(f"{name}: the {kind}'s weight is stored as {weight.layout}; call to_dense() on it first")
+
+
+def _quantised_form(module: nn.Module, weight: Any) -> str | None:
+    """Return what shows that a weight is not held as its numbers, None if nothing does."""
+    if isinstance(weight, Tensor) and type(weight) not in (Tensor, nn.Parameter) and not hasattr(weight, "ds_id"):
+        return f"a {type(weight).__name__}"  # a subclass may look like float32 and hold anything
+    for attribute in _QUANTISED:
+        if getattr(module, attribute, None) is not None:
+            return f"it has {attribute}"
+    if isinstance(weight, Tensor) and not (weight.dtype in _DTYPES or weight.is_complex()):
+        return str(weight.dtype)
+    return None
+
+
+# Partitioned and offloaded weights
+
+
+def is_partitioned(weight: Tensor) -> bool:
+    """Whether ZeRO-3 holds this weight in parts, so that it is empty here."""
+    status = getattr(weight, "ds_status", None)
+    return status is not None and status.name == "NOT_AVAILABLE"
+
+
+def outline(weight: Tensor) -> Tensor:
+    """Return a tensor of a weight's full shape: the weight, or one without storage where ZeRO-3 holds it in parts."""
+    return torch.empty(weight.ds_shape, dtype=weight.dtype, device="meta") if is_partitioned(weight) else weight  # type: ignore[attr-defined]
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate keeps the module's tensors elsewhere until the module runs."""
+    return _offloading_hook(module) is not None
+
+
+def check_writable(module: nn.Module) -> None:
+    """Raise SubspaceError if a module's weight cannot be replaced by a merged one."""
+    if is_offloaded(module):
+        raise SubspaceError("the weight is offloaded, so it cannot be merged into: load the model without offloading")
+    if is_partitioned(module.weight):  # type: ignore[arg-type]
+        raise SubspaceError(
+            "ZeRO-3 holds the weight in parts, so it cannot be merged into: save the adapter, merge it in one process"
+        )
+
+
+@contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """Inside, the tensors of the module are whole and on the device where it runs.
+
+    Under ZeRO-3 every process must enter, as each holds a part.
+    """
+    with ExitStack() as stack:
+        parts = [parameter for parameter in module.parameters() if is_partitioned(parameter)]
+        if parts:
+            from deepspeed.zero import GatheredParameters
+
+            stack.enter_context(GatheredParameters(parts))
+        for part in module.modules():
+            if (hook := _offloading_hook(part)) is not None:
+                stack.enter_context(_onloaded(part, hook))
+        yield
+
+
+def agree(tensors: Iterable[Tensor]) -> None:
+    """Give every process the tensors of the first: what was drawn differs between processes of different seeds."""
+    for tensor in tensors:
+        torch.distributed.broadcast(tensor.data, 0)
+
+
+def bring_back(layer: nn.Module, base: nn.Module) -> None:
+    """Take offloaded factors back for good: they are small, and only the base layer is worth offloading.
+
+    Raises:
+        SubspaceError: the factors train. An optimiser would hold the tensors that were offloaded, and change nothing.
+    """
+    kept = set(base.modules())
+    for part in layer.modules():
+        hook = None if part in kept else _offloading_hook(part)
+        if hook is None:
+            continue
+        if (
+            torch.is_grad_enabled()
+            and any(parameter.requires_grad for parameter in part.parameters())
+            and part.training
+        ):
+            raise SubspaceError(
+                "the factors of the adapter were offloaded, so training would not reach them: offload the base model "
+                "before the adapter is added"
+            )
+        hook.pre_forward(part)
+        hook.offload = False
+        remove_hook_from_module(part)
+
+
+@contextmanager
+def _onloaded(module: nn.Module, hook: AlignDevicesHook) -> Iterator[None]:
+    hook.pre_forward(module)
+    hook.offload = False  # a call of the module inside finds its tensors there, and leaves them there
+    try:
+        yield
+    finally:
+        hook.offload = True
+        hook.post_forward(module, None)
+
+
+def _offloading_hook(module: nn.Module) -> AlignDevicesHook | None:
+    hook = module.__dict__.get("_hf_hook")
+    if hook is None:
+        return None
+    for own in hook.hooks if isinstance(hook, SequentialHook) else (hook,):
+        if isinstance(own, AlignDevicesHook) and own.offload:
+            return own
+    return None
