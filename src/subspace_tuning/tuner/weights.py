@@ -14,7 +14,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook, remove_hook_from_module
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from ..errors import SubspaceError
 
@@ -39,7 +39,7 @@ _QUANTISED = (
 def check_weight(module: nn.Module, name: str) -> None:
     """Raise SubspaceError if a module's weight is not a plain tensor of floating-point numbers."""
     weight, kind = getattr(module, "weight", None), type(module).__name__
-    if isinstance(weight, UninitializedTensorMixin):
+    if is_lazy(weight):
         raise SubspaceError(f"{name}: the {kind} has no weight yet; run the model once, then adapt it")
     if isinstance(weight, DTensor):
         raise SubspaceError(f"{name}: the weight is already sharded; add the adapter first, then shard the model")
