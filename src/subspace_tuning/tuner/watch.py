@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .weights import is_partitioned
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 2**17
 _SMALL, _SAMPLES = 4096, 256  # a weight of up to _SMALL entries is compared whole, a larger one at _SAMPLES entries
@@ -83,6 +85,7 @@ def readable(weight: Tensor) -> bool:
     """Whether the content of a weight can be read here: it is no shard, on no meta device, and not traced."""
     return (
         type(weight) in (Tensor, nn.Parameter)
+        and not is_partitioned(weight)
         and weight.device.type != "meta"
         and not torch._C._are_functorch_transforms_active()
     )
