@@ -93,7 +93,7 @@ def config(variant: Variant) -> Any:
 def test_it_cannot_be_merged(variant: Variant, tmp_path: Path) -> None:
     model = get_peft_model(offloaded(Net("linear"), "disk", tmp_path), config(variant))
     for merge in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(SubspaceError, match=r"^target: the weight is offloaded, so it cannot be merged into"):
+        with pytest.raises(SubspaceError, match=r"^the weight is offloaded, so it cannot be merged"):
             merge()
 
 

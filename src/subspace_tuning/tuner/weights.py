@@ -105,9 +105,9 @@ def whole(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         parts = [parameter for parameter in module.parameters() if is_partitioned(parameter)]
         if parts:
-            from deepspeed.zero import GatheredParameters
+            import deepspeed
 
-            stack.enter_context(GatheredParameters(parts))
+            stack.enter_context(deepspeed.zero.GatheredParameters(parts))
         for part in module.modules():
             if (hook := _offloading_hook(part)) is not None:
                 stack.enter_context(_onloaded(part, hook))
