@@ -5,18 +5,33 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from subspace_tuning.algebra import Expression, diag, relu, symbol, unit
-from subspace_tuning.algebra.nodes import Elementwise, Hadamard
+from subspace_tuning.algebra.nodes import Elementwise, Number
 
 # The leaves of each shape; a name always has the same shape, so any of them can be joined.
 LEAVES = {
     "nm": ["W", "P", "Q"],
     "nr": ["A", "U_r"],
     "rm": ["B"],
-    "nn": ["D1", "K"],
-    "mm": ["D2", "R"],
-    "rr": ["D", "G", "S_r"],
+    "nn": ["D1", "K", "I"],
+    "mm": ["D2", "R", "I"],
+    "rr": ["D", "G", "S_r", "I"],
     "mr": ["V_r", "C"],
 }
+
+
+SCALARS = ("s", "t")
+NUMBERS = (2.0, 0.5, -1.0, -0.25, 3e-7, 0.1)
+
+
+def scalars(depth: int = 1) -> st.SearchStrategy[Expression]:
+    """Return numbers, named or written, with their sums, products and signs."""
+    leaf = st.one_of(st.sampled_from(SCALARS).map(symbol), st.sampled_from(NUMBERS).map(Number))
+    if depth == 0:
+        return leaf
+    pair = st.tuples(leaf, scalars(depth - 1))
+    return st.one_of(
+        leaf, pair.map(lambda p: p[0] + p[1]), pair.map(lambda p: p[0] - p[1]), pair.map(lambda p: p[0] * p[1])
+    )
 
 
 def matrices(shape: str, depth: int) -> st.SearchStrategy[Expression]:
@@ -32,19 +47,25 @@ def matrices(shape: str, depth: int) -> st.SearchStrategy[Expression]:
         options.append(leaf)
     if shape[::-1] in LEAVES:
         options.append(matrices(shape[::-1], depth - 1).map(lambda node: node.T))
-    options.append(matrices(shape, depth - 1).map(unit))
-    options.append(matrices(shape, depth - 1).map(lambda node: Elementwise("tanh", node)))
-    options.append(st.tuples(matrices(shape, 0), matrices(shape, 0)).map(lambda pair: Hadamard(*pair)))
+    sized = matrices(shape, depth - 1).filter(lambda node: bool(set(node.names) - set(SCALARS)))  # I has no entries
+    options.append(sized.map(unit))
+    options.append(sized.map(lambda node: Elementwise("tanh", node)))
+    options.append(st.tuples(sized, matrices(shape, 0)).map(lambda pair: pair[0] * pair[1]))
+    options.append(matrices(shape, depth - 1).map(lambda node: -node))
     if shape[0] == shape[1]:
         options.append(st.sampled_from(["a", "c"]).map(lambda name: diag(symbol(f"{name}{shape[0]}"))))
+        options.append(st.sampled_from(["a", "c"]).map(lambda name: diag(1 - 2 * symbol(f"{name}{shape[0]}"))))
     return st.one_of(options)
 
 
 def formulas() -> st.SearchStrategy[Expression]:
     """Return formulas of W's shape that hold W, some with a nonlinearity between factors."""
     adapter = symbol("A") @ relu @ symbol("B")
-    added = st.one_of(matrices("nm", 2), st.just(adapter), st.just(symbol("s") * adapter))
-    return added.map(lambda node: symbol("W") + node)
+    drawn_pair = symbol("A") @ symbol("B") - symbol("A0") @ symbol("B0")
+    added = st.one_of(matrices("nm", 2), *map(st.just, (adapter, symbol("s") * adapter, symbol("t") * drawn_pair)))
+    return st.tuples(added, st.booleans()).map(
+        lambda drawn: symbol("W") - drawn[0] if drawn[1] else symbol("W") + drawn[0]
+    )
 
 
 def _possible(*shapes: str) -> bool:
@@ -57,9 +78,8 @@ def _sums(shape: str, depth: int) -> st.SearchStrategy[Expression]:
 
 
 def _scaled(shape: str, depth: int) -> st.SearchStrategy[Expression]:
-    inner = matrices(shape, depth - 1)
-    number = st.sampled_from([2.0, 0.5, -1.0, -0.25])
-    return st.one_of(inner.map(lambda node: symbol("s") * node), st.tuples(number, inner).map(lambda p: p[0] * p[1]))
+    pair = st.tuples(scalars(), matrices(shape, depth - 1), st.booleans())
+    return pair.map(lambda drawn: drawn[0] * drawn[1] if drawn[2] else drawn[1] * drawn[0])
 
 
 def _products(shape: str, middle: str, depth: int) -> st.SearchStrategy[Expression]:

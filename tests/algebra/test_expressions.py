@@ -22,7 +22,8 @@ quick = settings(
 def environment_for(expression: Expression, sizes: Sizes) -> dict[str, Any]:
     shapes = parse(str(expression)).shapes
     env: dict[str, Any] = {name: torch.randn(sizes.of(shape), dtype=torch.float64) for name, shape in shapes.items()}
-    return env | {"s": 0.7}
+    moved = {f"{name}_offset": env[name] - env[f"{name}0"] for name in ("A", "B") if f"{name}0" in env}
+    return env | moved | {"s": 0.7}
 
 
 @quick

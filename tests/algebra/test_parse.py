@@ -75,7 +75,32 @@ WRONG = {
     "W" + " + W" * 500: "longest that is read",
     "(" * 300 + "W" + ")" * 300: "not a formula",
     "diag(b)": "phi(W)",
+    "W.T" + ".T" * 400: "operations stand within each other",
+    "W * " * 240 + "W": "operations stand within each other",
+    "-" * 900 + "W": "operations stand within each other",
+    "1e999 * W": "the number inf is not finite",
+    "1e308 * 10 * W": "the number inf is not finite",
+    "9" * 400 + " * W": "too large",
+    "nan * W": "not a finite number",
+    "False * W": "only names, numbers",
+    "W + keys * A @ B": "attribute of torch.nn.ParameterDict",
+    "W + training * A @ B": "attribute of torch.nn.ParameterDict",
+    "W + A @ values": "attribute of torch.nn.ParameterDict",
+    "W + A_offset @ B": "kept for",
+    "W + A1_0 @ B": "frozen start of A1",
+    "affine(U_r, b) @ B + W": "b is the layer's bias of m numbers",
+    "g * (A @ C) + W @ diag(g)": "a vector in one place and a number in another",
+    "relu(I) @ W": "I has none",
+    "W + \x00A": "not a formula",
+    "W + (lambda x:\n x)()": "unknown function",
+    "W +\n A @\n W @ W": "m columns meet n rows",
 }
+
+
+@pytest.mark.parametrize("given", [None, 3, ["W"], b"W"], ids=repr)
+def test_a_formula_is_a_string(given: object) -> None:
+    with pytest.raises(FormulaError, match="a formula is a string"):
+        parse(given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", CATALOGUE)
@@ -106,3 +131,39 @@ def test_names_decide_what_is_trained() -> None:
     assert parse("W + s * A @ B").count(Sizes(10, 20, 3)) == 3 * (10 + 20)
     assert not parse("W + A @ relu @ B").is_linear
     assert parse("affine(W, b + delta)").names_bias
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("-(2 * W)", "-2 * W"),
+        ("W + tanh(-(2 * A @ B))", "W + tanh(-2 * A @ B)"),
+        ("(D1 - D2) @ -W", "-((D1 - D2) @ W)"),
+        ("-1 * D1 @ (-2 * W)", "2 * D1 @ W"),
+        ("W - (1 - t) * A", "W - (1 - t) * A"),
+        ("-((s + t) * A) + W", "-((s + t) * A) + W"),
+        ("W + 1e16 * A", "W + 1e+16 * A"),
+        ("I @ W @ I + A @ I @ B", "W + A @ B"),
+        ("W @ (I + t * I)", "(1 + t) * W"),
+        ("W + (1 - 0.5) * A @ B", "W + 0.5 * A @ B"),
+        ("W +\n  A @ B", "W + A @ B"),
+    ],
+)
+def test_printing_is_a_fixed_point(text: str, printed: str) -> None:
+    formula = parse(text)
+    assert str(formula) == printed
+    assert parse(printed) == formula
+
+
+def test_what_is_read_can_be_read_again() -> None:
+    dense = "W+" + "+".join(f"A{i}@B{i}" for i in range(1, 70))
+    assert len(dense) < 1000
+    assert parse(str(parse(dense[:700].rpartition("+")[0]))) is not None
+    with pytest.raises(FormulaError, match="longest that is read"):
+        parse("W+" + "+".join(f"(A*B{i})@C{i}" for i in range(1, 70)))
+
+
+def test_a_start_is_told_from_a_factor_by_its_name() -> None:
+    assert parse("W + A1 @ B1 + A10 @ B10").trainable == ("A1", "B1", "A10", "B10")
+    assert parse("W + A1 @ B1 - A1_0 @ B1_0").trainable == ("A1", "B1")
+    assert parse("W + A @ B - A0 @ B0").trainable == ("A", "B")

@@ -101,3 +101,46 @@ def test_counts_are_polynomials(text: str, value: int) -> None:
 def test_nothing_else_is_a_count(text: str) -> None:
     with pytest.raises(SubspaceError, match="not a polynomial"):
         polynomial(text, Sizes(1, 1, 1))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_function_says_what_a_string_says() -> None:
+    @method
+    def halved(W, A, B, t):
+        """A difference of numbers, and a division."""
+        return W + (1 - t) * A @ B / 2
+
+    @method(name="summed")
+    def _summed(W, A, B, C):
+        return sum([W, A @ B, C])
+
+    assert str(halved.formula) == "W + 0.5 * (1 - t) * A @ B"
+    assert str(methods.get("summed").formula) == "W + A @ B + C"
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (lambda W, A: 1, "returns int"),
+        (lambda W, *A: W, "not a name"),
+        (lambda W, A, s=2: W + A, "has a default"),
+        (lambda W, A, B: W + A, "does not use the parameter B"),
+        (lambda W, keys: W + keys, "attribute of torch.nn.ParameterDict"),
+        (lambda W, A, B: W @ (1 + A @ B), "a number"),
+        (lambda W, A: W + "A", "not a formula"),
+        (lambda W, A: W @ 2, "not a formula"),
+        (lambda W, A: A / 0 + W, "divided by 0"),
+        (lambda W, A: W + float("inf") * A, "not finite"),
+    ],
+)
+def test_a_function_that_is_no_formula_is_told_in_one_line(function, problem: str) -> None:
+    with pytest.raises(SubspaceError, match=problem) as caught:
+        method(function)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_taken_name_tells_the_way_out() -> None:
+    with pytest.raises(SubspaceError, match="replace=True"):
+        method(name="lora")(lambda W, D1: D1 @ W)
+    with pytest.raises(SubspaceError, match="did you mean lora"):
+        methods.get("LoRA")

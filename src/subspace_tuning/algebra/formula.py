@@ -9,22 +9,27 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import NamedTuple
 
+from ..errors import SubspaceError
 from . import names
 from .gate import Gate
 from .nodes import (
     Activation,
     Affine,
+    Carried,
     Expression,
     Leaf,
     Normalisation,
     Product,
+    Scale,
     Sparse,
     Sum,
     Transpose,
+    Vector,
     add,
     product,
     substitute,
     symbol,
+    times,
 )
 
 Shape = tuple[str, ...]
@@ -46,6 +51,11 @@ class Sizes(NamedTuple):
 
     def dimension(self, name: str) -> int:
         """Return a dimension by its name."""
+        if name[0] in "cgwv" and len(self.window) < int(name[1:] or 1):
+            raise SubspaceError(
+                "kron stands for the window of a convolution, one factor for each of its axes; this matrix has "
+                f"{len(self.window) or 'none'}"
+            )
         axes = [min(self.r, width) for width in self.window]
         if name in ("n", "m", "r", "p", "q"):
             return int(getattr(self, name))
@@ -80,15 +90,39 @@ class Formula:
         return hash(self.expression)
 
     @cached_property
+    def collected(self) -> Expression:
+        """The formula with its biases brought together: ``affine(matrix, bias)``, or the matrix alone.
+
+        ``affine(W, b) @ affine(D, d)`` is ``affine(W @ D, b @ D + d)``. A bias that does not name the layer's own is
+        added to it. Left as it is written if there is a nonlinearity before a bias.
+        """
+        matrix, bias = _affine_form(self.expression) or (self.expression, None)
+        if bias is None:
+            return self.expression
+        return Affine(matrix, bias if "b" in bias.names else add(Vector("b"), bias))
+
+    @property
+    def matrix(self) -> Expression:
+        """The formula without its bias."""
+        return self.collected.matrix if isinstance(self.collected, Affine) else self.collected
+
+    @property
+    def bias(self) -> Expression | None:
+        """The bias of the formula, None if the layer's own stays as it is."""
+        return self.collected.bias if isinstance(self.collected, Affine) else None
+
+    @cached_property
     def evaluated(self) -> Expression:
         """The expression that is evaluated, equal to the formula.
+
+        Its biases are ``collected``.
 
         ``rest`` is W - U_r @ S_r @ V_r.T, so that no copy of W's size is kept. ``A @ B - A0 @ B0`` is evaluated as
         ``A_offset @ B + A0 @ B_offset``, and ``(U_r + A) @ S_r - U_r @ S_r`` as ``A @ S_r``: in a low precision the
         difference of two large products would be noise.
         """
         leading = symbol("U_r") @ symbol("S_r") @ symbol("V_r").T
-        return _by_offsets(substitute(self.expression, {"rest": symbol("W") - leading}))
+        return _by_offsets(substitute(self.collected, {"rest": symbol("W") - leading}))
 
     @cached_property
     def trainable(self) -> tuple[str, ...]:
@@ -113,7 +147,7 @@ class Formula:
     @cached_property
     def names_bias(self) -> bool:
         """Whether the bias is inside phi, so that the layer must not add it again."""
-        return "b" in self.expression.names
+        return "b" in self.collected.names
 
     @cached_property
     def wraps_norm(self) -> bool:
@@ -128,8 +162,7 @@ class Formula:
     @cached_property
     def is_linear(self) -> bool:
         """Whether phi(W) is one matrix, or a matrix and a bias at the top."""
-        inner = self.expression.matrix if isinstance(self.expression, Affine) else self.expression
-        return not any(isinstance(node, (Activation, Affine, Normalisation)) for node in inner.walk())
+        return not any(isinstance(node, (Activation, Affine, Normalisation)) for node in self.matrix.walk())
 
     @cached_property
     def has_gates(self) -> bool:
@@ -144,6 +177,36 @@ class Formula:
     def count(self, sizes: Sizes) -> int:
         """Return the number of trainable parameters for one matrix of these sizes."""
         return sum(math.prod(sizes.of(self.shapes[name])) for name in self.trainable)
+
+
+def _affine_form(node: Expression) -> tuple[Expression, Expression | None] | None:
+    """Return (M, v) for the map x -> x @ M + v, v None if it is 0; None if the node is no such map."""
+    if not any(isinstance(part, Affine) for part in node.walk()):
+        nonlinear = any(isinstance(part, (Activation, Normalisation)) for part in node.walk())
+        return None if nonlinear else (node, None)
+    if not isinstance(node, (Affine, Scale, Sum, Product)):
+        return None
+    forms = [_affine_form(child) for child in node.children if not isinstance(node, Affine) or child is node.matrix]
+    known = [form for form in forms if form is not None]
+    if len(known) < len(forms):
+        return None
+    matrices, biases = [matrix for matrix, _ in known], [bias for _, bias in known]
+    if isinstance(node, Affine):
+        return matrices[0], _total([biases[0], node.bias])
+    if isinstance(node, Scale):
+        return times(*matrices), None if biases[1] is None else times(node.scalar, biases[1])
+    if isinstance(node, Sum):
+        return reduce(add, matrices), _total(biases)
+    carried = [
+        bias if bias is None or index + 1 == len(matrices) else Carried(bias, reduce(product, matrices[index + 1 :]))
+        for index, bias in enumerate(biases)
+    ]
+    return reduce(product, matrices), _total(carried)
+
+
+def _total(biases: list[Expression | None]) -> Expression | None:
+    given = [bias for bias in biases if bias is not None]
+    return reduce(add, given) if given else None
 
 
 def _by_offsets(node: Expression) -> Expression:
@@ -183,7 +246,7 @@ def _moved(now: Expression, before: Expression) -> Expression | None:
     if isinstance(now, Transpose) and isinstance(before, Transpose):
         change = _moved(now.node, before.node)
         return None if change is None else change.T
-    if isinstance(now, Leaf) and before == symbol(f"{now.name}0"):
+    if isinstance(now, Leaf) and before == symbol(names.start_of(now.name)):
         return symbol(f"{now.name}{names.OFFSET}")
     if isinstance(now, Sum) and before in now.terms:
         return reduce(add, (term for term in now.terms if term != before))

@@ -142,10 +142,6 @@ def with_bias(expression: Expression) -> tuple[Expression, Expression]:
     return expression, Vector("b")
 
 
-def _is_scalar(node: Expression) -> bool:
-    return isinstance(node, (Scalar, Number))
-
-
 def _value(scalar: Expression, env: Environment) -> float:
     value = scalar.value if isinstance(scalar, Number) else env[names.SCALE]
     return float(value)  # type: ignore[arg-type]
@@ -180,8 +176,8 @@ def _factors(node: Expression) -> list[Expression]:
 
 def _chain(factors: Sequence[Expression]) -> Expression | None:
     """Return the product of factors, among them scalars; None for none."""
-    scalars = [factor for factor in factors if _is_scalar(factor)]
-    matrices = tuple(factor for factor in factors if not _is_scalar(factor))
+    scalars = [factor for factor in factors if factor.is_number]
+    matrices = tuple(factor for factor in factors if not factor.is_number)
     if not matrices:
         return None
     node = matrices[0] if len(matrices) == 1 else Product(matrices)
@@ -199,8 +195,8 @@ class _Cut(NamedTuple):
 
 def _cut(factors: Sequence[Expression], shape: Shape) -> _Cut | None:
     """Cut a chain at its nonlinearity, or at its narrowest place; None if neither leaves something narrow."""
-    chain = [factor for factor in factors if not _is_scalar(factor) and not isinstance(factor, Identity)]
-    scalars = tuple(factor for factor in factors if _is_scalar(factor))
+    chain = [factor for factor in factors if not factor.is_number and not isinstance(factor, Identity)]
+    scalars = tuple(factor for factor in factors if factor.is_number)
     bends = [index for index, factor in enumerate(chain) if isinstance(factor, Activation)]
     inner = [part for factor in chain for part in factor.walk() if part is not factor]
     if len(bends) > 1 or any(isinstance(part, (Activation, Affine)) for part in inner):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import rows as R
-from .nodes import Environment, Expression, dense
+from .nodes import EVALUATION, MODE, Environment, Expression, Mode, dense
 from .rows import Rows
 
 TEMPERATURE = 2.0 / 3.0
@@ -31,7 +31,9 @@ class Gate(Expression):
 
     def compact(self, env: Environment) -> Tensor:
         logits = dense(self.node, env)
-        if env.get("training"):
+        mode = env.get(MODE, EVALUATION)
+        assert isinstance(mode, Mode)
+        if mode.training:
             uniform = torch.rand_like(logits).clamp(1e-6, 1.0 - 1e-6)
             logits = (logits + torch.logit(uniform)) / TEMPERATURE
         return (torch.sigmoid(logits) * (HIGH - LOW) + LOW).clamp(0.0, 1.0)

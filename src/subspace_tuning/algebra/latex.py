@@ -80,16 +80,16 @@ def _(node: Product) -> str:
 def _(node: Sum) -> str:
     text = latex(node.terms[0])
     for term in node.terms[1:]:
-        negative = isinstance(term, Scale) and term.scalar == Number(-1.0)
-        shown = _inside(term.node) if negative and isinstance(term, Scale) else latex(term)
-        text += f" - {shown}" if negative else f" + {shown}"
+        number = term.scalar if isinstance(term, Scale) else term
+        negative = isinstance(number, Number) and number.value < 0
+        text += f" - {latex(-term)}" if negative else f" + {latex(term)}"
     return text
 
 
 @latex.register
 def _(node: Scale) -> str:
     inner = _inside(node.node)
-    return f"-{inner}" if node.scalar == Number(-1.0) else f"{latex(node.scalar)} {inner}"
+    return f"-{inner}" if node.scalar == Number(-1.0) else f"{_inside(node.scalar)} {inner}"
 
 
 @latex.register

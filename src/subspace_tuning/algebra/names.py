@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+
+from torch import nn
 
 # W = U @ S @ V.T, thin: k = min(n, m). The suffix _r is the leading part of rank r, and rest what remains of W.
 SPECTRAL_SHAPES = {
@@ -22,13 +25,13 @@ SCALE = "s"  # alpha / r
 
 _DIAGONAL = re.compile(r"S|S_r|D\d*")
 _MASK = re.compile(r"M\d*")
-_START = re.compile(r"[A-Za-z]\w*0")
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_NAME = re.compile(r"[A-Za-z](\w*[A-Za-z0-9])?", re.ASCII)
+_KEPT_AS = frozenset(dir(nn.ParameterDict()))  # what holds the factors of a layer has these attributes
 
 
 def is_diagonal(name: str) -> bool:
     """Whether the name stands for a diagonal matrix."""
-    return _DIAGONAL.fullmatch(name) is not None
+    return _DIAGONAL.fullmatch(started(name) or name) is not None
 
 
 def is_mask(name: str) -> bool:
@@ -36,9 +39,21 @@ def is_mask(name: str) -> bool:
     return _MASK.fullmatch(name) is not None
 
 
+def start_of(name: str) -> str:
+    """Return the name of a factor's frozen start: ``A0`` for A, and ``A1_0`` for A1, since A10 is the tenth factor."""
+    return f"{name}_0" if name[-1].isdigit() else f"{name}0"
+
+
+@lru_cache(maxsize=4096)
+def started(name: str) -> str | None:
+    """Return the factor whose frozen start the name stands for; None for a name of another kind."""
+    stems = (name.removesuffix("_0"), name.removesuffix("0"))
+    return next((stem for stem in stems if stem and stem != name and start_of(stem) == name), None)
+
+
 def is_start(name: str) -> bool:
-    """Whether the name stands for the frozen start of the factor of the same name without the final 0."""
-    return _START.fullmatch(name) is not None
+    """Whether the name stands for the frozen start of a factor."""
+    return started(name) is not None
 
 
 OFFSET = "_offset"
@@ -51,6 +66,14 @@ def is_frozen(name: str) -> bool:
     return from_base or name == SCALE or is_mask(name) or is_start(name)
 
 
-def is_legal(name: str) -> bool:
-    """Whether the name can stand in a formula and as the name of a parameter."""
-    return _NAME.fullmatch(name) is not None
+def problem(name: str) -> str | None:
+    """Return why a name can stand in no formula, None if it can: every factor is also the name of a parameter."""
+    if not _NAME.fullmatch(name):
+        return "a name is made of letters, digits and _, starts with a letter and does not end in _"
+    if name in ("nan", "inf"):
+        return f"{name} is not a finite number"
+    if name in _KEPT_AS:
+        return f"{name} is an attribute of torch.nn.ParameterDict, which holds the factors; choose another name"
+    if name.endswith(OFFSET):
+        return f"names that end in {OFFSET} are kept for what a factor has moved; choose another name"
+    return None

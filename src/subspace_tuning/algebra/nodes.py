@@ -21,17 +21,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import SubspaceError
 from . import names
 from . import rows as R
 from .rows import Rows
 
-Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor]"]
+
+class Mode(NamedTuple):
+    """How a formula is evaluated, beside what its names stand for: gates are drawn in training, rows are dropped."""
+
+    training: bool = False
+    dropout: float = 0.0
+
+
+Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor] | Mode"]
+MODE = "<mode>"
+"""The key of the :class:`Mode` in an environment. No name of a formula can be equal to it."""
+EVALUATION = Mode()
 
 # All of them map 0 to 0, so an element-wise function keeps a diagonal matrix diagonal.
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,7 +56,7 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
 _SUM, _PRODUCT, _UNARY, _ATOM = range(4)
 
 
-class NotLinearError(TypeError):
+class NotLinearError(SubspaceError):
     """The expression is not one matrix: it has a nonlinearity between its factors, or a bias."""
 
 
@@ -74,6 +86,11 @@ class Expression(ABC):
         """Whether the structure alone says that the matrix is diagonal."""
         return False
 
+    @property
+    def is_number(self) -> bool:
+        """Whether the structure alone says that this is a number and no matrix, such as ``s`` or ``1 - t``."""
+        return False
+
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         """Return the same kind of node over other children, in normal form."""
         return type(self)(*children) if children else self
@@ -90,32 +107,44 @@ class Expression(ABC):
         return tuple(dict.fromkeys(name for node in self.walk() for name in getattr(node, "own_names", ())))
 
     def __matmul__(self, other: Expression) -> Expression:
-        return product(self, other)
+        return product(self, other) if isinstance(other, Expression) else NotImplemented
 
-    def __add__(self, other: Expression) -> Expression:
-        return add(self, other)
+    def __add__(self, other: Expression | float) -> Expression:
+        return _either(add, self, other)
 
-    def __sub__(self, other: Expression) -> Expression:
-        return self + (-other)
+    def __radd__(self, other: float) -> Expression:
+        # sum() starts at 0, which fits every shape.
+        return self if isinstance(other, int) and other == 0 else _either(lambda a, b: add(b, a), self, other)
+
+    def __sub__(self, other: Expression | float) -> Expression:
+        return _either(lambda a, b: add(a, -b), self, other)
+
+    def __rsub__(self, other: float) -> Expression:
+        return _either(lambda a, b: add(b, -a), self, other)
 
     def __neg__(self) -> Expression:
-        if isinstance(self, Number):
-            return Number(-self.value)
-        if isinstance(self, Sum):
-            return Sum(tuple(-term for term in self.terms))
-        if isinstance(self, Scale) and self.scalar == Number(-1.0):
-            return self.node
-        return Scale(Number(-1.0), self)
+        number, scalars, core = _coefficients(self)
+        return _scaled(-number, scalars, core)
 
     def __mul__(self, other: Expression | float) -> Expression:
-        return times(self, other if isinstance(other, Expression) else Number(float(other)))
+        return _either(times, self, other)
 
     def __rmul__(self, other: float) -> Expression:
-        return times(Number(float(other)), self)
+        return _either(lambda a, b: times(b, a), self, other)
+
+    def __truediv__(self, other: float) -> Expression:
+        number = _as_expression(other)
+        if not isinstance(number, Number):
+            return NotImplemented
+        if number.value == 0.0:
+            raise SubspaceError(f"{self} is divided by 0")
+        return times(Number(1.0 / number.value), self)
 
     @property
     def T(self) -> Expression:
-        return self.node if isinstance(self, Transpose) else Transpose(self)
+        if isinstance(self, Transpose):
+            return self.node
+        return self if isinstance(_coefficients(self)[2], Identity) else Transpose(self)
 
     def _inside(self, precedence: int) -> str:
         return str(self) if self.precedence > precedence else f"({self})"
@@ -136,7 +165,7 @@ class Leaf(Expression):
 
     def compact(self, env: Environment) -> Tensor:
         value = env[self.name]
-        return value if isinstance(value, Tensor) else torch.tensor(value)
+        return value if isinstance(value, Tensor) else _zero_dim(value)
 
     def __str__(self) -> str:
         return self.name
@@ -183,24 +212,35 @@ class Vector(Leaf):
 class Scalar(Leaf):
     """A number with a name: the scale s, or a trainable scalar."""
 
+    is_number = True
+
     def apply(self, x: Rows, env: Environment) -> Rows:
         raise NotLinearError(f"the scalar {self.name!r} is not a map; multiply a matrix with it by *")
 
 
 @dataclass(frozen=True)
 class Number(Expression):
-    """A literal number in front of a term."""
+    """A literal number in front of a term.
+
+    Raises:
+        SubspaceError: the number is infinite, or not a number.
+    """
 
     value: float
+    is_number = True
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise SubspaceError(f"the number {self.value} is not finite")
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         raise NotLinearError(f"the number {self} is not a map; multiply a matrix with it by *")
 
     def compact(self, env: Environment) -> Tensor:
-        return torch.tensor(self.value)
+        return _zero_dim(self.value)
 
     def __str__(self) -> str:
-        return repr(int(self.value)) if self.value.is_integer() and math.isfinite(self.value) else repr(self.value)
+        return repr(int(self.value)) if self.value.is_integer() and abs(self.value) < 1e15 else repr(self.value)
 
 
 @dataclass(frozen=True)
@@ -213,7 +253,7 @@ class Identity(Expression):
         return x
 
     def compact(self, env: Environment) -> Tensor:
-        return torch.ones(())  # broadcasts to any length, on any device
+        return torch.ones(())  # broadcasts to any length, on any device, and in any precision
 
     def __str__(self) -> str:
         return "I"
@@ -319,6 +359,10 @@ class Sum(Expression):
     def diagonal(self) -> bool:
         return all(term.diagonal for term in self.terms)
 
+    @property
+    def is_number(self) -> bool:
+        return all(term.is_number for term in self.terms)
+
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         return reduce(add, children)
 
@@ -337,8 +381,9 @@ class Sum(Expression):
     def __str__(self) -> str:
         text = str(self.terms[0])
         for term in self.terms[1:]:
-            if isinstance(term, Scale) and term.scalar == Number(-1.0):
-                text += f" - {term.node._inside(_SUM)}"
+            number = term.scalar if isinstance(term, Scale) else term
+            if isinstance(number, Number) and number.value < 0:
+                text += f" - {(-term)._inside(_SUM)}"
             else:
                 text += f" + {term._inside(_SUM)}"
         return text
@@ -346,9 +391,9 @@ class Sum(Expression):
 
 @dataclass(frozen=True)
 class Scale(Expression):
-    """A scalar times a node."""
+    """A number times a node: ``s * A``, ``2 * A``, ``(1 - t) * A``."""
 
-    scalar: Scalar | Number
+    scalar: Expression
     node: Expression
     precedence = _PRODUCT
 
@@ -360,13 +405,17 @@ class Scale(Expression):
     def diagonal(self) -> bool:
         return self.node.diagonal
 
+    @property
+    def is_number(self) -> bool:
+        return self.node.is_number
+
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         return times(*children)
 
     def value(self, env: Environment) -> Tensor | float:
         if isinstance(self.scalar, Number):
             return self.scalar.value
-        value = env[self.scalar.name]
+        value = env[self.scalar.name] if isinstance(self.scalar, Scalar) else self.scalar.compact(env)
         assert isinstance(value, (Tensor, float, int))
         return value
 
@@ -381,12 +430,18 @@ class Scale(Expression):
     def __str__(self) -> str:
         # A product needs no parentheses: the parser pulls the scalar in front of it again.
         inner = str(self.node) if isinstance(self.node, (Product, Scale)) else self.node._inside(_PRODUCT)
-        return f"-{inner}" if self.scalar == Number(-1.0) else f"{self.scalar} * {inner}"
+        if self.scalar != Number(-1.0):
+            return f"{self.scalar._inside(_PRODUCT)} * {inner}"
+        first = self.node
+        while isinstance(first, (Product, Scale)):
+            first = first.children[0]
+        # The sign would go into a sum that stands first.
+        return f"-({inner})" if isinstance(first, Sum) else f"-{inner}"
 
 
 @dataclass(frozen=True)
 class Hadamard(Expression):
-    """The element-wise product of two matrices."""
+    """The element-wise product of two matrices. Where one of them is diagonal, so is the product."""
 
     left: Expression
     right: Expression
@@ -398,17 +453,20 @@ class Hadamard(Expression):
 
     @property
     def diagonal(self) -> bool:
-        return self.left.diagonal and self.right.diagonal
+        return self.left.diagonal or self.right.diagonal
 
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         return times(*children)
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        return R.matmul(x, dense(self, env))
+        return R.scale(x, self.compact(env)) if self.diagonal else R.matmul(x, self.compact(env))
 
     def compact(self, env: Environment) -> Tensor:
         if self.diagonal:
-            return self.left.compact(env) * self.right.compact(env)
+            left, right = (
+                side.compact(env) if side.diagonal else side.compact(env).diagonal() for side in self.children
+            )
+            return left * right
         return dense(self.left, env) * dense(self.right, env)
 
     def __str__(self) -> str:
@@ -534,38 +592,108 @@ class Affine(Expression):
         return f"affine({self.matrix}, {self.bias})"
 
 
+@dataclass(frozen=True)
+class Carried(Expression):
+    """Plan only: a vector as a row times a matrix, which is how a bias passes through what follows it."""
+
+    vector: Expression
+    matrix: Expression
+    precedence = _PRODUCT
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return (self.vector, self.matrix)
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        raise NotLinearError(f"the vector {self} is not a map")
+
+    def compact(self, env: Environment) -> Tensor:
+        vector, matrix = self.vector.compact(env), self.matrix.compact(env)
+        if matrix.dim() < 2:
+            return vector * matrix
+        dtype = torch.promote_types(vector.dtype, matrix.dtype)
+        return vector.to(dtype) @ matrix.to(dtype)
+
+    def __str__(self) -> str:
+        return f"{self.vector._inside(_PRODUCT)} @ {self.matrix._inside(_SUM)}"
+
+
 # Construction in normal form
 
 
 def product(left: Expression, right: Expression) -> Expression:
-    """Return ``left @ right``, flat, with scalars in front."""
-    if isinstance(left, Scale):
-        return times(left.scalar, product(left.node, right))
-    if isinstance(right, Scale):
-        return times(right.scalar, product(left, right.node))
-    return Product((*_factors(left), *_factors(right)))
+    """Return ``left @ right``, flat, with scalars in front and without identities."""
+    (number, scalars, first), (factor, others, last) = _coefficients(left), _coefficients(right)
+    if first is None or last is None:  # refused where the formula is read, with its place
+        return Product((*_factors(left), *_factors(right)))
+    factors = tuple(part for part in (*_factors(first), *_factors(last)) if not isinstance(part, Identity))
+    whole = Identity() if not factors else factors[0] if len(factors) == 1 else Product(factors)
+    return _scaled(number * factor, (*scalars, *others), whole)
 
 
 def add(left: Expression, right: Expression) -> Expression:
-    """Return ``left + right``, flat."""
+    """Return ``left + right``, flat; numbers and multiples of the identity are added up."""
+    if isinstance(left, Number) and isinstance(right, Number):
+        return Number(left.value + right.value)
+    (number, scalars, first), (factor, others, last) = _coefficients(left), _coefficients(right)
+    if isinstance(first, Identity) and isinstance(last, Identity):
+        return times(add(_scaled(number, scalars, None), _scaled(factor, others, None)), Identity())
     return Sum((*_terms(left), *_terms(right)))
 
 
 def times(left: Expression, right: Expression) -> Expression:
-    """Return ``left * right``: scalar times node, mask times entries, or the element-wise product."""
-    if left == Number(-1.0):
-        return -right
-    if isinstance(left, (Scalar, Number)):
-        return Scale(left, right)
-    if isinstance(left, Scale):
-        return times(left.scalar, times(left.node, right))
-    if isinstance(right, (Scalar, Number)):
-        return Scale(right, left)
-    if isinstance(right, Scale):
-        return times(right.scalar, times(left, right.node))
+    """Return ``left * right``: scalar times node, mask times entries, or the element-wise product.
+
+    Numbers are multiplied out and stand first, then come scalars in their order.
+    """
+    (number, scalars, first), (factor, others, last) = _coefficients(left), _coefficients(right)
+    core = last if first is None else first if last is None else _elementwise(first, last)
+    return _scaled(number * factor, (*scalars, *others), core)
+
+
+def _elementwise(left: Expression, right: Expression) -> Expression:
     if isinstance(left, Matrix) and isinstance(right, Matrix) and names.is_mask(left.name):
         return Sparse(left.name, right.name)
     return Hadamard(left, right)
+
+
+def _coefficients(node: Expression) -> tuple[float, tuple[Expression, ...], Expression | None]:
+    """Return (c, (s, t, ...), X) for the node c * s * t * X; X is None if the node is a number itself."""
+    if isinstance(node, Number):
+        return node.value, (), None
+    if isinstance(node, Scale):
+        number, scalars, core = _coefficients(node.node)
+        if isinstance(node.scalar, Number):
+            return node.scalar.value * number, scalars, core
+        return number, (node.scalar, *scalars), core
+    return (1.0, (node,), None) if node.is_number else (1.0, (), node)
+
+
+def _scaled(number: float, scalars: tuple[Expression, ...], core: Expression | None) -> Expression:
+    """Return number * scalars * core in normal form."""
+    if core is None:
+        if not scalars:
+            return Number(number)
+        scalars, core = scalars[:-1], scalars[-1]
+    for scalar in reversed(scalars):
+        core = Scale(scalar, core)
+    if number == 1.0:
+        return core
+    if number == -1.0 and isinstance(core, Sum):
+        return Sum(tuple(-term for term in core.terms))
+    return Scale(Number(number), core)
+
+
+def _as_expression(value: object) -> Expression | None:
+    """Return a node, or a number as one; None for what stands in no formula."""
+    if isinstance(value, Expression):
+        return value
+    return Number(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _either(build: Callable[[Expression, Expression], Expression], node: Expression, other: object) -> Expression:
+    expression = _as_expression(other)
+    return NotImplemented if expression is None else build(node, expression)
 
 
 def diag(vector: Expression) -> Diag:
@@ -608,7 +736,8 @@ def _vectors(node: Expression) -> Expression:
     if isinstance(node, Sum):
         return Sum(tuple(_vectors(term) for term in node.terms))
     if isinstance(node, Scale):
-        return Scale(node.scalar, _vectors(node.node))
+        inner = _vectors(node.node)
+        return Scale(node.scalar, inner) if isinstance(node.scalar, Number) else Hadamard(_vectors(node.scalar), inner)
     return node
 
 
@@ -629,11 +758,19 @@ def dense(node: Expression, env: Environment) -> Tensor:
     return torch.diag(matrix) if node.diagonal else matrix
 
 
+def _zero_dim(value: object) -> Tensor:
+    """Return a number as a tensor. Without dimensions it has the precision of what it meets, and loses none itself."""
+    assert isinstance(value, (float, int))
+    return torch.tensor(value, dtype=torch.float64)
+
+
 def _multiplied(left: Tensor, right: Tensor, transposed: bool) -> Tensor:
     """Multiply two matrices in compact form, in the wider of their precisions.
 
     The result lies in memory as W does, ``transposed`` or not: added to W in another layout it costs ten times as much.
     """
+    if not (left.dim() and right.dim()):  # a multiple of the identity
+        return left * right
     if left.dim() < 2:
         return left.unsqueeze(-1) * right if left.dim() < right.dim() == 2 else left * right
     if right.dim() < 2:
@@ -648,4 +785,6 @@ def _added(left: Tensor, right: Tensor) -> Tensor:
     if (left.dim() < 2) == (right.dim() < 2):
         return left + right
     matrix, diagonal = (left, right) if left.dim() == 2 else (right, left)
-    return matrix + torch.diag(diagonal.expand(len(matrix)).to(matrix.device))
+    if not diagonal.dim():  # a multiple of the identity, in the precision of the matrix
+        diagonal = diagonal.to(matrix.dtype).expand(len(matrix))
+    return matrix + torch.diag(diagonal.to(matrix.device))

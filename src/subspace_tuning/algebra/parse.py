@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -39,7 +40,8 @@ from .unit import unit
 
 _FUNCTIONS = ("diag", "unit", "affine", "gate", "kron", *NONLINEARITIES)
 _AXES = 3  # of a convolution's window
-_LONGEST = 1000  # characters; keeps the recursion below Python's limit
+_LONGEST = 1000  # characters of a formula as it is printed, so that whatever is read can be printed and read again
+_DEEPEST = 120  # operations within operations; keeps the recursion below Python's limit
 
 
 class FormulaError(SubspaceError):
@@ -93,29 +95,26 @@ def parse(text: str) -> Formula:
     >>> str(formula), formula.shapes["A"]
     ('D1 @ W @ D2 + s * A @ B', ('n', 'r'))
 
+    Blanks and line ends between the names make no difference.
+
     Raises:
         FormulaError: a name, operation or shape that does not fit, with the place marked as ``>>>here<<<``.
     """
+    if not isinstance(text, str):
+        raise FormulaError(f"a formula is a string such as 'W + s * A @ B', not {type(text).__name__}")
     return _Reader(text).read()
 
 
 class _Reader:
     def __init__(self, text: str) -> None:
-        self.text = text.strip()
+        self.text = " ".join(text.split())
         self.shapes: dict[str, tuple[_Dimension, ...]] = {}
         axes = [f"{letter}{axis + 1}" for letter in "wv" for axis in range(_AXES)]
         self.dimensions = {name: _Dimension(name) for name in [*"nmkrqcg", *axes]}
         self.found: list[_Typed] = []
 
     def read(self) -> Formula:
-        if len(self.text) > _LONGEST:
-            raise FormulaError(f"a formula of {len(self.text)} characters; the longest that is read has {_LONGEST}")
-        try:
-            tree = ast.parse(self.text, mode="eval")
-        except (SyntaxError, ValueError) as error:
-            column = getattr(error, "offset", None) or 1
-            place = self.text[: column - 1] + ">>>" + self.text[column - 1 : column] + "<<<" + self.text[column:]
-            raise FormulaError(f"formula '{place}': not a formula ({getattr(error, 'msg', error)})") from None
+        tree = self.syntax()
         result = self.visit(tree.body)
         if len(result.shape) != 2:
             raise self.error(tree.body, f"phi(W) is a matrix, this is {_kind(result)}")
@@ -129,13 +128,44 @@ class _Reader:
             result.node,
             {name: ("p",) if name in sparse else _compact(name, shape) for name, shape in shapes.items()},
         )
-        self.check_starts(tree.body, formula)
+        self.check(tree.body, formula)
         return formula
 
-    def check_starts(self, place: ast.expr, formula: Formula) -> None:
+    def syntax(self) -> ast.Expression:
+        """Return the formula's syntax tree, of a size that can be walked."""
+        written = len(self.text.replace(" ", ""))
+        if written > _LONGEST:
+            raise FormulaError(f"a formula of {written} characters; the longest that is read has {_LONGEST}")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python's, of syntax that is refused below
+                tree = ast.parse(self.text, mode="eval")
+        except (SyntaxError, ValueError) as error:
+            column = getattr(error, "offset", None) or 1
+            place = self.text[: column - 1] + ">>>" + self.text[column - 1 : column] + "<<<" + self.text[column:]
+            reason = _printable(str(getattr(error, "msg", error)))
+            raise FormulaError(f"formula '{_printable(place)}': not a formula ({reason})") from None
+        except (RecursionError, MemoryError):
+            raise FormulaError(f"a formula in which more than {_DEEPEST} operations stand within each other") from None
+        level: list[ast.AST] = [tree.body]
+        for _ in range(_DEEPEST):
+            level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if level:
+            raise FormulaError(f"a formula in which more than {_DEEPEST} operations stand within each other")
+        return tree
+
+    def check(self, place: ast.expr, formula: Formula) -> None:
+        """Refuse what only the whole formula shows."""
         for name in formula.shapes:
-            if names.is_start(name) and name[:-1] not in formula.trainable:
-                raise self.error(place, f"{name} is the frozen start of {name[:-1]}, which the formula does not train")
+            stem = names.started(name)
+            if stem is not None and stem not in formula.trainable:
+                raise self.error(place, f"{name} is the frozen start of {stem}, which the formula does not train")
+        for node in formula.expression.walk():
+            if isinstance(node, Scalar) and formula.shapes[node.name]:
+                raise self.error(place, f"{node.name} is a vector in one place and a number in another")
+        printed = len(str(formula))
+        if printed > _LONGEST:
+            raise FormulaError(f"a formula of {printed} characters; the longest that is read has {_LONGEST}")
 
     # Dimensions
 
@@ -151,15 +181,23 @@ class _Reader:
         start, end = place.col_offset, place.end_col_offset or len(self.text)
         # ast counts bytes; a formula with other letters is refused anyway, so a cut in the wrong place does no harm.
         marked = f"{self.text[:start]}>>>{self.text[start:end]}<<<{self.text[end:]}"
-        return FormulaError(f"formula '{marked}': {message}")
+        return FormulaError(_printable(f"formula '{marked}': {message}"))
 
     # Syntax
 
     def visit(self, tree: ast.expr) -> _Typed:
+        try:
+            return self.visited(tree)
+        except FormulaError:
+            raise
+        except SubspaceError as error:  # a number that is not finite, written or by arithmetic
+            raise self.error(tree, str(error)) from None
+
+    def visited(self, tree: ast.expr) -> _Typed:
         if isinstance(tree, ast.Name):
             return self.name(tree)
-        if isinstance(tree, ast.Constant) and isinstance(tree.value, (int, float)) and tree.value is not True:
-            return _Typed(Number(float(tree.value)), ())
+        if isinstance(tree, ast.Constant) and type(tree.value) in (int, float):
+            return _Typed(_number(tree.value), ())  # type: ignore[arg-type]
         if isinstance(tree, ast.Attribute) and tree.attr == "T":
             return self.transpose(tree)
         if isinstance(tree, ast.Call):
@@ -177,8 +215,9 @@ class _Reader:
         name = tree.id
         if name in ("diag", "unit", "affine", "gate", "kron"):
             raise self.error(tree, f"{name} is a function: write {name}(...)")
-        if not names.is_legal(name):
-            raise self.error(tree, "a name is made of letters, digits and _, and starts with a letter")
+        problem = names.problem(name)
+        if problem is not None:
+            raise self.error(tree, problem)
         node = symbol(name)
         if isinstance(node, (Activation, Identity)):
             size = _Dimension()
@@ -211,7 +250,7 @@ class _Reader:
         return _Typed(inner.node.T, inner.shape[::-1])
 
     def call(self, tree: ast.Call) -> _Typed:
-        function = tree.func.id if isinstance(tree.func, ast.Name) else ast.unparse(tree.func)
+        function = tree.func.id if isinstance(tree.func, ast.Name) else "that is called"
         if function not in _FUNCTIONS:
             close = difflib.get_close_matches(function, _FUNCTIONS, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
@@ -229,6 +268,8 @@ class _Reader:
         if function == "affine":
             bias = self.vector(tree.args[1], arguments[1], arguments[0].shape[1])
             return _Typed(affine(arguments[0].node, bias), arguments[0].shape)
+        if arguments[0].node.names == () and arguments[0].node.diagonal:
+            raise self.error(tree.args[0], f"{function} takes a matrix with a size of its own, and I has none")
         if function in ("unit", "gate"):
             build = unit if function == "unit" else gate
             return _Typed(build(arguments[0].node), arguments[0].shape)
@@ -250,6 +291,8 @@ class _Reader:
         for name in argument.node.names:
             if not isinstance(symbol(name), Scalar) or name == names.SCALE:
                 raise self.error(place, f"a vector is wanted here, and {name} is none; vectors have lower-case names")
+            if name == "b" and not length.unify(self.dimensions["m"]):
+                raise self.error(place, f"b is the layer's bias of m numbers, {length} are wanted here")
             if self.shapes[name] and not self.shapes[name][0].unify(length):
                 raise self.error(place, f"{name} has {self.shapes[name][0]} numbers, {length} are wanted here")
             self.shapes[name] = (length,)
@@ -288,6 +331,18 @@ class _Reader:
         ast.Sub: add,
         ast.Mult: multiply,
     }
+
+
+def _number(value: float) -> Number:
+    try:
+        return Number(float(value))
+    except OverflowError:
+        raise SubspaceError("the number is too large") from None
+
+
+def _printable(text: str) -> str:
+    """Return a text in one line, with what does not print as Python writes it in a string."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _kind(typed: _Typed) -> str:

@@ -26,6 +26,7 @@ from .formula import Formula, Sizes
 from .fuse import Fused, W, fuse, with_bias
 from .gate import Gate
 from .nodes import (
+    MODE,
     Activation,
     Affine,
     Environment,
@@ -34,10 +35,9 @@ from .nodes import (
     Identity,
     Kron,
     Leaf,
+    Mode,
     Normalisation,
-    Number,
     Product,
-    Scalar,
     Scale,
     Sparse,
     Sum,
@@ -51,8 +51,6 @@ MOVE = 40.0
 CALL = 1e6
 KERNEL = 3.2e7
 MOST_ROWS = 2**20
-_SHAPELESS = (Activation, Identity, Normalisation)  # they take rows of any width and keep it
-
 Step = tuple[float, Expression]  # what a way of evaluation costs, and the way
 
 
@@ -78,7 +76,7 @@ class Formed(Expression):
 
 @dataclass(frozen=True)
 class Dropped(Expression):
-    """Plan only: dropout on the rows that enter an added term, with the probability that the environment names."""
+    """Plan only: dropout on the rows that enter an added term, with the probability of the environment's mode."""
 
     node: Expression
 
@@ -87,9 +85,9 @@ class Dropped(Expression):
         return (self.node,)
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        probability = env["dropout"]
-        assert isinstance(probability, float)
-        return self.node.apply(F.dropout(R.as_tensor(x), probability), env)
+        mode = env[MODE]
+        assert isinstance(mode, Mode)
+        return self.node.apply(F.dropout(R.as_tensor(x), mode.dropout), env)
 
     def compact(self, env: Environment) -> Tensor:
         return self.node.compact(env)  # on average; column norms are taken of this
@@ -132,7 +130,8 @@ def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: bool = 
         training: count the backward pass, too.
         dropout: drop entries of the rows that enter the added terms.
     """
-    remainder = _without_weight(formula.evaluated)
+    # Beside the frozen layer's own output its bias would come twice.
+    remainder = None if formula.names_bias else _without_weight(formula.evaluated)
     target = formula.evaluated if remainder is None else remainder
     fused = None if dropout else fuse(formula.evaluated, _Planner(formula, sizes, 1, training).shape)
     if dropout:
@@ -301,7 +300,8 @@ class _Planner:
         if isinstance(node, (Identity, Activation, Normalisation)):
             return 0.0, node
         if node.diagonal:  # torch writes the product whose column sums are the scales' gradient
-            return self.elements(rows * self.shape(node)[0], 1 + 2 * self.trains(node)), node
+            width = 0 if _is_shapeless(node) else self.shape(node)[0]
+            return self.elements(rows * width, 1 + 2 * self.trains(node)), node
         if isinstance(node, Product):
             return self._chain(node.factors)
         if isinstance(node, Scale):
@@ -349,7 +349,7 @@ class _Planner:
                 part = factors[start:end]
                 if len(part) > 1 and not (self.choose and all(_has_matrix(factor) for factor in part)):
                     continue
-                if len(part) == 1 and isinstance(part[0], _SHAPELESS):
+                if len(part) == 1 and _is_shapeless(part[0]):
                     step: Step = (self.elements(self.rows * width[start]), part[0])
                     columns = width[start]
                 else:
@@ -370,7 +370,9 @@ class _Planner:
         if isinstance(node, Formed):
             cost, inner = self.form(node.node)
             return cost, Formed(inner)
-        parts = [(0.0, child) if isinstance(child, (Leaf, Number)) else self.form(child) for child in node.children]
+        parts = [
+            (0.0, child) if isinstance(child, Leaf) or child.is_number else self.form(child) for child in node.children
+        ]
         passes = max(1, len(parts) - 1) if isinstance(node, Sum) else 1
         cost = sum(part[0] for part in parts)
         if not isinstance(node, Transpose):
@@ -424,7 +426,7 @@ class _Planner:
             size = self.sizes.of(self.formula.shapes.get(name, names.SPECTRAL_SHAPES.get(name, ())))
             return (size[0], size[-1]) if size else (1, 1)
         if isinstance(node, Product):
-            shaped = [self.shape(factor) for factor in node.factors if not isinstance(factor, _SHAPELESS)]
+            shaped = [self.shape(factor) for factor in node.factors if not _is_shapeless(factor)]
             return shaped[0][0], shaped[-1][1]
         if isinstance(node, Transpose):
             return self.shape(node.node)[::-1]
@@ -432,11 +434,17 @@ class _Planner:
             return self.sizes.n, self.sizes.m
         if isinstance(node, Kron):
             return self.sizes.n, self.sizes.dimension("g")
-        inner = [child for child in node.children if not isinstance(child, (Identity, Number))]
-        return self.shape(inner[-1] if isinstance(node, Scale) else inner[0])
+        return self.shape(next(child for child in node.children if not _is_shapeless(child)))
 
 
-def _times(scalars: list[Scalar | Number], node: Expression) -> Expression:
+def _is_shapeless(node: Expression) -> bool:
+    """Whether a node takes rows of any width and keeps it, as ``I``, ``relu`` and ``I + t * I`` do; or is a number."""
+    if isinstance(node, (Activation, Identity, Normalisation)) or node.is_number:
+        return True
+    return bool(node.children) and all(map(_is_shapeless, node.children))
+
+
+def _times(scalars: list[Expression], node: Expression) -> Expression:
     for scalar in reversed(scalars):
         node = Scale(scalar, node)
     return node

@@ -40,7 +40,13 @@ def matmul(x: Rows, matrix: Tensor) -> Tensor:
 
 
 def scale(x: Rows, vector: Tensor) -> Rows:
-    """Multiply rows by a diagonal matrix, given as its vector, in the rows' precision."""
+    """Multiply rows by a diagonal matrix, given as its vector, in the rows' precision.
+
+    A vector without dimensions is a multiple of the identity.
+    """
+    if not vector.dim():
+        x = as_tensor(x)
+        return x * vector.to(x.dtype)
     return scale_rows(x, vector) if isinstance(x, Tensor) else x.scale(vector)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import rows as R
 from .kernels import one_for_zero
-from .nodes import Diag, Environment, Expression, Product, Scale, Sum, dense
+from .nodes import Diag, Environment, Expression, Identity, Product, Scale, Sum, dense
 from .rows import Rows
 
 
@@ -49,9 +49,9 @@ class InverseNorms(Diag):
         return f"1/norms({self.node})"
 
 
-def unit(node: Expression) -> Unit:
+def unit(node: Expression) -> Expression:
     """Return the matrix with its columns scaled to norm 1."""
-    return Unit(node)
+    return node if isinstance(node, Identity) else Unit(node)
 
 
 def column_norms(node: Expression, env: Environment) -> Tensor:

@@ -70,7 +70,11 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
         figures: tuple[str, ...] = (f"{counted.matrices}", f"{counted.trainable:,}", f"{counted.per_mille:.3f}")
         if budget is not None:
             figures = (*figures, f"{counted.trainable - wanted:+,}")
-        table.add_row(config.formula if own and not isinstance(config, str) else counted.method, rank_shown, *figures)
+        table.add_row(
+            str(config.resolved.formula) if own and not isinstance(config, str) else counted.method,
+            rank_shown,
+            *figures,
+        )
         total = counted.total
     wide_console().print(table)
     typer.echo(f"\nof {total:,} parameters; the head is part of them and is not counted as trainable")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import methods
 from ..algebra import Sizes
-from ..algebra.names import CHOSEN_SHAPES
+from ..algebra.names import CHOSEN_SHAPES, start_of
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
 from ..tuner import SubspaceConfig
@@ -65,7 +65,9 @@ class Layer:
     def sizes(self) -> Sizes:
         """n, m and r, read off the shapes of the factors; 0 where no factor tells."""
         found = _dimensions(self.method, {**self.constants, **self.parameters})
-        return Sizes(found.get("n", 0), found.get("m", 0), self.r, found.get("p", 0), found.get("q", 0))
+        window = tuple(found[axis] for axis in ("w1", "w2", "w3") if axis in found)
+        n = found.get("n", found.get("c", 0) * math.prod(window))
+        return Sizes(n, found.get("m", 0), self.r, found.get("p", 0), found.get("q", 0), window)
 
     def environment(self, weight: Tensor | None, bias: Tensor | None = None, one_hot: bool = False) -> dict[str, Any]:
         """What the formula's names stand for, in float64.
@@ -82,7 +84,14 @@ class Layer:
             constants: dict[str, Tensor] = {}
         else:
             started = initial_factors(
-                self.method, W, self.r, one_hot=one_hot, scale=self.scale, entries=sizes.p, directions=sizes.q
+                self.method,
+                W,
+                self.r,
+                one_hot=one_hot,
+                scale=self.scale,
+                entries=sizes.p,
+                directions=sizes.q,
+                window=sizes.window,
             )
             constants = {name: _wide(tensor) for name, tensor in started.constants.items()}
         parameters = {name: _wide(tensor) for name, tensor in self.parameters.items()}
@@ -159,11 +168,14 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
         else:
             saved[name] = tensor
     layers = {}
+    method = config.resolved
     for module, factors in parameters.items():
         # Of a method that takes singular triples a narrow matrix has fewer than the config's rank.
         r = _dimensions(config.resolved, factors).get("r") or _pattern(config.rank_pattern, module, config.r)
         alpha = _pattern(config.alpha_pattern, module, config.alpha)
-        layers[module] = Layer(module, config.resolved, r, config.scale(alpha, r), factors, constants.get(module, {}))
+        axes = len(factors.keys() - method.formula.shapes.keys())  # a convolution has a factor more for each axis
+        own = method.on_axes(axes) if axes else method
+        layers[module] = Layer(module, own, r, config.scale(alpha, r), factors, constants.get(module, {}))
     return Adapter(config, layers, saved, config.base_model_name_or_path, source)
 
 
@@ -347,7 +359,7 @@ def layer_base(base: Checkpoint, layer: Layer, adapter: str) -> tuple[Tensor, Te
 
 def persistent(method: Method, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those constants that nothing but the file can give back: masks, chosen directions, drawn starts."""
-    drawn = {f"{name}0" for name, anchored in method.anchors().items() if not anchored}
+    drawn = {start_of(name) for name, anchored in method.anchors().items() if not anchored}
     kept = {*method.formula.masked, *CHOSEN_SHAPES, *drawn}
     return {name: tensor for name, tensor in constants.items() if name in kept}
 

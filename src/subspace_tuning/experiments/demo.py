@@ -138,7 +138,7 @@ def _result(entry: Entry, record: dict[str, Any]) -> Result:
     config = SubspaceConfig(method=entry.adapter.method, formula=entry.adapter.formula)
     return Result(
         title=entry.title,
-        formula=str(config.formula),
+        formula=str(config.resolved.formula),
         trainable=record["parameters"]["adapter"],
         per_mille=record["parameters"]["per_mille"],
         accuracy=record["final"]["accuracy"],

@@ -7,7 +7,7 @@ import pkgutil
 
 from .factors import Factors, computed_constants, environment, initial_factors
 from .hosted import HOSTED, Hosted, hosted
-from .registry import Method, every, from_formula, get, method, register, unregister
+from .registry import Method, every, find, from_formula, get, method, register, unregister
 from .roles import ALL_MATRICES, CROSS_ATTENTION, EVERY_BIAS, FFN_NORM, ROLES, SCALED
 
 for _category in ("reconstruction", "extension", "combination"):
@@ -29,6 +29,7 @@ __all__ = [
     "computed_constants",
     "environment",
     "every",
+    "find",
     "from_formula",
     "get",
     "hosted",

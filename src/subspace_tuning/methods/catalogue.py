@@ -10,9 +10,10 @@ from torch import Tensor
 from ..algebra import NotLinearError, Sizes, dense, parse
 from ..algebra.latex import latex
 from ..algebra.nodes import Affine
+from .checks import row_norm
 from .factors import environment, initial_factors
 from .hosted import Hosted, hosted
-from .registry import SELECTIONS, Method, every, row_norm
+from .registry import SELECTIONS, Method, every
 
 _CATEGORIES = {
     "reconstruction": "phi(W) = f(W) rescales or turns the subspaces of W.",

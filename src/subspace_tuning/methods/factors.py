@@ -11,7 +11,7 @@ from torch import Tensor
 from ..algebra import names
 from ..algebra.formula import Sizes
 from ..algebra.svd import Spectrum, svd
-from .starts import Place, fixed_number, lookup, reads_weight
+from .starts import Place, fixed_number, lookup, reads_weight, value_at_start
 
 if TYPE_CHECKING:
     from .registry import Method
@@ -67,14 +67,14 @@ def initial_factors(
     constants |= _directions(method, sizes, random)
     parameters = {}
     for name, start in method.starts_for(one_hot).items():
-        function, numbers, anchored = lookup(start)
-        drawn = torch.zeros(shapes[name])
-        if not anchored:
-            value = function(Place(shapes[name], weight.detach(), constants, one_hot, scale, cache), *numbers)
-            drawn = torch.as_tensor(value).to(weight.dtype)  # rounded before it is copied: a factor starts at X0 itself
+        drawn, first, number = torch.zeros(shapes[name]), names.start_of(name), fixed_number(start)
+        if not lookup(start)[2]:
+            place = Place(shapes[name], weight.detach(), constants, one_hot, scale, cache)
+            # Rounded before it is copied: a factor starts at X0 itself.
+            drawn = torch.as_tensor(value_at_start(name, start, place)).to(weight.dtype)
         parameters[name] = torch.randn(shapes[name]) * _spread(shapes[name]) if random else drawn
-        if f"{name}0" in method.formula.shapes and not anchored:
-            constants[f"{name}0"] = drawn.clone()
+        if first in method.formula.shapes and first not in constants:
+            constants[first] = drawn.clone() if number is None else torch.full(shapes[name], number)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return Factors(
         {name: tensor.to(device=weight.device, dtype=dtype) for name, tensor in parameters.items()},
@@ -115,11 +115,10 @@ def _parts_and_anchors(
     constants = spectral_parts(method, weight, sizes.r, cache)
     triples: dict[str, Spectrum] = {}
     for name, start in method.starts_for(one_hot).items():
-        function, numbers, anchored = lookup(start)
-        if anchored and fixed_number(start) is None:
+        if lookup(start)[2] and fixed_number(start) is None:
             shape = sizes.of(method.formula.shapes[name])
-            value = function(Place(shape, weight.detach(), constants, one_hot, scale, cache, triples), *numbers)
-            constants[f"{name}0"] = torch.as_tensor(value)
+            place = Place(shape, weight.detach(), constants, one_hot, scale, cache, triples)
+            constants[names.start_of(name)] = torch.as_tensor(value_at_start(name, start, place))
     return constants
 
 
@@ -132,7 +131,7 @@ def _kept(method: Method, weight: Tensor, constants: Mapping[str, Tensor]) -> di
         .to(weight.device, dtype if constants[name].is_floating_point() else torch.int64)
         .contiguous()
         for name in sorted(constants)
-        if name in method.formula.evaluated.names or name.endswith("0")
+        if name in method.formula.evaluated.names or names.is_start(name)
     }
 
 
@@ -197,7 +196,7 @@ def environment(
         parameter = parameters[name]
         env[name] = factor_value(method, name, parameter, constants, one_hot)
         if name in method.formula.offsets:
-            env[f"{name}{names.OFFSET}"] = parameter if anchored else parameter - constants[f"{name}0"]
+            env[f"{name}{names.OFFSET}"] = parameter if anchored else parameter - constants[names.start_of(name)]
     return env
 
 
@@ -208,4 +207,4 @@ def factor_value(
     if not method.anchors(one_hot)[name]:
         return parameter
     number = method.fixed_anchors(one_hot).get(name)
-    return (constants[f"{name}0"] if number is None else number) + parameter
+    return (constants[names.start_of(name)] if number is None else number) + parameter

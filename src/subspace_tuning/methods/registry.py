@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
-import torch
-
-from ..algebra import Expression, Formula, NotLinearError, Sizes, parse, symbol
-from ..algebra.nodes import Affine, Leaf
+from ..algebra import Expression, Formula, Sizes, parse, symbol
+from ..algebra.names import problem
+from ..algebra.nodes import Leaf
 from ..errors import SubspaceError, nearest
-from .factors import environment, initial_factors
+from .checks import start_problem
 from .hosted import HOSTED
 from .roles import ALL_MATRICES
 from .starts import fixed_number, infer_starts, lookup, takes_triples
@@ -151,37 +150,16 @@ class Method:
         """Return the number of trainable parameters of one matrix."""
         return self.formula.count(sizes) if self.count is None else polynomial(self.count, sizes)
 
-    @cached_property
+    @property
     def start_problem(self) -> str | None:
-        """What is wrong with the start, in one line; None if phi(W) = W there (checked on a small W)."""
-        generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(7, 5, dtype=torch.float64, generator=generator)
-        bias = torch.randn(5, dtype=torch.float64, generator=generator)
-        around = self.formula.wraps_norm
-        rows = torch.randn(4, 5 if around else 7, dtype=torch.float64, generator=generator)
-        with torch.random.fork_rng(devices=[]):
-            factors = initial_factors(self, weight, rank=3, cache=False, scale=2.0, entries=6, directions=2)
-        env = environment(self, weight, factors.parameters, factors.constants, scale=2.0, bias=bias, norm=row_norm)
-        try:
-            output = self.formula.evaluated.apply(rows, env)
-        except NotLinearError as error:
-            return f"phi(W) = {self.formula} cannot be evaluated: {error}"
-        assert isinstance(output, torch.Tensor)
-        wanted = row_norm(rows) if around else rows @ weight + (bias if self.formula.names_bias else 0.0)
-        if torch.allclose(output, wanted):
-            return None
-        told = ", ".join(f"{name} at {start}" for name, start in self.starts_for().items())
-        return f"phi(W) = {self.formula} is not W at its start ({told}); say how the factors start"
+        """What is wrong with the start at rank 3, in one line; None if nothing is (see ``checks.start_problem``)."""
+        return start_problem(self)
 
-    def check_start(self) -> None:
-        """Raise SubspaceError if phi(W) is not W at the start."""
-        if self.start_problem is not None:
-            raise SubspaceError(f"method {self.name!r}: {self.start_problem}")
-
-
-def row_norm(rows: torch.Tensor) -> torch.Tensor:
-    """Return normalised rows: what stands for N where a formula is checked by itself."""
-    return torch.nn.functional.layer_norm(rows, rows.shape[-1:])
+    def check_start(self, rank: int = 3, one_hot: bool = False) -> None:
+        """Raise SubspaceError if phi(W) is not W at the start, or if some factor cannot leave it."""
+        found = start_problem(self, rank if self.formula.has_rank else 3, one_hot)
+        if found is not None:
+            raise SubspaceError(f"method {self.name!r}: {found}")
 
 
 @lru_cache(maxsize=256)
@@ -194,6 +172,11 @@ def _starts(formula: Formula, declared: tuple[tuple[str, str], ...], one_hot: bo
 _REGISTRY: dict[str, Method] = {}
 
 
+@overload
+def method(function: Callable[..., Any], /) -> Method: ...
+
+
+@overload
 def method(
     *,
     category: Category | None = None,
@@ -206,8 +189,27 @@ def method(
     name: str | None = None,
     replace: bool = False,
     **needs: Any,
-) -> Callable[[Callable[..., Expression]], Method]:
+) -> Callable[[Callable[..., Any]], Method]: ...
+
+
+def method(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    category: Category | None = None,
+    placement: tuple[str, ...] = ALL_MATRICES,
+    count: str | None = None,
+    starts: Mapping[str, str] | None = None,
+    includes: Mapping[str, Mapping[str, str]] | None = None,
+    learning_rate: float = 1e-3,
+    citation: str = "",
+    name: str | None = None,
+    replace: bool = False,
+    **needs: Any,
+) -> Method | Callable[[Callable[..., Any]], Method]:
     """Declare and register a method: decorate a function whose parameters are the formula's names.
+
+    ``@method`` by itself takes every default.
 
     >>> @method(count="n")
     ... def scaled_inputs(W, D1):
@@ -216,14 +218,13 @@ def method(
     ``needs`` are the fields of :class:`Method` from ``mode`` on, for the methods that need more than a formula.
 
     Raises:
-        SubspaceError: the formula does not fit together, phi(W) is not W at the start, or the name is taken (give
-            ``replace=True`` to take it over).
+        SubspaceError: the function is no formula of its parameters, the formula does not fit together, phi(W) is not W
+            at the start or cannot leave it, or the name is taken (give ``replace=True`` to take it over).
     """
 
-    def declare(function: Callable[..., Expression]) -> Method:
+    def declare(function: Callable[..., Any]) -> Method:
         own = name or function.__name__
-        expression = function(*(symbol(parameter) for parameter in inspect.signature(function).parameters))
-        formula = parse(str(expression))
+        formula = _formula_of(own, function)
         declared = Method(
             name=own,
             formula=formula,
@@ -239,14 +240,43 @@ def method(
         )
         return register(declared, replace=replace)
 
-    return declare
+    return declare if function is None else declare(function)
+
+
+def _formula_of(own: str, function: Callable[..., Any]) -> Formula:
+    """Return the formula that a function makes of the names of its parameters."""
+    parameters = inspect.signature(function).parameters
+    for parameter in parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            raise SubspaceError(f"method {own!r}: the parameter {parameter} is not a name of the formula")
+        if parameter.default is not parameter.empty:
+            raise SubspaceError(
+                f"method {own!r}: the parameter {parameter.name} has a default, and a formula's names have none; write "
+                "the number into the formula"
+            )
+        if problem(parameter.name) is not None:
+            raise SubspaceError(f"method {own!r}: {problem(parameter.name)}")
+    try:
+        expression = function(*map(symbol, parameters))
+    except TypeError as error:
+        raise SubspaceError(f"method {own!r}: not a formula ({error})") from None
+    if not isinstance(expression, Expression):
+        raise SubspaceError(f"method {own!r}: the function returns {type(expression).__name__}, not a formula")
+    formula = parse(str(expression))
+    unused = [name for name in parameters if name not in formula.expression.names and symbol(name).names]
+    if unused:
+        raise SubspaceError(f"method {own!r}: the formula {formula} does not use the parameter {unused[0]}")
+    return formula
 
 
 def register(new: Method, replace: bool = False) -> Method:
     """Add a method to the registry, where every command and law finds it."""
     if new.name in _REGISTRY and not replace:
-        raise SubspaceError(f"a method named {new.name!r} exists already: {_REGISTRY[new.name].formula}")
-    new.check_start()
+        raise SubspaceError(
+            f"a method named {new.name!r} exists already: {_REGISTRY[new.name].formula}; replace=True takes it over"
+        )
+    if start_problem(new) is not None:
+        new.check_start(rank=1)  # some formulas start at W at low ranks alone; the rank of a config is checked there
     _REGISTRY[new.name] = new
     return new
 
@@ -266,6 +296,11 @@ def get(name: str) -> Method:
         return _REGISTRY[name]
     except KeyError:
         raise SubspaceError(f"unknown method {name!r}; {nearest(name, [*_REGISTRY, *HOSTED])}") from None
+
+
+def find(name: str | None) -> Method | None:
+    """Return a registered method, None if there is none of that name."""
+    return None if name is None else _REGISTRY.get(name)
 
 
 def every() -> Iterator[Method]:
@@ -290,10 +325,9 @@ def from_formula(text: str, starts: Mapping[str, str] | None = None, name: str =
 
 def categorise(formula: Formula) -> Category:
     """Tell from a formula's form to which of the paper's three kinds it belongs."""
-    expression = formula.expression.matrix if isinstance(formula.expression, Affine) else formula.expression
-    terms = getattr(expression, "terms", (expression,))
+    terms = getattr(formula.matrix, "terms", (formula.matrix,))
     plain = any(isinstance(term, Leaf) and term.name == "W" for term in terms)
-    added = "zeros" in infer_starts(formula).values() and expression is formula.expression
+    added = "zeros" in infer_starts(formula).values() and formula.bias is None
     if plain and added:
         return "extension"
     return "combination" if added else "reconstruction"

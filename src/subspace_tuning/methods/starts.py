@@ -7,9 +7,10 @@ then pulls the factor to its start, and with it the model to the frozen one, ins
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,10 +24,10 @@ from ..algebra.nodes import (
     Affine,
     Diag,
     Diagonal,
-    Elementwise,
     Expression,
     Hadamard,
     Identity,
+    Kron,
     Leaf,
     Matrix,
     Product,
@@ -35,7 +36,6 @@ from ..algebra.nodes import (
     Sparse,
     Sum,
     Transpose,
-    Vector,
 )
 from ..algebra.svd import Part, Spectrum, svd
 from ..algebra.unit import Unit
@@ -161,6 +161,12 @@ def column_norms(place: Place) -> Tensor:
     return norms
 
 
+@anchor
+def row_norms(place: Place) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(place.weight.to(_wide(place.weight)), dim=1)
+    return norms
+
+
 def _wide(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
@@ -169,11 +175,18 @@ OPEN = 1.5  # logits of gates at the start: nine tenths open, where the gradient
 _CALL = re.compile(r"(\w+)(?:\((.*)\))?")
 
 
+# How many dimensions a factor has at least for the start; any start fits none that it does not name.
+_DIMENSIONS = {kaiming_uniform: 1, orthogonal: 2, identity: 2, principal_left: 2, principal_right: 2}
+_DIMENSIONS |= {minor_left: 2, minor_right: 2}
+
+
 def lookup(start: str) -> tuple[Callable[..., Tensor | float], tuple[float, ...], bool]:
     """Read ``name`` or ``name(number, ...)``: the function, its numbers, and whether it is an anchor.
 
-    Raises SubspaceError for an unknown start.
+    Raises SubspaceError for an unknown start, and for numbers that it does not take.
     """
+    if not isinstance(start, str):
+        raise SubspaceError(f"the start {start!r} is not a string such as 'zeros' or 'constant({start!r})'")
     match = _CALL.fullmatch(start.strip())
     name = match[1] if match else start
     if match is None or name not in DRAWN.keys() | ANCHORS.keys():
@@ -182,7 +195,39 @@ def lookup(start: str) -> tuple[Callable[..., Tensor | float], tuple[float, ...]
         numbers = tuple(float(number) for number in match[2].split(",")) if match[2] else ()
     except ValueError:
         raise SubspaceError(f"the start {start!r} takes numbers in its parentheses") from None
-    return (ANCHORS[name], numbers, True) if name in ANCHORS else (DRAWN[name], numbers, False)
+    function = ANCHORS[name] if name in ANCHORS else DRAWN[name]
+    _check_numbers(start, function, numbers)
+    return function, numbers, name in ANCHORS
+
+
+def _check_numbers(start: str, function: Callable[..., Tensor | float], numbers: Sequence[float]) -> None:
+    parameters = list(inspect.signature(function).parameters.values())[1:]  # all but the place
+    least = sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
+    if not least <= len(numbers) <= len(parameters):
+        names_taken = ", ".join(parameter.name for parameter in parameters) or "none"
+        raise SubspaceError(f"the start {start!r} has {len(numbers)} numbers; it takes {names_taken}")
+    if not all(map(math.isfinite, numbers)):
+        raise SubspaceError(f"the start {start!r} has a number that is not finite")
+    if function is normal and numbers and numbers[0] < 0:
+        raise SubspaceError(f"the start {start!r} has a negative deviation")
+
+
+def value_at_start(name: str, start: str, place: Place) -> Tensor | float:
+    """Return a factor's value at its start: what is drawn, or the anchor.
+
+    Raises SubspaceError if the start does not fit the factor's shape.
+    """
+    function, numbers, _ = lookup(start)
+    needed = _DIMENSIONS.get(function, 0)
+    kinds = ("a number", f"a vector of {place.shape[0]}" if place.shape else "", "a matrix")
+    if len(place.shape) < needed:
+        wanted = "matrices" if needed == 2 else "vectors and matrices"
+        raise SubspaceError(f"the start {start} is for {wanted}, and {name} is {kinds[len(place.shape)]}")
+    value = function(place, *numbers)
+    if isinstance(value, Tensor) and tuple(value.shape) != tuple(place.shape):
+        shapes = [" x ".join(map(str, shape)) or "a number" for shape in (value.shape, place.shape)]
+        raise SubspaceError(f"the start {start} is {shapes[0]} and {name} is {shapes[1]}: it needs another start")
+    return value
 
 
 def takes_triples(start: str) -> bool:
@@ -208,45 +253,148 @@ def reads_weight(start: str) -> bool:
 def infer_starts(formula: Formula, one_hot: bool = False) -> dict[str, str]:
     """Return the starts at which phi(W) = W, as far as the formula's form tells them.
 
-    What multiplies W starts at 1 (a square matrix at the identity), sigma at the singular values, a diagonal after
-    ``unit`` at the column norms. In each added term the last trainable factor starts at zero and the others like
-    LoRA's A. An embedding's rows meet few updates each, so there the first factor starts at zero and the last is
-    drawn, unless a nonlinearity between them would then have no gradient.
+    What multiplies W starts at 1 (a square matrix at the identity), sigma at the singular values, a diagonal beside
+    ``unit`` at the norms that are taken there. Of each added product *one* trainable factor starts at zero, the last,
+    and the others like LoRA's A; a bias starts at zero; a factor whose start is subtracted (``A @ B - A0 @ B0``) is
+    drawn. An embedding's rows meet few updates each, so there the first factor starts at zero and the last is drawn,
+    unless a nonlinearity between them would then have no gradient.
     """
-    found: dict[str, str] = {}
-    _keep(formula.expression, formula, one_hot, found)
-    return found
+    rules = _Rules(formula, one_hot)
+    for name in formula.trainable:
+        if names.start_of(name) in formula.shapes:
+            rules.found[name] = rules.drawn_start(name)
+    rules.keep(formula.expression)
+    return {name: rules.found[name] for name in formula.trainable if name in rules.found}
 
 
-def _keep(node: Expression, formula: Formula, one_hot: bool, found: dict[str, str]) -> None:
-    """Start the factors below a node that must equal its frozen part at the start."""
-    if isinstance(node, Sum):
-        kept = _kept_terms(node)
-        for term in node.terms:
-            if term in kept:
-                _keep(term, formula, one_hot, found)
+@dataclass
+class _Rules:
+    """Walks over a formula; the first rule that meets a factor holds for it."""
+
+    formula: Formula
+    one_hot: bool
+    found: dict[str, str] = field(default_factory=dict)
+
+    def start(self, leaf: Leaf, start: str) -> None:
+        if not names.is_frozen(leaf.name):
+            self.found.setdefault(leaf.name, start)
+
+    def drawn_start(self, name: str, matrix: str = "kaiming_uniform") -> str:
+        return matrix if len(self.formula.shapes[name]) == 2 else "ones"
+
+    # What must equal its frozen part
+
+    def keep(self, node: Expression) -> None:
+        """Start the factors below a node that must equal its frozen part at the start."""
+        if isinstance(node, Sum):
+            kept = _kept_terms(node)
+            for term in node.terms:
+                if term in kept:
+                    self.keep(term)
+                else:
+                    self.vanish(term)
+        elif isinstance(node, Product):
+            self.keep_product(node.factors)
+        elif isinstance(node, Affine):
+            self.keep(node.matrix)
+            if "b" in node.bias.names:
+                self.keep(node.bias)
             else:
-                _vanish(term, formula, one_hot, found)
-        return
-    after_unit = False
-    for part in node.factors if isinstance(node, Product) else (node,):
-        if isinstance(part, (Diagonal, Vector, Scalar, Matrix)):
-            if not names.is_frozen(part.name):
-                found.setdefault(part.name, _start_of_kept(part, formula, after_unit))
-        elif isinstance(part, Diag) and isinstance(part.node, Vector):
-            sigma = any(name in formula.expression.names for name in ("V", "V_r"))
-            found.setdefault(part.node.name, "singular_values" if sigma else "ones")
+                self.vanish(node.bias)
+        elif isinstance(node, Diag) and isinstance(node.node, Leaf):
+            self.start(node.node, "ones")
+        elif isinstance(node, Leaf):
+            square = len(set(self.formula.shapes.get(node.name, ()))) == 1
+            self.start(node, "identity" if isinstance(node, Matrix) and square else self.drawn_start(node.name))
         else:
-            for child in (part,) if isinstance(part, Sum) else part.children:
-                _keep(child, formula, one_hot, found)
-        after_unit = isinstance(part, Unit)
+            for child in node.children:
+                self.keep(child)
 
+    def keep_product(self, factors: Sequence[Expression]) -> None:
+        values = {"S", "S_r"} & {name for factor in factors for name in factor.names}
+        vectors = {"V", "V_r"} & {name for factor in factors for name in factor.names}
+        for index, factor in enumerate(factors):
+            before, after = factors[max(index - 1, 0) : index], factors[index + 1 : index + 2]
+            if isinstance(factor, Diagonal) and (any(map(_is_unit, before)) or any(map(_is_unit_of_rows, after))):
+                self.start(factor, "row_norms" if self.formula.shapes[factor.name] == ("n",) else "column_norms")
+            elif isinstance(factor, Diag) and isinstance(factor.node, Leaf) and vectors and not values:
+                self.start(factor.node, "singular_values")
+            else:
+                self.keep(factor)
 
-def _start_of_kept(leaf: Leaf, formula: Formula, after_unit: bool) -> str:
-    if isinstance(leaf, Matrix):
-        shape = formula.shapes[leaf.name]
-        return "identity" if shape[0] == shape[-1] else "kaiming_uniform"
-    return "column_norms" if after_unit else "ones"
+    # What must be zero
+
+    def vanish(self, node: Expression) -> None:
+        """Start the factors of an added term, which must be zero at the start: one of a product's factors is."""
+        if isinstance(node, Leaf):
+            self.start(node, "zeros")
+        elif isinstance(node, Sparse):
+            self.found.setdefault(node.entries, "zeros")
+        elif isinstance(node, Scale):
+            self.draw(node.scalar)
+            self.vanish(node.node)
+        elif isinstance(node, (Product, Hadamard, Kron)):
+            self.vanish_product(node)
+        else:
+            for child in node.children:
+                self.vanish(child)
+
+    def vanish_product(self, node: Expression) -> None:
+        factors = node.children
+        able = [index for index, factor in enumerate(factors) if self.can_vanish(factor)]
+        nonlinear = any(isinstance(factor, (Activation, Affine, Gate)) for factor in factors)
+        zero_first = self.one_hot and not nonlinear and len(able) > 1
+        zero = able[0 if zero_first else -1] if able else None
+        for index, factor in enumerate(factors):
+            if index == zero:
+                self.vanish(factor)
+            else:
+                self.draw(factor, "normal" if zero_first else "kaiming_uniform")
+
+    def can_vanish(self, node: Expression) -> bool:
+        """Whether some trainable factor makes the node zero."""
+        if isinstance(node, Leaf):
+            return not names.is_frozen(node.name) and self.found.get(node.name, "zeros") == "zeros"
+        if isinstance(node, Sparse):
+            return True
+        if isinstance(node, Gate):
+            return False
+        if isinstance(node, (Product, Hadamard, Kron)):
+            return any(map(self.can_vanish, node.children))
+        if isinstance(node, Scale):
+            return self.can_vanish(node.node)
+        return bool(node.children) and all(map(self.can_vanish, node.children))
+
+    # What must be anything but zero
+
+    def draw(self, node: Expression, matrix: str = "kaiming_uniform") -> None:
+        """Start the factors of a node that may have any value, except that biases are zero."""
+        if isinstance(node, Leaf):
+            self.start(node, self.drawn_start(node.name, matrix))
+        elif isinstance(node, Sparse):
+            self.found.setdefault(node.entries, "zeros")
+        elif isinstance(node, Gate):
+            for leaf in node.walk():
+                if isinstance(leaf, Leaf):
+                    self.start(leaf, "ones" if isinstance(leaf, Scalar) else f"constant({OPEN})")
+        elif isinstance(node, Affine):
+            self.draw(node.matrix, matrix)
+            self.vanish(node.bias)
+        elif isinstance(node, Sum):
+            self.draw_sum(node, matrix)
+        else:
+            for child in node.children:
+                self.draw(child, matrix)
+
+    def draw_sum(self, node: Sum, matrix: str) -> None:
+        """Start a sum at its frozen part; of numbers and diagonals without one, that are all 1, at the first term."""
+        frozen = any(all(map(names.is_frozen, term.names)) for term in node.terms)
+        for index, term in enumerate(node.terms):
+            dense = any(len(self.formula.shapes.get(name, ())) == 2 for name in term.names)
+            if self.can_vanish(term) and (frozen or (index > 0 and not dense)):
+                self.vanish(term)
+            else:
+                self.draw(term, matrix)
 
 
 def _kept_terms(node: Sum) -> tuple[Expression, ...]:
@@ -275,40 +423,10 @@ def _holds_part(node: Expression) -> bool:
     return frozen or any(map(_holds_part, node.children))
 
 
-def _vanish(node: Expression, formula: Formula, one_hot: bool, found: dict[str, str]) -> None:
-    """Start the factors of an added term, which must be zero at the start."""
-    if isinstance(node, Sum):
-        if any(names.is_start(name) for name in node.names):  # A @ B - A0 @ B0 vanishes by itself
-            for name in node.names:
-                if not names.is_frozen(name):
-                    found.setdefault(name, "kaiming_uniform")
-            return
-        for term in node.terms:
-            _vanish(term, formula, one_hot, found)
-        return
-    if isinstance(node, (Scale, Transpose, Elementwise)):
-        if isinstance(node, Scale) and isinstance(node.scalar, Scalar) and not names.is_frozen(node.scalar.name):
-            found.setdefault(node.scalar.name, "ones")
-        _vanish(node.children[-1], formula, one_hot, found)
-        return
-    if isinstance(node, Sparse):
-        found.setdefault(node.entries, "zeros")
-        return
-    factors = node.factors if isinstance(node, Product) else node.children or (node,)
-    trainable = [factor for factor in factors if any(not names.is_frozen(name) for name in factor.names)]
-    fixed = any(isinstance(factor, (Activation, Affine, Gate)) for factor in factors)
-    zero_first = one_hot and not fixed and len(trainable) > 1
-    zero = trainable[0 if zero_first else -1] if trainable else None
-    for factor in trainable:
-        if isinstance(node, Hadamard) and isinstance(factor, Product):
-            _vanish(factor, formula, one_hot, found)
-            continue
-        if isinstance(factor, Gate):
-            found.update({name: f"constant({OPEN})" for name in factor.names if name not in found})
-            continue
-        for name in factor.names:
-            if not names.is_frozen(name):
-                vector = len(formula.shapes[name]) < 2
-                at_zero = factor is zero or (vector and isinstance(factor, Affine))
-                other = "ones" if vector else "normal" if zero_first else "kaiming_uniform"
-                found.setdefault(name, "zeros" if at_zero else other)
+def _is_unit(node: Expression) -> bool:
+    return isinstance(node, Unit)
+
+
+def _is_unit_of_rows(node: Expression) -> bool:
+    """Whether the rows of what stands here have norm 1: ``unit(X).T``."""
+    return isinstance(node, Transpose) and isinstance(node.node, Unit)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import methods
 from ..algebra import Formula, dense
+from ..algebra.names import is_start, start_of
 from ..algebra.nodes import Affine, Expression, Number, Product, Sparse, Vector
 from ..algebra.svd import svd
 from ..errors import SubspaceError
@@ -78,7 +79,7 @@ class Approximation:
         found = {}
         for name, anchored in self.method.anchors().items():
             number = self.method.fixed_anchors().get(name)
-            start = 0.0 if not anchored else self.constants[f"{name}0"] if number is None else number
+            start = 0.0 if not anchored else self.constants[start_of(name)] if number is None else number
             found[name] = self.factors[name] - start
         return found
 
@@ -431,7 +432,7 @@ class _Search:
 
 
 def _is_constant(name: str, names: tuple[str, ...]) -> bool:
-    own = name in names or name.endswith("0")
+    own = name in names or is_start(name)
     return own and name not in ("W", "b", "rest") and not trainable(Vector(name))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,12 +32,21 @@ class SubspaceType(str, enum.Enum):
     SUBSPACE = "SUBSPACE"
 
 
+# The fields that are checked whenever one of them is assigned.
+_CHECKED = frozenset(
+    "method formula starts r alpha rank_stabilised dropout pattern pattern_weight nonlinearity gate_weight budget "
+    "schedule rank_pattern alpha_pattern init_weights format".split()
+)
+
+
 @dataclass
 class SubspaceConfig(PeftConfig):
     """Configuration of a subspace adapter, for every registered method and every formula.
 
     >>> SubspaceConfig(method="ssb", target_modules=["query", "value"])
     >>> SubspaceConfig(formula="D1 @ W @ D2 + s * A @ B", r=4)
+
+    A config is what its fields say: a field may be assigned later, and is checked then.
 
     Raises:
         SubspaceError: an unknown method, a formula that cannot be read or has no start, a number out of range.
@@ -126,29 +135,60 @@ class SubspaceConfig(PeftConfig):
         if isinstance(self.exclude_modules, (list, tuple)):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
         self._check()
-        # Saved with the adapter, so that it loads where a person's own method is not registered.
-        self.formula = str(self.resolved.formula)
-        self.starts = dict(self.resolved.starts) or None
+        if methods.find(self.method) is not None:  # a saved config has them, too: see save_pretrained
+            self.formula = self.starts = None
+        self.__dict__["_complete"] = True
 
-    @cached_property
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _CHECKED or "_complete" not in self.__dict__:
+            super().__setattr__(name, value)
+            return
+        before = getattr(self, name)
+        super().__setattr__(name, value)
+        try:
+            self._check()
+        except SubspaceError:
+            super().__setattr__(name, before)
+            raise
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save as peft does, with the method's formula, so that it loads where a method is not registered."""
+        saved = copy.copy(self)
+        saved.__dict__.update(formula=str(self.resolved.formula), starts=dict(self.resolved.starts) or None)
+        super(SubspaceConfig, saved).save_pretrained(save_directory, **kwargs)
+
+    @property
     def resolved(self) -> Method:
-        """The method: the registered one, or the one that the formula makes."""
+        """The method: the registered one, or the one that the formula makes, with its patterns."""
+        registered = methods.find(self.method) if isinstance(self.method, str) else None
+        given = (self.method, self.formula, repr(self.starts), repr(self.pattern), self.nonlinearity)
+        known: tuple[object, Method | None, Method] | None = self.__dict__.get("_resolved")
+        if known is None or known[0] != given or known[1] is not registered:
+            known = given, registered, self._resolve(registered)
+            self.__dict__["_resolved"] = known
+        return known[2]
+
+    def _resolve(self, registered: Method | None) -> Method:
+        for name in ("method", "formula"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise SubspaceError(f"{name} = {getattr(self, name)!r} is not a string")
+        if not isinstance(self.starts, (Mapping, type(None))):
+            raise SubspaceError(f"starts = {self.starts!r} is not a mapping from factors to starts")
         if self.method is None and self.formula is None:
             raise SubspaceError("give a method (see `subspace methods`) or a formula")
-        if self.formula is None or self.method in {known.name for known in methods.every()}:
+        if self.formula is None or registered is not None:
             known = methods.get(self.method or "")
             patterned = constrained(known, self.patterns_of(known), self.nonlinearity)
             if self.formula is not None and parse(self.formula) not in (known.formula, patterned.formula):
                 raise SubspaceError(
                     f"method {known.name!r} is {known.formula} here, not {self.formula}: the adapter comes from "
-                    "another version, or both a method and a formula are given"
+                    "another version, or both a method and a formula are given (dataclasses.replace sets one to None)"
                 )
             if self.starts and self.starts != dict(known.starts):
                 own_starts = ", ".join(f"{name} at {start}" for name, start in known.starts.items()) or "inferred ones"
                 raise SubspaceError(f"starts go with a formula; method {known.name!r} has its own ({own_starts})")
             return patterned
         own = methods.from_formula(self.formula, self.starts, self.method or "formula")
-        own.check_start()
         wanted = self.patterns_of(own)
         if has_pair(own.formula) and not own.formula.is_linear:  # a loaded formula has its nonlinearity already
             wanted = tuple(name for name in wanted if name != NONLINEAR)
@@ -229,6 +269,9 @@ class SubspaceConfig(PeftConfig):
         self._check_budget()
         self._check_layers()
         method = self.resolved
+        if self.init_weights:
+            for rank in dict.fromkeys((self.r, *self.rank_pattern.values())):
+                method.check_start(rank)
         if self.pattern_weight is not None and not set(self.patterns) & set(PENALTIES):
             raise SubspaceError("pattern_weight goes with the pattern orthogonal or diagonal")
         if self.schedule is not None and method.schedule is None:

@@ -13,7 +13,8 @@ from peft.utils.other import _set_layer_requires_grad
 from torch import Tensor, nn
 
 from ..algebra import Plan, Sizes, plan
-from ..algebra.names import CHOSEN_SHAPES
+from ..algebra.names import CHOSEN_SHAPES, start_of
+from ..algebra.nodes import MODE, Mode
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
 from .following import follow_loaded
@@ -120,6 +121,8 @@ class SubspaceLayer(MergingLayer):
         method = method.on_axes(len(window)) if window else method
         scale = alpha / r if scale is None else scale
         one_hot = self.kind.one_hot
+        if init_weights:
+            method.check_start(r, one_hot)
         sizes = Sizes(self.in_features, self.out_features, r, entries, directions, window)
         factors = initial_factors(
             method,
@@ -152,7 +155,7 @@ class SubspaceLayer(MergingLayer):
         )
         constants = BufferDict(factors.constants, persistent=save_constants)
         # What nothing but the file can give back: drawn starts, masks, chosen directions.
-        drawn = [f"{name}0" for name, anchored in method.anchors(one_hot).items() if not anchored]
+        drawn = [start_of(name) for name, anchored in method.anchors(one_hot).items() if not anchored]
         for name in {*drawn, *method.formula.masked, *CHOSEN_SHAPES} & set(constants):
             constants.register_buffer(name, constants[name], persistent=True)
         self.subspace_constants[adapter_name] = constants
@@ -377,8 +380,7 @@ class SubspaceLayer(MergingLayer):
             one_hot=self.kind.one_hot,
             norm=self.base_layer if self.method[name].formula.wraps_norm else None,
         )
-        env["dropout"] = self.dropout[name]
-        env["training"] = self.training and weight is None
+        env[MODE] = Mode(self.training and weight is None, self.dropout[name])
         return env
 
     def factor(self, name: str, adapter_name: str = "default") -> Tensor:

@@ -19,6 +19,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from ..algebra import Formula
+from ..algebra.names import start_of
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError, nearest
 from ..methods import EVERY_BIAS
@@ -240,7 +241,7 @@ class SubspaceModel(BaseTuner):
             if isinstance(config, SubspaceConfig):
                 formulas.setdefault(id(config.resolved.formula), (name, config.resolved.formula))
         for name, formula in formulas.values():
-            saved = {*formula.evaluated.names, *(f"{factor}0" for factor in formula.trainable)}
+            saved = {*formula.evaluated.names, *map(start_of, formula.trainable)}
             taken = saved & self.peft_config.keys()
             if taken:
                 raise SubspaceError(

@@ -1,0 +1,138 @@
+"""What a start must keep, checked on small matrices: phi(W) = W there, and every factor can leave it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..algebra import names
+from ..algebra.nodes import MODE, Mode
+from ..errors import SubspaceError
+from .factors import Factors, environment, initial_factors
+
+if TYPE_CHECKING:
+    from .registry import Method
+
+_ROWS = 16  # enough that every unit of a relu is active for some
+_HIGHEST = 16  # rank; what holds there holds above
+_SCALE, _ENTRIES, _DIRECTIONS = 2.0, 6, 2
+_STEP = 0.1  # of the entry that moves most
+_ZERO = 1e-10  # beside the size of the upstream gradient
+
+
+def row_norm(rows: Tensor) -> Tensor:
+    """Return normalised rows: what stands for N where a formula is checked by itself."""
+    return torch.nn.functional.layer_norm(rows, rows.shape[-1:])
+
+
+@lru_cache(maxsize=1024)
+def start_problem(method: Method, rank: int = 3, one_hot: bool = False) -> str | None:
+    """Return what is wrong with a method's start, in one line; None if nothing is.
+
+    phi(W) must be W, some factor must have a gradient there (else the loss is stationary in all of them), and every
+    factor must have one after two steps at the latest.
+
+    Args:
+        method: the method.
+        rank: r.
+        one_hot: the rows of W are looked up, as in an embedding.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(0)
+            return _Case(method, min(rank, _HIGHEST), one_hot).problem()
+    except SubspaceError as error:
+        return f"phi(W) = {method.formula} cannot be evaluated: {error}"
+    except RuntimeError as error:  # torch's, of shapes that do not fit after all
+        return f"phi(W) = {method.formula} cannot be evaluated: {str(error).splitlines()[0]}"
+
+
+class _Case:
+    """A method at its start on a small random W."""
+
+    def __init__(self, method: Method, rank: int, one_hot: bool) -> None:
+        self.method, self.rank, self.one_hot = method, rank, one_hot
+        around = method.formula.wraps_norm
+        dimensions = {dimension for shape in method.formula.shapes.values() for dimension in shape}
+        axes = sum(dimension[0] == "w" for dimension in dimensions)
+        n, m = 2 * 3**axes if axes else max(7, rank + 4), max(5, rank + 2)
+        self.weight, self.bias = _drawn(n, m), _drawn(m)
+        self.rows = torch.eye(n).double() if one_hot and not around else _drawn(_ROWS, m if around else n)
+        self.factors = _factors(method, self.weight, min(rank, n, m), one_hot, (3,) * axes)
+        parameters = self.factors.parameters
+        self.leaves = {name: tensor.requires_grad_() for name, tensor in parameters.items() if tensor.numel()}
+
+    def output(self, training: bool) -> Tensor:
+        parameters = self.factors.parameters | self.leaves
+        env = environment(
+            self.method, self.weight, parameters, self.factors.constants, _SCALE, self.bias, self.one_hot, row_norm
+        )
+        y = self.method.formula.evaluated.apply(self.rows, {**env, MODE: Mode(training)})
+        assert isinstance(y, Tensor)
+        return y
+
+    def problem(self) -> str | None:
+        formula = self.method.formula
+        told = ", ".join(f"{name} at {start}" for name, start in self.method.starts_for(self.one_hot).items())
+        y, wanted = self.output(training=False), self.frozen()
+        if y.shape != wanted.shape or not torch.allclose(y, wanted):
+            where = f", at rank {self.rank}" if formula.has_rank else ""
+            return f"phi(W) = {formula} is not W at its start{where} ({told}); say how the factors start"
+        upstream = _drawn(*y.shape)
+        gradients = self.gradients(upstream)
+        moving = _moving(gradients, upstream)
+        if not moving:
+            return f"phi(W) = {formula} cannot leave its start ({told}): every gradient is 0 there"
+        largest = max(float(gradients[name].abs().max()) for name in moving)
+        for name in moving:
+            moved = self.leaves[name] - gradients[name] * (_STEP / largest)
+            self.leaves[name] = moved.detach().requires_grad_()
+        moving |= _moving(self.gradients(upstream), upstream)
+        still = [name for name in self.leaves if name not in moving]
+        if still:
+            return f"phi(W) = {formula} never moves {', '.join(still)} from the start ({told}): the gradient is 0"
+        return None
+
+    def frozen(self) -> Tensor:
+        if self.method.formula.wraps_norm:
+            return row_norm(self.rows)
+        return self.rows @ self.weight + (self.bias if self.method.formula.names_bias else 0.0)
+
+    def gradients(self, upstream: Tensor) -> dict[str, Tensor]:
+        """Return the gradient of <upstream, output>, with the gates drawn as in training."""
+        y = self.output(training=True)
+        if not y.requires_grad:
+            return {name: torch.zeros_like(leaf) for name, leaf in self.leaves.items()}
+        found = torch.autograd.grad(y, list(self.leaves.values()), upstream, materialize_grads=True)
+        return dict(zip(self.leaves, found, strict=True))
+
+
+def _drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def _factors(method: Method, weight: Tensor, rank: int, one_hot: bool, window: tuple[int, ...]) -> Factors:
+    factors = initial_factors(
+        method,
+        weight,
+        rank,
+        one_hot=one_hot,
+        cache=False,
+        scale=_SCALE,
+        entries=_ENTRIES,
+        directions=_DIRECTIONS,
+        window=window,
+        positions=torch.arange(_ENTRIES),
+    )
+    for name in factors.constants.keys() & names.CHOSEN_SHAPES:
+        # As if the schedule had chosen them: until then nothing moves along them.
+        factors.constants[name] = torch.linalg.qr(_drawn(*factors.constants[name].shape))[0]
+    return factors
+
+
+def _moving(gradients: dict[str, Tensor], upstream: Tensor) -> set[str]:
+    least = _ZERO * float(torch.linalg.vector_norm(upstream))
+    return {name for name, gradient in gradients.items() if least < float(gradient.abs().max()) < float("inf")}
