@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from ..tasks import glue, tables
+from ..tuner.card import TAG
 from ..tuner.penalties import orthogonality
 from . import model as models
 from . import record as records
@@ -201,6 +202,7 @@ def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
         [
             "---",
             f"library_name: {owner}",
+            *([f"tags: [{TAG}]"] if adapter else []),
             f"base_model: {models.locate(parts.config.model)}",
             "---",
             "",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 from torch import Tensor
 
 from .. import methods
@@ -19,6 +19,7 @@ from ..errors import SubspaceError, nearest
 from ..methods import Method
 from ..methods.patterns import MEAN, NONLINEAR, PENALTIES, REDUCTIONS, constrained, has_pair, read_patterns
 from ..methods.schedules import SCHEDULES, Options
+from .card import write_card
 from .saving import saved
 
 FORMAT = 1  # of the saved adapter; raised when an older version could not read it right
@@ -110,6 +111,9 @@ class SubspaceConfig(PeftConfig):
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "modules that are trained and saved whole, such as a classifier"}
+    )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "rows of the input embeddings to train, or of others: {module name: rows}"}
     )
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "ranks by module name or regex"})
     alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "alphas by module name or regex"})
@@ -228,6 +232,26 @@ class SubspaceConfig(PeftConfig):
         """How many singular directions the schedule will choose in each matrix."""
         return int(getattr(self.schedule_options, "directions", 0))
 
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save the config as peft does, with a model card beside it that says how the adapter is loaded.
+
+        Whatever saves an adapter ends here: peft's models, transformers' own saving, and their trainers' checkpoints.
+        What a schedule remembers goes with it while a Trainer runs.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        write_card(save_directory, str(self.formula), self.method)
+        saved(self, Path(save_directory))
+
+    def check_assigned(self) -> None:
+        """Raise SubspaceError if an option of peft's LoRA was assigned that this config does not have."""
+        own = {known.name for known in dataclasses.fields(self)}
+        for option in dataclasses.fields(LoraConfig):
+            given = self.__dict__.get(option.name)
+            if option.name not in own and given and given != option.default:
+                raise SubspaceError(
+                    f"{option.name} = {given!r} is an option of peft's LoRA, which SubspaceConfig does not have"
+                )
+
     def scale(self, alpha: float, r: int) -> float:
         """Return s for a matrix."""
         width = max(r, 1)
@@ -239,11 +263,6 @@ class SubspaceConfig(PeftConfig):
         copied = dataclasses.replace(self, calibrated=True, **choice)
         copied.__dict__["positions"] = positions
         return copied
-
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save the config; what a schedule remembers goes with it while a Trainer runs."""
-        super().save_pretrained(save_directory, **kwargs)
-        saved(self, Path(save_directory))
 
     def _check(self) -> None:
         if not isinstance(self.format, int) or self.format > FORMAT:

@@ -59,6 +59,7 @@ class SubspaceLayer(MergingLayer):
         "r",
         "alpha",
         "scaling",
+        "strength",
         "dropout",
         "patterns",
         "gate_weight",
@@ -79,6 +80,7 @@ class SubspaceLayer(MergingLayer):
         self.r = {}
         self.alpha: dict[str, float] = {}
         self.scaling = {}  # s
+        self.strength = {}  # t in W + t (phi(W) - W)
         self.patterns: dict[str, tuple[tuple[str, ...], float]] = {}  # the penalties on A and B, and their weight
         self.gate_weight: dict[str, float] = {}
         self.unfilled: set[str] = set()  # adapters whose mask has yet to be loaded
@@ -142,6 +144,7 @@ class SubspaceLayer(MergingLayer):
         self.r[adapter_name] = r
         self.alpha[adapter_name] = alpha
         self.scaling[adapter_name] = scale
+        self.strength[adapter_name] = 1.0
         self.patterns[adapter_name] = patterns
         self.gate_weight[adapter_name] = gate_weight
         self.unfilled.discard(adapter_name)
@@ -280,6 +283,23 @@ class SubspaceLayer(MergingLayer):
         """The base layer's bias, None if it has none (an embedding has not even the attribute)."""
         return getattr(self.get_base_layer(), "bias", None)
 
+    # Strength: peft's and diffusers' calls to weigh an adapter. It is not saved.
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Weigh an adapter: the layer's weight is W + scale * (phi(W) - W). A merged weight stays as it was merged."""
+        if adapter in self.strength:
+            self.strength[adapter] = float(scale)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the strength of the active adapters."""
+        for name in self.active_adapters:
+            self.set_scale(name, self.strength.get(name, 1.0) * scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the strength of the active adapters, or set it back to 1 if ``scale`` is not given."""
+        for name in self.active_adapters:
+            self.set_scale(name, 1.0 if scale is None else self.strength.get(name, 1.0) / scale)
+
     # Forward
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -306,12 +326,21 @@ class SubspaceLayer(MergingLayer):
         if self.disable_adapters or self.merged or not active:
             return self._base_output(x, *args, **kwargs)
         if len(active) == 1:
-            return self._adapted(x, active[0], *args, **kwargs)
+            return self._at_strength(x, active[0], *args, **kwargs)
         frozen = self._base_output(x, *args, **kwargs)
-        return frozen + sum(self._adapted(x, name, *args, **kwargs) - frozen for name in active)
+        return frozen + sum(self._at_strength(x, name, *args, **kwargs) - frozen for name in active)
 
     def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def _at_strength(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output with one adapter, its change of the frozen output times the adapter's strength."""
+        y = self._adapted(x, name, *args, **kwargs)
+        strength = self.strength[name]
+        if strength == 1.0:
+            return y
+        frozen = self._base_output(x, *args, **kwargs)
+        return frozen + strength * (y - frozen)
 
     def _adapted(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
         """Return the output with one adapter."""
@@ -361,7 +390,7 @@ class SubspaceLayer(MergingLayer):
             if name == BASE:
                 run = self._base_output(part, *args, **kwargs)
             else:
-                run = self._adapted(part, name, *args, **kwargs)
+                run = self._at_strength(part, name, *args, **kwargs)
             y = run.new_empty(len(x), *run.shape[1:]) if y is None else y
             y = y.index_copy(0, rows, run)
         assert y is not None

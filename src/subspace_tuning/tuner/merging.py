@@ -23,6 +23,7 @@ class MergingLayer(FollowingLayer):
     another module that holds the same parameter goes on with the frozen weight, as it does before merging.
     """
 
+    strength: dict[str, float]
     subspace_params: nn.ModuleDict
     merged_adapters: list[str]
 
@@ -88,14 +89,14 @@ class MergingLayer(FollowingLayer):
         wide = {key: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for key, tensor in frozen.items()}
         matrix = W = self.kind.matrix(wide["weight"])
         for name in names:
-            env = self._environment(name, wide["weight"], wide.get("bias"))
+            env, strength = self._environment(name, wide["weight"], wide.get("bias")), self.strength[name]
             expression = self.method[name].formula.evaluated
             if isinstance(expression, Affine):
-                wide["bias"] = wide["bias"] + self._bias_delta(name, env)
+                wide["bias"] = wide["bias"] + strength * self._bias_delta(name, env)
                 expression = expression.matrix
             if expression != Matrix("W"):
                 phi = dense(expression, env)
-                matrix = phi if matrix is W else matrix + (phi - W)
+                matrix = phi if matrix is W and strength == 1.0 else matrix + strength * (phi - W)
         wide["weight"] = self.kind.weight(matrix, frozen["weight"].shape)
         return {key: tensor.to(frozen[key].dtype).contiguous() for key, tensor in wide.items()}
 

@@ -17,6 +17,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..algebra import Formula
 from ..algebra.names import start_of
@@ -25,6 +26,7 @@ from ..errors import SubspaceError, nearest
 from ..methods import EVERY_BIAS
 from ..methods.patterns import MEAN
 from .budget import entries_in, entries_of, matrix_shape, share_out
+from .card import TAG
 from .config import SubspaceConfig
 from .exact import exactly
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
@@ -89,6 +91,7 @@ class SubspaceModel(BaseTuner):
 
     def _inject(self, model: nn.Module, adapter_name: str, config: SubspaceConfig, *args: Any, **kwargs: Any) -> None:
         self._check_name(adapter_name)
+        config.check_assigned()
         self.place(model, config)
         state = kwargs.get("state_dict")
         if state is None:
@@ -102,6 +105,8 @@ class SubspaceModel(BaseTuner):
             if config.entries is None and config.resolved.formula.masked:
                 config.entries = entries_of(state, self.prefix, dict(_modules(model)))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if isinstance(model, PreTrainedModel):
+            model.add_model_tags([TAG])  # so that every card that peft writes has it
         if config.adds_to_loss:
             _penalise(model, adapter_name, config)
         if config.resolved.schedule is not None and not config.inference_mode:
