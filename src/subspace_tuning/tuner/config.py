@@ -36,7 +36,7 @@ class SubspaceType(str, enum.Enum):
 # The fields that are checked whenever one of them is assigned.
 _CHECKED = frozenset(
     "method formula starts r alpha rank_stabilised dropout pattern pattern_weight nonlinearity gate_weight budget "
-    "schedule rank_pattern alpha_pattern init_weights format".split()
+    "pattern_reduction schedule rank_pattern alpha_pattern init_weights format".split()
 )
 
 
@@ -156,10 +156,14 @@ class SubspaceConfig(PeftConfig):
             raise
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save as peft does, with the method's formula, so that it loads where a method is not registered."""
-        saved = copy.copy(self)
-        saved.__dict__.update(formula=str(self.resolved.formula), starts=dict(self.resolved.starts) or None)
-        super(SubspaceConfig, saved).save_pretrained(save_directory, **kwargs)
+        """Save the config with the method's formula, so that it loads where the method is not registered.
+
+        What a schedule remembers goes with it while a Trainer runs.
+        """
+        whole = copy.copy(self)
+        whole.__dict__.update(formula=str(self.resolved.formula), starts=dict(self.resolved.starts) or None)
+        super(SubspaceConfig, whole).save_pretrained(save_directory, **kwargs)
+        saved(self, Path(save_directory))
 
     @property
     def resolved(self) -> Method:
