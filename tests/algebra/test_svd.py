@@ -196,6 +196,14 @@ def test_the_cache_keeps_to_its_size(cache: Path, monkeypatch: pytest.MonkeyPatc
     assert 0 < sum(path.stat().st_size for path in cache.iterdir()) <= 3000
 
 
+@pytest.mark.parametrize("given", ["4 GB", "1e9", "-1", "0x10"])
+def test_a_size_that_is_no_number_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("SUBSPACE_CACHE_BYTES", given)
+    with pytest.raises(SubspaceError, match=r"^SUBSPACE_CACHE_BYTES='.*' is not a number of bytes"):
+        svd(torch.eye(4))
+    assert not list(cache.iterdir())
+
+
 def test_a_cache_that_cannot_be_written_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

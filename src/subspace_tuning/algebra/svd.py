@@ -261,8 +261,15 @@ def cache_folder() -> Path | None:
 
 
 def cache_limit() -> int:
-    """Return the cache's size in bytes, ``$SUBSPACE_CACHE_BYTES`` or 4 GB; the files used least recently go first."""
-    return int(os.environ.get("SUBSPACE_CACHE_BYTES", 4 * 10**9))
+    """Return the cache's size in bytes, ``$SUBSPACE_CACHE_BYTES`` or 4 GB; the files used least recently go first.
+
+    Raises:
+        SubspaceError: the variable is not a number of bytes.
+    """
+    given = os.environ.get("SUBSPACE_CACHE_BYTES", "").strip() or "4000000000"
+    if not given.isdecimal():
+        raise SubspaceError(f"SUBSPACE_CACHE_BYTES={given!r} is not a number of bytes; 4000000000, for example, is one")
+    return int(given)
 
 
 def _cached(
@@ -271,6 +278,7 @@ def _cached(
     folder = cache_folder()
     if folder is None:
         return compute(weight, rank, part)
+    cache_limit()  # a value that is no number is refused before anything is computed
     path = folder / f"{_key(weight, rank, part)}.safetensors"
     try:
         stored = load_file(path)

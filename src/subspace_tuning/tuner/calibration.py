@@ -17,6 +17,7 @@ from .exact import exactly
 from .kinds import kind_of
 from .layer import SubspaceLayer
 from .model import SubspaceModel, targets
+from .weights import check_at_hand
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -46,6 +47,8 @@ def calibrate(
     SubspaceModel.place(model, config)
     SubspaceModel.check_targets(model, config)
     found = dict(targets(model, config))
+    for name, module in found.items():
+        check_at_hand(module, name)
     kind = "bias" if method.selection == "importance" else "weight"
     scores = _squares(model, {name: getattr(module, kind) for name, module in found.items()}, batches, loss)
     if method.selection == "importance":

@@ -39,7 +39,7 @@ _QUANTISED = (
 def check_weight(module: nn.Module, name: str) -> None:
     """Raise SubspaceError if a module's weight is not a plain tensor of floating-point numbers."""
     weight, kind = getattr(module, "weight", None), type(module).__name__
-    if is_lazy(weight):
+    if isinstance(weight, Tensor) and is_lazy(weight):
         raise SubspaceError(f"{name}: the {kind} has no weight yet; run the model once, then adapt it")
     if isinstance(weight, DTensor):
         raise SubspaceError(f"{name}: the weight is already sharded; add the adapter first, then shard the model")
@@ -93,6 +93,15 @@ def check_writable(module: nn.Module) -> None:
     if is_partitioned(module.weight):  # type: ignore[arg-type]
         raise SubspaceError(
             "ZeRO-3 holds the weight in parts, so it cannot be merged into: save the adapter, merge it in one process"
+        )
+
+
+def check_at_hand(module: nn.Module, name: str) -> None:
+    """Raise SubspaceError if a module's weight is not here as a whole, where its gradient would be read."""
+    if is_offloaded(module) or is_partitioned(module.weight):  # type: ignore[arg-type]
+        where = "offloaded" if is_offloaded(module) else "held in parts by ZeRO-3"
+        raise SubspaceError(
+            f"{name}: the weight is {where}, so no gradient of it can be read; calibrate the whole model"
         )
 
 

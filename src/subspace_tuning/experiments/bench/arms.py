@@ -96,7 +96,7 @@ class Bench:
         self.optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
 
     def loss(self) -> Tensor:
-        with autocast(self.precision):
+        with autocast(self.precision, next(self.model.parameters()).device):
             loss: Tensor = self.model(**self.inputs).loss
         return loss
 

@@ -117,10 +117,10 @@ def shape_of(name: str) -> Shape:
     return SHAPES[name]
 
 
-def autocast(precision: Precision) -> AbstractContextManager[Any]:
-    """Return the context of a forward pass."""
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass on a device."""
     if precision is Precision.autocast:
-        return torch.autocast("cpu", torch.bfloat16)
+        return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
