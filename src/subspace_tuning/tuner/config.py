@@ -155,16 +155,6 @@ class SubspaceConfig(PeftConfig):
             super().__setattr__(name, before)
             raise
 
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save the config with the method's formula, so that it loads where the method is not registered.
-
-        What a schedule remembers goes with it while a Trainer runs.
-        """
-        whole = copy.copy(self)
-        whole.__dict__.update(formula=str(self.resolved.formula), starts=dict(self.resolved.starts) or None)
-        super(SubspaceConfig, whole).save_pretrained(save_directory, **kwargs)
-        saved(self, Path(save_directory))
-
     @property
     def resolved(self) -> Method:
         """The method: the registered one, or the one that the formula makes, with its patterns."""
@@ -242,8 +232,11 @@ class SubspaceConfig(PeftConfig):
         Whatever saves an adapter ends here: peft's models, transformers' own saving, and their trainers' checkpoints.
         What a schedule remembers goes with it while a Trainer runs.
         """
-        super().save_pretrained(save_directory, **kwargs)
-        write_card(save_directory, str(self.formula), self.method)
+        formula, starts = str(self.resolved.formula), dict(self.resolved.starts) or None
+        whole = copy.copy(self)
+        whole.__dict__.update(formula=formula, starts=starts)  # it loads where the method is not registered, too
+        super(SubspaceConfig, whole).save_pretrained(save_directory, **kwargs)
+        write_card(save_directory, formula, self.method)
         saved(self, Path(save_directory))
 
     def check_assigned(self) -> None:
