@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..methods import computed_constants
 from .frozen import FrozenLayer
+from .parametrised import compute
 from .watch import readable
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class FollowingLayer(FrozenLayer):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for parameter in self._frozen.values():
             parameter.data = fn(parameter.data)
+        for module in self._replaced:
+            module._apply(fn)
         after = self.frozen_weight.data
         cast = after.dtype != before.dtype and readable(before) and readable(after)
         if cast and any(self.computed.values()) and self._watch.knows(before) and torch.equal(before.to(after), after):
@@ -126,4 +129,5 @@ class FollowingLayer(FrozenLayer):
 def follow_loaded(module: nn.Module, incompatible: Any) -> None:
     """Follow the weight after a state dict was loaded (a hook of torch's; it runs after the base layer has loaded)."""
     assert isinstance(module, FollowingLayer)
+    compute(module.get_base_layer())
     module.follow(thoroughly=True)

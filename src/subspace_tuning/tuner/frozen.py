@@ -16,6 +16,7 @@ class FrozenLayer(nn.Module, BaseTunerLayer):
 
     kind: Kind
     _frozen: dict[str, nn.Parameter]  # weight and bias before merging, empty if nothing is merged
+    _replaced: list[nn.Module]  # while merged, the base layer whose place a copy has taken; in a list: it is no child
 
     @property
     def frozen_weight(self) -> Tensor:

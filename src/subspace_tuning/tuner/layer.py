@@ -20,6 +20,7 @@ from ..methods import Method, environment, initial_factors
 from .following import follow_loaded
 from .kinds import NormKind, kind_of
 from .merging import MergingLayer
+from .parametrised import compute
 from .watch import Watch
 from .weights import bring_back, is_offloaded, whole
 
@@ -68,10 +69,11 @@ class SubspaceLayer(MergingLayer):
         "computed",
     )
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module, called_elsewhere: bool = False) -> None:
         super().__init__()
         kind = kind_of(base_layer)
         assert kind is not None
+        compute(base_layer)
         self.base_layer = base_layer
         self.kind = kind
         self.subspace_params = nn.ModuleDict()
@@ -93,7 +95,8 @@ class SubspaceLayer(MergingLayer):
         self._unfrozen: set[str] | None = set()  # None: to be looked up
         self._disable_adapters = False
         self.merged_adapters = []
-        self._frozen = {}
+        self._frozen, self._replaced = {}, []
+        self.called_elsewhere = called_elsewhere
         self.in_features, self.out_features = self.kind.matrix(self.frozen_weight).shape
         self.register_load_state_dict_post_hook(follow_loaded)  # type: ignore[no-untyped-call]
         self.train(base_layer.training)  # a second adapter may come to a model that is in evaluation

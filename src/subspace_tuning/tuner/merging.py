@@ -13,19 +13,22 @@ from ..algebra import dense
 from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
 from .following import FollowingLayer
+from .parametrised import is_computed, plain_copy
 from .weights import check_writable
 
 
 class MergingLayer(FollowingLayer):
     """The part of a ``SubspaceLayer`` that merges its adapters.
 
-    While merged, the base layer holds new parameters, and the frozen ones are kept aside. They are never written to:
-    another module that holds the same parameter goes on with the frozen weight, as it does before merging.
+    While merged, the base layer holds new parameters, and the frozen ones are set aside. They are never written to:
+    another module that holds the same parameter goes on with the frozen weight, as it does before merging. Where the
+    weight is computed, or another part of the model calls the very module, a plain copy takes the base layer's place.
     """
 
     strength: dict[str, float]
     subspace_params: nn.ModuleDict
     merged_adapters: list[str]
+    called_elsewhere: bool  # the base layer has another place in the model, too
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put phi(W) into the base layer. The frozen parameters are kept aside, so unmerging is exact.
@@ -36,11 +39,21 @@ class MergingLayer(FollowingLayer):
         if not names:
             return
         merged = self.merged_with(names, safe_merge)
+        if not self._frozen:
+            self._set_aside()
         base = self.get_base_layer()
-        self._frozen = self._frozen or self.frozen_tensors()
         for key, tensor in merged.items():
             setattr(base, key, nn.Parameter(tensor, requires_grad=self._frozen[key].requires_grad))
         self.merged_adapters.extend(names)
+
+    def _set_aside(self) -> None:
+        base = self.get_base_layer()
+        self._frozen = self.frozen_tensors()
+        if is_computed(base) or self.called_elsewhere:
+            frozen = {key: tensor.detach().clone() for key, tensor in self._frozen.items()}
+            self._frozen = {key: nn.Parameter(tensor, requires_grad=False) for key, tensor in frozen.items()}
+            self._replaced = [base]
+            self.base_layer = plain_copy(base)
 
     def merged_with(self, names: Sequence[str], safe_merge: bool = False) -> dict[str, Tensor]:
         """Return weight and bias as merging these adapters would make them. Raises SubspaceError as ``merge`` does."""
@@ -58,6 +71,9 @@ class MergingLayer(FollowingLayer):
 
     def unmerge(self) -> None:
         """Put the frozen parameters back."""
+        if self._replaced:
+            self.base_layer = self._replaced.pop().train(self.training)
+            self._frozen = {}
         base = self.get_base_layer()
         for key, parameter in self._frozen.items():
             parameter.data = parameter.data.to(getattr(base, key).data)  # the model may have been moved or cast

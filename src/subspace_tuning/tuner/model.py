@@ -39,6 +39,7 @@ from .placement import by_role
 from .reached import Penalised, record
 from .saving import count_pass
 from .transaction import undone_on_failure
+from .tying import keep_scale, separate
 from .weights import agree, check_weight, is_partitioned, whole
 
 
@@ -144,7 +145,8 @@ class SubspaceModel(BaseTuner):
         layout = Layout.of(target.get_base_layer() if isinstance(target, SubspaceLayer) else target)
         config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
         if not isinstance(target, SubspaceLayer):
-            layer = _layer_class(target)(target)
+            places = sum(module is target for parent in self.model.modules() for module in parent._modules.values())
+            layer = _layer_class(target)(target, called_elsewhere=places > 1)
             self._replace_module(parent, target_name, layer, target)
         assert isinstance(layer, SubspaceLayer)
         method, entries = config.resolved, entries_in(config, current_key, layer)
@@ -363,7 +365,14 @@ class SubspaceModel(BaseTuner):
         for key in [key for key, hook in hooks.items() if _is_own(hook)]:
             del hooks[key]
             self.model._forward_hooks_with_kwargs.pop(key, None)
-        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        if merge:
+            separate(model)
+            keep_scale(getattr(model, "config", None))
+        return model
+
+    def _check_merge_allowed(self) -> None:
+        """Allow to merge tied weights, of which peft warns: the other holders keep the frozen one."""
 
     def _check_merge(self, adapter_names: Sequence[str] | None, safe_merge: bool) -> None:
         """Raise SubspaceError if any layer cannot be merged, so that never half of them are."""

@@ -1,0 +1,44 @@
+"""Base layers whose weight is no parameter but computed: torch's parametrisations, and the hooks that came before."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+_HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+
+
+def is_computed(module: nn.Module) -> bool:
+    """Whether the weight or the bias of a module is computed from other parameters."""
+    return any(getattr(module, key, None) is not None and key not in module._parameters for key in ("weight", "bias"))
+
+
+@torch.no_grad()
+def compute(module: nn.Module) -> None:
+    """Compute the weight of a module with a hook for it, which otherwise waits for the next call."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, _HOOKS):
+            hook(module, ())
+
+
+def plain_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of a module with the weight and bias that it has now as parameters."""
+    compute(module)
+    plain = copy.deepcopy(module)
+    if parametrize.is_parametrized(module):  # torch's own way out would take the class of the original with it
+        plain.__class__ = parametrize.type_before_parametrizations(module)
+        for key in plain._modules.pop("parametrizations"):  # type: ignore[union-attr]
+            plain.register_parameter(key, nn.Parameter(getattr(module, key).detach().clone(), requires_grad=False))
+    for hook in list(plain._forward_pre_hooks.values()):
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(plain, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(plain, hook.name)
+        elif isinstance(hook, prune.BasePruningMethod):
+            prune.remove(plain, hook._tensor_name)
+    return plain
