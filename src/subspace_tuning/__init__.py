@@ -12,6 +12,7 @@ from . import methods
 from .errors import SubspaceError
 from .methods import method
 from .tuner import (
+    PenaltyCallback,
     ScheduleCallback,
     SubspaceConfig,
     SubspaceLayer,
