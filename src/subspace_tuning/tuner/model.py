@@ -108,6 +108,7 @@ class SubspaceModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if isinstance(model, PreTrainedModel):
             model.add_model_tags([TAG])  # so that every card that peft writes has it
+        _leave_out_of_broadcasts(model)
         if config.adds_to_loss:
             _penalise(model, adapter_name, config)
         if config.resolved.schedule is not None and not config.inference_mode:
@@ -393,6 +394,24 @@ class SubspaceModel(BaseTuner):
 def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Module]]:
     """Return the modules that a config with ``target_modules`` adapts, with their names."""
     return [(name, module) for name, module in _modules(model) if check_target_module_exists(config, name)]
+
+
+def _leave_out_of_broadcasts(model: nn.Module) -> None:
+    """Have DistributedDataParallel leave out what each process computes from W: it broadcasts buffers in every pass.
+
+    What is drawn or chosen from data stays among them, so that all processes have that of the first.
+    """
+    names = [
+        f"{name}.subspace_constants.{adapter}.{key}"
+        for name, layer in model.named_modules()
+        if isinstance(layer, SubspaceLayer)
+        for adapter, constants in layer.subspace_constants.items()
+        for key in constants._non_persistent_buffers_set
+    ]
+    if names:
+        known = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
+        both = known | {f"{prefix}{name}" for name in names for prefix in ("", "base_model.model.")}
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sorted(both))
 
 
 def _count_pass(adapter: str, config: SubspaceConfig, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
