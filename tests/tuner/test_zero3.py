@@ -84,7 +84,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_as_one_does(chosen: str, base: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     run([sys.executable, str(PROGRAM), str(base), chosen, str(one)])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run([*torchrun, str(PROGRAM), str(base), chosen, str(two)])
     alone, parted = (json.loads((folder / "losses.json").read_text()) for folder in (one, two))
     assert parted["losses"] == pytest.approx(alone["losses"], rel=1e-5)
