@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class SubspaceError(ValueError):
@@ -17,3 +18,41 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     close = [lowered[one] for one in difflib.get_close_matches(name.lower(), lowered, n=limit, cutoff=0.5)]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}Known: {', '.join(names)}"
+
+
+def described(error: BaseException, limit: int = 300) -> str:
+    """Return what an error of another library says, in one line of at most ``limit`` characters."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{_cut(str(error.filename), limit)}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "").rstrip(".:")
+    if not line or isinstance(error, (LookupError, TypeError, AttributeError)):  # their text alone explains little
+        line = f"{type(error).__name__}: {line}".rstrip(": ")
+    return _cut(line, limit)
+
+
+def _cut(line: str, limit: int) -> str:
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+@contextmanager
+def reading(what: str, hint: str = "") -> Iterator[None]:
+    """Turn every error raised while another library reads a file into one line.
+
+    Damaged or hostile files make libraries raise errors of any type, so all are caught. Keep the body of the ``with``
+    to the reading itself.
+
+    Args:
+        what: the file, as the message calls it.
+        hint: the way out.
+
+    Raises:
+        SubspaceError: the body raised anything but a ``SubspaceError``, which passes unchanged.
+    """
+    try:
+        yield
+    except SubspaceError:
+        raise
+    except Exception as error:
+        raise SubspaceError(f"{what} cannot be read: {described(error)}{'; ' if hint else ''}{hint}") from error

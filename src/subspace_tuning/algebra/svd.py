@@ -75,11 +75,16 @@ def svd(weight: Tensor, rank: int | None = None, part: Part = "top", cache: bool
     weight = weight.detach()
     result = _cached(weight, rank, part, _compute) if cache else _compute(weight, rank, part)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return Spectrum(*(tensor.to(device=weight.device, dtype=dtype).contiguous() for tensor in result))
+    return Spectrum(*(tensor.to(dtype).to(weight.device).contiguous() for tensor in result))
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64: on its device, or on the CPU where the device has no such format (Apple's MPS)."""
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
 
 
 def _compute(weight: Tensor, rank: int | None, part: Part) -> Spectrum:
-    matrix = weight.double()
+    matrix = in_float64(weight)
     size = float(torch.linalg.matrix_norm(matrix))
     # A finite norm is quicker than a look at every entry; that of finite entries may still overflow.
     if not (math.isfinite(size) or torch.isfinite(matrix).all()):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Annotated
 
 import typer
 
-from ..errors import SubspaceError
 from . import bench, convert, demo, extract, inspect, methods, params, recommend, train
+from .refuse import told
 
 app = typer.Typer(
     name="subspace",
@@ -28,8 +30,21 @@ app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"subspace-tuning {__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def _help(context: typer.Context) -> None:
+def _help(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Fine-tuning methods as formulas over a frozen weight."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -38,24 +53,26 @@ def _help(context: typer.Context) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 bad input (told in one line on stderr), 130 interrupted.
 
+    What the operating system refuses and files that cannot be read count as bad input; ``refuse.told`` says which
+    errors these are. Any other error is a fault of the code and shows its traceback.
+
     Args:
         arguments: the words after `subspace`; None takes the process's own.
     """
     try:
-        code = app(args=None if arguments is None else list(arguments), prog_name="subspace", standalone_mode=False)
-    except SubspaceError as error:
-        _refuse(str(error))
+        with warnings.catch_warnings():  # commands silence those of other libraries
+            code = app(args=None if arguments is None else list(arguments), prog_name="subspace", standalone_mode=False)
+            sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         print("subspace: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
-        # A mistake in the words themselves. typer carries its own copy of click and has no public name for its errors.
-        if not hasattr(error, "format_message"):
+        message = told(error)
+        if message is None:
             raise
-        _refuse(error.format_message())
+        print(f"subspace: {message}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(code or 0)
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"subspace: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ..errors import SubspaceError
 from ..experiments.bench.choices import Curve, Precision
-from .console import wide_console
+from .console import show
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -51,15 +50,12 @@ def bench(
     """
     from ..experiments.bench.arms import check, default_methods
     from ..experiments.bench.settings import shape_of
-    from ..experiments.folder import written
     from ..experiments.record import circumstances
     from ..experiments.surroundings import threads as computing_with
+    from ..experiments.writing import check_file, written
 
     warnings.filterwarnings("ignore", module="transformers|peft|torch")
-    if output.exists() and not overwrite:
-        raise SubspaceError(f"{output} exists: choose another --output, or give --overwrite")
-    if not output.absolute().parent.is_dir():
-        raise SubspaceError(f"the folder of {output} does not exist")
+    output = check_file(output, overwrite)
     shape_of(shape)
     check(method or [])
     with computing_with(threads):
@@ -93,7 +89,7 @@ def _table(
         rows = table(chosen, arms(names, rank, matching, compiled), precision, rounds, memory, told)
     size = f"rank {rank}" if budget is None else f"budget {budget}"
     title = f"{chosen.title}, {precision.value}, {size}, {rounds} rounds"
-    wide_console().print(_shown(title, rows, memory))
+    show(_shown(title, rows, memory))
     return {
         "shape": chosen.title,
         "precision": precision.value,
@@ -147,7 +143,7 @@ def _curve(curve: Curve, precision: Precision, names: list[str], rounds: int) ->
     for arm in dict.fromkeys(point["arm"] for point in points):
         own = {point["value"]: point for point in points if point["arm"] == arm}
         shown.add_row(arm, *(_point(own[value]) for value in values))
-    wide_console().print(shown)
+    show(shown)
     return {"curve": curve.value, "precision": precision.value, "rounds": rounds, "points": points}
 
 

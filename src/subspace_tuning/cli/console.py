@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.table import Column, Table
 
 _WIDTH = 120
 
@@ -15,10 +17,25 @@ def hush_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
 
 
-def wide_console() -> Console:
-    """Return a console that does not squeeze a table where there is no terminal to fit it into."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
+def show(table: Table) -> None:
+    """Print a table in the width of the terminal, in COLUMNS where that is set, else 120 wide.
+
+    Columns that must not wrap, such as names, keep their width; the others break their words before any is cut.
+    """
+    console = Console(stderr=False)
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        console = Console(width=_WIDTH)
+    unlimited = console.options.update_width(10_000)
+    for column in table.columns:
+        if column.no_wrap:
+            column.min_width = max(console.measure(cell, options=unlimited).maximum for cell in _cells(column))
+        else:
+            column.overflow = "fold"
+    console.print(table, crop=False)
+
+
+def _cells(column: Column) -> list[RenderableType]:
+    return [column.header, *column.cells]
 
 
 def shortened(names: Sequence[str]) -> list[str]:

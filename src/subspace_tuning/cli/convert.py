@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from ..errors import SubspaceError
-from .console import hush_libraries, shortened, wide_console
+from .console import hush_libraries, shortened, show
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -39,10 +39,11 @@ def convert(
 
     --to peft-lora writes an adapter that peft loads by itself.
     """
-    from ..experiments.adapter import read_adapter
+    from ..experiments.adapter import check_output, read_adapter
     from ..experiments.convert import convert_adapter
 
     hush_libraries()
+    check_output(output, overwrite)
     found = read_adapter(adapter)
     model = _base(base)
     with progress_bar() as bar:
@@ -74,10 +75,11 @@ def combine(
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
     """Add adapters up: the change of every matrix becomes the weighted sum of their changes."""
-    from ..experiments.adapter import read_adapter
+    from ..experiments.adapter import check_output, read_adapter
     from ..experiments.convert import combine_adapters
 
     hush_libraries()
+    check_output(output, overwrite)
     found = [read_adapter(path) for path in adapters]
     numbers = _weights(weights, len(found))
     count = len({module for adapter in found for module in adapter.layers})
@@ -118,7 +120,7 @@ def _finish(result: Result, to: str, output: Path, overwrite: bool, base: Checkp
     for name, layer in zip(shortened([layer.module for layer in result.layers]), result.layers, strict=True):
         lost = "nothing" if layer.exact else f"{layer.error:.4f}"
         table.add_row(name, f"{layer.n} x {layer.m}", str(layer.r), lost, layer.how)
-    wide_console().print(table)
+    show(table)
     told = (
         "exact to rounding"
         if all(layer.exact for layer in result.layers)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .console import wide_console
+from .console import show
 
 
 def demo(
@@ -23,7 +23,7 @@ def demo(
 
     The task: tell acceptable English sentences from unacceptable ones, with content words never seen in training.
     """
-    from ..experiments.demo import ENTRIES, demo, plot
+    from ..experiments.demo import ENTRIES, PICTURE, demo, plot
 
     results = []
     for entry, result in zip(ENTRIES, demo(output, seed, overwrite=overwrite, progress=not quiet), strict=True):
@@ -31,14 +31,14 @@ def demo(
         typer.echo(f"{len(results)} of {len(ENTRIES)}: {entry.title}  {result.formula}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method", no_wrap=True)
-    table.add_column("formula phi(W)", no_wrap=True)
+    table.add_column("formula phi(W)")
     for column in ("trainable", "per mille", "accuracy", "majority", "seconds"):
         table.add_column(column, justify="right")
     for result in results:
         scores = (f"{100 * result.accuracy:.1f} %", f"{100 * result.majority:.1f} %", f"{result.seconds:.0f}")
         table.add_row(result.title, result.formula, f"{result.trainable:,}", f"{result.per_mille:.2f}", *scores)
     typer.echo()
-    wide_console().print(table)
-    picture = output / "demo.png"
+    show(table)
+    picture = output / PICTURE
     plot(results, picture)
     typer.echo(f"\nplot: {picture}\nadapters: {output}/*/adapter")

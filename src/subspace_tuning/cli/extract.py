@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .console import hush_libraries, shortened, wide_console
+from .console import hush_libraries, shortened, show
 from .progress import progress_bar
 
 
@@ -58,7 +58,7 @@ def extract(
             f"{row['change']:.4f}",
             row["how"],
         )
-    wide_console().print(table)
+    show(table)
     parameters = sum(row["parameters"] for row in rows)
     # Weighted as the sums of squares are: the error of all matrices together.
     squares = [(row["change_error"] * row["change"], row["change"]) for row in rows]

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import SubspaceError
-from .console import hush_libraries, shortened, wide_console
+from .console import hush_libraries, shortened, show
 from .progress import progress_bar
 
 
@@ -60,10 +60,12 @@ def _diagnose(
     from ..experiments.checkpoint import Checkpoint
     from ..experiments.diagnose import check_table, frame, write_table
     from ..experiments.pictures import Spectra, available, draw
+    from ..experiments.writing import check_folder
 
     file = None if output is None else check_table(output)
     if pictures is not None:
         available()
+        check_folder(pictures)
     base, found = Checkpoint(model), read_adapter(path)
     other = None if against is None else read_adapter(against)
     spectra = Spectra(len(found.layers))
@@ -87,7 +89,7 @@ def _diagnose(
             f"{row['intruders']}/{row['intruders_subspace']}",
         ]
         table.add_row(name, *cells, *([f"{row['other_cosine']:.3f}"] if other else []))
-    wide_console().print(table)
+    show(table)
     typer.echo(f"\n{found.method.name}: {found.method.formula}; leading: {leading} directions of W")
     typer.echo("new: leading left singular vectors of phi(W) near no single one of W / outside the span of W's leading")
     if file is not None:
@@ -124,7 +126,7 @@ def _plan(
             count = f"{len(found.modules)}" if number == 0 else ""
             cells = (way.name, f"{way.cost / 1e9:.3f}", f"{way.cost / best:.2f}", Text(str(way.expression)))
             table.add_row(size, count, *cells, style=None if number == 0 else "dim")
-    wide_console().print(table)
+    show(table)
     what = "forward" if evaluation else "a training step"
     sized = f", r = {config.r}" if config.resolved.formula.has_rank else ""
     typer.echo(f"\n{config.resolved.name}: {config.resolved.formula}{sized}; {rows} rows, {what}")

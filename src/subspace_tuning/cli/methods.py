@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .console import wide_console
+from .console import show
 
 if TYPE_CHECKING:
     from ..methods import Hosted, Method
@@ -45,12 +45,12 @@ def methods(
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("method", "formula phi(W)", "category", "parameters", "citation"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column in ("method", "category"))
     for known in catalogue.every():
         table.add_row(known.name, str(known.formula), known.category, known.count or "", known.citation)
     for outside in catalogue.hosted():
         table.add_row(outside.name, outside.formula, outside.category, outside.count, outside.citation)
-    wide_console().print(table)
+    show(table)
     typer.echo("\nW is n x m, the rank is r, k = min(n, m); a mask has p entries, and q directions are chosen.")
     typer.echo("`subspace methods NAME` tells all about one.")
 

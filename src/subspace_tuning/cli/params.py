@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ..errors import SubspaceError
-from .console import hush_libraries, wide_console
+from .console import hush_libraries, show
 
 
 def params(
@@ -76,7 +76,7 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
             *figures,
         )
         total = counted.total
-    wide_console().print(table)
+    show(table)
     typer.echo(f"\nof {total:,} parameters; the head is part of them and is not counted as trainable")
     for line in left_out:
         typer.echo(f"left out: {line}")
@@ -98,7 +98,7 @@ def _paper(model: str) -> None:
             "yes" if found.agrees else "NO",
         )
         total, rows, agreeing = found.counted.total, rows + 1, agreeing + found.agrees
-    wide_console().print(table)
+    show(table)
     typer.echo(f"\nof {total:,} parameters with a head of two labels, which is not counted as trainable")
     typer.echo(f"{agreeing} of {rows} agree within 0.03 or half a percent of the paper's figure, whichever is larger")
 

@@ -32,5 +32,7 @@ class Bar:
 def progress_bar() -> Iterator[Bar]:
     """Show a bar while something long is done; it is gone afterwards."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # Without a terminal there is no bar to take away again, and rich would leave an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         yield Bar(progress)

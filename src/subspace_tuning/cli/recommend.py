@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import SubspaceError
-from .console import hush_libraries, wide_console
+from .console import hush_libraries, show
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -38,15 +38,15 @@ def recommend(
     it, over all the matrices that any method adapts. It says what a method can express, not how well it trains.
     """
     from .. import methods as catalogue
-    from ..experiments.folder import write_json
     from ..experiments.recommend import as_rows, candidates, without_place
     from ..experiments.recommend import recommend as rank_methods
+    from ..experiments.writing import check_file, write_json
 
     hush_libraries()
     if (tuned is None) == (task is None):
         raise SubspaceError("say on what evidence: --tuned MODEL or --task NAME")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise SubspaceError(f"the folder of {output} does not exist")
+    if output is not None:
+        output = check_file(output)
     chosen = [catalogue.get(name) for name in method] if method else candidates()
     for one in chosen:
         if not one.formula.is_linear or one.formula.wraps_norm or one.formula.names_bias:
@@ -62,7 +62,7 @@ def recommend(
     for row in found:
         rank = "-" if row.rank is None else f"{row.rank:g}" if row.rank == int(row.rank) else f"{row.rank:.1f}"
         table.add_row(row.method, rank, f"{row.parameters:,}", f"{row.share:.4f}", row.how, Text(row.formula))
-    wide_console().print(table)
+    show(table)
     typer.echo(f"\nevidence: {evidence}; {len(moves)} matrices; budget {budget}")
     for name in without_place(base, moves, chosen):
         typer.echo(f"left out: {name} adapts nothing in this model")

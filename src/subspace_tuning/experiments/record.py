@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ..tasks.glue import Task
@@ -65,6 +65,11 @@ def circumstances() -> dict[str, Any]:
 
 def peak_memory() -> float:
     """The most memory that this process has held so far, in MiB."""
+    try:
+        import resource
+    except ImportError:  # only POSIX systems have it
+        used = psutil.Process().memory_info()
+        return float(getattr(used, "peak_wset", used.rss)) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

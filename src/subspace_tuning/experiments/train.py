@@ -7,6 +7,7 @@ moment and taken up by the same call; on a CPU the result is the same bit for bi
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import transformers
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
+from ..errors import SubspaceError
 from ..tasks import glue, tables
 from ..tuner.card import TAG
 from ..tuner.penalties import orthogonality
@@ -24,7 +26,8 @@ from . import record as records
 from . import surroundings
 from .config import Keep, Precision, RunConfig, validate
 from .folder import RunFolder, replaced
-from .trainer import SeededTrainer, arguments, batches, build, check_training, encode, history
+from .resume import check_checkpoint
+from .trainer import SeededTrainer, arguments, batches, build, check_training, encode, history, total_steps
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +75,11 @@ def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) ->
         SubspaceError: the input cannot be used, the output folder holds something else, or the training diverged.
     """
     validate(config)
+    _check_alone()
     folder = RunFolder(config.output)
     folder.check(config.resolved(), overwrite=overwrite)
-    done = folder.record()
-    if done is not None and not overwrite:
+    done = None if overwrite else folder.record()
+    if done is not None:
         return Outcome(done, folder.path / done["result"], repeated=True)
     with surroundings.threads(config.training.threads), surroundings.quiet(bars=progress):
         parts = _prepare(config)
@@ -84,7 +88,20 @@ def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) ->
             "data": {split: {"rows": len(t), "sha256": t.fingerprint()} for split, t in parts.tables.items()},
         }
         with folder.open(started, overwrite=overwrite):
+            done = folder.record()  # another process may have finished the run while this one loaded its model
+            if done is not None:
+                return Outcome(done, folder.path / done["result"], repeated=True)
             return _train(parts, folder, started["data"], progress)
+
+
+def _check_alone() -> None:
+    """Every process would train the whole run into the same folder."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes.isdigit() and int(processes) > 1:
+        raise SubspaceError(
+            f"a run takes one process, and a launcher has started {processes}: call `subspace train` by itself, or "
+            "train with the Trainer and SubspaceConfig under the launcher"
+        )
 
 
 def _prepare(config: RunConfig) -> _Parts:
@@ -121,8 +138,8 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     head = models.trained_head(parts.model, parts.config.adapter)
     trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head)
     checkpoint = folder.last_checkpoint()
-    resumed = None if checkpoint is None else _state(checkpoint).global_step
-    state = _fit(trainer, checkpoint)
+    start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, rows))
+    state = _fit(trainer, checkpoint, start)
     result = "adapter" if isinstance(parts.model, PeftModel) else "model"
     record = records.build(
         parts.config,
@@ -134,7 +151,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
         {
             "precision": precision,
             "steps": state.global_step,
-            "resumed_from_step": resumed,
+            "resumed_from_step": None if start is None else start.global_step,
             "seconds": round(trainer.seconds(), 2),
             "data": data,
             "result": result,
@@ -147,13 +164,12 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     return Outcome(record, folder.path / result, repeated=False)
 
 
-def _fit(trainer: SeededTrainer, checkpoint: Path | None) -> TrainerState:
+def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | None) -> TrainerState:
     """Trains to the end from the checkpoint, if there is one, and leaves the weights to be saved in the model."""
-    if checkpoint is None:
+    if checkpoint is None or state is None:
         logger.info("training from the start")
         trainer.train()
         return trainer.state
-    state = _state(checkpoint)
     trainer.scheduling.checkpoint = checkpoint
     logger.info("going on from step %d of %d", state.global_step, state.max_steps)
     if state.global_step < state.max_steps:
@@ -163,11 +179,6 @@ def _fit(trainer: SeededTrainer, checkpoint: Path | None) -> TrainerState:
     wanted = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer.load_weights(wanted or str(checkpoint))
     trainer.scheduling.on_train_begin(trainer.args, state, trainer.control)  # for its report
-    return state
-
-
-def _state(checkpoint: Path) -> TrainerState:
-    state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return state
 
 

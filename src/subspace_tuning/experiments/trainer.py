@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -32,7 +33,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from ..errors import SubspaceError
+from ..errors import SubspaceError, reading
 from ..tasks import glue
 from ..tasks.tables import Table
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
@@ -40,6 +41,7 @@ from ..tuner.logging import PenaltyCallback
 from ..tuner.optim import is_second_factor, parameter_groups
 from ..tuner.scheduling import ScheduleCallback, adapted, schedule
 from .config import Device, Keep, Scheduler, TrainingSection
+from .resume import HINT, check_optimizer
 from .surroundings import uses_bfloat16
 
 _NO_FIGURES = ("runtime", "per_second")  # what the Trainer measures of itself
@@ -205,6 +207,25 @@ class SeededTrainer(Trainer):
             examples = hardest(model, self.recent, share=0.5)
             return fisher(adapted(model), lambda: (loss_of(model, example) for example in examples))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with reading(resume_from_checkpoint, HINT):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            assert self.optimizer is not None
+            check_optimizer(Path(checkpoint), self.optimizer)
+        with reading(f"the optimiser of {checkpoint}", HINT):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(f"{checkpoint}: rng_state.pth", HINT):
+            super()._load_rng_state(checkpoint)
+
+    def _load_callback_state(self) -> None:
+        with reading("the callbacks in trainer_state.json", HINT):
+            super()._load_callback_state()
+
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order
 
@@ -232,7 +253,7 @@ def arguments(
 ) -> TrainingArguments:
     """The Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
     constant = training.scheduler is Scheduler.constant
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=checkpoints,
         learning_rate=learning_rate,
         num_train_epochs=training.epochs,
@@ -264,6 +285,9 @@ def arguments(
         disable_tqdm=not progress,
         report_to=[],
     )
+    # With several devices the Trainer would split each batch among them and take fewer steps than were planned.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def build(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import SubspaceError
+from ..errors import SubspaceError, described, reading
 from .glue import Task, Values
 
 HUB = "glue"
@@ -108,8 +110,10 @@ def load(task: Task, source: str, *, train_rows: int | None = None, eval_rows: i
 
 
 def _from_folder(task: Task, source: str, split: str) -> tuple[pd.DataFrame, str]:
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    with reading(f"data folder {_shown(source)}"):
+        folder = Path(source).expanduser()
+        exists = folder.is_dir()
+    if not exists:
         raise SubspaceError(f"data folder {source!r} does not exist: give a folder, or {HUB!r} for the hub's data")
     found = [path for suffix in _READERS if (path := folder / f"{split}{suffix}").is_file()]
     if not found:
@@ -121,8 +125,8 @@ def _from_folder(task: Task, source: str, split: str) -> tuple[pd.DataFrame, str
         raise SubspaceError(f"{folder} holds {names}: keep one file per split, so that it is clear which is meant")
     try:
         return _READERS[found[0].suffix](found[0]), str(found[0])
-    except (OSError, ValueError) as error:
-        raise SubspaceError(f"cannot read {found[0]}: {_first_line(error)}") from error
+    except Exception as error:  # a damaged file makes its reader fail in any way
+        raise SubspaceError(f"cannot read {found[0]}: {described(error)}") from error
 
 
 def _from_hub(task: Task, source: str, split: str) -> tuple[pd.DataFrame, str]:
@@ -130,9 +134,9 @@ def _from_hub(task: Task, source: str, split: str) -> tuple[pd.DataFrame, str]:
 
     try:
         frame = datasets.load_dataset(_HUB_NAME, task.name, split=split).to_pandas()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub's own, of many kinds
         raise SubspaceError(
-            f"cannot get {_HUB_NAME}/{task.name} from the hub: {_first_line(error)}; give a local folder as task.data"
+            f"cannot get {_HUB_NAME}/{task.name} from the hub: {described(error)}; give a local folder as task.data"
         ) from error
     return pd.DataFrame(frame), f"{_HUB_NAME}/{task.name}/{split}"
 
@@ -161,14 +165,23 @@ def _texts(column: pd.Series, where: str) -> tuple[str, ...]:
     texts = column.tolist()
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise SubspaceError(f"{where}, row {row}: {column.name} is {text!r}, not a text")
+            raise SubspaceError(f"{where}, row {row}: {column.name} is {_shown(text)}, not a text")
+        if not _encodes(text):
+            raise SubspaceError(f"{where}, row {row}: {column.name} has half a surrogate pair, which no UTF-8 text has")
     return tuple(texts)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _labels(task: Task, column: pd.Series, where: str) -> Values:
     by_name = {name: number for number, name in enumerate(task.labels)}
-    known = column.map(lambda label: by_name.get(label, label))
-    numbers = pd.to_numeric(known, errors="coerce").to_numpy(dtype=np.float64)
+    numbers = np.array([_number(label, by_name) for label in column], dtype=np.float64)
     low, high = task.bounds or (0.0, len(task.labels) - 1.0)
     wrong = ~((numbers >= low) & (numbers <= high))  # written so that NaN is wrong, too
     if not task.regression:
@@ -177,12 +190,25 @@ def _labels(task: Task, column: pd.Series, where: str) -> Values:
         row = int(wrong.argmax())
         allowed = f"{low:g} to {high:g}" if task.regression else f"0 to {high:g} ({', '.join(task.labels)})"
         raise SubspaceError(
-            f"{where}, row {row}: label {column.tolist()[row]!r} is not {allowed} as task {task.name} has it"
+            f"{where}, row {row}: label {_shown(column.tolist()[row])} is not {allowed} as task {task.name} has it"
         )
     return numbers if task.regression else numbers.astype(np.int64)
 
 
-def _first_line(error: BaseException) -> str:
-    """What an error of another library says, as one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__
+def _number(label: Any, by_name: Mapping[str, int]) -> float:
+    """A label as a number, by its name if it is one; NaN if it is neither."""
+    if isinstance(label, str) and label in by_name:
+        return by_name[label]
+    try:
+        return float(label)
+    except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number beyond every float
+        return math.nan
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, in one line of bounded length."""
+    return " ".join(_REPR.repr(value).split())

@@ -21,6 +21,7 @@ from ..methods.patterns import MEAN, NONLINEAR, PENALTIES, REDUCTIONS, constrain
 from ..methods.schedules import SCHEDULES, Options
 from .card import write_card
 from .saving import saved
+from .validate import check_types
 
 FORMAT = 1  # of the saved adapter; raised when an older version could not read it right
 PATTERN_WEIGHT = 1e-3
@@ -132,6 +133,7 @@ class SubspaceConfig(PeftConfig):
     positions: ClassVar[Mapping[str, Tensor] | None] = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = SubspaceType.SUBSPACE
         if isinstance(self.target_modules, (list, tuple)):
@@ -262,6 +264,7 @@ class SubspaceConfig(PeftConfig):
         return copied
 
     def _check(self) -> None:
+        check_types(self)
         if not isinstance(self.format, int) or self.format > FORMAT:
             raise SubspaceError(
                 f"the adapter is of format {self.format}, saved by a newer version of subspace-tuning; this version "

@@ -83,7 +83,10 @@ class MixAndMatch(PeftModel):
         """Load both parts from a folder."""
         result = super().load_adapter(model_id, *args, **kwargs)
         tensors = load_file(Path(model_id) / _WEIGHTS)
-        missing = self.base_model.load_state_dict(tensors, strict=False)
-        if missing.unexpected_keys:
-            raise SubspaceError(f"{model_id}: {missing.unexpected_keys[0]} has no place in this base model")
+        wanted = {name for name in self.base_model.state_dict() if f".subspace_params.{ADAPTER}." in name}
+        if tensors.keys() - wanted:
+            raise SubspaceError(f"{model_id}: {min(tensors.keys() - wanted)} has no place in this base model")
+        if wanted - tensors.keys():
+            raise SubspaceError(f"{model_id}: {min(wanted - tensors.keys())} is missing from {_WEIGHTS}")
+        self.base_model.load_state_dict(tensors, strict=False)
         return result

@@ -40,6 +40,7 @@ from .reached import Penalised, record
 from .saving import count_pass
 from .transaction import undone_on_failure
 from .tying import keep_scale, separate
+from .validate import check_rank
 from .weights import agree, check_weight, is_partitioned, whole
 
 
@@ -303,7 +304,7 @@ class SubspaceModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Refuse an adapter that this base model has no place for: peft drops what does not fit without a word."""
+        """Refuse what peft passes over: tensors that have no place here, and missing factors."""
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         places = {key.removeprefix("base_model.model.") for key in model.state_dict()}
         keys = [key.removeprefix("base_model.model.") for key in remapped if f".{cls.prefix}" in key]
@@ -312,6 +313,16 @@ class SubspaceModel(BaseTuner):
             raise SubspaceError(
                 f"the adapter has {len(lost)} tensors that this base model has no place for, such as {lost[0]}: it was "
                 "trained on another base model"
+            )
+        # A module that the file knows nothing of keeps phi(W) = W, and peft warns of it; half of a module is damage.
+        known = {key.partition(f".{cls.prefix}")[0] for key in keys}
+        parts = tuple(f".{part}.{adapter_name}." for part in ("subspace_params", "subspace_constants"))
+        missing = [place for place in sorted(places - set(keys)) if any(part in place for part in parts)]
+        missing = [place for place in missing if place.partition(f".{cls.prefix}")[0] in known]
+        if missing:
+            raise SubspaceError(
+                f"the adapter lacks {len(missing)} tensors that its config asks for, such as {missing[0]}: its file is "
+                "damaged, or the config is of another adapter"
             )
         return remapped
 
@@ -492,6 +503,8 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
         )
     if bias_alone and getattr(module, "bias", None) is None:
         raise SubspaceError(f"method {method.name!r} trains biases, and {name} has none")
+    if method.formula.has_rank:
+        check_rank(name, _rank(config, name), *matrix_shape(module))
 
 
 def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -> None:

@@ -118,7 +118,7 @@ def _peak(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
         bench.step()
     status = Path("/proc/self/status")
     if status.is_file():  # the high-water mark of this process alone; the other count starts with the parent's
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM"):
                 return float(line.split()[1]) / 2**10
     return peak_memory()

@@ -1,0 +1,72 @@
+"""Which errors are the input's or the machine's fault, and are told in one line; all others are faults of the code."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import Any
+
+from ..errors import SubspaceError, described
+
+_FORMATS = {  # by name, since importing the libraries takes seconds
+    "safetensors": ("SafetensorError",),
+    "yaml": ("YAMLError",),
+    "pickle": ("UnpicklingError",),
+    "zipfile": ("BadZipFile",),
+    "subspace_tuning": ("NotLinearError",),
+}
+_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "Unable to allocate")
+_READERS = ("json", "yaml", "omegaconf")
+
+
+def told(error: BaseException) -> str | None:
+    """Return the line that tells an error of the input or of the machine, None for a fault of the code."""
+    if isinstance(error, SubspaceError):
+        return _line(str(error))
+    if isinstance(error, OSError):
+        return _line(f"{described(error)}{_way_out(error)}")
+    if isinstance(error, (json.JSONDecodeError, UnicodeError)) or _is_of_a_format(error):
+        return _line(str(error)) if isinstance(error, TypeError) else described(error)
+    if isinstance(error, RecursionError) and _raised_in(error, _READERS):
+        return f"the input cannot be read: {described(error)}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in _MEMORY)):
+        return "the memory of this machine does not suffice: choose a smaller model, rank or batch"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's, of ~somebody
+        return described(error)
+    # A mistake in the words themselves. typer carries its own copy of click and has no public name for its errors.
+    words: Any = getattr(error, "format_message", None)
+    return None if words is None else _line(words())
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _way_out(error: OSError) -> str:
+    import errno
+
+    ways = {
+        errno.ENOSPC: "make room, and call again",
+        errno.EDQUOT: "make room, and call again",
+        errno.EROFS: "choose another folder",
+        errno.EACCES: "choose another folder, or change its permissions",
+        errno.EPERM: "choose another folder, or change its permissions",
+        errno.ENOTDIR: "a part of the path is a file",
+        errno.EISDIR: "name a file",
+        errno.ENAMETOOLONG: "choose a shorter name",
+    }
+    way = ways.get(error.errno) if error.errno is not None else None
+    return "" if way is None else f"; {way}"
+
+
+def _is_of_a_format(error: BaseException) -> bool:
+    return any(
+        base.__name__ in names and base.__module__.partition(".")[0].lstrip("_") == package
+        for base in type(error).__mro__
+        for package, names in _FORMATS.items()
+    )
+
+
+def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(str(frame.f_globals.get("__name__", "")).partition(".")[0] in packages for frame in frames[-1:])

@@ -1,0 +1,39 @@
+"""The fields that a JSON file must have, by name and type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+Fields: TypeAlias = Mapping[str, Any]
+"""Field names to what they hold: a type, a tuple of allowed values, or the fields of a nested object."""
+
+_NAMES = {str: "a text", int: "a whole number", float: "a finite number", list: "a list", dict: "an object"}
+
+
+def check_fields(content: object, fields: Fields, prefix: str = "") -> None:
+    """Raise ValueError if an object lacks one of the fields or holds a value of another type in it.
+
+    A float field may hold a whole number; neither it nor an int field may hold a boolean. Further fields are left
+    alone.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{prefix.removesuffix('.') or 'it'} is not an object")
+    for name, wanted in fields.items():
+        if name not in content:
+            raise ValueError(f"{prefix}{name} is missing")
+        value = content[name]
+        if isinstance(wanted, Mapping):
+            check_fields(value, wanted, f"{prefix}{name}.")
+        elif isinstance(wanted, tuple):
+            if value not in wanted:
+                raise ValueError(f"{prefix}{name} is none of {', '.join(map(str, wanted))}")
+        elif not _is(value, wanted):
+            raise ValueError(f"{prefix}{name} is not {_NAMES[wanted]}")
+
+
+def _is(value: object, wanted: type) -> bool:
+    if wanted is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))

@@ -1,0 +1,130 @@
+"""A training checkpoint, checked before anything of it is taken over.
+
+The Trainer skips a missing optimiser state and only logs missing weights, and so would go on to other weights than an
+undisturbed run. Here what is missing, damaged or of another model is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import Trainer, TrainerState
+
+from ..errors import SubspaceError, reading
+from .fields import Fields, check_fields
+from .folder import step_of
+
+_STATE = "trainer_state.json"
+_ADAPTER, _MODEL = "adapter_model.safetensors", "model.safetensors"
+_RANDOM, _OPTIMISER = "rng_state.pth", ("optimizer.pt", "scheduler.pt")
+_FIELDS: Fields = {
+    "global_step": int,
+    "max_steps": int,
+    "num_train_epochs": int,
+    "epoch": float,
+    "log_history": list,
+    "stateful_callbacks": dict,
+}
+
+HINT = "remove the checkpoint to go on from the one before it, or --overwrite to start anew"
+"""The way out of a checkpoint that cannot be used."""
+
+
+def check_checkpoint(folder: Path, trainer: Trainer, steps: int) -> TrainerState:
+    """The state of a checkpoint that `trainer` can go on from.
+
+    Args:
+        folder: the checkpoint.
+        trainer: with the model to put the weights into.
+        steps: the optimiser steps of the whole run.
+
+    Raises:
+        SubspaceError: a file is missing or damaged, or belongs to another model or run.
+    """
+    state = _state(folder, steps)
+    assert isinstance(trainer.model, nn.Module)
+    wanted = [folder] if state.global_step < state.max_steps else []
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        wanted.append(Path(state.best_model_checkpoint))
+    for checkpoint in wanted or [folder]:
+        check_weights(checkpoint, trainer.model)
+    if state.global_step < state.max_steps:
+        for name in (*_OPTIMISER, _RANDOM):
+            if not (folder / name).is_file():
+                raise SubspaceError(f"{folder} has no {name}: {HINT}")
+    return state
+
+
+def _state(folder: Path, steps: int) -> TrainerState:
+    path = folder / _STATE
+    with reading(str(path), HINT):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        check_fields(content, _FIELDS)
+        if not all(isinstance(entry, dict) for entry in content["log_history"]):
+            raise ValueError("log_history is not a list of objects")
+        best = content.get("best_model_checkpoint")
+        if best is not None and not isinstance(best, str):
+            raise ValueError("best_model_checkpoint is not a text")
+        if content["global_step"] != step_of(folder):
+            raise ValueError(f"it is of step {content['global_step']}")
+        if content["max_steps"] != steps or not 0 < content["global_step"] <= steps:
+            raise ValueError(f"it is of a run of {content['max_steps']} steps, and this run has {steps}")
+        state: TrainerState = TrainerState.load_from_json(str(path))
+    return state
+
+
+def check_weights(folder: Path, model: nn.Module) -> None:
+    """Raise SubspaceError if a checkpoint lacks a tensor of the model's saved state, or has one of another shape."""
+    adapter = isinstance(model, PeftModel)
+    path = folder / (_ADAPTER if adapter else _MODEL)
+    if not path.is_file():
+        raise SubspaceError(f"{folder} has no {path.name}: {HINT}")
+    with reading(str(path), HINT), safe_open(path, framework="pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+    wanted: Mapping[str, Tensor] = get_peft_model_state_dict(model) if adapter else model.state_dict()
+    for names in _aliases(wanted):
+        held = next((name for name in names if name in found), None)
+        if held is None:
+            raise SubspaceError(f"{path} lacks {names[0]}: {HINT}")
+        if found[held] != tuple(wanted[held].shape):
+            raise SubspaceError(
+                f"{path}: {held} is {list(found[held])}, and the model has {list(wanted[held].shape)}: {HINT}"
+            )
+
+
+def _aliases(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
+    """The names of each tensor: of those that share their memory one is saved."""
+    groups: dict[Any, list[str]] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape)) if tensor.numel() and not tensor.is_meta else name
+        groups.setdefault(place, []).append(name)
+    return groups.values()
+
+
+def check_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Raise SubspaceError if the optimiser's state in a checkpoint is damaged or not one of this optimiser's.
+
+    Loading it unchecked takes any shapes, and fails in the first step.
+    """
+    path = folder / _OPTIMISER[0]
+    with reading(str(path), HINT):
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        check_fields(saved, {"state": dict, "param_groups": list})
+        groups = optimizer.param_groups
+        if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
+            raise ValueError("its groups of parameters are not those of this run")
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        if not saved["state"].keys() <= set(numbers):
+            raise ValueError("it has a state of a parameter that is in no group")
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name, value in saved["state"].get(number, {}).items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"{name} of parameter {number} is not {list(parameter.shape)}")

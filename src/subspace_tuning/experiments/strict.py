@@ -1,0 +1,64 @@
+"""The factors that a file holds beside those that its config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ..algebra.names import started
+from ..errors import SubspaceError
+from ..methods import Method
+
+
+def check_factors(
+    source: str, module: str, method: Method, r: int, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor]
+) -> None:
+    """Raise SubspaceError if a layer lacks a factor, has one too many, or has one whose shape contradicts another.
+
+    Args:
+        source: the adapter, as the message calls it.
+        module: the layer.
+        method: its method, by whose formula the shapes are checked.
+        r: its rank as the config has it.
+        parameters: what is trained.
+        constants: what is saved beside it.
+    """
+    formula, told = method.formula, f"adapter {source!r}, {module}"
+    for name in formula.trainable:
+        if name not in parameters:
+            raise SubspaceError(f"{told}: the factor {name} of {formula} is missing: the file is damaged")
+    for name in parameters:
+        if name not in formula.trainable:
+            raise SubspaceError(f"{told}: {name} is no factor of {formula}: the file is of another adapter")
+    sizes = {} if method.selection == "sensitivity" else {"r": r}  # which gives a matrix rank 0 or none of the entries
+    for name, tensor in {**parameters, **constants}.items():
+        shape = formula.shapes.get((started(name) or name) if name in constants else name)
+        if shape is None or name in formula.masked:
+            continue
+        if name in formula.spectral and tensor.dim() == 1:  # a diagonal is kept as its vector
+            shape = shape[:1]
+        if tensor.dim() != len(shape):
+            raise SubspaceError(f"{told}: {name} has {tensor.dim()} dimensions, and {formula} asks for {len(shape)}")
+        for dimension, size in zip(shape, tensor.shape, strict=True):
+            if sizes.setdefault(dimension, size) != size:
+                raise SubspaceError(
+                    f"{told}: {name} is {' x '.join(map(str, tensor.shape)) or 'a number'}, which does not fit "
+                    f"{dimension} = {sizes[dimension]} of the other factors or of the config"
+                )
+    if {"k", "n", "m"} <= sizes.keys() and sizes["k"] != min(sizes["n"], sizes["m"]):
+        raise SubspaceError(f"{told}: it has {sizes['k']} singular values for a {sizes['n']} x {sizes['m']} weight")
+
+
+def check_against(
+    source: str, module: str, method: Method, parameters: Mapping[str, Tensor], weight: Sequence[int]
+) -> None:
+    """Raise SubspaceError if a factor does not fit the n x m weight that it is for."""
+    known = {"n": weight[0], "m": weight[1], "k": min(weight)}
+    for name, tensor in parameters.items():
+        for dimension, size in zip(method.formula.shapes[name], tensor.shape, strict=True):
+            if known.get(dimension, size) != size:
+                raise SubspaceError(
+                    f"adapter {source!r}, {module}: {name} is {' x '.join(map(str, tensor.shape))}, which does not fit "
+                    f"the {weight[0]} x {weight[1]} weight"
+                )
