@@ -1,4 +1,4 @@
-"""Matrix pattern constraints on the factors A and B of any method (arXiv 2407.05417, section V).
+"""Matrix pattern constraints on the factors A and B of any method (arXiv 2407.05417, section IV-B).
 
 Two of them are penalties that join the loss, computed on r x r Gram matrices, never on anything larger:
 
