@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -267,3 +270,14 @@ def test_data_parallel_training_broadcasts_no_computed_constants(method: str, tm
                 assert (id(buffer) in sent) == (name in state), name
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_sharded_factors_train_as_whole_ones() -> None:
+    """Penalties, gates and schedules under FSDP2 in two processes."""
+    script = Path(__file__).with_name("fsdp_run.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"method"')]
+    assert len(found) == 10, done.stderr[-2000:]
+    assert all(case["difference"] < 1e-6 for case in found), found
