@@ -17,7 +17,7 @@ from subspace_tuning.algebra import dense
 from subspace_tuning.algebra.nodes import Affine
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.methods import Method, environment, initial_factors
-from subspace_tuning.theory import Approximation, Covariance, approximate
+from subspace_tuning.theory import Approximation, Covariance, approximate, solve
 
 FORMULAS = (
     "D1 @ W @ D2 + s * A @ B",
@@ -286,3 +286,78 @@ def test_shrinking_is_that_of_ledoit_and_wolf() -> None:
         seen.add(torch.ones(2, 5))
     with pytest.raises(SubspaceError, match="no rows"):
         Covariance(3).shrunk()
+
+
+@pytest.mark.parametrize("name", ["ssl", "ia3", "sam_parser", "svdiff"])
+@pytest.mark.parametrize("size", [1e-3, 1e-5, 9e-7, 1e-9])
+def test_a_tiny_row_or_column_counts(name: str, size: float) -> None:
+    W, _ = matrices()
+    W[0] *= size
+    W[:, 1] *= size
+    W_star = W.clone()
+    W_star[0] /= size
+    W_star[:, 2] *= 1.5
+    found = approximate(name, W, W_star)
+    if name == "ssl":
+        assert approximate(name, W, torch.diag(torch.linspace(1, 2, N).double()) @ W).relative_error < 1e-14
+    assert found.how == "exact"
+    factor = next(iter(found.factors))
+    for step in (1e-3, -1e-3):
+        for index in range(len(found.factors[factor])):
+            factors = {**found.factors, factor: found.factors[factor].clone()}
+            factors[factor][index] *= 1.0 + step
+            changed = torch.linalg.vector_norm(W_star - phi(methods.get(name), found, W, factors))
+            assert float(changed) >= found.error * (1.0 - 1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-8])
+def test_a_feature_that_is_hardly_seen_counts(size: float) -> None:
+    W, W_star = matrices()
+    X = rows()
+    X[:, 0] *= size
+    W_star[0] += 1.0 / size
+    found = approximate("ssl", W, W_star, activations=X)
+    images = torch.stack([(X[:, [i]] @ W[[i]]).flatten() for i in range(N)], 1)
+    scale = torch.linalg.vector_norm(images, dim=0)
+    best = torch.linalg.lstsq(images / scale, (X @ W_star).flatten().unsqueeze(1)).solution[:, 0] / scale
+    wanted = torch.linalg.vector_norm(images @ best - (X @ W_star).flatten())
+    assert found.how == "exact"
+    assert found.error <= float(wanted) * (1 + 1e-9)
+    assert found.lower_bound is not None
+    assert found.lower_bound <= float(wanted) / found.norm * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.3, 1 / 3, 16 / 7, 16 / 8**0.5])
+def test_any_scale_is_exact(scale: float) -> None:
+    W, _ = matrices()
+    W_star = W + torch.randn(N, 2, dtype=torch.float64) @ torch.randn(2, M, dtype=torch.float64)
+    found = approximate("lora", W, W_star, r=2, scale=scale)
+    assert found.relative_error < 5e-15
+    assert float((W_star - phi(methods.get("lora"), found, W, found.factors)).norm() / W_star.norm()) < 5e-15
+
+
+@pytest.mark.parametrize("name", ["lora_dash", "spt"])
+def test_a_choice_beside_other_blocks_is_a_heuristic(name: str) -> None:
+    W, W_star = matrices()
+    assert approximate(name, W, W_star, r=2, directions=2, entries=2).how == "heuristic"
+
+
+def test_exchanged_entries_are_no_worse_than_the_greedy_choice() -> None:
+    W, W_star = matrices()
+    X = rows()
+    found = approximate("fishmask", W, W_star, activations=X, entries=6)
+    gram, wanted = X.T @ X, X.T @ X @ (W_star - W)
+    greedy = (wanted.square() / gram.diagonal().unsqueeze(1)).flatten().topk(6).indices
+    values = solve.entries(X @ (W_star - W), X, 6, greedy)[1]
+    change = torch.zeros(N * M, dtype=torch.float64).index_put((greedy,), values).view(N, M)
+    assert found.error <= float(torch.linalg.vector_norm(X @ (W_star - W - change))) * (1 + 1e-12)
+
+
+def test_what_is_not_trained_needs_no_start() -> None:
+    W, W_star = matrices()
+    assert approximate("U @ G @ V.T", W, U_times := W @ torch.randn(M, M).double()).norm == pytest.approx(
+        float(U_times.norm())
+    )
+    assert approximate("W + s * A @ B", W, W_star, r=2, starts={"B": "normal(0.1)"}).how == "exact"
+    with pytest.raises(SubspaceError, match="starts go with a formula"):
+        approximate("lora", W, W_star, r=2, starts={"B": "zeros"})

@@ -18,6 +18,7 @@ from subspace_tuning.theory import (
     Diagnosis,
     angles,
     cosine,
+    diagnose,
     energy_rank,
     read_budget,
     skewness,
@@ -177,3 +178,25 @@ def test_energy_ranks() -> None:
 def test_methods_without_a_rank_have_no_budget() -> None:
     with pytest.raises(SubspaceError, match="has no rank"):
         uniform_rank(methods.get("ssb"), [Sizes(3, 4, 1)], 100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("degrees", [0.0, 1e-4, 30.0, 60.0])
+def test_small_angles_keep_their_digits(dtype: torch.dtype, degrees: float) -> None:
+    basis = torch.linalg.qr(torch.randn(12, 6, dtype=torch.float64))[0]
+    turned = basis[:, :3].clone()
+    radians = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    turned[:, 2] = radians.cos() * basis[:, 2] + radians.sin() * basis[:, 5]
+    found = diagnose.angles(basis[:, :3].to(dtype), turned.to(dtype))
+    assert found.largest == pytest.approx(degrees, abs=1000 * torch.finfo(dtype).eps)
+    assert found.chordal == pytest.approx(float(radians.sin()), abs=20 * torch.finfo(dtype).eps)
+
+
+def test_zero_weights_and_zero_changes_are_defined() -> None:
+    zero, change = torch.zeros(6, 5).double(), diagnose.Change(torch.randn(6, 1).double(), torch.randn(5, 1).double())
+    none = diagnose.Change(torch.zeros(6, 1).double(), torch.zeros(5, 1).double())
+    assert diagnose.Diagnosis(zero, change, 2).size == float("inf")
+    for W in (zero, torch.randn(6, 5).double()):
+        found = diagnose.Diagnosis(W, none, 2)
+        assert (found.size, found.stable_rank, found.effective_rank, found.reconstruction_share) == (0.0, 0.0, 0.0, 0.0)
+        assert len(found.task_directions(3)) == 3

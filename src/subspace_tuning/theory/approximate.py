@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import methods
 from ..algebra import Formula, dense
 from ..algebra.names import is_start, start_of
-from ..algebra.nodes import Affine, Expression, Number, Product, Sparse, Vector
+from ..algebra.nodes import Expression, Number, Product, Sparse, Vector
 from ..algebra.svd import svd
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
@@ -101,6 +101,7 @@ def approximate(
     settled: float = SETTLED,
     seed: int = 0,
     cache: bool = True,
+    starts: Mapping[str, str] | None = None,
 ) -> Approximation:
     """Find the factors of a method that bring phi(W) closest to W*.
 
@@ -120,6 +121,8 @@ def approximate(
         settled: no further turn if the last one gained less than this share of the error.
         seed: of the starts of the general solver.
         cache: look W's own decomposition up on disk, and keep it there.
+        starts: where the factors of a formula start, which the turns of its blocks and the general solver begin from;
+            inferred if not given. Nothing is trained, so phi(W) need not be W there.
 
     Returns:
         The factors in float64 with the error and how they were found.
@@ -127,7 +130,7 @@ def approximate(
     Raises:
         SubspaceError: phi(W) is no matrix (a nonlinearity stands in it), or the shapes or the rank do not fit.
     """
-    chosen = _resolve(method)
+    chosen = _resolve(method, starts)
     W, W_star = _matrix("W", W), _matrix("W*", W_star)
     if W.shape != W_star.shape:
         raise SubspaceError(f"W is {_shape(W)} and W* is {_shape(W_star)}: they must have one shape")
@@ -151,21 +154,19 @@ def approximate(
     env: dict[str, Any] = dict(environment(chosen, W, parameters, constants, scale, wide_bias))
     if "rest" in formula.expression.names:
         env["rest"] = W - (env["U_r"] * env["S_r"]) @ env["V_r"].T
-    if bias is not None and bias_star is not None and isinstance(formula.expression, Affine):
-        env.update(_bias(formula.expression.bias, bias_star.double(), env))
     target = W_star if root is None else root @ W_star
-    search = _Search(chosen, env, W_star, root, entries, directions, sweeps, settled, seed)
+    wide_star = None if bias is None or bias_star is None else bias_star.double()
+    search = _Search(chosen, env, W_star, root, entries, directions, sweeps, settled, seed, wide_star)
     return search.run(float(torch.linalg.vector_norm(target)))
 
 
-def _resolve(method: str | Method) -> Method:
+def _resolve(method: str | Method, starts: Mapping[str, str] | None) -> Method:
+    if starts is not None and (isinstance(method, Method) or method.isidentifier()):
+        name = method.name if isinstance(method, Method) else method
+        raise SubspaceError(f"starts go with a formula, and method {name!r} has its own")
     if isinstance(method, Method):
         return method
-    if method.isidentifier():
-        return methods.get(method)
-    own = methods.from_formula(method)
-    own.check_start()
-    return own
+    return methods.get(method) if method.isidentifier() else methods.from_formula(method, starts)
 
 
 def _matrix(name: str, value: Tensor) -> Tensor:
@@ -228,6 +229,7 @@ class _Search:
     sweeps: int
     settled: float
     seed: int
+    bias_star: Tensor | None = None
     history: list[float] = field(default_factory=list)
 
     @property
@@ -236,8 +238,7 @@ class _Search:
 
     @property
     def expression(self) -> Expression:
-        whole = self.formula.expression
-        return whole.matrix if isinstance(whole, Affine) else whole
+        return self.formula.matrix
 
     def run(self, norm: float) -> Approximation:
         norms = norms_taken(self.expression)
@@ -258,9 +259,11 @@ class _Search:
             how = "heuristic" if self._guesses(blocks[0]) else "exact"
         else:
             self.env, sweeps = self.alternate(blocks, solved)
-            how = "heuristic" if any(map(self._guesses, blocks)) else "iterative"
+            how = "heuristic" if any(map(self._chooses, blocks)) else "iterative"
         for name, inner in norms.items():
             self.env[name] = self.env[f"{name}{BY_NORM}"] * torch.linalg.vector_norm(dense(inner, self.env), dim=0)
+        if self.bias_star is not None and self.formula.bias is not None:
+            self.env.update(_bias(self.formula.bias, self.bias_star, self.env))
         error = self.error(self.expression, self.env)
         if how == "exact":
             bound = error
@@ -291,6 +294,10 @@ class _Search:
 
     def _guesses(self, block: Block) -> bool:
         return block.kind == "entries" and self.root is not None and self.method.selection != "magnitude"
+
+    def _chooses(self, block: Block) -> bool:
+        """Whether a block beside others has a discrete choice: it is made for the others as they are, not for all."""
+        return block.kind == "directions" or (block.kind == "entries" and self.method.selection != "magnitude")
 
     # Several blocks
 
@@ -418,7 +425,7 @@ class _Search:
         """Solve for what is multiplied element by element."""
         if len(block.run) == 1:
             (node,) = block.run
-            seen = weight.abs() > 1e-12 * weight.abs().max()
+            seen = weight.abs() > torch.finfo(weight.dtype).tiny
             return assign(node, torch.where(seen, target / torch.where(seen, weight, 1.0), 0.0), env)
         (one, other) = (node.compact(env) for node in block.run)
         if not weight.any():

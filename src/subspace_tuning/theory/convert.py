@@ -81,7 +81,7 @@ def convert(
             raise SubspaceError(
                 f"{source.name} cannot become {target.name}: {method.name} = {method.formula} is not one matrix"
             )
-    if isinstance(source.formula.expression, Affine) and not target.formula.names_bias:
+    if source.formula.bias is not None and not target.formula.names_bias:
         raise SubspaceError(f"{source.name} cannot become {target.name}, which has no place for its change of the bias")
     change, block = change_of(source, sizes, env), _only_block(target)
     if change is not None and block is not None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..algebra.svd import Spectrum
+from ..methods.schedules.lora_dash import EPSILON
 from .change import Change
 
 INTRUDER = 0.5
 """The cosine below which a leading singular vector counts as new."""
-_EPSILON = 1e-6  # beside the largest singular value of W, where a direction's own is divided by
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,23 @@ class Angles:
 
 def angles(one: Tensor, other: Tensor) -> Angles:
     """Compare the spans of two matrices with orthonormal columns, n x p and n x q."""
-    cosines = torch.linalg.svdvals(one.T @ other).clamp(0.0, 1.0)
+    one, other = (one, other) if one.shape[1] >= other.shape[1] else (other, one)
+    product = one.T @ other
+    cosines = torch.linalg.svdvals(product).clamp(0.0, 1.0)
+    # Of a small angle the cosine has lost half the digits, and the sine has all of them.
+    sines = torch.linalg.svdvals(other - one @ product).flip(0).clamp(0.0, 1.0)[: len(cosines)]
+    radians = torch.where(cosines.square() > 0.5, sines.asin(), cosines.acos())
     count, n = len(cosines), len(one)
     if not count:
         return Angles(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
     squares = float(cosines.square().sum())
     chance = max(one.shape[1], other.shape[1]) / n  # p q / n over min(p, q)
     return Angles(
-        smallest=math.degrees(math.acos(float(cosines[0]))),
-        largest=math.degrees(math.acos(float(cosines[-1]))),
+        smallest=math.degrees(float(radians[0])),
+        largest=math.degrees(float(radians[-1])),
         overlap=squares / count,
         random=chance,
-        chordal=math.sqrt(max(0.0, count - squares)),
+        chordal=float(torch.linalg.vector_norm(sines)),
         chordal_random=math.sqrt(count * max(0.0, 1.0 - chance)),
     )
 
@@ -94,8 +99,11 @@ class Diagnosis:
 
     @property
     def size(self) -> float:
-        """||dW||_F / ||W||_F."""
-        return float(torch.linalg.vector_norm(self.moved.S)) / float(torch.linalg.vector_norm(self.before.S))
+        """||dW||_F / ||W||_F; of a zero W 0 without a change, else infinite."""
+        moved, before = (float(torch.linalg.vector_norm(part.S)) for part in (self.moved, self.before))
+        if not before:
+            return math.inf if moved else 0.0
+        return moved / before
 
     @property
     def stable_rank(self) -> float:
@@ -136,7 +144,7 @@ class Diagnosis:
         return float(leading * leading) / self.W.numel()
 
     def intruders(self, subspace: bool = False, threshold: float = INTRUDER) -> int:
-        """How many of the k leading left singular vectors of phi(W) are new.
+        """How many of the k leading left singular vectors of phi(W) are new, those of the thin decomposition.
 
         A vector counts if its cosine with *every single* left singular vector of W is below the threshold (Shuttleworth
         et al., arXiv 2410.21228). With ``subspace`` it counts if its projection on the *span* of W's k leading ones is
@@ -156,7 +164,7 @@ class Diagnosis:
         """
         U, S, V = self.before
         along = ((U.T @ self.change.left) * (V.T @ self.change.right)).sum(1).abs()
-        rates = along / (S + _EPSILON * S[0])
+        rates = along / (S + EPSILON)
         chosen = rates.topk(min(count, len(rates)))
         return [(int(index), float(rate)) for rate, index in zip(chosen.values, chosen.indices, strict=True)]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..algebra.svd import Spectrum, svd
 
 Side = Tensor | None
+_EXCHANGES = 30
 _TOLERANCE = 1e-12  # beside the largest: what is below is no direction
 
 
@@ -100,9 +101,16 @@ def diagonal(target: Tensor, left: Side, right: Side, start: Tensor, positive: b
     gram_right = _gram(None if right is None else right.T, size)
     gram = gram_left * gram_right if gram_left.dim() == gram_right.dim() == 2 else _own(gram_left) * _own(gram_right)
     own = _own(gram)
-    if gram.dim() == 2 and (gram - torch.diag(own)).abs().max() > _TOLERANCE * own.abs().max():
-        return _coupled(gram, wanted, start, positive)
-    unseen = own <= _TOLERANCE * own.max()
+    unseen = own <= torch.finfo(own.dtype).tiny
+    scale = torch.where(unseen, 0.0, torch.where(unseen, 1.0, own).rsqrt())
+    if gram.dim() == 2:
+        # In units in which every entry counts alike, so that no small row, column or feature is taken for none.
+        gram = scale.unsqueeze(1) * gram * scale
+        if (gram - torch.diag(gram.diagonal())).abs().max() > _TOLERANCE:
+            moved = start if not positive else torch.zeros_like(start)
+            inner = torch.where(unseen, 0.0, moved / torch.where(unseen, 1.0, scale))
+            best = scale * _coupled(gram, scale * wanted, inner, positive)
+            return torch.where(unseen, start.clamp(min=0.0) if positive else start, best)
     best = torch.where(unseen, start, wanted / torch.where(unseen, 1.0, own))
     return best.clamp(min=0.0) if positive else best
 
@@ -118,7 +126,7 @@ def _own(gram: Tensor) -> Tensor:
 
 
 def _coupled(gram: Tensor, wanted: Tensor, start: Tensor, positive: bool) -> Tensor:
-    """Solve normal equations that are not diagonal."""
+    """Solve normal equations that are not diagonal, and whose diagonal is 1."""
     squares, vectors = torch.linalg.eigh(gram)
     kept = squares > _TOLERANCE * squares.max()
     root, vectors = squares[kept].sqrt(), vectors[:, kept]
@@ -132,23 +140,40 @@ def _coupled(gram: Tensor, wanted: Tensor, start: Tensor, positive: bool) -> Ten
 def entries(target: Tensor, left: Side, count: int, positions: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return positions (flat, rising) and values of the best ``count`` entries, or the values at given positions.
 
-    Without ``left`` the largest entries are the best ones. With it they are chosen by what each would bring alone, and
-    their values are then the best for that choice.
+    Without ``left`` the largest entries are the best ones. With it they are chosen by what each would bring alone; then
+    entries that would bring more take the place of those that bring least, as long as the error falls (hard
+    thresholding pursuit: Foucart, SIAM J. Numerical Analysis 49, 2011). The values are the best for their positions.
     """
     if left is None:
         chosen = target.abs().flatten().topk(count).indices.sort().values if positions is None else positions
         return chosen, target.flatten()[chosen]
     gram, wanted = left.T @ left, left.T @ target
-    if positions is None:
-        gains = wanted.square() / gram.diagonal().clamp(min=torch.finfo(gram.dtype).tiny).unsqueeze(1)
-        positions = gains.flatten().topk(count).indices.sort().values
-    rows, columns = positions // target.shape[1], positions % target.shape[1]
-    values = torch.zeros(len(positions), dtype=target.dtype)
+    if positions is not None:
+        return positions, _refitted(gram, wanted, positions)
+    own = gram.diagonal().clamp(min=torch.finfo(gram.dtype).tiny).unsqueeze(1)
+    values, best, explained = torch.zeros_like(wanted), None, -1.0
+    for _ in range(_EXCHANGES):
+        proxy = values + (wanted - gram @ values) / own
+        positions = (proxy.square() * own).flatten().topk(count).indices.sort().values
+        fitted = _refitted(gram, wanted, positions)
+        gained = float((fitted * wanted.flatten()[positions]).sum())
+        if best is not None and gained <= explained * (1.0 + _TOLERANCE):
+            break
+        best, explained = (positions, fitted), gained
+        values = torch.zeros_like(wanted).flatten().index_put((positions,), fitted).view_as(wanted)
+    assert best is not None
+    return best
+
+
+def _refitted(gram: Tensor, wanted: Tensor, positions: Tensor) -> Tensor:
+    """Return the best values of the entries at given positions."""
+    rows, columns = positions // wanted.shape[1], positions % wanted.shape[1]
+    values = torch.zeros(len(positions), dtype=wanted.dtype)
     for column in columns.unique():
         own = columns == column
         inner = gram[rows[own]][:, rows[own]]
         values[own] = torch.linalg.lstsq(inner, wanted[rows[own], column].unsqueeze(1), driver="gelsd").solution[:, 0]
-    return positions, values
+    return values
 
 
 def weighted_low_rank(target: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
