@@ -151,7 +151,8 @@ def entries(target: Tensor, left: Side, count: int, positions: Tensor | None) ->
     if positions is not None:
         return positions, _refitted(gram, wanted, positions)
     own = gram.diagonal().clamp(min=torch.finfo(gram.dtype).tiny).unsqueeze(1)
-    values, best, explained = torch.zeros_like(wanted), None, -1.0
+    best: tuple[Tensor, Tensor] | None = None
+    values, explained = torch.zeros_like(wanted), -1.0
     for _ in range(_EXCHANGES):
         proxy = values + (wanted - gram @ values) / own
         positions = (proxy.square() * own).flatten().topk(count).indices.sort().values
