@@ -30,7 +30,7 @@ every_case = pytest.mark.parametrize(
 )
 
 
-def config_of(case: Method, kind: str, **options: Any) -> SubspaceConfig:
+def config_of(case: Method, kind: str, module: nn.Module | None = None, **options: Any) -> SubspaceConfig:
     registered = str(case.formula) != case.name
     named: dict[str, Any] = {"method": case.name} if registered else {"formula": case.name}
     if case.selection == "magnitude":
@@ -42,7 +42,7 @@ def config_of(case: Method, kind: str, **options: Any) -> SubspaceConfig:
         return config
     if not case.formula.masked:
         return config.chosen()
-    n, m = matrix_shape(Net(kind).target)
+    n, m = matrix_shape(Net(kind).target if module is None else module)
     return config.chosen(entries={"target": [7, n, m]}, positions={"target": torch.randperm(n * m)[:7]})
 
 

@@ -72,6 +72,8 @@ def with_weight(module: nn.Module, matrix: Tensor, bias_delta: Tensor | None = N
     if not isinstance(module, (nn.Embedding, Conv1D)):
         matrix = matrix.T.reshape(module.weight.shape)  # type: ignore[union-attr,arg-type]
     changed.weight.data.copy_(matrix)  # type: ignore[union-attr,operator]
+    if getattr(module, "padding_idx", None) is not None:  # torch never trains this row
+        changed.weight.data[module.padding_idx] = module.weight.data[module.padding_idx]  # type: ignore[operator,union-attr,index]
     if bias_delta is not None:
         changed.bias.data.add_(bias_delta)  # type: ignore[union-attr,operator]
     return changed
@@ -209,7 +211,8 @@ def test_a_nonlinear_method(kind: str) -> None:
     A, B = factors["A"], factors["B"]
     if kind.startswith("embedding"):
         scale = getattr(before, "embed_scale", 1.0)
-        expected = before(x) + torch.relu(F.embedding(x, A)) @ B * scale
+        change = torch.relu(F.embedding(x, A)) @ B * scale
+        expected = before(x) + change * (x != (-1 if before.padding_idx is None else before.padding_idx)).unsqueeze(-1)
     elif kind.startswith("conv") and kind != "conv1d of transformers":
         groups = before.groups
         window = before.weight.shape[1:]

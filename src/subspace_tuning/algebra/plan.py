@@ -18,7 +18,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import names
 from . import rows as R
@@ -87,7 +86,7 @@ class Dropped(Expression):
     def apply(self, x: Rows, env: Environment) -> Rows:
         mode = env[MODE]
         assert isinstance(mode, Mode)
-        return self.node.apply(F.dropout(R.as_tensor(x), mode.dropout), env)
+        return self.node.apply(R.dropout(x, mode.dropout), env)
 
     def compact(self, env: Environment) -> Tensor:
         return self.node.compact(env)  # on average; column norms are taken of this
@@ -150,6 +149,13 @@ def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: bool = 
         stages.append(Stage(rows, best, chosen))
         rows *= 2
     return Plan(remainder is not None, tuple(stages))
+
+
+def drops(formula: Formula) -> bool:
+    """Whether dropout does anything in a formula: it acts on the rows that enter added terms."""
+    remainder = _without_weight(formula.evaluated)
+    target = _dropped(formula.evaluated if remainder is None else remainder, alone=remainder is not None)
+    return any(isinstance(node, Dropped) for node in target.walk())
 
 
 class Alternative(NamedTuple):

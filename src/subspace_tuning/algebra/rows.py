@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @runtime_checkable
@@ -22,6 +23,10 @@ class RowSource(Protocol):
 
     def scale(self, vector: Tensor) -> RowSource:
         """Return the rows times ``diag(vector)``, with ``vector`` of length n."""
+        ...
+
+    def dropout(self, probability: float) -> RowSource:
+        """Return the rows of an input of which entries are dropped."""
         ...
 
     def materialise(self) -> Tensor:
@@ -48,6 +53,11 @@ def scale(x: Rows, vector: Tensor) -> Rows:
         x = as_tensor(x)
         return x * vector.to(x.dtype)
     return scale_rows(x, vector) if isinstance(x, Tensor) else x.scale(vector)
+
+
+def dropout(x: Rows, probability: float) -> Rows:
+    """Drop entries of the input that the rows are made of."""
+    return F.dropout(x, probability) if isinstance(x, Tensor) else x.dropout(probability)
 
 
 def scale_rows(x: Tensor, vector: Tensor) -> Tensor:

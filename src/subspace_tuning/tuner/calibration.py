@@ -71,7 +71,7 @@ def fisher(layers: Mapping[str, SubspaceLayer], run: Callable[[], Iterator[Tenso
 
     ``run`` gives one loss per example, each computed when it is asked for.
     """
-    weights = {name: layer.weight for name, layer in layers.items()}
+    weights = {name: layer.frozen_weight for name, layer in layers.items()}
     squares = _summed(weights, run)
     return {name: layers[name].kind.matrix(square) for name, square in squares.items()}
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from ..algebra.rows import Rows
+from ..algebra.nodes import Environment, Expression
+from ..algebra.rows import Rows, as_tensor
 from ..errors import SubspaceError
 
 
@@ -23,6 +25,8 @@ class Kind(ABC):
 
     one_hot = False  # the input is an index into the rows of W
     only_bias = False  # there is no matrix: the module offers its bias alone
+    fusible = False  # the rows are a tensor, so the kernel can take them
+    module_types: tuple[type[nn.Module], ...] = ()
 
     @abstractmethod
     def matrix(self, weight: Tensor) -> Tensor:
@@ -48,9 +52,32 @@ class Kind(ABC):
         """Return how many rows the input has."""
         return x.numel() // x.shape[-1]
 
-    def is_plain(self, module: nn.Module) -> bool:
-        """Whether the module does to its input what its weight and bias say, and nothing else."""
+    def knows(self, module: nn.Module) -> bool:
+        """Whether the forward of the module's class does what its weight and bias say, and nothing else.
+
+        A parametrised module has a class of its own that inherits the forward.
+        """
+        cls = type(module)
+        return cls.__call__ is nn.Module.__call__ and any(cls.forward is known.forward for known in self.module_types)
+
+    def run(
+        self, module: nn.Module, expression: Expression, x: Tensor, env: Environment, bias: Tensor | None
+    ) -> Tensor:
+        """Return the module's output for an expression in place of its weight, plus a bias."""
+        y = as_tensor(expression.apply(self.rows(module, x), env))
+        return self.finish(module, y if bias is None else y + bias.to(y.dtype))
+
+    def keeps_rows(self, module: nn.Module) -> bool:
+        """Whether some row of W is never changed."""
         return False
+
+    def keep_rows(self, module: nn.Module, phi: Tensor, W: Tensor) -> Tensor:
+        """Return phi(W) with those rows of W that no adapter changes."""
+        return phi
+
+    def keep_outputs(self, module: nn.Module, x: Tensor, y: Tensor, frozen: Tensor) -> Tensor:
+        """Return y with the frozen output where the input selects a row that no adapter changes."""
+        return y
 
     def check(self, module: nn.Module, name: str) -> None:
         """Raise SubspaceError if this module cannot be adapted."""
@@ -60,17 +87,9 @@ class Kind(ABC):
             raise SubspaceError(f"{name}: the weight has entries that are not finite; is the checkpoint damaged?")
 
 
-class MatrixKind(Kind):
-    module_type: type[nn.Module]
-
-    def is_plain(self, module: nn.Module) -> bool:
-        # A subclass has its own forward, and so has a module that another library gave one (offloading does).
-        own = type(module) is not self.module_type or "forward" in module.__dict__
-        return not (own or module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-
-
-class LinearKind(MatrixKind):
-    module_type = nn.Linear
+class LinearKind(Kind):
+    fusible = True
+    module_types = (nn.Linear,)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.T
@@ -79,8 +98,9 @@ class LinearKind(MatrixKind):
         return matrix.T
 
 
-class Conv1DKind(MatrixKind):
-    module_type = Conv1D
+class Conv1DKind(Kind):
+    fusible = True
+    module_types = (Conv1D,)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight
@@ -91,6 +111,11 @@ class Conv1DKind(MatrixKind):
 
 class EmbeddingKind(Kind):
     one_hot = True
+    module_types = (nn.Embedding,)
+
+    def knows(self, module: nn.Module) -> bool:
+        # Gradients by frequency belong to the row that is looked up, not to the factors that make it.
+        return (super().knows(module) or _scales_lookups(module)) and not module.scale_grad_by_freq
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight
@@ -102,19 +127,63 @@ class EmbeddingKind(Kind):
         return OneHot(x, module.weight)  # type: ignore[arg-type]
 
     def finish(self, module: nn.Module, y: Tensor) -> Tensor:
-        factor = getattr(module, "embed_scale", None)  # Gemma and others scale what they look up
-        return y if factor is None else y * (factor.to(y.dtype) if isinstance(factor, Tensor) else factor)
+        if not _scales_lookups(module):
+            return y
+        factor: Any = module.embed_scale
+        return y * (factor.to(y.dtype) if isinstance(factor, Tensor) else factor)
 
     def count_rows(self, module: nn.Module, x: Tensor) -> int:
         return x.numel()
+
+    def keeps_rows(self, module: nn.Module) -> bool:
+        return _padding(module) is not None
+
+    def keep_rows(self, module: nn.Module, phi: Tensor, W: Tensor) -> Tensor:
+        padding = _padding(module)
+        if padding is None:
+            return phi
+        kept = torch.tensor([padding], device=phi.device)
+        return phi.index_copy(0, kept, W[padding : padding + 1].to(phi.dtype))
+
+    def keep_outputs(self, module: nn.Module, x: Tensor, y: Tensor, frozen: Tensor) -> Tensor:
+        padding = _padding(module)
+        return y if padding is None else torch.where((x == padding).unsqueeze(-1), frozen.to(y.dtype), y)
 
     def check(self, module: nn.Module, name: str) -> None:
         super().check(module, name)
         if getattr(module, "max_norm", None) is not None:
             raise SubspaceError(f"{name}: an embedding with max_norm changes its own weight, so it is not frozen")
+        if getattr(module, "sparse", False):
+            raise SubspaceError(
+                f"{name}: an embedding with sparse=True asks for sparse gradients, and the factors of an adapter have "
+                "dense ones; set its sparse to False"
+            )
+
+
+def _padding(module: nn.Module) -> int | None:
+    """Return the row that torch leaves as it is, since it gives it no gradient."""
+    return module.padding_idx  # type: ignore[return-value]
+
+
+def _scales_lookups(module: nn.Module) -> bool:
+    """Whether this is one of transformers' embeddings that scale what they look up by ``embed_scale``, and do no more.
+
+    Seen by the names that its forward uses: to form phi(W) of a whole vocabulary in every call would be slow.
+    """
+    if not type(module).__name__.endswith("ScaledWordEmbedding"):
+        return False
+    code = getattr(type(module).forward, "__code__", None)
+    known = {"super", "forward", "embed_scale", "to", "weight", "dtype"}
+    return code is not None and "embed_scale" in code.co_names and known.issuperset(code.co_names)
 
 
 class ConvKind(Kind):
+    module_types = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+    def knows(self, module: nn.Module) -> bool:
+        own = getattr(type(module), "_conv_forward", None)
+        return super().knows(module) and any(own is vars(known)["_conv_forward"] for known in self.module_types)
+
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.flatten(1).T
 
@@ -147,6 +216,7 @@ class NormKind(Kind):
     """A normalisation: its weight is a row of scales, its bias has the same shape."""
 
     only_bias = True
+    module_types: tuple[type[nn.Module], ...] = (nn.LayerNorm,)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.unsqueeze(0)
@@ -167,28 +237,23 @@ class NormKind(Kind):
 class GroupNormKind(NormKind):
     """The channels stand behind the batch, not at the end."""
 
+    module_types = (nn.GroupNorm,)
+
     def along(self, bias: Tensor, dimensions: int) -> Tensor:
         return bias.view(-1, *(1 for _ in range(dimensions - 2)))
 
 
-_KINDS: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
-    ((nn.Linear,), LinearKind()),
-    ((Conv1D,), Conv1DKind()),
-    ((nn.Embedding,), EmbeddingKind()),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), ConvKind()),
-    ((nn.LayerNorm,), NormKind()),
-    ((nn.GroupNorm,), GroupNormKind()),
-)
+_KINDS: tuple[Kind, ...] = (LinearKind(), Conv1DKind(), EmbeddingKind(), ConvKind(), NormKind(), GroupNormKind())
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """Return the kind of a module, None if it is none of ours."""
-    return next((kind for types, kind in _KINDS if isinstance(module, types)), None)
+    return next((kind for kind in _KINDS if isinstance(module, kind.module_types)), None)
 
 
 def supported() -> str:
     """Return the names of the module types that can be adapted."""
-    return ", ".join(kind.__name__ for types, _ in _KINDS for kind in types)
+    return ", ".join(known.__name__ for kind in _KINDS for known in kind.module_types)
 
 
 @dataclass(frozen=True)
@@ -206,6 +271,9 @@ class OneHot:
     def scale(self, vector: Tensor) -> OneHot:
         own = F.embedding(self.indices, vector.unsqueeze(-1)).squeeze(-1)
         return replace(self, scales=own if self.scales is None else self.scales * own)
+
+    def dropout(self, probability: float) -> OneHot:
+        return self  # indices have nothing to drop
 
     def materialise(self) -> Tensor:
         return self.matmul(torch.eye(len(self.weight), device=self.weight.device, dtype=self.weight.dtype))
@@ -234,6 +302,9 @@ class Patches:
 
     def scale(self, vector: Tensor) -> Patches:
         return replace(self, scales=vector if self.scales is None else self.scales * vector)
+
+    def dropout(self, probability: float) -> Patches:
+        return replace(self, x=F.dropout(self.x, probability))
 
     def materialise(self) -> Tensor:
         size = self.module.weight[0].numel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -14,17 +14,29 @@ from torch import Tensor, nn
 
 from ..algebra import Plan, Sizes, plan
 from ..algebra.names import CHOSEN_SHAPES, start_of
-from ..algebra.nodes import MODE, Mode
+from ..algebra.nodes import MODE, Affine, Mode
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
+from .calling import (
+    BASE,
+    Args,
+    CalledOnly,
+    Kwargs,
+    by_adapter,
+    chosen_rows,
+    forward_slot,
+    has_hooks,
+    own_forward_problem,
+    replaced,
+    tensors_replaced,
+    the_input,
+)
 from .following import follow_loaded
 from .kinds import NormKind, kind_of
 from .merging import MergingLayer
 from .parametrised import compute
 from .watch import Watch
 from .weights import bring_back, is_offloaded, whole
-
-BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
 
 _shown: ContextVar[frozenset[str] | None] = ContextVar("_shown", default=None)
 
@@ -97,6 +109,8 @@ class SubspaceLayer(MergingLayer):
         self.merged_adapters = []
         self._frozen, self._replaced = {}, []
         self.called_elsewhere = called_elsewhere
+        self.reached = False  # called, or read in place of a call
+        self._knows_forward = kind.knows(base_layer)
         self.in_features, self.out_features = self.kind.matrix(self.frozen_weight).shape
         self.register_load_state_dict_post_hook(follow_loaded)  # type: ignore[no-untyped-call]
         self.train(base_layer.training)  # a second adapter may come to a model that is in evaluation
@@ -276,15 +290,47 @@ class SubspaceLayer(MergingLayer):
     def _all_available_adapter_names(self) -> list[str]:
         return sorted(self.subspace_params)
 
+    # What others find on the layer
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a public attribute of the base layer, such as ``stride`` or ``eps``, that the layer itself has not."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or name == "base_layer" or hasattr(type(self), name):
+                raise
+            return getattr(self.base_layer, name)
+
+    @property
+    def applied(self) -> list[str]:
+        """The adapters that a call applies: the active ones, none while they are disabled or merged."""
+        if self.disable_adapters or self.merged:
+            return []
+        return [name for name in self.active_adapters if name in self.subspace_params]
+
     @property
     def weight(self) -> Tensor:
-        """The base layer's weight."""
-        return self.get_base_layer().weight  # type: ignore[return-value]
+        """The weight that a call applies: phi(W), differentiable, for code that reads it and does not call the layer.
+
+        It is formed anew at every access, and without dropout. If the formula has no dense form only dtype, shape and
+        device can be read. The frozen one is ``frozen_weight``.
+        """
+        weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
+        names = self.applied
+        if not names:
+            return weight
+        opaque = next((name for name in names if not self.method[name].formula.is_linear), None)
+        if opaque is None:
+            self.reached = True
+            return self._effective(names)["weight"]
+        return weight if torch.compiler.is_compiling() else CalledOnly.of(weight, self.method[opaque].name)
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        """The base layer's bias, None if it has none (an embedding has not even the attribute)."""
-        return getattr(self.get_base_layer(), "bias", None)
+        """The bias that a call applies, None if there is none (an embedding has not even the attribute)."""
+        names = [name for name in self.applied if isinstance(self.method[name].formula.evaluated, Affine)]
+        names = [name for name in names if self.method[name].formula.is_linear]
+        return self._effective(names)["bias"] if names else getattr(self.get_base_layer(), "bias", None)
 
     # Strength: peft's and diffusers' calls to weigh an adapter. It is not saved.
 
@@ -305,13 +351,18 @@ class SubspaceLayer(MergingLayer):
 
     # Forward
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return y = x @ phi(W) + b for the active adapters, or row by row for ``adapter_names``."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the base layer's output with phi(W) for the active adapters, or row by row for ``adapter_names``.
+
+        A base layer with hooks, or with a forward of its own, is called as it is: hooks run around the adapted forward,
+        and an own forward finds phi(W) in place of its weight.
+        """
+        self.reached = True
         if self._offloaded():
             bring_back(self, self.base_layer)
             with whole(self.base_layer):
-                return self._forward(x, *args, **kwargs)
-        return self._forward(x, *args, **kwargs)
+                return self._forward(*args, **kwargs)
+        return self._forward(*args, **kwargs)
 
     def _offloaded(self) -> bool:
         """Whether accelerate keeps the base layer or an active adapter elsewhere until they run."""
@@ -319,85 +370,150 @@ class SubspaceLayer(MergingLayer):
         active = (tensors[name] for tensors in every for name in self.active_adapters if name in tensors)
         return is_offloaded(self.get_base_layer()) or any(map(is_offloaded, active))
 
-    def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         adapter_names = kwargs.pop("adapter_names", None)
         if adapter_names is not None:
-            return self._mixed_batch(x, adapter_names, *args, **kwargs)
+            return self._mixed_batch(adapter_names, args, kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        active = [name for name in self.active_adapters if name in self.subspace_params]
-        if self.disable_adapters or self.merged or not active:
-            return self._base_output(x, *args, **kwargs)
-        if len(active) == 1:
-            return self._at_strength(x, active[0], *args, **kwargs)
-        frozen = self._base_output(x, *args, **kwargs)
-        return frozen + sum(self._at_strength(x, name, *args, **kwargs) - frozen for name in active)
+        names = self.applied
+        if not names:
+            return self.base_layer(*args, **kwargs)
+        return self._called(
+            lambda x: self._outputs(x, names), lambda *args, **kwargs: self._through(names, args, kwargs), args, kwargs
+        )
 
-    def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+    def _called(
+        self, compute: Callable[[Tensor], Tensor], through: Callable[..., Any], args: Args, kwargs: Kwargs
+    ) -> Any:
+        """Compute the output, inside the base layer's hooks if it has any, or go through a forward of its own."""
+        base = self.get_base_layer()
+        slot = forward_slot(base) if self._knows_forward else None
+        if slot is None:
+            return through(*args, **kwargs)
+        if slot == "forward" and not has_hooks(base):
+            return compute(the_input(args, kwargs))
+        with replaced(base, **{slot: lambda *args, **kwargs: compute(the_input(args, kwargs))}):
+            return self.base_layer(*args, **kwargs)
 
-    def _at_strength(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
+    def _plain(self, x: Tensor) -> Tensor:
+        """Return the frozen output, without hooks."""
+        base = self.get_base_layer()
+        if self.base_layer is not base:
+            return self.base_layer(x)  # type: ignore[no-any-return]
+        return type(base).forward(base, x)  # type: ignore[no-any-return]
+
+    def _outputs(self, x: Tensor, names: Sequence[str]) -> Tensor:
+        """Return the output with some adapters: the frozen one plus what each of them changes at the frozen weight."""
+        if len(names) == 1:
+            return self._at_strength(x, names[0])
+        frozen = self._plain(x)
+        return frozen if not names else frozen + sum(self._at_strength(x, name) - frozen for name in names)
+
+    def _effective(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return weight and bias as a call applies them with these adapters."""
+        for name in names:
+            self._check_filled(name)
+        bias = self.frozen_bias
+        tensors = {"weight": self.frozen_weight} | ({} if bias is None else {"bias": bias})
+        return self._changed(tensors, names, self.training)
+
+    def _through(self, names: Sequence[str], args: Args, kwargs: Kwargs) -> Any:
+        """Call a forward of the base layer's own with phi(W) in place of W.
+
+        If it only replaced the known forward in this one module, what has no dense form is added to its output.
+        """
+        base = self.get_base_layer()
+        for name in names:
+            problem = own_forward_problem(base, self.kind, self.method[name], self.training * self.dropout[name])
+            if problem is not None:
+                raise SubspaceError(problem)
+        dense_names = [name for name in names if self.method[name].formula.is_linear]
+        added = [name for name in names if name not in dense_names]
+        tensors = self._effective(dense_names) if dense_names else {}
+        if not added:
+            with tensors_replaced(base, tensors):
+                return self.base_layer(*args, **kwargs)
+        patched = base.__dict__["forward"]
+
+        def with_changes(*args: Any, **kwargs: Any) -> Any:
+            with tensors_replaced(base, tensors):
+                y = patched(*args, **kwargs)
+            x = the_input(args, kwargs)
+            frozen = self._plain(x)
+            return y + sum(self._at_strength(x, name) - frozen for name in added)
+
+        with replaced(base, forward=with_changes):
+            return self.base_layer(*args, **kwargs)
+
+    def _at_strength(self, x: Tensor, name: str) -> Tensor:
         """Return the output with one adapter, its change of the frozen output times the adapter's strength."""
-        y = self._adapted(x, name, *args, **kwargs)
-        strength = self.strength[name]
+        y, strength = self._adapted(x, name), self.strength[name]
         if strength == 1.0:
             return y
-        frozen = self._base_output(x, *args, **kwargs)
+        frozen = self._plain(x)
         return frozen + strength * (y - frozen)
 
-    def _adapted(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
+    def _adapted(self, x: Tensor, name: str) -> Tensor:
         """Return the output with one adapter."""
-        if name in self.unfilled:
-            raise SubspaceError(
-                f"adapter {name!r} was chosen from data and its mask is not loaded: load the adapter, or call calibrate"
-            )
-        base, bias, env = self.get_base_layer(), self.bias, self._environment(name)
-        if isinstance(self.kind, NormKind) and not self.method[name].formula.wraps_norm:
-            output = self._base_output(x, *args, **kwargs)
+        self._check_filled(name)
+        base, bias, env = self.get_base_layer(), self.frozen_bias, self._environment(name)
+        formula = self.method[name].formula
+        if isinstance(self.kind, NormKind) and not formula.wraps_norm:
+            output = self._plain(x)
             return output + self.kind.along(self._bias_delta(name, env), output.dim()).to(output.dtype)
         chosen = self._plans[name][0 if self.training else 1]
         stage = chosen.stage(self.kind.count_rows(base, x))
-        plain = self.base_layer is base and self.kind.is_plain(base)
-        if stage.fused is not None and plain and stage.fused.suits(env["W"]):
+        if stage.fused is not None and self.kind.fusible and self.base_layer is base and stage.fused.suits(env["W"]):
             if bias is not None:
                 env.setdefault("b", bias)
             y = stage.fused.apply(x, env)
             assert isinstance(y, Tensor)
             return y
-        y = stage.expression.apply(self.kind.rows(base, x), env)
-        assert isinstance(y, Tensor)
         if chosen.on_base:
-            frozen = self._base_output(x, *args, **kwargs)
-            return frozen + self.kind.finish(base, y).to(frozen.dtype)
-        formula = self.method[name].formula
-        if bias is not None and not (formula.names_bias or formula.wraps_norm):
-            y = y + bias.to(y.dtype)
-        return self.kind.finish(base, y)
+            frozen = self._plain(x)
+            change = self.kind.run(base, stage.expression, x, env, None).to(frozen.dtype)
+            return frozen + self.kind.keep_outputs(base, x, change, torch.zeros_like(change))
+        y = self.kind.run(base, stage.expression, x, env, None if formula.names_bias or formula.wraps_norm else bias)
+        return self.kind.keep_outputs(base, x, y, self._plain(x)) if self.kind.keeps_rows(base) else y
 
-    def _mixed_batch(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+    def _mixed_batch(self, adapter_names: Sequence[str], args: Args, kwargs: Kwargs) -> Any:
         """Give every row of the batch its own adapter."""
         if self.merged:
             raise SubspaceError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
-        if len(x) != len(adapter_names):
-            raise SubspaceError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(adapter_names)} and {len(x)} respectively."
-            )
         wanted = [name if name in self.subspace_params else BASE for name in adapter_names]
-        y = None
-        for name in dict.fromkeys(wanted):
-            rows = torch.tensor([i for i, own in enumerate(wanted) if own == name], device=x.device)
-            part = x.index_select(0, rows)
-            if name == BASE:
-                run = self._base_output(part, *args, **kwargs)
-            else:
-                run = self._at_strength(part, name, *args, **kwargs)
-            y = run.new_empty(len(x), *run.shape[1:]) if y is None else y
-            y = y.index_copy(0, rows, run)
-        assert y is not None
-        return y
+
+        def compute(x: Tensor) -> Tensor:
+            if len(x) != len(wanted):
+                raise SubspaceError(
+                    "Length of `adapter_names` should be the same as the number of inputs, but got "
+                    f"{len(wanted)} and {len(x)} respectively."
+                )
+            return by_adapter(wanted, lambda names, rows: self._outputs(chosen_rows(x, rows), names))
+
+        return self._called(compute, lambda *args, **kwargs: self._mixed_through(wanted, args, kwargs), args, kwargs)
+
+    def _mixed_through(self, wanted: Sequence[str], args: Args, kwargs: Kwargs) -> Tensor:
+        """Call a forward of the base layer's own for all rows, once for each adapter."""
+
+        def part(names: list[str], rows: list[int]) -> Tensor:
+            y = self._through(names, args, kwargs)
+            if not isinstance(y, Tensor) or len(y) != len(wanted):
+                raise SubspaceError(
+                    f"adapter_names cannot be used here: the output of a {type(self.get_base_layer()).__name__} is not "
+                    "one row for each row of the batch"
+                )
+            return chosen_rows(y, rows)
+
+        return by_adapter(wanted, part)
+
+    def _check_filled(self, name: str) -> None:
+        if name in self.unfilled:
+            raise SubspaceError(
+                f"adapter {name!r} was chosen from data and its mask is not loaded: load the adapter, or call calibrate"
+            )
 
     def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:
         """Return what the formula's names stand for, at the frozen weight and bias or at others."""
@@ -410,7 +526,7 @@ class SubspaceLayer(MergingLayer):
             scale=self.scaling[name],
             bias=self.frozen_bias if bias is None else bias,
             one_hot=self.kind.one_hot,
-            norm=self.base_layer if self.method[name].formula.wraps_norm else None,
+            norm=self._plain if self.method[name].formula.wraps_norm else None,
         )
         env[MODE] = Mode(self.training and weight is None, self.dropout[name])
         return env

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from ..algebra import dense
-from ..algebra.nodes import Affine, Matrix
+from ..algebra.nodes import MODE, Affine, Matrix, Mode
 from ..errors import SubspaceError
 from .following import FollowingLayer
 from .parametrised import is_computed, plain_copy
@@ -99,22 +99,32 @@ class MergingLayer(FollowingLayer):
 
     @torch.no_grad()
     def _merged(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return weight and bias with the changes of these adapters at the frozen ones, summed in float32 or wider."""
         self.follow(thoroughly=True)
-        frozen = {key: parameter.data for key, parameter in self.frozen_tensors().items()}
+        return self._changed({key: parameter.data for key, parameter in self.frozen_tensors().items()}, names)
+
+    def _changed(self, frozen: dict[str, Tensor], names: Sequence[str], training: bool = False) -> dict[str, Tensor]:
+        """Return weight and bias with the changes of these adapters at the frozen ones, summed in float32 or wider.
+
+        There is a bias if the layer has one or a formula adds one. The result is differentiable. Gates are drawn if
+        ``training``.
+        """
         wide = {key: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for key, tensor in frozen.items()}
         matrix = W = self.kind.matrix(wide["weight"])
+        changed = dict(wide)
         for name in names:
             env, strength = self._environment(name, wide["weight"], wide.get("bias")), self.strength[name]
+            env[MODE] = Mode(training)
             expression = self.method[name].formula.evaluated
             if isinstance(expression, Affine):
-                wide["bias"] = wide["bias"] + strength * self._bias_delta(name, env)
+                delta = strength * self._bias_delta(name, env)
+                changed["bias"] = changed["bias"] + delta if "bias" in changed else delta
                 expression = expression.matrix
             if expression != Matrix("W"):
-                phi = dense(expression, env)
+                phi = self.kind.keep_rows(self.get_base_layer(), dense(expression, env), W)
                 matrix = phi if matrix is W and strength == 1.0 else matrix + strength * (phi - W)
-        wide["weight"] = self.kind.weight(matrix, frozen["weight"].shape)
-        return {key: tensor.to(frozen[key].dtype).contiguous() for key, tensor in wide.items()}
+        changed["weight"] = self.kind.weight(matrix, frozen["weight"].shape)
+        dtypes = {key: frozen.get(key, frozen["weight"]).dtype for key in changed}
+        return {key: tensor.to(dtypes[key]).contiguous() for key, tensor in changed.items()}
 
     def _bias_delta(self, name: str, env: dict[str, Any]) -> Tensor:
         expression = self.method[name].formula.evaluated

@@ -26,16 +26,18 @@ from ..errors import SubspaceError, nearest
 from ..methods import EVERY_BIAS
 from ..methods.patterns import MEAN
 from .budget import entries_in, entries_of, matrix_shape, share_out
+from .calling import BASE, own_forward_problem
 from .card import TAG
 from .config import SubspaceConfig
 from .exact import exactly
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
-from .layer import BASE, SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm, showing
+from .layer import SubspaceConv, SubspaceEmbedding, SubspaceLayer, SubspaceLinear, SubspaceNorm, showing
 from .lora_form import Layout
 from .loss import add_penalty
 from .optimizer_step import install
 from .penalties import penalised
 from .placement import by_role
+from .reach import forget_unreached, warn_of_unreached
 from .reached import Penalised, record
 from .saving import count_pass
 from .transaction import undone_on_failure
@@ -114,6 +116,7 @@ class SubspaceModel(BaseTuner):
             _penalise(model, adapter_name, config)
         if config.resolved.schedule is not None and not config.inference_mode:
             model.register_forward_hook(partial(_count_pass, adapter_name, config))
+        warn_of_unreached(model)
 
     def _create_and_replace(
         self,
@@ -373,6 +376,7 @@ class SubspaceModel(BaseTuner):
     ) -> Any:
         if merge:
             self._check_merge(adapter_names, safe_merge)
+        forget_unreached(self.model)
         hooks = self.model._forward_hooks
         for key in [key for key, hook in hooks.items() if _is_own(hook)]:
             del hooks[key]
@@ -501,6 +505,9 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
         raise SubspaceError(
             f"{name} is a {type(module).__name__}, which has no matrix; of it {method.name!r} could adapt nothing"
         )
+    problem = own_forward_problem(module, kind, method, config.dropout)
+    if problem is not None:
+        raise SubspaceError(f"{name}: {problem}; or leave it out with exclude_modules")
     if bias_alone and getattr(module, "bias", None) is None:
         raise SubspaceError(f"method {method.name!r} trains biases, and {name} has none")
     if method.formula.has_rank:
