@@ -149,8 +149,10 @@ def read_adapter(path: str | Path) -> Adapter:
             raise SubspaceError(f"adapter {str(path)!r}: {name} holds NaN or infinity")
     if isinstance(config, (SubspaceConfig, LoraConfig)):
         with reading(f"adapter {str(path)!r}"):
-            read = _own if isinstance(config, SubspaceConfig) else _from_lora
-            adapter: Adapter = read(config, tensors, str(path))  # type: ignore[operator]
+            if isinstance(config, SubspaceConfig):
+                adapter = _own(config, tensors, str(path))
+            else:
+                adapter = _from_lora(config, tensors, str(path))
         if not adapter.layers:
             raise SubspaceError(f"adapter {str(path)!r} holds no factor of the method that its config names")
         return adapter
