@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types docs check clean
+.PHONY: demo test peft-suite lint types docs check clean
 
 # Fine-tunes a small pretrained encoder with three methods.
 demo: $(VENV)/.demo
@@ -17,6 +17,13 @@ demo: $(VENV)/.demo
 # One thread per worker: two workers with more would wait for each other. Nothing is fetched from a model hub.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
+
+# peft's own tests on this package's adapters; tests/peft_suite/README.md says what else can be asked for.
+METHODS ?= dora pissa formula
+SUITE ?= test_custom_models
+JOBS ?= 2
+peft-suite: $(VENV)/.dev
+	METHODS="$(METHODS)" SUITE="$(SUITE)" tests/peft_suite/run $(BIN)/python -n $(JOBS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from typing import Any
 from subspace_tuning import SubspaceConfig
 
 FORMULA = "D1 @ W @ D2 + s * A @ B"
-METHODS = os.environ.get("METHODS", "").split() or ["ssb", "lora", "sam_parser"]
+METHODS = os.environ.get("METHODS", "").split() or ["dora", "pissa", "formula"]
 RANK = int(os.environ.get("RANK", "8"))
 
 Config = type[SubspaceConfig]

@@ -172,8 +172,8 @@ def _decomposed(weight: Tensor, rank: int | None, cache: bool) -> tuple[Tensor, 
 
 
 def _spread(shape: tuple[int, ...]) -> float:
-    """Return a deviation that keeps what drawn factors change well below the size of W."""
-    return 0.1 if len(shape) < 2 else 0.25 * max(shape[0], 1) ** -0.5
+    """Return a deviation that keeps a product of drawn factors near the size of W."""
+    return 0.3 if len(shape) < 2 else max(shape[0], 1) ** -0.5
 
 
 def environment(
