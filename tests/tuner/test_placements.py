@@ -48,8 +48,11 @@ def test_pfeiffers_adapter_wraps_the_block(bert: Builder, batch: Batch, tmp_path
 
 
 def test_pfeiffers_adapter_goes_around_normalisations_alone(bert: Builder) -> None:
-    with pytest.raises(SubspaceError, match="is a Linear; 'pfeiffer' goes around normalisations alone"):
+    allowed = "'pfeiffer' goes around normalisations of the last dimension alone"
+    with pytest.raises(SubspaceError, match=f"is a Linear; {allowed}"):
         get_peft_model(bert(), SubspaceConfig(method="pfeiffer", target_modules=["query"]))
+    with pytest.raises(SubspaceError, match=f"is a GroupNorm; {allowed}"):
+        get_peft_model(nn.Sequential(nn.GroupNorm(2, 4)), SubspaceConfig(method="pfeiffer", target_modules=["0"]))
     with pytest.raises(SubspaceError, match="is a LayerNorm, which has no matrix"):
         get_peft_model(bert(), SubspaceConfig(method="lora", target_modules=["output.LayerNorm"]))
 

@@ -150,7 +150,8 @@ def _oriented(module: nn.Module, square: Tensor) -> Tensor:
 
 def _top(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
     """Return for each matrix the flat positions of those entries that are among the largest of all matrices."""
-    together = torch.cat([square.flatten() for square in scores.values()])
+    device = next(iter(scores.values())).device  # a model may be spread over several
+    together = torch.cat([square.flatten().to(device) for square in scores.values()])
     chosen = torch.zeros(len(together), dtype=torch.bool, device=together.device)
     chosen[together.topk(budget).indices] = True
     parts = chosen.split([square.numel() for square in scores.values()])

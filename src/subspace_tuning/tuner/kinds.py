@@ -25,6 +25,7 @@ class Kind(ABC):
 
     one_hot = False  # the input is an index into the rows of W
     only_bias = False  # there is no matrix: the module offers its bias alone
+    wrappable = False  # its output is rows along the last dimension, so a formula can go around it
     fusible = False  # the rows are a tensor, so the kernel can take them
     module_types: tuple[type[nn.Module], ...] = ()
 
@@ -216,6 +217,7 @@ class NormKind(Kind):
     """A normalisation: its weight is a row of scales, its bias has the same shape."""
 
     only_bias = True
+    wrappable = True
     module_types: tuple[type[nn.Module], ...] = (nn.LayerNorm,)
 
     def matrix(self, weight: Tensor) -> Tensor:
@@ -237,6 +239,7 @@ class NormKind(Kind):
 class GroupNormKind(NormKind):
     """The channels stand behind the batch, not at the end."""
 
+    wrappable = False
     module_types = (nn.GroupNorm,)
 
     def along(self, bias: Tensor, dimensions: int) -> Tensor:

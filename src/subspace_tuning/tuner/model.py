@@ -275,8 +275,8 @@ class SubspaceModel(BaseTuner):
         for name, module in found:
             if name.startswith(uncalled):
                 raise SubspaceError(
-                    f"{name} is a part of a MultiheadAttention, which reads its weight without calling it: an adapter "
-                    "would do nothing there; leave it out with exclude_modules"
+                    f"{name} is a part of a MultiheadAttention, which reads its weight without calling it; leave it out "
+                    "with exclude_modules"
                 )
             with whole(module):
                 _check_target(name, module, config)
@@ -499,8 +499,10 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
     kind.check(module, name)
     expression = method.formula.expression
     bias_alone = isinstance(expression, Affine) and expression.matrix == Matrix("W")
-    if method.formula.wraps_norm and not kind.only_bias:
-        raise SubspaceError(f"{name} is a {type(module).__name__}; {method.name!r} goes around normalisations alone")
+    if method.formula.wraps_norm and not kind.wrappable:
+        raise SubspaceError(
+            f"{name} is a {type(module).__name__}; {method.name!r} goes around normalisations of the last dimension alone"
+        )
     if kind.only_bias and not bias_alone and not method.formula.wraps_norm:
         raise SubspaceError(
             f"{name} is a {type(module).__name__}, which has no matrix; of it {method.name!r} could adapt nothing"
