@@ -105,7 +105,7 @@ BAD: Mapping[str, tuple[Change, str]] = {
     "unknown task": (_set("task.name", "colla"), "unknown task 'colla': did you mean cola"),
     "unknown method": (_set("adapter.method", "loar"), "unknown method 'loar'; did you mean"),
     "wrong formula": (_set("adapter", {"formula": "D1 @ W @"}), "not a formula"),
-    "rank too large": (_set("adapter", {"method": "lora", "r": 33}), "rank 33 is above min(n, m) = 32"),
+    "rank too large": (_set("adapter", {"method": "lora", "r": 1025}), "rank 1025 is out of proportion to its 32 x 32"),
     "rank not positive": (_set("adapter", {"method": "lora", "r": 0}), "r = 0 is not a positive whole number"),
     "alpha not positive": (_set("adapter", {"method": "lora", "alpha": -1}), "alpha = -1.0 is not a positive number"),
     "targets nothing": (
@@ -223,7 +223,8 @@ def test_the_process_ends_with_code_2_and_one_line(
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 2
     assert told in done.stderr
-    assert done.stderr.count("\n") == 1
+    own = [line for line in done.stderr.splitlines() if "torchao" not in line and "_pytree" not in line]
+    assert len(own) == 1  # besides what torchao logs on import where it is installed
     assert "Traceback" not in done.stderr
     assert _everything(tmp_path) == before
 

@@ -30,6 +30,9 @@ app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 
 
+_INTERRUPTED = 130
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from .. import __version__
@@ -64,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             code = app(args=None if arguments is None else list(arguments), prog_name="subspace", standalone_mode=False)
             sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
-        print("subspace: interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = _INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -75,4 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"subspace: {message}", file=sys.stderr)
         sys.exit(2)
+    if code == _INTERRUPTED:  # typer itself turns an interruption within a command into this code
+        print("subspace: interrupted", file=sys.stderr)
     sys.exit(code or 0)

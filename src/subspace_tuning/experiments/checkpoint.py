@@ -48,7 +48,8 @@ class Checkpoint:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model without weights, of the class that was saved."""
-        saved = getattr(transformers, (self.architecture.architectures or [""])[0], None)
+        with reading(f"the configuration of model {self.name!r}"):
+            saved = getattr(transformers, (self.architecture.architectures or [""])[0], None)
         if saved is None:
             return without_weights(self.architecture)
         with reading(f"the configuration of model {self.name!r}"), torch.device("meta"):
