@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 
+from .weights import is_partitioned
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a shard of FSDP2's."""
@@ -53,7 +55,8 @@ def partitioned(tensor: Tensor) -> bool:
 
 def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[Any]:
     """Return a context in which parameters that ZeRO-3 holds in parts have their values."""
-    parts = [parameter for parameter in parameters if partitioned(parameter)]
+    # Those that are here already belong to a module at work, which frees them itself.
+    parts = [parameter for parameter in parameters if is_partitioned(parameter)]
     if not parts:
         return nullcontext()
     zero = importlib.import_module("deepspeed").zero
