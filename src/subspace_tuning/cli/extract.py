@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from rich.table import Table
 
 from .console import hush_libraries, shortened, show
 from .progress import progress_bar
+
+_LEFT_OUT = 8  # tensors that are named on the screen
 
 
 def extract(
@@ -34,7 +37,7 @@ def extract(
     Each matrix is read by itself, so memory holds one of them. What is interrupted goes on when called again.
     """
     from ..experiments.checkpoint import Checkpoint
-    from ..experiments.extract import Extraction, extract
+    from ..experiments.extract import LEFT_OUT, Extraction, extract
     from ..tuner import SubspaceConfig
 
     hush_libraries()
@@ -70,4 +73,10 @@ def extract(
     typer.echo(
         f"error of the change over all matrices, each in units of its W: {(lost / whole) ** 0.5 if whole else 0:.4f}"
     )
+    lost = json.loads((output / LEFT_OUT).read_text(encoding="utf-8"))
+    for one in lost[:_LEFT_OUT]:
+        change = "from zero" if one["change"] is None else f"by {one['change']:.4f} of its norm"
+        typer.echo(f"left out: {one['tensor']}, {one['numbers']:,} numbers, changed {change}")
+    if len(lost) > _LEFT_OUT:
+        typer.echo(f"left out: {len(lost) - _LEFT_OUT} more, all of them in {output / LEFT_OUT}")
     typer.echo(f"adapter and report: {output}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+import re
+from collections.abc import Callable, Container
 from functools import cached_property
 from pathlib import Path
 
@@ -78,8 +79,40 @@ class Checkpoint:
         return kind
 
     def find(self, tensor: str) -> str | None:
-        """The name in the files of a tensor of the model, None if they do not have it."""
-        return self._known(tensor, self.files)
+        """The name that ``read`` takes for a tensor of the model, None if the files do not have it."""
+        return self._known(tensor, self.keys)
+
+    @cached_property
+    def keys(self) -> dict[str, str | None]:
+        """By the model's name of a tensor its key in the files; None if it is made from several.
+
+        transformers renames what older versions and other libraries saved, and files hold shared weights once.
+        """
+        found: dict[str, str | None] = {}
+        renamed = renaming(self.model)
+        for key in self.files:
+            name, is_made = renamed(key)
+            found[name] = None if is_made else key
+        for names in self.shared:
+            stored = next((found[name] for name in names if name in found), None)
+            found |= {name: stored for name in names if stored is not None and name not in found}
+        return found
+
+    @cached_property
+    def shared(self) -> list[list[str]]:
+        """The names of the tensors that are one in the model, such as an embedding and the head that is tied to it."""
+        with torch.device("meta"):
+            self.model.tie_weights()
+        groups: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            groups.setdefault(id(parameter), []).append(name)
+        return [names for names in groups.values() if len(names) > 1]
+
+    @cached_property
+    def _made(self) -> dict[str, Tensor]:
+        """The tensors of the model as transformers loads it, for those that are made from several in the files."""
+        loaded: PreTrainedModel = type(self.model).from_pretrained(str(self.folder), dtype="auto")
+        return loaded.state_dict()
 
     def _known(self, name: str, among: Container[str]) -> str | None:
         """A name as it is known: a bare encoder goes without the prefix that it has beside a head."""
@@ -89,13 +122,20 @@ class Checkpoint:
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
-        with self._open(tensor) as file:
-            return tuple(file.get_slice(tensor).get_shape())
+        key = self.keys[tensor]
+        if key is None:
+            return tuple(self.model.state_dict()[tensor].shape)
+        with self._open(key) as file:
+            return tuple(file.get_slice(key).get_shape())
 
     def read(self, tensor: str) -> Tensor:
-        """A tensor by its name in the files. Raises SubspaceError if it holds NaN or infinity."""
-        with self._open(tensor) as file:
-            value: Tensor = file.get_tensor(tensor)
+        """A tensor by the name that ``find`` gave. Raises SubspaceError if it holds NaN or infinity."""
+        key = self.keys[tensor]
+        if key is None:
+            value = self._made[tensor]
+        else:
+            with self._open(key) as file:
+                value = file.get_tensor(key)
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise SubspaceError(f"model {self.name!r}: {tensor} holds NaN or infinity")
         return value
@@ -122,12 +162,43 @@ class Checkpoint:
             raise SubspaceError(f"model {self.name!r} has no tensor {tensor}")
         return found
 
-    def _open(self, tensor: str) -> safe_open:
-        path = self.folder / self.files[tensor]
+    def _open(self, key: str) -> safe_open:
+        path = self.folder / self.files[key]
         try:
             return safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise SubspaceError(f"model {self.name!r}: {path.name} cannot be read: {error}") from error
+
+
+def renaming(model: PreTrainedModel) -> Callable[[str], tuple[str, bool]]:
+    """Return what transformers makes of a name in a file: the model's name, and whether it takes several to make it."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:  # before transformers 5
+        return _renaming_4(model)
+    conversions = get_model_conversion_mapping(model)
+    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+    converters = [one for one in conversions if not isinstance(one, WeightRenaming)]
+    places = model.state_dict()
+
+    def renamed(key: str) -> tuple[str, bool]:
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, places)  # type: ignore[arg-type]
+        return name, pattern is not None
+
+    return renamed
+
+
+def _renaming_4(model: PreTrainedModel) -> Callable[[str], tuple[str, bool]]:
+    own: dict[str, str] = getattr(model, "_checkpoint_conversion_mapping", {})
+    legacy = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}
+
+    def renamed(key: str) -> tuple[str, bool]:
+        for pattern, name in {**own, **legacy}.items():
+            key = re.sub(pattern, name, key)
+        return key, False
+
+    return renamed
 
 
 def _folder(name: str) -> Path:

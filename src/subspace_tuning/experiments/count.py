@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -86,11 +88,18 @@ def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
 
 
 def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
-    """Count what one of peft's own methods trains."""
+    """Count what one of peft's own methods trains. Raises SubspaceError if it does not fit the model."""
     model = without_weights(architecture)
     total, head = _size(model), head_modules(model)
     config = peft_config(HOSTED[name], rank, {"task_type": TaskType.SEQ_CLS, "modules_to_save": head})
-    adapted: nn.Module = mam_model(model, config) if name == "mam" else get_peft_model(model, config)  # type: ignore[arg-type]
+    try:
+        with _quiet():
+            adapted: nn.Module = mam_model(model, config) if name == "mam" else get_peft_model(model, config)  # type: ignore[arg-type]
+    except SubspaceError:
+        raise
+    except (ValueError, AttributeError, TypeError, KeyError, NotImplementedError) as error:  # peft's, of many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SubspaceError(f"not for this model: {reason}") from error
     named = adapted.named_parameters()
     trainable = sum(p.numel() for key, p in named if p.requires_grad and ".modules_to_save." not in key)
     layers = sum(isinstance(module, SubspaceLayer) for module in adapted.modules())
@@ -111,8 +120,17 @@ def adapt(model: PreTrainedModel, config: SubspaceConfig) -> dict[str, SubspaceL
     """Attach an adapter to a model without weights; return its layers by the names of the modules they are around."""
     if config.resolved.needs_calibration:
         config = _evenly(model, config)
-    get_peft_model(model, config)
+    with _quiet():
+        get_peft_model(model, config)
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, SubspaceLayer)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to oneself what is warned of where an adapter is attached to be trained."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:

@@ -28,9 +28,9 @@ from ..tuner.exact import exactly
 from ..tuner.lora_form import Layout
 from ..tuner.model import targets
 from .adapter import Adapter, Layer, check_output, persistent, write_adapter
+from .carried import kept_whole, left_out, resizable, tensors_of
 from .checkpoint import Checkpoint
 from .folder import write_json, written
-from .model import head_modules
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Extraction:
 
 
 Row = dict[str, Any]
+LEFT_OUT = "left_out.json"
 
 SWEEPS, SETTLED = 100, 1e-5  # for methods whose blocks take turns: the last digits of an error are not worth hours
 
@@ -86,7 +87,8 @@ def extract(
         base: the frozen model.
         tuned: the fine-tuned one, of the same architecture.
         wanted: the method and its size.
-        output: the folder of the adapter; a report stands in it as report.json and report.csv.
+        output: the folder of the adapter; a report stands in it as report.json and report.csv, and left_out.json names
+            what the fine-tuning changed and the adapter does not carry.
         overwrite: replace an adapter that is there.
         told: called with what is being done, and how many of how many matrices are done.
 
@@ -98,7 +100,7 @@ def extract(
     """
     folder = check_output(output, overwrite)
     check_alike(base, tuned)
-    config = _placed(tuned, wanted.config)
+    config = _placed(base, tuned, wanted.config)
     modules = [name for name, _ in targets(tuned.model, config)]
     parts = folder.with_name(f"{folder.name}.part")
     parts.mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,8 @@ def extract(
             adapter = _adapter(base, tuned, config, layers, ranks)
             write_adapter(folder, adapter, overwrite)
             write_report(folder, rows)
+            lost = left_out(base, tuned, set(modules), config.modules_to_save or [])
+            write_json(folder / LEFT_OUT, [one.row() for one in lost])
     except Timeout:
         raise SubspaceError(f"another process is at work on {folder}") from None
     shutil.rmtree(parts, ignore_errors=True)
@@ -127,33 +131,28 @@ def check_alike(base: Checkpoint, tuned: Checkpoint) -> None:
             f"{base.name!r} is a {base.architecture.model_type} and {tuned.name!r} a {tuned.architecture.model_type}: "
             "they are of different architectures"
         )
+    free = resizable(tuned.model)
     for module in tuned.modules:
         theirs = tuned.find(f"{module}.weight")
         ours = base.find(f"{module}.weight")
         if theirs is None or ours is None:
             continue  # a head, or a tied weight
-        if base.shape(ours) != tuned.shape(theirs):
+        if module not in free and base.shape(ours) != tuned.shape(theirs):
             raise SubspaceError(
                 f"{module}: the weight is {list(base.shape(ours))} in {base.name!r} and {list(tuned.shape(theirs))} in "
                 f"{tuned.name!r}"
             )
 
 
-def _placed(tuned: Checkpoint, config: SubspaceConfig) -> SubspaceConfig:
-    config = dataclasses.replace(config, modules_to_save=_head(tuned) or None)
+def _placed(base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig) -> SubspaceConfig:
+    config = dataclasses.replace(config, modules_to_save=None)
+    asked = () if config.target_modules is None else [name for name, _ in targets(tuned.model, config)]
+    config.modules_to_save = kept_whole(base, tuned, asked) or None
     SubspaceModel.place(tuned.model, config)
     SubspaceModel.check_targets(tuned.model, config)
     if config.resolved.formula.masked:
         config.entries = share_out(config, targets(tuned.model, config))
     return config
-
-
-def _head(tuned: Checkpoint) -> list[str]:
-    return [name for name in head_modules(tuned.model) if any(tuned.find(key) for key in _tensors(tuned, name))]
-
-
-def _tensors(tuned: Checkpoint, module: str) -> list[str]:
-    return [name for name in tuned.model.state_dict() if f".{module}." in f".{name}"]
 
 
 def _same_job(parts: Path, base: Checkpoint, tuned: Checkpoint, wanted: Extraction, modules: list[str]) -> None:
@@ -332,7 +331,7 @@ def _adapter(
         config.calibrated = True
     saved = {}
     for module in config.modules_to_save or []:
-        for name in _tensors(tuned, module):
+        for name in tensors_of(tuned, module):
             found = tuned.find(name)
             if found is not None:
                 saved[name] = tuned.read(found)

@@ -118,10 +118,21 @@ def head_modules(model: PreTrainedModel) -> list[str]:
 
     A checkpoint of the bare encoder holds a pooler trained for something else or none at all, so it goes with the head.
     """
-    outside = [name for name, child in model.named_children() if name != model.base_model_prefix and _size(child)]
+    if model.base_model is model:  # without a task's class around it, or with one that is the encoder itself
+        outside = [name for name, child in model.named_children() if _is_projection(name, child)]
+    else:
+        outside = [name for name, child in model.named_children() if name != model.base_model_prefix and _size(child)]
     pooler = getattr(model.base_model, "pooler", None)
     inside = ["pooler"] if isinstance(pooler, nn.Module) and _size(pooler) else []
     return list(dict.fromkeys([*outside, *inside]))
+
+
+def _is_projection(name: str, module: nn.Module) -> bool:
+    """Whether a child of a model is what a head is: linear layers, and not a stack of blocks."""
+    owners = [part for part in module.modules() if next(part.parameters(recurse=False), None) is not None]
+    blocks = any(isinstance(part, nn.ModuleList) for part in module.modules())
+    linear = any(isinstance(part, nn.Linear) for part in owners)
+    return linear and not blocks and all(isinstance(part, (nn.Linear, nn.LayerNorm)) for part in owners)
 
 
 def _size(module: nn.Module) -> int:

@@ -147,9 +147,12 @@ def recommend(
 
 
 def _placed(model: nn.Module, method: Method, moves: Moves) -> list[str]:
-    """The matrices that a method adapts by itself."""
+    """The matrices that a method adapts by itself, none where the architecture has no place for it."""
     config = SubspaceConfig(method=method.name)
-    SubspaceModel.place(model, config)
+    try:
+        SubspaceModel.place(model, config)
+    except SubspaceError:
+        return []
     return [name for name, _ in targets(model, config) if name in moves]
 
 

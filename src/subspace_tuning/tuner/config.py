@@ -107,6 +107,9 @@ class SubspaceConfig(PeftConfig):
         default=None,
         metadata={"help": "module name suffixes, a regex, or 'all-linear'; None: the method's placement in this model"},
     )
+    target_parameters: list[str] | None = field(
+        default=None, metadata={"help": "not supported: parameters without a module, such as stacked experts"}
+    )
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names or a regex to leave out"})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "indices of adapted layers"})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
@@ -285,6 +288,10 @@ class SubspaceConfig(PeftConfig):
             raise SubspaceError(f"unknown pattern_reduction {self.pattern_reduction!r}; {known}")
         if not 0 <= self.gate_weight < float("inf"):
             raise SubspaceError(f"gate_weight = {self.gate_weight!r} is not a number of at least 0")
+        if self.target_parameters:
+            raise SubspaceError(
+                f"target_parameters {self.target_parameters!r} cannot be adapted yet: give modules with target_modules"
+            )
         self._check_budget()
         self._check_layers()
         method = self.resolved

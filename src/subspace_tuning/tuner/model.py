@@ -25,6 +25,7 @@ from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError, nearest
 from ..methods import EVERY_BIAS
 from ..methods.patterns import MEAN
+from ..methods.roles import FFN_GATE, FFN_IN, FFN_OUT
 from .budget import entries_in, entries_of, matrix_shape, share_out
 from .calling import BASE, own_forward_problem
 from .card import TAG
@@ -39,6 +40,7 @@ from .penalties import penalised
 from .placement import by_role
 from .reach import forget_unreached, warn_of_unreached
 from .reached import Penalised, record
+from .recognise import in_short
 from .saving import count_pass
 from .transaction import undone_on_failure
 from .tying import keep_scale, separate
@@ -48,6 +50,9 @@ from .weights import agree, check_weight, is_partitioned, whole
 
 class NothingToAdaptError(SubspaceError, NoMatchingPeftModuleError):
     """The targets of an adapter match no module of the model."""
+
+
+_FFN = {FFN_IN, FFN_GATE, FFN_OUT}
 
 
 class SubspaceModel(BaseTuner):
@@ -211,9 +216,14 @@ class SubspaceModel(BaseTuner):
                     f"{_typed(model_type)} can be recognised as a block with attention or a feed-forward network. "
                     f"{_known(model)}"
                 )
+            names = [name for name, _ in modules if isinstance(found, str) and re.fullmatch(found, name)]
+            if isinstance(found, str) and not names:
+                raise NothingToAdaptError(
+                    f"Target modules of method {method.name!r} not found in the base model: it has no "
+                    f"{', '.join(method.placement)}"
+                )
             if config.layers_to_transform is None or not isinstance(found, str):
                 return found
-            names = [name for name, _ in modules if re.fullmatch(found, name)]
         chosen = [name for name in names if _selected(config, name)]
         if not chosen:
             raise NothingToAdaptError(f"method {method.name!r} finds nothing to adapt in this model{_limits(config)}")
@@ -263,6 +273,7 @@ class SubspaceModel(BaseTuner):
     @staticmethod
     def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
         """Check every targeted module before the first one is replaced."""
+        everything = config.target_modules == "all-linear"
         _maybe_include_all_linear_layers(config, model)
         found = targets(model, config)
         if not found:
@@ -280,6 +291,7 @@ class SubspaceModel(BaseTuner):
                 )
             with whole(module):
                 _check_target(name, module, config)
+        _warn_of_left_out(model, config, [name for name, _ in found], everything)
         _warn_of_ranks(found, config)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -389,6 +401,12 @@ class SubspaceModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         """Allow to merge tied weights, of which peft warns: the other holders keep the frozen one."""
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):  # saved whole: it may be a head of several modules
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def _check_merge(self, adapter_names: Sequence[str] | None, safe_merge: bool) -> None:
         """Raise SubspaceError if any layer cannot be merged, so that never half of them are."""
@@ -571,6 +589,26 @@ def _limits(config: SubspaceConfig) -> str:
     limits = ("layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")
     given = [f"{name}={getattr(config, name)!r}" for name in limits if getattr(config, name) not in (None, [], set())]
     return f" (with {', '.join(given)})" if given else ""
+
+
+def _warn_of_left_out(model: nn.Module, config: SubspaceConfig, found: Sequence[str], everything: bool) -> None:
+    """Warn of listed targets that match nothing, and of experts that are one parameter and no modules."""
+    listed = () if isinstance(config.target_modules, str) or everything else config.target_modules or ()
+    unmatched = sorted(end for end in listed if not any(name == end or name.endswith(f".{end}") for name in found))
+    stacked = [
+        f"{name}.{own}"
+        for name, module in _modules(model)
+        if kind_of(module) is None and "expert" in name.lower()
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
+    if unmatched:
+        warnings.warn(f"target_modules {', '.join(unmatched)} match nothing in the model", stacklevel=3)
+    if stacked and (everything or unmatched or set(config.resolved.placement) & _FFN):
+        warnings.warn(
+            f"left out: {in_short(stacked)}, which hold all experts in one parameter; only modules are adapted",
+            stacklevel=3,
+        )
 
 
 def _typed(model_type: str | None) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from .architectures import ARCHITECTURES, PLACES
 from .exact import exactly
-from .recognise import recognise, shown
+from .recognise import in_short, recognise
 from .roles import target_modules
 
 
@@ -36,7 +36,7 @@ def by_role(
     played = {role: found[role] for role in PLACES if role in roles and role in found}
     untold = f"model type {model_type!r} is not in the table of placements" if model_type else "a model without a type"
     if played:
-        told = "; ".join(f"{role} {shown(names)}" for role, names in played.items())
+        told = "; ".join(f"{role} {in_short(names)}" for role, names in played.items())
         warnings.warn(
             f"{untold}: inferred from names and shapes are {told}. Pass target_modules to choose others",
             stacklevel=2,

@@ -70,7 +70,7 @@ def recognise(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, list[str]]:
     return {role: names for role, names in found.items() if names}
 
 
-def shown(names: Iterable[str]) -> str:
+def in_short(names: Iterable[str]) -> str:
     """Return names in short, the repeated ones once: layers.*.mlp.up_proj."""
     return ", ".join(dict.fromkeys(re.sub(r"(?<![^.])\d+(?=\.)", "*", name) for name in names))
 
