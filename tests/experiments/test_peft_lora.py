@@ -154,6 +154,8 @@ def test_peft_reads_and_writes_back(tmp_path: Path) -> None:
         for name, parameter in theirs.named_parameters():
             if "lora_" in name:
                 parameter.normal_()
+            if "padded.lora_embedding_A" in name:  # it starts at zero, and a padding row has no gradient
+                parameter[:, 2] = 0
     theirs.save_pretrained(str(tmp_path / "theirs"))
     expected = outputs(theirs)
     write_adapter(tmp_path / "own", read_adapter(tmp_path / "theirs"))

@@ -27,13 +27,14 @@ class Layout:
     window: tuple[int, ...] = ()
     groups: int = 1
     beyond: str = ""  # what the layer does that peft's LoRA does not
+    padding: int | None = None  # the row of an embedding that stays as it is
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
         """Return the layout of a module, which may have no weights yet."""
         kind = kind_of(module)
         if isinstance(kind, EmbeddingKind):
-            return cls(EMBEDDING)
+            return cls(EMBEDDING, padding=getattr(module, "padding_idx", None))
         if not isinstance(kind, ConvKind):
             return cls()
         beyond = [f"dilation={module.dilation}"] if set(module.dilation) != {1} else []  # type: ignore[arg-type]
@@ -42,8 +43,9 @@ class Layout:
 
     def written(self) -> list[str | int]:
         """Return the layout as plain data."""
-        own: list[str | int] = [self.beyond, self.groups, *self.window]
-        return [self.kind, *(own if self.kind == CONVOLUTION else [])]
+        if self.kind == CONVOLUTION:
+            return [self.kind, self.beyond, self.groups, *self.window]
+        return [self.kind, *([] if self.padding is None else [self.padding])]
 
     @classmethod
     def read(cls, data: object) -> Layout:
@@ -53,6 +55,8 @@ class Layout:
                 return cls()
             case ["embedding"]:
                 return cls(EMBEDDING)
+            case ["embedding", int(padding)]:
+                return cls(EMBEDDING, padding=padding)
             case ["convolution", str(beyond), int(groups), *window]:
                 sizes = tuple(size for size in window if isinstance(size, int) and size > 0)
                 if groups > 0 and len(sizes) == len(window) > 0:
@@ -80,6 +84,8 @@ def to_peft(layout: Layout, A: Tensor, B: Tensor, rank: int) -> dict[str, Tensor
         raise SubspaceError(f"peft's LoRA ignores {layout.beyond} of a convolution, so it cannot hold this change")
     added = rank // layout.groups - A.shape[1]
     A, B = nn.functional.pad(A, (0, added)), nn.functional.pad(B, (0, 0, 0, added))
+    if layout.padding is not None:  # peft looks this row up like any other
+        A = A.index_fill(0, torch.tensor([layout.padding], device=A.device), 0)
     if layout.kind == EMBEDDING:
         return {"lora_embedding_A": A.T, "lora_embedding_B": B.T}
     if layout.kind == LINEAR:
