@@ -286,8 +286,8 @@ class SubspaceModel(BaseTuner):
         for name, module in found:
             if name.startswith(uncalled):
                 raise SubspaceError(
-                    f"{name} is a part of a MultiheadAttention, which reads its weight without calling it; leave it out "
-                    "with exclude_modules"
+                    f"{name} is a part of a MultiheadAttention, which reads its weight without calling it; leave it "
+                    "out with exclude_modules"
                 )
             with whole(module):
                 _check_target(name, module, config)
@@ -519,7 +519,8 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
     bias_alone = isinstance(expression, Affine) and expression.matrix == Matrix("W")
     if method.formula.wraps_norm and not kind.wrappable:
         raise SubspaceError(
-            f"{name} is a {type(module).__name__}; {method.name!r} goes around normalisations of the last dimension alone"
+            f"{name} is a {type(module).__name__}; {method.name!r} goes around normalisations of the last dimension "
+            "alone"
         )
     if kind.only_bias and not bias_alone and not method.formula.wraps_norm:
         raise SubspaceError(
