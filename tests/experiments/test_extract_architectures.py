@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import (
 from subspace_tuning import SubspaceConfig, SubspaceModel
 from subspace_tuning.experiments.checkpoint import Checkpoint
 from subspace_tuning.experiments.extract import LEFT_OUT, Extraction, extract
+from subspace_tuning.experiments.model import outermost
 from subspace_tuning.tuner.model import targets
 
 from ..tuner.test_roles import CASES, Case
@@ -36,7 +37,15 @@ HEADS = (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 WHOLE = Extraction(SubspaceConfig(method="lora"), energy=1.0)
-OFTEN = ("bert", "gpt_neox", "vit", "t5", "clip", "llama")  # the others take longer together than they tell anew
+OFTEN = (
+    "bert",
+    "roberta",
+    "gpt_neox",
+    "vit",
+    "t5",
+    "clip",
+    "llama",
+)  # the others take longer together than they tell anew
 
 
 def build(config: PretrainedConfig) -> Any:
@@ -51,12 +60,22 @@ def build(config: PretrainedConfig) -> Any:
     return model.eval()
 
 
+def stacked(model: Any) -> list[str]:
+    """The parameters that hold all experts of a layer."""
+    named = model.named_parameters()
+    return [name for name, parameter in named if parameter.dim() == 3 and ".experts." in name]
+
+
+def warned_of(experts: list[str]) -> AbstractContextManager[object]:
+    return pytest.warns(UserWarning, match="hold all experts in one parameter") if experts else nullcontext()
+
+
 def tune(model: Any) -> None:
     """Change the matrices that LoRA adapts, and the output layer."""
     config = SubspaceConfig(method="lora")
     SubspaceModel.place(model, config)
     modules = [module for _, module in targets(model, config)]
-    with contextlib.suppress(AttributeError, NotImplementedError):
+    with suppress(AttributeError, NotImplementedError):
         modules += [model.get_output_embeddings()]
     with torch.no_grad():
         for module in modules:
@@ -74,13 +93,39 @@ def test_a_full_rank_extraction_is_the_tuned_model(case: Case, tmp_path: Path) -
     model.save_pretrained(tmp_path / "base")
     tune(model)
     model.save_pretrained(tmp_path / "tuned")
-    extract(Checkpoint(str(tmp_path / "base")), Checkpoint(str(tmp_path / "tuned")), WHOLE, tmp_path / "adapter")
+    with warned_of(stacked(model)):
+        extract(Checkpoint(str(tmp_path / "base")), Checkpoint(str(tmp_path / "tuned")), WHOLE, tmp_path / "adapter")
     assert json.loads((tmp_path / "adapter" / LEFT_OUT).read_text()) == []
     base = type(model).from_pretrained(tmp_path / "base", dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload()
+    with warned_of(stacked(model)):
+        merged = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload()
     found = merged.state_dict()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+MOE = ("gpt_oss", "llama4", "llama4_text", "mixtral", "qwen2_moe", "qwen3_moe")
+EXPERTS = [case for case in CASES if case.model_type in MOE and "mlp_only_layers" not in case.config]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case.model_type == "mixtral" else pytest.param(case, marks=pytest.mark.slow) for case in EXPERTS],
+    ids=str,
+)
+def test_stacked_experts_that_changed_are_named_with_their_size(case: Case, tmp_path: Path) -> None:
+    model = build(case.tiny_config())
+    model.save_pretrained(tmp_path / "base")
+    experts = stacked(model)
+    with torch.no_grad():
+        for name in experts:
+            model.get_parameter(name).mul_(1.5)
+    model.save_pretrained(tmp_path / "tuned")
+    with warned_of(experts):
+        extract(Checkpoint(str(tmp_path / "base")), Checkpoint(str(tmp_path / "tuned")), WHOLE, tmp_path / "adapter")
+    lost = json.loads((tmp_path / "adapter" / LEFT_OUT).read_text())
+    named = {one["tensor"]: (one["numbers"], round(one["change"], 4)) for one in lost}
+    assert experts and named == {name: (model.get_parameter(name).numel(), 0.5) for name in experts}
 
 
 def llama(**fields: Any) -> Any:
@@ -102,6 +147,21 @@ def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=IDS).logits
     return found
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["lm_head", "lm_head.decoder"], ["lm_head"]),
+        (["decoder", "lm_head", "lm_head"], ["lm_head"]),
+        (["lm_head.decoder", "lm_head.dense"], ["lm_head.decoder", "lm_head.dense"]),
+        (["lm_head", "word_embeddings"], ["lm_head", "word_embeddings"]),
+        (["query", "attention"], ["attention"]),
+    ],
+)
+def test_only_the_outermost_of_nested_modules_is_kept(names: list[str], kept: list[str]) -> None:
+    case = next(case for case in CASES if case.model_type == "roberta")
+    assert outermost(build(case.tiny_config()), names) == kept
 
 
 @pytest.mark.parametrize("where", [None, ["embed_tokens"], ["lm_head"], ["q_proj"]])

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .checkpoint import Checkpoint
-from .model import head_modules
+from .model import head_modules, outermost
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def kept_whole(base: Checkpoint, tuned: Checkpoint, adapted: Collection[str]) ->
         touched = any(owner in adapted or _is_within(owner, kept) for owner in owners)
         if touched and _is_changed(base, tuned, names[0]):
             kept += [owner for owner in owners if owner not in adapted and not _is_within(owner, kept)]
-    return list(dict.fromkeys(kept))
+    return outermost(tuned.model, kept)
 
 
 def left_out(base: Checkpoint, tuned: Checkpoint, adapted: Collection[str], kept: Collection[str]) -> Iterator[LeftOut]:

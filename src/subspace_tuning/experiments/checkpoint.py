@@ -84,15 +84,16 @@ class Checkpoint:
 
     @cached_property
     def keys(self) -> dict[str, str | None]:
-        """By the model's name of a tensor its key in the files; None if it is made from several.
+        """By the model's name of a tensor its key in the files; None if it is computed from what the files hold.
 
-        transformers renames what older versions and other libraries saved, and files hold shared weights once.
+        transformers renames, splits and stacks what older versions and other libraries saved, and files hold shared
+        weights once.
         """
         found: dict[str, str | None] = {}
         renamed = renaming(self.model)
         for key in self.files:
-            name, is_made = renamed(key)
-            found[name] = None if is_made else key
+            names, is_made = renamed(key)
+            found |= dict.fromkeys(names, None if is_made else key)
         for names in self.shared:
             stored = next((found[name] for name in names if name in found), None)
             found |= {name: stored for name in names if stored is not None and name not in found}
@@ -110,8 +111,9 @@ class Checkpoint:
 
     @cached_property
     def _made(self) -> dict[str, Tensor]:
-        """The tensors of the model as transformers loads it, for those that are made from several in the files."""
-        loaded: PreTrainedModel = type(self.model).from_pretrained(str(self.folder), dtype="auto")
+        """The tensors of the model as transformers loads it, for those that are computed from others in the files."""
+        with reading(f"model {self.name!r}"):
+            loaded: PreTrainedModel = type(self.model).from_pretrained(str(self.folder), dtype="auto")
         return loaded.state_dict()
 
     def _known(self, name: str, among: Container[str]) -> str | None:
@@ -170,8 +172,14 @@ class Checkpoint:
             raise SubspaceError(f"model {self.name!r}: {path.name} cannot be read: {error}") from error
 
 
-def renaming(model: PreTrainedModel) -> Callable[[str], tuple[str, bool]]:
-    """Return what transformers makes of a name in a file: the model's name, and whether it takes several to make it."""
+Renamed = tuple[list[str], bool]
+
+
+def renaming(model: PreTrainedModel) -> Callable[[str], Renamed]:
+    """Return what transformers makes of a tensor in a file: names in the model, and whether their values are computed.
+
+    A tensor is renamed, or it is split into several, or several are stacked into one.
+    """
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -180,23 +188,29 @@ def renaming(model: PreTrainedModel) -> Callable[[str], tuple[str, bool]]:
     conversions = get_model_conversion_mapping(model)
     renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
     converters = [one for one in conversions if not isinstance(one, WeightRenaming)]
+    made = {pattern: one.target_patterns for one in converters for pattern in one.source_patterns}
     places = model.state_dict()
 
-    def renamed(key: str) -> tuple[str, bool]:
+    def renamed(key: str) -> Renamed:
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, places)  # type: ignore[arg-type]
-        return name, pattern is not None
+        if name not in places and key in places:  # a name of today that the patterns for older ones catch
+            return [key], False
+        if pattern is None:
+            return [name], False
+        first = made[pattern][0]  # transformers names a split after its first part
+        return [name.replace(first, part, 1) for part in made[pattern]], True
 
     return renamed
 
 
-def _renaming_4(model: PreTrainedModel) -> Callable[[str], tuple[str, bool]]:
+def _renaming_4(model: PreTrainedModel) -> Callable[[str], Renamed]:
     own: dict[str, str] = getattr(model, "_checkpoint_conversion_mapping", {})
     legacy = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}
 
-    def renamed(key: str) -> tuple[str, bool]:
+    def renamed(key: str) -> Renamed:
         for pattern, name in {**own, **legacy}.items():
             key = re.sub(pattern, name, key)
-        return key, False
+        return [key], False
 
     return renamed
 

@@ -124,7 +124,25 @@ def head_modules(model: PreTrainedModel) -> list[str]:
         outside = [name for name, child in model.named_children() if name != model.base_model_prefix and _size(child)]
     pooler = getattr(model.base_model, "pooler", None)
     inside = ["pooler"] if isinstance(pooler, nn.Module) and _size(pooler) else []
-    return list(dict.fromkeys([*outside, *inside]))
+    return outermost(model, [*outside, *inside])
+
+
+def outermost(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Return the names of modules, by their ends, without those that are inside another named module.
+
+    peft copies each module of ``modules_to_save`` whole, and cannot load a copy within a copy.
+    """
+    found = {end: _ending(model, [end]) for end in names}
+    every = {name for owners in found.values() for name in owners}
+
+    def is_inside(name: str) -> bool:
+        return any(name.startswith(f"{outer}.") for outer in every)
+
+    return [end for end, owners in found.items() if not owners or not all(is_inside(name) for name in owners)]
+
+
+def _ending(model: nn.Module, ends: Sequence[str]) -> list[str]:
+    return [name for name, _ in model.named_modules() if any(f".{name}".endswith(f".{end}") for end in ends)]
 
 
 def _is_projection(name: str, module: nn.Module) -> bool:
@@ -141,9 +159,7 @@ def _size(module: nn.Module) -> int:
 
 def _head_parameters(model: PreTrainedModel, head: Sequence[str]) -> list[nn.Parameter]:
     """The parameters under the modules whose dotted names end in one of `head`."""
-    owners = [
-        module for name, module in model.named_modules() if any(name == end or name.endswith(f".{end}") for end in head)
-    ]
+    owners = [model.get_submodule(name) for name in _ending(model, head)]
     return list({id(parameter): parameter for owner in owners for parameter in owner.parameters()}.values())
 
 
@@ -177,7 +193,7 @@ def attach(
             parameter.requires_grad_(True)
     elif adapter.method != FULL:
         try:
-            config = build_adapter(adapter, head)
+            config = build_adapter(adapter, outermost(model, head))
             if isinstance(config, SubspaceConfig) and adapter.parameters is not None:
                 config = sized(model, config, read_budget(adapter.parameters, total))
             if isinstance(config, SubspaceConfig) and config.resolved.needs_calibration and batches is not None:
