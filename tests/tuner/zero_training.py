@@ -1,4 +1,4 @@
-"""Train a method with the stock Trainer; run by test_zero3.py in one process, and in two under DeepSpeed's ZeRO-3."""
+"""Train a method with the stock Trainer, in one process or in several under DeepSpeed's ZeRO; run by test_zero.py."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import get_peft_model
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
-from subspace_tuning import SubspaceConfig, SubspaceError
+from subspace_tuning import ScheduleCallback, SubspaceConfig, SubspaceError, calibrate
+from subspace_tuning.tuner import loss
+from subspace_tuning.tuner.scheduling import sites
 
-ZERO3 = {
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "zero_optimization": {
-        "stage": 3,
-        "stage3_param_persistence_threshold": 0,
-        "stage3_gather_16bit_weights_on_model_save": True,
-    },
-}
+STAGE3 = {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
 
 
-def main(base: str, chosen: str, folder: str) -> None:
+def deepspeed(stage: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_optimization": {"stage": stage, **(STAGE3 if stage == 3 else {})},
+    }
+
+
+def main(base: str, folder: str, stage: str, config: str, options: str) -> None:
     processes = int(os.environ.get("WORLD_SIZE", 1))
+    loss.PATIENCE = 1  # warn after the first training pass whose penalty did not act
     arguments = TrainingArguments(
         folder,
-        deepspeed=ZERO3 if processes > 1 else None,
+        deepspeed=deepspeed(int(stage)) if processes > 1 else None,
         ddp_backend="gloo" if processes > 1 else None,
         per_device_train_batch_size=4 // processes,
         per_device_eval_batch_size=4 // processes,
-        max_steps=4,
         learning_rate=1e-2,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
@@ -44,22 +48,25 @@ def main(base: str, chosen: str, folder: str) -> None:
         use_cpu=True,
         disable_tqdm=True,
         report_to=[],
+        **{"max_steps": 4, **json.loads(options)},
     )
     model = LlamaForCausalLM.from_pretrained(base)
-    named = {"formula": chosen} if "W" in chosen else {"method": chosen}
-    where = ["q_proj", "v_proj"] if chosen == "bitfit" else ["q_proj", "v_proj", "down_proj"]
-    config = SubspaceConfig(**named, r=4, target_modules=where, task_type="CAUSAL_LM")
-    # Every process draws other numbers, as in training that sets no seed: they must agree all the same.
+    # Every process draws other numbers under ZeRO-3, as in training that sets no seed: they must agree all the same.
+    # Under ZeRO-1 and ZeRO-2 the engine broadcasts them.
     set_seed(arguments.process_index)
-    model = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(0)
     tokens = [torch.randint(0, 64, (8,), generator=generator) for _ in range(16)]
     data = [{"input_ids": row, "labels": row} for row in tokens]
-    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:8])  # type: ignore[arg-type]
+    wanted = SubspaceConfig(task_type="CAUSAL_LM", **json.loads(config))
+    if wanted.resolved.needs_calibration:
+        wanted = calibrate(model, wanted, [{"input_ids": torch.stack(tokens), "labels": torch.stack(tokens)}])
+    model = get_peft_model(model, wanted)
+    callback = ScheduleCallback(model, scores=lambda: drawn_scores(model))
+    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:8], callbacks=[callback])  # type: ignore[arg-type]
     trainer.train()
     trainer.save_model(f"{folder}/adapter")
     refusal = ""
-    if processes > 1:
+    if processes > 1 and stage == "3":
         try:
             model.merge_adapter()
         except SubspaceError as error:
@@ -68,7 +75,15 @@ def main(base: str, chosen: str, folder: str) -> None:
         history = trainer.state.log_history
         losses = [entry["loss"] for entry in history if "loss" in entry]
         losses += [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-        Path(folder, "losses.json").write_text(json.dumps({"losses": losses, "refusal": refusal}))
+        report = {"losses": losses, "refusal": refusal, "schedule": callback.schedule.report()}
+        Path(folder, "losses.json").write_text(json.dumps(report))
+
+
+def drawn_scores(model: nn.Module) -> dict[str, Tensor]:
+    """Return other scores of every entry at every call, alike in all processes."""
+    drawn_scores.calls = getattr(drawn_scores, "calls", 0) + 1  # type: ignore[attr-defined]
+    generator = torch.Generator().manual_seed(drawn_scores.calls)  # type: ignore[attr-defined]
+    return {site.name: torch.rand(site.weight.shape, generator=generator) for site in sites(model)}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from .penalties import gate_penalty, pattern_penalty
 from .reached import Penalised, record, recorded
 from .sites import keep_parts
-from .zero import gradient_part
+from .zero import gradient_part, stepped_elsewhere
 
 _installed: list[Any] = []
 
@@ -32,10 +32,10 @@ def install() -> None:
 
 def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Add what is missing; where the step is given a closure that runs the backward pass, at the end of it."""
-    keep_parts(optimizer)
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if not callable(closure):
         add_missing(optimizer)
+        keep_parts(optimizer)
         return None
     closed = partial(_closed, closure, optimizer)
     return ((args[0], closed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closed})
@@ -44,6 +44,7 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
 def _closed(closure: Callable[[], Any], optimizer: Optimizer) -> Any:
     loss = closure()
     added = add_missing(optimizer)
+    keep_parts(optimizer)
     return loss if added is None or loss is None else loss + added
 
 
@@ -94,6 +95,7 @@ def _due(optimizer: Optimizer) -> list[Due]:
             elif id(factor) in places and factor.grad is not None:
                 gradient, start, place = factor.grad, None, places[id(factor)]
             else:
+                record(site.layer).acted |= stepped_elsewhere(factor)
                 continue
             held = record(site.layer).reached
             reached = (site.adapter, name) in held

@@ -80,6 +80,9 @@ class LayerSite:
     def forget(self, factor: str, moved: Tensor, optimizer: Optimizer) -> None:
         """Zero what an optimiser remembers of some entries of a factor: averages of the factor's own shape."""
         parameter = self.parameters[factor]
+        if zero.in_zero(parameter):
+            zero.forget(parameter, moved)
+            return
         for held in optimizer.state.get(parameter, {}).values():
             if isinstance(held, Tensor) and held.shape == parameter.shape and held.is_floating_point():
                 write(held, whole(held).masked_fill(moved.to(held.device), 0.0))

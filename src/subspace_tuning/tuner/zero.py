@@ -19,6 +19,11 @@ def in_zero(parameter: Tensor) -> bool:
     return hasattr(parameter, "_hp_mapping")
 
 
+def stepped_elsewhere(parameter: Tensor) -> bool:
+    """Whether other processes step all of a parameter, so that no optimiser is seen to step it here."""
+    return in_zero(parameter) and getattr(parameter, "_hp_mapping", None) is None
+
+
 def read(parameter: Tensor) -> Tensor:
     """Return the master copy of a parameter, gathered from all processes."""
     value: Tensor = importlib.import_module("deepspeed.utils").safe_get_full_fp32_param(parameter)
@@ -54,6 +59,16 @@ def summed(parameter: Tensor, part: tuple[Tensor, int] | None) -> Tensor:
         total.narrow(0, part[1], len(part[0])).copy_(part[0])
     torch.distributed.all_reduce(total, group=getattr(parameter, "_dp_group", None))
     return total.view(parameter.shape)
+
+
+def forget(parameter: Tensor, moved: Tensor) -> None:
+    """Zero what the optimiser remembers of some entries of a parameter, in this process's part of it."""
+    mapping: Any = getattr(parameter, "_hp_mapping", None)
+    if mapping is not None:
+        here = mapping.lp_fragment_address
+        part = moved.flatten().narrow(0, here.start, here.numel)
+        for held in (mapping.optim_fragment or {}).values():
+            held.masked_fill_(part.to(held.device), 0.0)
 
 
 def _shares_memory(fragment: Tensor, flat: Tensor) -> bool:

@@ -147,4 +147,6 @@ class AdaLoRA(Schedule):
             getattr(self, part)[name] = tensor
 
     def report(self) -> dict[str, Any]:
-        return {"ranks": {site.name: int((site.value("D") != 0).sum()) for site in self.sites}}
+        # Not counted in D: reading a factor that is sharded takes all processes, and a report is asked for by one.
+        everything = {site.name: torch.ones(site.rank) for site in self.sites}
+        return {"ranks": {name: int(kept.sum()) for name, kept in (everything | self.kept).items()}}
