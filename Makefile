@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test peft-suite lint types docs check clean
+.PHONY: demo test peft-suite ends lint types docs check clean
 
 # Fine-tunes a small pretrained encoder with three methods.
 demo: $(VENV)/.demo
@@ -25,6 +25,11 @@ JOBS ?= 2
 peft-suite: $(VENV)/.dev
 	METHODS="$(METHODS)" SUITE="$(SUITE)" tests/peft_suite/run $(BIN)/python -n $(JOBS)
 
+# The smoke tests with the oldest and with the newest packages of the declared ranges.
+ends:
+	PYTHON="$(PYTHON)" .ci/ends oldest
+	PYTHON="$(PYTHON)" .ci/ends newest
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,7 +43,7 @@ docs: $(VENV)/.dev
 check: lint types docs test
 
 clean:
-	rm -rf $(VENV) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # .venv/.demo and .venv/.dev say that the extra of that name is installed as pyproject.toml asks.
 $(VENV)/.%: pyproject.toml | $(BIN)/python

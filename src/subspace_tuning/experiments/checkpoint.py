@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Container
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from ..errors import SubspaceError, reading
 from ..tuner.kinds import Kind, kind_of
@@ -180,11 +181,6 @@ def renaming(model: PreTrainedModel) -> Callable[[str], Renamed]:
 
     A tensor is renamed, or it is split into several, or several are stacked into one.
     """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
-    except ImportError:  # before transformers 5
-        return _renaming_4(model)
     conversions = get_model_conversion_mapping(model)
     renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
     converters = [one for one in conversions if not isinstance(one, WeightRenaming)]
@@ -199,18 +195,6 @@ def renaming(model: PreTrainedModel) -> Callable[[str], Renamed]:
             return [name], False
         first = made[pattern][0]  # transformers names a split after its first part
         return [name.replace(first, part, 1) for part in made[pattern]], True
-
-    return renamed
-
-
-def _renaming_4(model: PreTrainedModel) -> Callable[[str], Renamed]:
-    own: dict[str, str] = getattr(model, "_checkpoint_conversion_mapping", {})
-    legacy = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}
-
-    def renamed(key: str) -> Renamed:
-        for pattern, name in {**own, **legacy}.items():
-            key = re.sub(pattern, name, key)
-        return [key], False
 
     return renamed
 

@@ -182,8 +182,7 @@ class SeededTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's optimiser, with groups of their own for the head's parameters and for the factors B."""
-        # Before 5.3 transformers passes no model, and takes none.
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
         assert self.model is not None
         faster = {id(parameter) for name, parameter in self.model.named_parameters() if is_second_factor(name)}
         for group in list(optimizer.param_groups):
