@@ -269,7 +269,7 @@ def test_the_launch_counts_optimiser_steps_and_no_evaluations(monkeypatch: Patch
 def test_masks_go_by_absolute_value(monkeypatch: Patch) -> None:
     def check() -> None:
         model = adapted("pafi", budget=20)
-        weight = layer_of(model).weight.T.flatten()
+        weight = layer_of(model).frozen_weight.T.flatten()
         chosen = torch.zeros(weight.numel(), dtype=torch.bool)
         chosen[layer_of(model).subspace_constants["default"].M] = True  # type: ignore[index,union-attr]
         assert chosen.sum() == 20
@@ -315,7 +315,7 @@ def test_merging_adapters_adds_their_changes_not_their_factors(monkeypatch: Patc
         model.add_adapter("other", SubspaceConfig(method="lora", r=3, init_weights=False, target_modules=["target"]))
         layer = layer_of(model)
         deltas = [layer.get_delta_weight(name) for name in ("default", "other")]
-        frozen = layer.weight.clone()
+        frozen = layer.frozen_weight.clone()
         model.merge_adapter(["default", "other"])
         torch.testing.assert_close(layer.weight, frozen + deltas[0] + deltas[1], rtol=1e-4, atol=1e-5)
         model.unmerge_adapter()

@@ -452,7 +452,9 @@ def test_inspect_writes_tables_and_pictures(base: Path, tmp_path: Path, capsys: 
     model = load(base, tmp_path / "lora")
     for _, row in found.iterrows():
         layer = layers(model)[row["module"]]
-        change = torch.linalg.vector_norm(layer.get_delta_weight("default")) / torch.linalg.vector_norm(layer.weight)
+        change = torch.linalg.vector_norm(layer.get_delta_weight("default")) / torch.linalg.vector_norm(
+            layer.frozen_weight
+        )
         assert row["change"] == pytest.approx(float(change), rel=1e-5)
     for name in ("spectra", "angles", "projection"):
         assert (tmp_path / f"pictures/{name}.png").read_bytes().startswith(b"\x89PNG")

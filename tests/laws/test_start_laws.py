@@ -123,7 +123,7 @@ def test_the_rank_that_is_asked_for_counts() -> None:
 @pytest.mark.parametrize(
     ("starts", "problem"),
     [
-        ({"B": 0.0}, "not a string"),
+        ({"B": 0.0}, "not a mapping from factors to the names of starts"),
         ({"A": "normal(-1)"}, "negative"),
         ({"A": "normal(1, 2)"}, "it takes deviation"),
         ({"A": "zeros(1)"}, "it takes none"),

@@ -74,7 +74,7 @@ def test_the_entries_with_the_largest_fisher_information(
     fisher = squares(reference.eval(), batches, "weight")
     chosen, left = [], []
     for name, layer in layers_of(model).items():
-        mask = torch.zeros(layer.weight.numel(), dtype=torch.bool)
+        mask = torch.zeros(layer.frozen_weight.numel(), dtype=torch.bool)
         mask[layer.subspace_constants["default"].M] = True  # type: ignore[index,union-attr]
         scores = fisher[name].T.flatten()
         chosen.append(scores[mask])

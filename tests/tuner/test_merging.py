@@ -101,9 +101,9 @@ def test_a_base_weight_that_moved_is_merged_as_it_is_now(bert: Builder, linear: 
     model.merge_adapter()
     model.unmerge_adapter()
     for layer in layers(model):
-        assert layer.bias is not None
-        layer.weight.data = 0.5 * layer.weight.data
-        layer.bias.data = 0.5 + layer.bias.data
+        assert layer.frozen_bias is not None
+        layer.frozen_weight.data = 0.5 * layer.frozen_weight.data
+        layer.frozen_bias.data = 0.5 + layer.frozen_bias.data
     before = base_weights(model)
     expected = logits(model, batch)
     model.merge_adapter()

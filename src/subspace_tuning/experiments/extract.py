@@ -23,7 +23,7 @@ from ..methods import Method
 from ..theory.approximate import Approximation, approximate
 from ..theory.budget import energy_rank, read_budget, spread_ranks
 from ..tuner import SubspaceConfig, SubspaceModel
-from ..tuner.budget import share_out
+from ..tuner.budget import matrix_shape, share_out
 from ..tuner.exact import exactly
 from ..tuner.lora_form import Layout
 from ..tuner.model import targets
@@ -100,7 +100,7 @@ def extract(
     """
     folder = check_output(output, overwrite)
     check_alike(base, tuned)
-    config = _placed(base, tuned, wanted.config)
+    config = _placed(base, tuned, wanted)
     modules = [name for name, _ in targets(tuned.model, config)]
     parts = folder.with_name(f"{folder.name}.part")
     parts.mkdir(parents=True, exist_ok=True)
@@ -144,11 +144,17 @@ def check_alike(base: Checkpoint, tuned: Checkpoint) -> None:
             )
 
 
-def _placed(base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig) -> SubspaceConfig:
-    config = dataclasses.replace(config, modules_to_save=None)
+def _placed(base: Checkpoint, tuned: Checkpoint, wanted: Extraction) -> SubspaceConfig:
+    config = dataclasses.replace(wanted.config, modules_to_save=None)
     asked = () if config.target_modules is None else [name for name, _ in targets(tuned.model, config)]
     config.modules_to_save = kept_whole(base, tuned, asked) or None
     SubspaceModel.place(tuned.model, config)
+    if config.resolved.formula.has_rank and wanted.energy is None and wanted.budget is None:
+        for name, module in targets(tuned.model, config):
+            if config.r > min(matrix_shape(module)):
+                raise SubspaceError(
+                    f"{name}: rank {config.r} is above min(n, m) = {min(matrix_shape(module))}, the highest of a change"
+                )
     SubspaceModel.check_targets(tuned.model, config)
     if config.resolved.formula.masked:
         config.entries = share_out(config, targets(tuned.model, config))

@@ -319,7 +319,7 @@ class SubspaceLayer(MergingLayer):
         names = self.applied
         if not names:
             return weight
-        opaque = next((name for name in names if not self.method[name].formula.is_linear), None)
+        opaque = next((name for name in names if not self.has_dense_form(name)), None)
         if opaque is None:
             self.reached = True
             return self._effective(names)["weight"]
@@ -329,7 +329,7 @@ class SubspaceLayer(MergingLayer):
     def bias(self) -> Tensor | None:  # type: ignore[override]
         """The bias that a call applies, None if there is none (an embedding has not even the attribute)."""
         names = [name for name in self.applied if isinstance(self.method[name].formula.evaluated, Affine)]
-        names = [name for name in names if self.method[name].formula.is_linear]
+        names = [name for name in names if self.has_dense_form(name)]
         return self._effective(names)["bias"] if names else getattr(self.get_base_layer(), "bias", None)
 
     # Strength: peft's and diffusers' calls to weigh an adapter. It is not saved.

@@ -81,6 +81,11 @@ class MergingLayer(FollowingLayer):
         self._frozen = {}
         self.merged_adapters.clear()
 
+    def has_dense_form(self, name: str) -> bool:
+        """Whether weight and bias of this layer can express an adapter: it is linear, with a bias only where one is."""
+        formula = self.method[name].formula
+        return formula.is_linear and not (formula.names_bias and self.frozen_bias is None)
+
     def check_merge(self, name: str) -> None:
         """Raise SubspaceError if an adapter cannot be merged into this layer."""
         check_writable(self.get_base_layer())

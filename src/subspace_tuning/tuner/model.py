@@ -517,6 +517,9 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
             f"are supported: {supported()}"
         )
     kind.check(module, name)
+    problem = own_forward_problem(module, kind, method, config.dropout)
+    if problem is not None:
+        raise SubspaceError(f"{name}: {problem}; or leave it out with exclude_modules")
     expression = method.formula.expression
     bias_alone = isinstance(expression, Affine) and expression.matrix == Matrix("W")
     if method.formula.wraps_norm and not kind.wrappable:
@@ -528,9 +531,6 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
         raise SubspaceError(
             f"{name} is a {type(module).__name__}, which has no matrix; of it {method.name!r} could adapt nothing"
         )
-    problem = own_forward_problem(module, kind, method, config.dropout)
-    if problem is not None:
-        raise SubspaceError(f"{name}: {problem}; or leave it out with exclude_modules")
     if bias_alone and getattr(module, "bias", None) is None:
         raise SubspaceError(f"method {method.name!r} trains biases, and {name} has none")
     if method.formula.has_rank:
