@@ -108,23 +108,14 @@ def _aliases(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
     return groups.values()
 
 
-def check_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Raise SubspaceError if the optimiser's state in a checkpoint is damaged or not one of this optimiser's.
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if the state that an optimiser has loaded is not one of its parameters.
 
-    Loading it unchecked takes any shapes, and fails in the first step.
+    torch takes over states of any shapes, and fails in the first step.
     """
-    path = folder / _OPTIMISER[0]
-    with reading(str(path), HINT):
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        check_fields(saved, {"state": dict, "param_groups": list})
-        groups = optimizer.param_groups
-        if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
-            raise ValueError("its groups of parameters are not those of this run")
-        numbers = [number for group in saved["param_groups"] for number in group["params"]]
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        if not saved["state"].keys() <= set(numbers):
+    for parameter, state in optimizer.state.items():
+        if not isinstance(parameter, Tensor):
             raise ValueError("it has a state of a parameter that is in no group")
-        for number, parameter in zip(numbers, parameters, strict=True):
-            for name, value in saved["state"].get(number, {}).items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                    raise ValueError(f"{name} of parameter {number} is not {list(parameter.shape)}")
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} is {list(value.shape)}, and its parameter {list(parameter.shape)}")

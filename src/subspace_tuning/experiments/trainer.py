@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -211,11 +210,11 @@ class SeededTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            assert self.optimizer is not None
-            check_optimizer(Path(checkpoint), self.optimizer)
         with reading(f"the optimiser of {checkpoint}", HINT):
             super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None:
+                assert self.optimizer is not None
+                check_optimizer(self.optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(f"{checkpoint}: rng_state.pth", HINT):
