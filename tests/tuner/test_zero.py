@@ -42,7 +42,7 @@ class Net(nn.Module):
         return y
 
 
-def in_parts(weight: nn.Parameter) -> nn.Parameter:
+def in_parts(weight: torch.Tensor) -> nn.Parameter:
     """Return a parameter as ZeRO-3 leaves it in a process: empty, with its shape beside it."""
     part = nn.Parameter(torch.empty(0), requires_grad=False)
     part.ds_status, part.ds_shape, part.ds_id = Status.NOT_AVAILABLE, weight.shape, 0  # type: ignore[attr-defined]
@@ -89,11 +89,11 @@ def test_factors_that_other_processes_step_are_no_cause_for_a_warning(monkeypatc
     """The penalty acts there, though no optimiser steps the factors here."""
     monkeypatch.setattr(loss, "PATIENCE", 1)
     config = SubspaceConfig(method="lora", r=2, target_modules=["first"], pattern="orthogonal", pattern_weight=0.5)
-    model = get_peft_model(Net(), config).train()
+    model: Any = get_peft_model(Net(), config).train()
     head = model.get_base_model().head.requires_grad_()
     for name, parameter in model.named_parameters():
         if "subspace" in name:
-            parameter._hp_mapping = None  # type: ignore[attr-defined]
+            parameter._hp_mapping = None
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
     for _ in range(4):
         model(torch.ones(2, 6)).sum().backward()
@@ -139,7 +139,7 @@ def test_weights_in_parts(chosen: str, base: Path, tmp_path: Path) -> None:
 EVERY_STEP = {"t_init": 1, "t_final": 2, "interval": 1}
 ORTHOGONAL = {"method": "lora", "r": 4, "pattern": "orthogonal", "pattern_weight": 0.5}
 ELSEWHERE = {"label_smoothing_factor": 0.1}
-IN_STEPS = {
+IN_STEPS: dict[str, tuple[Fields, Fields]] = {
     "adalora": ({"method": "adalora", "r": 4, "schedule": {**EVERY_STEP, "target_rank": 2}}, {}),
     "adalora, loss elsewhere": ({"method": "adalora", "r": 4, "schedule": {**EVERY_STEP, "target_rank": 2}}, ELSEWHERE),
     "flexlora": ({"method": "flexlora", "r": 4, "schedule": EVERY_STEP}, {}),

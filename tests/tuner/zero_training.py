@@ -50,7 +50,7 @@ def main(base: str, folder: str, stage: str, config: str, options: str) -> None:
         report_to=[],
         **{"max_steps": 4, **json.loads(options)},
     )
-    model = LlamaForCausalLM.from_pretrained(base)
+    model: Any = LlamaForCausalLM.from_pretrained(base)
     # Every process draws other numbers under ZeRO-3, as in training that sets no seed: they must agree all the same.
     # Under ZeRO-1 and ZeRO-2 the engine broadcasts them.
     set_seed(arguments.process_index)
@@ -62,7 +62,7 @@ def main(base: str, folder: str, stage: str, config: str, options: str) -> None:
         wanted = calibrate(model, wanted, [{"input_ids": torch.stack(tokens), "labels": torch.stack(tokens)}])
     model = get_peft_model(model, wanted)
     callback = ScheduleCallback(model, scores=lambda: drawn_scores(model))
-    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:8], callbacks=[callback])  # type: ignore[arg-type]
+    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:8], callbacks=[callback])
     trainer.train()
     trainer.save_model(f"{folder}/adapter")
     refusal = ""

@@ -17,7 +17,7 @@ from accelerate.hooks import AlignDevicesHook, SequentialHook, remove_hook_from_
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
-from transformers.integrations import is_fsdp_enabled
+from transformers.integrations.fsdp import is_fsdp_enabled
 
 from ..errors import SubspaceError
 
