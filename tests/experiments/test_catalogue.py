@@ -70,9 +70,9 @@ def test_every_method_trains_on_a_real_encoder(
     seen: dict[str, Any] = {}
     fit, save = train._fit, train._save
 
-    def begin(trainer: Any, checkpoint: Any) -> Any:
+    def begin(trainer: Any, checkpoint: Any, start: Any) -> Any:
         seen["start"] = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-        return fit(trainer, checkpoint)
+        return fit(trainer, checkpoint, start)
 
     def end(parts: Any, *args: Any) -> None:
         seen["model"] = parts.model
