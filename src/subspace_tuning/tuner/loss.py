@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from .layer import showing
-from .penalties import penalised, penalty_of
+from .penalties import in_use, penalty_of
 from .reached import Penalised, record
 from .sharding import partitioned
 
@@ -44,8 +44,7 @@ def add_penalty(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     if not model.training or not torch.is_grad_enabled():
         return outputs
     with showing():
-        sites = [site for site in penalised(model) if site.enabled()]
-        sites = [site for site in sites if any(factor.requires_grad for factor in site.factors().values())]
+        sites = [site for site in in_use(model) if any(factor.requires_grad for factor in site.factors().values())]
         if not sites:
             return outputs
         loss = _loss(outputs)

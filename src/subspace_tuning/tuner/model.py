@@ -114,6 +114,7 @@ class SubspaceModel(BaseTuner):
                     check_weight(module, name)
             if config.entries is None and config.resolved.formula.masked:
                 config.entries = entries_of(state, self.prefix, dict(_modules(model)))
+        before = len(_layers(model))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if isinstance(model, PreTrainedModel):
             model.add_model_tags([TAG])  # so that every card that peft writes has it
@@ -122,7 +123,8 @@ class SubspaceModel(BaseTuner):
             _penalise(model, adapter_name, config)
         if config.resolved.schedule is not None and not config.inference_mode:
             model.register_forward_hook(partial(_count_pass, adapter_name, config))
-        warn_of_unreached(model)
+        if len(_layers(model)) > before:
+            warn_of_unreached(model)
 
     def _create_and_replace(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +56,7 @@ def penalty(
     """
     if reduction not in patterns.REDUCTIONS:
         raise SubspaceError(f"unknown reduction {reduction!r}; {nearest(reduction, patterns.REDUCTIONS)}")
-    sites = [site for site in penalised(model) if site.enabled()]
+    sites = in_use(model)
     if pattern is None and weight is None:
         return penalty_of(sites, model)
     wanted = None if pattern is None else read_patterns(pattern)
@@ -88,9 +88,18 @@ def _added_up(terms: Iterable[Tensor | None], model: nn.Module) -> Tensor:
 
 def penalised(model: nn.Module) -> Iterator[Penalised]:
     """Yield the adapters in modules whose config asks for a penalty, whether or not they are in use."""
+    return _penalised(model, lambda layer: layer.subspace_params)
+
+
+def in_use(model: nn.Module) -> list[Penalised]:
+    """Return the penalised adapters that the output of their module depends on now."""
+    return [site for site in _penalised(model, lambda layer: layer.applied) if site.enabled()]
+
+
+def _penalised(model: nn.Module, adapters: Callable[[SubspaceLayer], Iterable[str]]) -> Iterator[Penalised]:
     for module in model.modules():
         if isinstance(module, SubspaceLayer):
-            for adapter in module.subspace_params:
+            for adapter in adapters(module):
                 site = Penalised(module, adapter)
                 if site.pattern_weight or site.gate_weight:
                     yield site
