@@ -171,7 +171,6 @@ def test_schedules_count_optimiser_steps_under_accumulation(
         ({"method": "fishmask", "budget": 10**8}, "budget = 100,000,000 is above the"),
         ({"method": "prefix_tuning", "alpha": 3.0}, "adapter.alpha has no meaning with method 'prefix_tuning'"),
         ({"method": "prefix_tuning", "r": 0}, "r = 0 is not a positive whole number"),
-        ({"method": "lora_dash", "schedule": {"directions": 40}}, "40 directions are above min(n, m) = 32"),
     ],
     ids=str,
 )

@@ -89,6 +89,12 @@ class Formula:
     def __hash__(self) -> int:
         return hash(self.expression)
 
+    def derive(self) -> None:
+        """Compute every cached property now: compiled code cannot enter the lock that their first access takes."""
+        for name, value in vars(type(self)).items():
+            if isinstance(value, cached_property):
+                getattr(self, name)
+
     @cached_property
     def collected(self) -> Expression:
         """The formula with its biases brought together: ``affine(matrix, bias)``, or the matrix alone.

@@ -178,7 +178,8 @@ class SubspaceLayer(MergingLayer):
         drawn = [start_of(name) for name, anchored in method.anchors(one_hot).items() if not anchored]
         for name in {*drawn, *method.formula.masked, *CHOSEN_SHAPES} & set(constants):
             constants.register_buffer(name, constants[name], persistent=True)
-        method.fixed_anchors(one_hot)  # kept from here on: a compiled forward cannot enter a cached property's lock
+        method.fixed_anchors(one_hot)
+        method.formula.derive()
         self.subspace_constants[adapter_name] = constants
         self.computed[adapter_name] = self.names_computed(adapter_name)
         if sum(map(bool, self.computed.values())) == 1:

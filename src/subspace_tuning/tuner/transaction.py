@@ -27,7 +27,8 @@ def undone_on_failure(model: nn.Module) -> Iterator[None]:
                 vars(module)[name] = value
                 _refill(value, content)
         for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+            if parameter.requires_grad != flag:  # one that is not initialised yet allows no change
+                parameter.requires_grad_(flag)
         raise
 
 
