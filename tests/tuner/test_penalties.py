@@ -97,7 +97,7 @@ def test_the_penalty_acts_alike_wherever_the_loss_is_computed(name: str) -> None
         "looked at": lambda model: elsewhere(model) + 0.0 * penalty(model).item(),
     }
     for route, loss in routes.items():
-        torch.testing.assert_close(stepped(adapted(name), loss), wanted, rtol=1e-5, atol=1e-6, msg=route)
+        torch.testing.assert_close(stepped(adapted(name), loss), wanted, rtol=1e-4, atol=1e-5, msg=route)  # float32
     without = adapted(name, gate_weight=0.0) if "gate_weight" in PENALISED[name] else adapted(name, pattern_weight=0.0)
     assert differ(stepped(without, own), wanted)
 
