@@ -213,6 +213,10 @@ def test_the_penalty_counts_with_smoothed_labels_too(settings: Settings, write: 
         settings["training"] |= {"label_smoothing": 0.1, "epochs": 8}
         record = train.run(configs.load(write(settings)), progress=False).record
         distances[weight] = max(found["A"] + found["B"] for found in record["orthogonality"].values())
+        penalties = [entry["penalty"] for entry in record["history"]]
+        matrices = record["orthogonality"].values()
+        last = weight * sum(found["A"] ** 2 + found["B"] ** 2 for found in matrices) / len(matrices)
+        assert penalties[-1] == pytest.approx(last, rel=1e-4)
     assert distances[1.0] < 0.5 * distances[1e-9]
 
 

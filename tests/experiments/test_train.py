@@ -49,7 +49,7 @@ def _equal(one: Outcome, other: Outcome) -> bool:
 def test_a_run_leaves_an_adapter_and_a_record(run: Callable[..., Outcome], settings: Settings) -> None:
     outcome = run()
     folder = Path(settings["output"])
-    assert {path.name for path in folder.iterdir()} == {"adapter", "run.json", "started.json"}
+    assert {path.name for path in folder.iterdir()} == {"adapter", "lock", "run.json", "started.json"}
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert record == outcome.record
     assert record["steps"] == 6
@@ -257,7 +257,7 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_refused(
     assert record.stat().st_mtime_ns == before
     changed = run("training.seed=5", "adapter.method=full", overwrite=True)
     assert not changed.repeated
-    assert {path.name for path in Path(settings["output"]).iterdir()} == {"model", "run.json", "started.json"}
+    assert {path.name for path in Path(settings["output"]).iterdir()} == {"lock", "model", "run.json", "started.json"}
 
 
 def test_training_that_diverges_says_so(run: Callable[..., Outcome], settings: Settings) -> None:

@@ -11,6 +11,7 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
@@ -246,3 +247,16 @@ def test_dropout_acts_in_training_alone(name: str, kind: str) -> None:
         if "subspace_params" in parameter_name:
             assert parameter.grad is not None
             assert torch.isfinite(parameter.grad).all()
+
+
+@pytest.mark.parametrize("name", ["ssb", "lora", "dora", "pissa"])
+@pytest.mark.parametrize("groups", [2, 32])
+def test_a_convolution_in_groups_costs_what_the_frozen_one_costs(name: str, groups: int) -> None:
+    x = torch.randn(2, 32, 24, 24)
+    frozen = nn.Sequential(nn.Conv2d(32, 32, 3, groups=groups))
+    operations = []
+    for model in (frozen, get_peft_model(copy.deepcopy(frozen), SubspaceConfig(method=name, r=2, target_modules=["0"]))):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x)
+        operations.append(counter.get_total_flops())
+    assert operations[1] < 1.2 * operations[0]

@@ -31,7 +31,9 @@ PENALISED: dict[str, dict[str, Any]] = {
 """What the configs of penalised adapters have in common is left to ``adapted``."""
 SOME = ["lora", "adalora", "pissa", "diff_pruning", "own formula"]
 
-X, Y = torch.randn(6, 10, generator=torch.Generator().manual_seed(1)), torch.randn(6, 8).sin()
+GENERATOR = torch.Generator().manual_seed(1)
+X = torch.randn(6, 10, generator=GENERATOR, dtype=torch.float64)
+Y = torch.randn(6, 8, generator=GENERATOR, dtype=torch.float64).sin()
 
 
 class Outputs:
@@ -42,7 +44,7 @@ class Outputs:
 class Net(nn.Module):
     def __init__(self, form: Callable[[Tensor, Tensor | None], Any] = Outputs) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(10, 12), nn.Linear(12, 8)
+        self.first, self.second = nn.Linear(10, 12).double(), nn.Linear(12, 8).double()
         self.form = form
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
@@ -97,7 +99,7 @@ def test_the_penalty_acts_alike_wherever_the_loss_is_computed(name: str) -> None
         "looked at": lambda model: elsewhere(model) + 0.0 * penalty(model).item(),
     }
     for route, loss in routes.items():
-        torch.testing.assert_close(stepped(adapted(name), loss), wanted, rtol=1e-4, atol=1e-5, msg=route)  # float32
+        torch.testing.assert_close(stepped(adapted(name), loss), wanted, rtol=1e-10, atol=1e-10, msg=route)
     without = adapted(name, gate_weight=0.0) if "gate_weight" in PENALISED[name] else adapted(name, pattern_weight=0.0)
     assert differ(stepped(without, own), wanted)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -138,6 +139,12 @@ def test_a_module_that_nothing_reaches_is_named() -> None:
     model: Any = get_peft_model(BartModel(config), SubspaceConfig(method="ssb", target_modules=["shared"])).train()
     ids = torch.randint(3, 30, (1, 7))
     with pytest.warns(UserWarning, match=r"shared \(its weight is also that of .*embed_tokens"):
+        model(input_ids=ids)
+    model = get_peft_model(BartModel(config), SubspaceConfig(method="ssb", target_modules=["shared"])).eval()
+    with pytest.warns(UserWarning, match=r"changes nothing: shared \(its weight is also that of"):
+        model(input_ids=ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         model(input_ids=ids)
 
 

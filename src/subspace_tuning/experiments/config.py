@@ -277,7 +277,7 @@ def validate(config: RunConfig) -> RunConfig:
     for key, value in positive.items():
         if value is not None and not 0 < value < math.inf:
             raise SubspaceError(f"{key} is {value}: it must be positive")
-        if value is not None and value > _LARGEST:
+        if isinstance(value, int) and value > _LARGEST:
             raise SubspaceError(f"{key} is {value:.3g}: it must be at most {_LARGEST}")
     if training.threads is not None and training.threads > _THREADS:
         raise SubspaceError(f"training.threads is {training.threads}: it must be at most {_THREADS}")

@@ -363,15 +363,11 @@ def _figures(task: glue.Task) -> Any:
 
 
 def history(state: TrainerState) -> list[dict[str, float]]:
-    """The evaluations of a run in order: epoch, step, loss and the task's figures.
-
-    Where there are penalties, ``penalty`` and ``task_loss`` are their and the task's part of the training loss.
-    """
+    """The evaluations of a run in order: epoch, step, loss, penalty where there is one, and the task's figures."""
     by_step: dict[int, dict[str, float]] = {}
     for entry in state.log_history:
         figures = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
         figures = {key: value for key, value in figures.items() if not key.endswith(_NO_FIGURES)}
-        figures |= {key: entry[key] for key in ("penalty", "task_loss") if key in entry}
         if figures:
             step = int(entry["step"])
             by_step.setdefault(step, {"epoch": float(entry["epoch"]), "step": step}).update(figures)

@@ -61,7 +61,7 @@ _CLIP = _names(
     ffn_in="mlp.fc1",
     ffn_out="mlp.fc2",
 )
-# Experts are modules up to transformers 4. transformers 5 stacks their matrices into one parameter, without a role.
+# Experts that are modules of their own have roles; matrices stacked into one parameter have none.
 _MOE = _names(
     ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"],
     ffn_in="mlp.(shared_expert.|experts.#.)?up_proj",

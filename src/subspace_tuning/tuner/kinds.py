@@ -68,6 +68,10 @@ class Kind(ABC):
         y = as_tensor(expression.apply(self.rows(module, x), env))
         return self.finish(module, y if bias is None else y + bias.to(y.dtype))
 
+    def forms_weight(self, module: nn.Module) -> bool:
+        """Whether a call with phi(W) in place of the weight is cheaper than one with the rows, however many these are."""
+        return False
+
     def keeps_rows(self, module: nn.Module) -> bool:
         """Whether some row of W is never changed."""
         return False
@@ -200,6 +204,12 @@ class ConvKind(Kind):
             own = y.unflatten(-1, (groups, -1))
             y = own.diagonal(dim1=-3, dim2=-2).movedim(-1, -2).flatten(-2)
         return y.movedim(-1, -_as_conv(module).weight.dim() + 1)
+
+    def forms_weight(self, module: nn.Module) -> bool:
+        # Row by row, each group's patches would be multiplied by the columns of all groups. A weight of half precision
+        # would round the change away.
+        conv = _as_conv(module)
+        return conv.groups > 1 and conv.weight.dtype.itemsize >= 4
 
     def window(self, module: nn.Module) -> tuple[int, ...]:
         return tuple(_as_conv(module).weight.shape[2:])

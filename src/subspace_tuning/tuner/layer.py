@@ -407,6 +407,10 @@ class SubspaceLayer(MergingLayer):
 
     def _outputs(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """Return the output with some adapters: the frozen one plus what each of them changes at the frozen weight."""
+        base = self.get_base_layer()
+        if names and self.kind.forms_weight(base) and all(map(self._is_plain_weight, names)):
+            with tensors_replaced(base, self._effective(names)):
+                return self._plain(x)
         if len(names) == 1:
             return self._at_strength(x, names[0])
         frozen = self._plain(x)
@@ -447,6 +451,10 @@ class SubspaceLayer(MergingLayer):
 
         with replaced(base, forward=with_changes):
             return self.base_layer(*args, **kwargs)
+
+    def _is_plain_weight(self, name: str) -> bool:
+        """Whether this call of an adapter is one with phi(W), and drops nothing of the input."""
+        return self.method[name].formula.is_linear and not (self.training and self.dropout[name])
 
     def _at_strength(self, x: Tensor, name: str) -> Tensor:
         """Return the output with one adapter, its change of the frozen output times the adapter's strength."""

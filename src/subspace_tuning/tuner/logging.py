@@ -16,7 +16,9 @@ from .reached import record
 class PenaltyCallback(TrainerCallback):
     """Logs the ``penalty`` beside the loss, and the ``task_loss`` without it where the loss contains it.
 
-    Both are means over the optimiser steps since the last log, as the Trainer's ``loss`` is.
+    Both are means over the optimiser steps since the last log, as the Trainer's ``loss`` is; a run that goes on from a
+    checkpoint starts both anew, as the Trainer does. With an evaluation goes ``eval_penalty``, the penalty of the
+    factors as they are; ``eval_loss`` never contains it.
 
     >>> trainer = Trainer(model, ..., callbacks=[PenaltyCallback(model)])
 
@@ -47,14 +49,19 @@ class PenaltyCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Add the figures to what is logged, and to the history that the Trainer keeps."""
-        if logs is None or "loss" not in logs or not self._values:
+        figures: dict[str, float] = {}
+        if logs is None:
             return
-        mean = float(torch.stack(self._values).mean())
-        figures = {"penalty": mean} | ({"task_loss": logs["loss"] - mean} if self._in_loss else {})
+        if "loss" in logs and self._values:
+            figures["penalty"] = float(torch.stack(self._values).mean())
+            if self._in_loss:
+                figures["task_loss"] = logs["loss"] - figures["penalty"]
+            self._values.clear()
+        if any(name.startswith("eval_") for name in logs) and any(penalised(self.model)):
+            figures["eval_penalty"] = float(self._now())
         logs.update(figures)
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(figures)
-        self._values.clear()
 
     def _value(self) -> Tensor:
         """Return the penalty that the last training pass computed, or compute it."""
@@ -62,5 +69,8 @@ class PenaltyCallback(TrainerCallback):
         known = [passes(root).last for root in roots]
         if known and all(value is not None for value in known):
             return torch.stack([value.cpu() for value in known if value is not None]).sum()
+        return self._now()
+
+    def _now(self) -> Tensor:
         with torch.no_grad():
             return penalty(self.model).cpu()

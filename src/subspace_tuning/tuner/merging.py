@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,5 +138,6 @@ class MergingLayer(FollowingLayer):
         delta: Tensor = expression.bias.compact(env) - env["b"]
         return delta
 
+    @abstractmethod
     def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return what the formula's names stand for, at the frozen weight and bias or at others."""

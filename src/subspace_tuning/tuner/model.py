@@ -45,7 +45,7 @@ from .saving import count_pass
 from .transaction import undone_on_failure
 from .tying import keep_scale, separate
 from .validate import check_rank
-from .weights import agree, check_weight, fetch, is_partitioned, only_first_loads, whole
+from .weights import agree, check_weight, is_partitioned, whole
 
 
 class NothingToAdaptError(SubspaceError, NoMatchingPeftModuleError):
@@ -110,7 +110,6 @@ class SubspaceModel(BaseTuner):
             places = {key.partition(f".{self.prefix}")[0] for key in state}
             for name, module in _modules(model):
                 if name in places:
-                    fetch(module)
                     check_weight(module, name)
             if config.entries is None and config.resolved.formula.masked:
                 config.entries = entries_of(state, self.prefix, dict(_modules(model)))
@@ -140,7 +139,7 @@ class SubspaceModel(BaseTuner):
         partitioned = is_partitioned(base.weight)  # type: ignore[arg-type]
         with whole(base):
             layer = self._adapt(peft_config, adapter_name, target, target_name, parent, current_key)
-        if partitioned or only_first_loads():
+        if partitioned:
             agree(
                 [*layer.subspace_params[adapter_name].parameters(), *layer.subspace_constants[adapter_name].buffers()]
             )
@@ -292,7 +291,6 @@ class SubspaceModel(BaseTuner):
                     f"{name} is a part of a MultiheadAttention, which reads its weight without calling it; leave it "
                     "out with exclude_modules"
                 )
-            fetch(module)
             with whole(module):
                 _check_target(name, module, config)
         _warn_of_left_out(model, config, [name for name, _ in found], everything)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,14 +14,24 @@ from .layer import SubspaceLayer
 
 
 def warn_of_unreached(model: nn.Module) -> None:
-    """Warn after the next training forward of a model of every adapted module that it does not reach."""
-    if _report not in model._forward_hooks.values():
-        model.register_forward_hook(_report)
+    """Warn of adapted modules that a forward pass of a model does not reach.
+
+    After its first training pass every such module is named. Outside training, where a model may well be called in
+    part, only an adapter that nothing at all reaches is.
+    """
+    for report in (_report, _report_idle):
+        if report not in model._forward_hooks.values():
+            model.register_forward_hook(report)
 
 
 def forget_unreached(model: nn.Module) -> None:
     """Do not warn any more."""
-    for key in [key for key, hook in model._forward_hooks.items() if hook is _report]:
+    _remove(model, _report)
+    _remove(model, _report_idle)
+
+
+def _remove(model: nn.Module, hook: Callable[..., None]) -> None:
+    for key in [key for key, found in model._forward_hooks.items() if found is hook]:
         del model._forward_hooks[key]
 
 
@@ -28,19 +39,43 @@ def _report(model: nn.Module, args: Any, outputs: Any) -> None:
     """Warn once. Where a module of the same name in another layer or expert was reached, it may be this one's turn."""
     if not model.training or torch.compiler.is_compiling():
         return
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SubspaceLayer)}
-    if not any(layer.applied for layer in layers.values()):
+    layers = _applied(model)
+    if not layers:
         return
     forget_unreached(model)
     reached = {_without_numbers(name) for name, layer in layers.items() if layer.reached}
-    missed = [name for name, layer in layers.items() if layer.applied and _without_numbers(name) not in reached]
+    missed = {name: layer for name, layer in layers.items() if _without_numbers(name) not in reached}
     if missed:
-        named = [f"{name}{_sharing(model, layers[name])}" for name in missed]
         warnings.warn(
-            f"adapted modules took no part in a training forward, so nothing there trains: {', '.join(named)}; leave "
-            "them out with exclude_modules, or adapt the modules that are called",
+            f"adapted modules took no part in a training forward, so nothing there trains: {_named(model, missed)}; "
+            "leave them out with exclude_modules, or adapt the modules that are called",
             stacklevel=2,
         )
+
+
+def _report_idle(model: nn.Module, args: Any, outputs: Any) -> None:
+    if model.training or torch.compiler.is_compiling():
+        return
+    layers = _applied(model)
+    if not layers:
+        return
+    _remove(model, _report_idle)
+    if not any(layer.reached for layer in layers.values()):
+        warnings.warn(
+            f"no adapted module took part in a forward pass, so the adapter changes nothing: {_named(model, layers)}; "
+            "adapt the modules that are called",
+            stacklevel=2,
+        )
+
+
+def _applied(model: nn.Module) -> dict[str, SubspaceLayer]:
+    """Return the layers whose adapters are neither disabled nor merged, by name."""
+    found = ((name, part) for name, part in model.named_modules() if isinstance(part, SubspaceLayer))
+    return {name: layer for name, layer in found if layer.applied}
+
+
+def _named(model: nn.Module, layers: Mapping[str, SubspaceLayer]) -> str:
+    return ", ".join(f"{name}{_sharing(model, layer)}" for name, layer in layers.items())
 
 
 def _without_numbers(name: str) -> str:

@@ -1,8 +1,7 @@
 """How a module holds its frozen weight: a plain tensor, or one that must be fetched, or one that cannot be read.
 
 DeepSpeed's ZeRO-3 keeps a part of each weight in each process, accelerate's offloading keeps it in memory or on disk
-until the module runs, and its efficient loading for FSDP may leave it to the first process; all can be fetched.
-Quantised weights are refused.
+until the module runs; both can be fetched. Quantised weights are refused.
 """
 
 from __future__ import annotations
@@ -12,12 +11,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import transformers
 from accelerate.hooks import AlignDevicesHook, SequentialHook, remove_hook_from_module
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
-from transformers.integrations.fsdp import is_fsdp_enabled
 
 from ..errors import SubspaceError
 
@@ -37,7 +34,6 @@ _QUANTISED = (
     "weight_scales",
     "zero_point",
 )
-_SKIPS_LOADING = int(transformers.__version__.split(".")[0]) < 5
 
 
 def check_weight(module: nn.Module, name: str) -> None:
@@ -102,11 +98,6 @@ def check_writable(module: nn.Module) -> None:
 
 def check_at_hand(module: nn.Module, name: str) -> None:
     """Raise SubspaceError if a module's weight is not here as a whole, where its gradient would be read."""
-    if only_first_loads():
-        raise SubspaceError(
-            f"{name}: only the first process has loaded the weight (FSDP_CPU_RAM_EFFICIENT_LOADING), so no gradient of "
-            "it can be read in the others; calibrate with that option off"
-        )
     if is_offloaded(module) or is_partitioned(module.weight):  # type: ignore[arg-type]
         where = "offloaded" if is_offloaded(module) else "held in parts by ZeRO-3"
         raise SubspaceError(
@@ -132,23 +123,8 @@ def whole(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def only_first_loads() -> bool:
-    """Whether accelerate's ``cpu_ram_efficient_loading`` leaves weights uninitialised in all but the first process.
-
-    FSDP overwrites them when it wraps the model, which is after the adapter was added. From transformers 5 on, every
-    process loads the weights.
-    """
-    return _SKIPS_LOADING and is_fsdp_enabled()
-
-
-def fetch(module: nn.Module) -> None:
-    """Load a module's tensors from the first process where the others have not loaded them; every process must ask."""
-    if only_first_loads():
-        agree(module.parameters())
-
-
 def agree(tensors: Iterable[Tensor]) -> None:
-    """Give every process the tensors of the first, which may hold what was drawn, or loaded, there alone."""
+    """Give every process the tensors of the first."""
     nccl = torch.distributed.get_backend() == "nccl"  # without gloo beside it, it takes no tensor of the CPU
     for tensor in tensors:
         shared = (tensor.data.cuda() if nccl else tensor.data).contiguous()
