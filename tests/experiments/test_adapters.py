@@ -294,27 +294,34 @@ ALONE = """
 import sys, torch
 from peft import PeftModel
 from transformers import BertForSequenceClassification
-base, adapter, ids, output = sys.argv[1:]
-model = PeftModel.from_pretrained(BertForSequenceClassification.from_pretrained(base), adapter).eval()
 from safetensors.torch import load_file, save_file
-with torch.no_grad():
-    save_file({"logits": model(input_ids=load_file(ids)["ids"]).logits}, output)
+base, ids, output, *adapters = sys.argv[1:]
+found = {}
+for adapter in adapters:
+    model = PeftModel.from_pretrained(BertForSequenceClassification.from_pretrained(base), adapter).eval()
+    with torch.no_grad():
+        found[adapter] = model(input_ids=load_file(ids)["ids"]).logits
+save_file(found, output)
 assert "subspace_tuning" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("name", ["lora", "trilora", "flora", "adalora", "dora", "ssb"])
-def test_peft_alone_gives_the_same_scores(base: Path, tmp_path: Path, name: str) -> None:
-    model = adapted(base, tmp_path / "own", own(name, rank_pattern={"query": 2}, alpha=6.0))
-    exact = name not in ("dora", "ssb")
-    # These two move all directions: only the full rank keeps their change whole.
-    words = [] if exact else ["--base", base, "--rank", 32]
-    assert call("convert", tmp_path / "own", "--to", "peft-lora", "-o", tmp_path / "peft", *words) == 0
+def test_peft_alone_gives_the_same_scores(base: Path, tmp_path: Path) -> None:
+    expected = {}
+    for name in ("lora", "trilora", "flora", "adalora", "dora", "ssb"):
+        model = adapted(base, tmp_path / f"own-{name}", own(name, rank_pattern={"query": 2}, alpha=6.0))
+        exact = name not in ("dora", "ssb")
+        # These two move all directions: only the full rank keeps their change whole.
+        words = [] if exact else ["--base", base, "--rank", 32]
+        folder = tmp_path / name
+        assert call("convert", tmp_path / f"own-{name}", "--to", "peft-lora", "-o", folder, *words) == 0
+        expected[str(folder)] = scores(model)
     save_file({"ids": IDS}, tmp_path / "ids.safetensors")
-    command = [sys.executable, "-c", ALONE, base, tmp_path / "peft", tmp_path / "ids.safetensors", tmp_path / "scores"]
+    command = [sys.executable, "-c", ALONE, base, tmp_path / "ids.safetensors", tmp_path / "scores", *expected]
     subprocess.run(list(map(str, command)), check=True)
-    found = load_file(tmp_path / "scores")["logits"]
-    assert torch.allclose(found, scores(model), atol=1e-5)
+    found = load_file(tmp_path / "scores")
+    for folder, logits in expected.items():
+        assert torch.allclose(found[folder], logits, atol=1e-5), folder
 
 
 @pytest.mark.parametrize("rank", [1, 3])

@@ -141,8 +141,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curves, "WIDTH", 32)
 
 
+def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
+    assert measure.peak(FLOOR, SMALL, Precision.float32, 1) > 100
+
+
 @pytest.mark.usefixtures("small")
-def test_the_command_prints_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_saves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The processes, one per arm, are tested above: to start them takes most of a minute.
+    monkeypatch.setattr(measure, "peak", lambda arm, *others: float(len(str(arm))))
     output = tmp_path / "found.json"
     words = ["bench", "-m", "lora", "-m", "ssb", "--rounds", "2", "--memory", "-o", str(output)]
     with pytest.raises(SystemExit) as stopped:
@@ -153,7 +161,7 @@ def test_the_command_prints_and_saves(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [row["arm"] for row in found["rows"]] == ["frozen floor", "lora", "lora (peft)", "ssb", "full fine-tuning"]
     assert all(row["arm"] in printed for row in found["rows"])
     assert found["rows"][0]["to_floor"] == [1.0, 1.0, 1.0]
-    assert all(row["peak_mib"] > 100 for row in found["rows"])
+    assert all(row["peak_mib"] > 1 for row in found["rows"])
     assert {"date", "machine", "versions"} <= set(found)
     assert list(tmp_path.iterdir()) == [output]
     with pytest.raises(SystemExit) as stopped:

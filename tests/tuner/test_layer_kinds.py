@@ -255,7 +255,10 @@ def test_a_convolution_in_groups_costs_what_the_frozen_one_costs(name: str, grou
     x = torch.randn(2, 32, 24, 24)
     frozen = nn.Sequential(nn.Conv2d(32, 32, 3, groups=groups))
     operations = []
-    for model in (frozen, get_peft_model(copy.deepcopy(frozen), SubspaceConfig(method=name, r=2, target_modules=["0"]))):
+    for model in (
+        frozen,
+        get_peft_model(copy.deepcopy(frozen), SubspaceConfig(method=name, r=2, target_modules=["0"])),
+    ):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(x)
         operations.append(counter.get_total_flops())

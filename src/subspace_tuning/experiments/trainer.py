@@ -237,7 +237,10 @@ def encode(task: glue.Task, table: Table, tokenizer: PreTrainedTokenizerBase, ma
     def tokenize(batch: Any) -> Any:
         return tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length)
 
-    return rows.map(tokenize, batched=True, remove_columns=columns, desc="tokenizing")
+    # Left to itself, `map` pickles the tokenizer's vocabulary to name a cache, which rows in memory do not have.
+    return rows.map(
+        tokenize, batched=True, remove_columns=columns, desc="tokenizing", new_fingerprint=table.fingerprint()
+    )
 
 
 def total_steps(training: TrainingSection, rows: int) -> int:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -187,6 +188,11 @@ def lookup(start: str) -> tuple[Callable[..., Tensor | float], tuple[float, ...]
     """
     if not isinstance(start, str):
         raise SubspaceError(f"the start {start!r} is not a string such as 'zeros' or 'constant({start!r})'")
+    return _read(start)
+
+
+@cache
+def _read(start: str) -> tuple[Callable[..., Tensor | float], tuple[float, ...], bool]:
     match = _CALL.fullmatch(start.strip())
     name = match[1] if match else start
     if match is None or name not in DRAWN.keys() | ANCHORS.keys():

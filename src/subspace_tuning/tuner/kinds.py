@@ -69,7 +69,7 @@ class Kind(ABC):
         return self.finish(module, y if bias is None else y + bias.to(y.dtype))
 
     def forms_weight(self, module: nn.Module) -> bool:
-        """Whether a call with phi(W) in place of the weight is cheaper than one with the rows, however many these are."""
+        """Whether a call with phi(W) in place of the weight is cheaper than row by row, however many rows there are."""
         return False
 
     def keeps_rows(self, module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -61,6 +62,7 @@ class SubspaceModel(BaseTuner):
     prefix = "subspace_"
     tuner_layer_cls = SubspaceLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (peft declares it so);  the methods' placements take its place
+    _places: Counter[nn.Module | None]  # how many parents hold a module, while an adapter is put in
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         adapters = getattr(model, "peft_config", {})
@@ -114,7 +116,9 @@ class SubspaceModel(BaseTuner):
             if config.entries is None and config.resolved.formula.masked:
                 config.entries = entries_of(state, self.prefix, dict(_modules(model)))
         before = len(_layers(model))
+        self._places = Counter(child for parent in model.modules() for child in parent._modules.values())
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._places = Counter()  # which would keep the modules alive
         if isinstance(model, PreTrainedModel):
             model.add_model_tags([TAG])  # so that every card that peft writes has it
         _leave_out_of_broadcasts(model)
@@ -157,8 +161,7 @@ class SubspaceModel(BaseTuner):
         layout = Layout.of(target.get_base_layer() if isinstance(target, SubspaceLayer) else target)
         config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
         if not isinstance(target, SubspaceLayer):
-            places = sum(module is target for parent in self.model.modules() for module in parent._modules.values())
-            layer = _layer_class(target)(target, called_elsewhere=places > 1)
+            layer = _layer_class(target)(target, called_elsewhere=self._places[target] > 1)
             self._replace_module(parent, target_name, layer, target)
         assert isinstance(layer, SubspaceLayer)
         method, entries = config.resolved, entries_in(config, current_key, layer)
