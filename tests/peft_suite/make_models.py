@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers as hf
 
@@ -102,6 +103,9 @@ def write(folder: Path) -> None:
                 if parameter.dim() > 1:  # larger than the default, so that a changed weight shows in the logits
                     torch.nn.init.normal_(parameter, std=0.15)
             model.save_pretrained(Path(temporary, "models", name))
+        peft.LoraConfig(base_model_name_or_path=f"{PEFT}/tiny-random-OPTForCausalLM").save_pretrained(
+            Path(temporary, "models", PEFT, "tiny-opt-lora-revision")
+        )
         Path(temporary, "models").rename(folder)
 
 
