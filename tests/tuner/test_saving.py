@@ -184,7 +184,7 @@ def test_another_process_loads_the_same(
     arguments = [str(bert_folder), str(tmp_path / "batch"), str(tmp_path / "result"), *expected]
     code = f"import sys; sys.path.insert(0, {str(home)!r})\n{SUBPROCESS}"
     without_cache = os.environ | {"SUBSPACE_CACHE": ""}
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=120, env=without_cache)
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=600, env=without_cache)
     found = load_file(tmp_path / "result")
     for folder, wanted in expected.items():
         if Path(folder).name == own_method.name:

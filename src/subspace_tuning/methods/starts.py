@@ -188,11 +188,6 @@ def lookup(start: str) -> tuple[Callable[..., Tensor | float], tuple[float, ...]
     """
     if not isinstance(start, str):
         raise SubspaceError(f"the start {start!r} is not a string such as 'zeros' or 'constant({start!r})'")
-    return _read(start)
-
-
-@cache
-def _read(start: str) -> tuple[Callable[..., Tensor | float], tuple[float, ...], bool]:
     match = _CALL.fullmatch(start.strip())
     name = match[1] if match else start
     if match is None or name not in DRAWN.keys() | ANCHORS.keys():
@@ -207,7 +202,7 @@ def _read(start: str) -> tuple[Callable[..., Tensor | float], tuple[float, ...],
 
 
 def _check_numbers(start: str, function: Callable[..., Tensor | float], numbers: Sequence[float]) -> None:
-    parameters = list(inspect.signature(function).parameters.values())[1:]  # all but the place
+    parameters = _numbers_of(function)
     least = sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
     if not least <= len(numbers) <= len(parameters):
         names_taken = ", ".join(parameter.name for parameter in parameters) or "none"
@@ -216,6 +211,12 @@ def _check_numbers(start: str, function: Callable[..., Tensor | float], numbers:
         raise SubspaceError(f"the start {start!r} has a number that is not finite")
     if function is normal and numbers and numbers[0] < 0:
         raise SubspaceError(f"the start {start!r} has a negative deviation")
+
+
+@cache
+def _numbers_of(function: Callable[..., Tensor | float]) -> list[inspect.Parameter]:
+    """Return the parameters of a start but for the place."""
+    return list(inspect.signature(function).parameters.values())[1:]
 
 
 def value_at_start(name: str, start: str, place: Place) -> Tensor | float:
