@@ -29,6 +29,8 @@ Write = Callable[[Mapping[str, Any]], Path]
 Settings = dict[str, Any]
 
 EVERY = [known.name for known in (*methods.every(), *methods.hosted())]
+# One of each kind of formula and of each way to choose what trains; the others take minutes together.
+QUICK = ["ssb", "lora", "dora", "pissa", "adalora", "fish_dip", "bitfit", "parallel_adapter", "prefix_tuning"]
 ROWS_OF_TEXT = 16
 TEXTS = ["The cat sleeps.", "Cat the sleeps it."]
 BOUND = 2e-4  # float32, six layers deep
@@ -62,7 +64,9 @@ def minilm_run(method: str, sentences: Path, output: Path) -> Settings:
     }
 
 
-@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize(
+    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
+)
 def test_every_method_trains_on_a_real_encoder(
     method: str, sentences: Path, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,7 +246,9 @@ EXACT: dict[str, dict[str, int]] = {
 DIFFERENT = {("deberta-v3-base", "HAdapter", 8), ("deberta-v3-base", "PAdapter", 8)}
 
 
-@pytest.mark.parametrize("model", TOTALS)
+@pytest.mark.parametrize(
+    "model", ["roberta-base", "deberta-v3-base", pytest.param("roberta-large", marks=pytest.mark.slow)]
+)
 def test_the_papers_shares_are_reproduced(model: str) -> None:
     found: list[Compared] = list(compare(model))
     assert len(found) == sum(len(BUDGETS) if row.rank else 1 for row in ROWS) == 57

@@ -65,8 +65,19 @@ def wholes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("wholes")
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("step", "resumed"), [(2, None), (3, 3), (5, 4), (8, 8)])
+# Three steps per epoch; checkpoints after steps 3, 4, 6, 8 and 9.
+STOPS = [(2, None), (3, 3), (5, 4), (8, 8)]
+ANYWHERE = ["ssb", "adalora", "fish_dip"]  # stopped in every way; the others in two, and in all where time is no matter
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "resumed"),
+    [
+        pytest.param(method, *stop, marks=[] if method in ANYWHERE or stop in STOPS[1:3] else [pytest.mark.slow])
+        for method in METHODS
+        for stop in STOPS
+    ],
+)
 def test_a_run_goes_on_from_within_or_between_epochs(
     method: str,
     step: int,
@@ -76,7 +87,6 @@ def test_a_run_goes_on_from_within_or_between_epochs(
     monkeypatch: pytest.MonkeyPatch,
     wholes: Path,
 ) -> None:
-    # Three steps per epoch; checkpoints after steps 3, 4, 6, 8 and 9.
     settings["adapter"] = {"method": method}
     if method in SCHEDULES:
         settings["adapter"]["schedule"] = SCHEDULES[method]
