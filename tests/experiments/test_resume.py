@@ -67,7 +67,7 @@ def wholes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # Three steps per epoch; checkpoints after steps 3, 4, 6, 8 and 9.
 STOPS = [(2, None), (3, 3), (5, 4), (8, 8)]
-ANYWHERE = ["ssb", "adalora", "fish_dip"]  # stopped in every way; the others in two, and in all where time is no matter
+ANYWHERE = ["ssb", "adalora", "fish_dip"]  # stopped in every way; of the others the quick tests stop two
 
 
 @pytest.mark.parametrize(
