@@ -133,17 +133,16 @@ def score(model: Any, tokenizer: Any, name: str, data: Path) -> float:
     import numpy as np
     import torch
 
-    from subspace_tuning.experiments.trainer import batches, encode
-    from subspace_tuning.tasks import glue, tables
+    from subspace_tuning import tasks
 
-    task = glue.get(name)
-    table = tables.load(task, str(data / name))["validation"]
+    task = tasks.get(name)
+    rows = task.load(str(data / name))["validation"]
     logits = []
     with torch.no_grad():
-        for batch in batches(encode(task, table, tokenizer, TASKS[name]), tokenizer, 64):
+        for batch in task.batches(rows, tokenizer, TASKS[name], 64):
             batch.pop("labels", None)
             logits.append(model.eval()(**batch).logits.numpy())
-    return glue.score(task, glue.predict(task, np.concatenate(logits)), table.labels)[task.primary]
+    return task.score(task.predict(np.concatenate(logits)), rows.labels)[task.primary]
 
 
 def run(data: Path, models: Path, results: Path, work: Path, workers: int) -> int:

@@ -21,7 +21,7 @@ from subspace_tuning.experiments import train
 from subspace_tuning.experiments.paper import BUDGETS, ROWS, Compared, compare
 from subspace_tuning.methods.catalogue import laws
 from subspace_tuning.methods.schedules.lora_dash import LoRADash
-from subspace_tuning.tasks.acceptability import generate
+from subspace_tuning.tasks.data.acceptability import generate
 
 from .conftest import FIXED, write_split
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subspace_tuning.tasks import acceptability
-from subspace_tuning.tasks.acceptability import MAXIMUM_SIZE, PHENOMENA, Example, Split, generate
-from subspace_tuning.tasks.lexicon import FUNCTION_WORDS, TEST, TRAIN, Draw, Lexicon
+from subspace_tuning.tasks.data import acceptability
+from subspace_tuning.tasks.data.acceptability import MAXIMUM_SIZE, PHENOMENA, Example, Split, generate
+from subspace_tuning.tasks.data.lexicon import FUNCTION_WORDS, TEST, TRAIN, Draw, Lexicon
 
 SPLITS: tuple[tuple[Split, Lexicon], ...] = (("train", TRAIN), ("test", TEST))
 

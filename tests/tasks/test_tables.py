@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from subspace_tuning.errors import SubspaceError
-from subspace_tuning.tasks import glue, tables
+from subspace_tuning.tasks import glue
+from subspace_tuning.tasks.data import tables
 
 Rows = list[dict[str, Any]]
 
@@ -52,7 +53,7 @@ def _folder(path: Path, kind: str, rows: Rows = ROWS) -> str:
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_form_of_file_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
-    table = tables.load(glue.get("mrpc"), _folder(tmp_path, kind))["train"]
+    table = tables.load(glue.TASKS["mrpc"], _folder(tmp_path, kind))["train"]
     assert table.texts == (tuple(row["sentence1"] for row in ROWS), tuple(row["sentence2"] for row in ROWS))
     assert table.labels.tolist() == [1, 0, 1]
 
@@ -60,31 +61,31 @@ def test_every_form_of_file_gives_the_same_rows(kind: str, tmp_path: Path) -> No
 def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         WRITERS["jsonl"](tmp_path / f"{split}.json", ROWS)
-    assert len(tables.load(glue.get("mrpc"), str(tmp_path))["train"]) == 3
+    assert len(tables.load(glue.TASKS["mrpc"], str(tmp_path))["train"]) == 3
 
 
 def test_limits_keep_the_first_rows(tmp_path: Path) -> None:
-    splits = tables.load(glue.get("mrpc"), _folder(tmp_path, "jsonl"), train_rows=2, eval_rows=1)
+    splits = tables.load(glue.TASKS["mrpc"], _folder(tmp_path, "jsonl"), train_rows=2, eval_rows=1)
     assert (len(splits["train"]), len(splits["validation"])) == (2, 1)
     assert splits["train"].texts[0][0] == ROWS[0]["sentence1"]
 
 
 def test_the_fingerprint_sees_every_change(tmp_path: Path) -> None:
-    read = tables.load(glue.get("mrpc"), _folder(tmp_path, "jsonl"))["train"]
+    read = tables.load(glue.TASKS["mrpc"], _folder(tmp_path, "jsonl"))["train"]
     changed = [ROWS[0], {**ROWS[1], "label": 1}, ROWS[2]]
-    other = tables.load(glue.get("mrpc"), _folder(tmp_path, "jsonl", changed))["train"]
-    reordered = tables.load(glue.get("mrpc"), _folder(tmp_path, "jsonl", ROWS[::-1]))["train"]
+    other = tables.load(glue.TASKS["mrpc"], _folder(tmp_path, "jsonl", changed))["train"]
+    reordered = tables.load(glue.TASKS["mrpc"], _folder(tmp_path, "jsonl", ROWS[::-1]))["train"]
     assert len({read.fingerprint(), other.fingerprint(), reordered.fingerprint()}) == 3
 
 
 def test_regression_labels_are_numbers_on_the_scale(tmp_path: Path) -> None:
     rows = [{**row, "label": 2.25} for row in ROWS]
-    assert tables.load(glue.get("stsb"), _folder(tmp_path, "tsv", rows))["train"].labels.tolist() == [2.25] * 3
+    assert tables.load(glue.TASKS["stsb"], _folder(tmp_path, "tsv", rows))["train"].labels.tolist() == [2.25] * 3
 
 
 def test_classes_may_be_given_by_name(tmp_path: Path) -> None:
     rows = [{**row, "label": label} for row, label in zip(ROWS, ("not_entailment", "entailment", 1), strict=True)]
-    assert tables.load(glue.get("rte"), _folder(tmp_path, "csv", rows))["train"].labels.tolist() == [1, 0, 1]
+    assert tables.load(glue.TASKS["rte"], _folder(tmp_path, "csv", rows))["train"].labels.tolist() == [1, 0, 1]
 
 
 def _bad(**changes: Any) -> Rows:
@@ -109,7 +110,7 @@ def _bad(**changes: Any) -> Rows:
 )
 def test_rows_that_cannot_be_used_are_told_with_their_place(task: str, rows: Rows, told: str, tmp_path: Path) -> None:
     with pytest.raises(SubspaceError, match=told) as caught:
-        tables.load(glue.get(task), _folder(tmp_path, "json", rows))
+        tables.load(glue.TASKS[task], _folder(tmp_path, "json", rows))
     assert "train.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -130,26 +131,26 @@ def test_rows_that_cannot_be_used_are_told_with_their_place(task: str, rows: Row
 def test_files_that_cannot_be_read_are_told(name: str, content: str, told: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(SubspaceError, match=told) as caught:
-        tables.load(glue.get("mrpc"), str(tmp_path))
+        tables.load(glue.TASKS["mrpc"], str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_text_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_bytes(b"sentence1\tsentence2\tlabel\n\xff\tb\t1\n")
     with pytest.raises(SubspaceError, match="cannot read"):
-        tables.load(glue.get("mrpc"), str(tmp_path))
+        tables.load(glue.TASKS["mrpc"], str(tmp_path))
 
 
 def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
     _folder(tmp_path, "jsonl")
     _folder(tmp_path, "tsv")
     with pytest.raises(SubspaceError, match=r"train\.jsonl and train\.tsv"):
-        tables.load(glue.get("mrpc"), str(tmp_path))
+        tables.load(glue.TASKS["mrpc"], str(tmp_path))
 
 
 def test_a_missing_folder_and_an_unreachable_hub_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SubspaceError, match=r"data folder .* does not exist"):
-        tables.load(glue.get("mrpc"), str(tmp_path / "nowhere"))
+        tables.load(glue.TASKS["mrpc"], str(tmp_path / "nowhere"))
     import datasets
 
     def unreachable(*args: Any, **kwargs: Any) -> None:
@@ -158,4 +159,4 @@ def test_a_missing_folder_and_an_unreachable_hub_are_told(tmp_path: Path, monkey
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SubspaceError, match=r"Couldn't reach the hub; give a local folder as task.data"):
-        tables.load(glue.get("mrpc"), "glue")
+        tables.load(glue.TASKS["mrpc"], "glue")

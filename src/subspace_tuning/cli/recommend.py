@@ -86,14 +86,13 @@ def _gradients(model: str, name: str, data: str, rows: int) -> tuple[nn.Module, 
     from ..experiments.model import load
     from ..experiments.recommend import from_gradients
     from ..experiments.surroundings import quiet
-    from ..experiments.trainer import batches, encode
-    from ..tasks import glue, tables
+    from ..tasks import get
 
-    task = glue.get(name)
-    train = tables.load(task, data, train_rows=rows)["train"]
+    task = get(name)
+    train = task.load(data, train_rows=rows)["train"]
     transformers.set_seed(0)  # the head is drawn
     length = min(_LENGTH, getattr(architecture_of(model), "max_position_embeddings", _LENGTH))
     with quiet(bars=False):
-        base, tokenizer = load(model, task, length)
-        moves = from_gradients(base, batches(encode(task, train, tokenizer, length), tokenizer, 32))
+        base, tokenizer = load(model, task.model_class, task.model_settings, length)
+        moves = from_gradients(base, task.batches(train, tokenizer, length, 32), task.objective)
     return base, moves, f"gradients of {len(train)} rows of {name} with a fresh head (seed 0)"

@@ -18,8 +18,8 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from .. import tasks
 from ..errors import SubspaceError, nearest, reading
-from ..tasks import glue
 
 FULL = "full"
 """The `adapter.method` that trains every weight of the model."""
@@ -257,7 +257,7 @@ def validate(config: RunConfig) -> RunConfig:
     for key, text in {"model": config.model, "output": config.output, "task.data": task.data}.items():
         if "\0" in text or not text.strip():
             raise SubspaceError(f"{key} is {text!r}, which names nothing")
-    glue.get(task.name)
+    tasks.get(task.name)
     _check_adapter(config.adapter)
     positive = {
         "task.max_length": task.max_length,

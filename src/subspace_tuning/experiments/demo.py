@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SubspaceError
-from ..tasks.acceptability import Example, generate
+from ..tasks.data.acceptability import Example, generate
 from .config import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
 from .folder import RunFolder
 from .train import run

@@ -17,11 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..algebra import Sizes
 from ..errors import SubspaceError, described
 from ..methods import HOSTED, Hosted
-from ..tasks.glue import Task
 from ..theory.budget import read_budget, uniform_rank
 from ..tuner import SubspaceConfig, SubspaceModel
 from ..tuner.budget import matrix_shape
-from ..tuner.calibration import Batch, calibrate
+from ..tuner.calibration import Batch, Loss, calibrate
 from ..tuner.mam import mam_model
 from ..tuner.model import targets
 from .config import FULL, HEAD, AdapterSection
@@ -71,8 +70,18 @@ def locate(name: str) -> str:
     return name
 
 
-def load(name: str, task: Task, max_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A pretrained model in float32 with a head for `task`, drawn from torch's generator, and its tokenizer.
+def load(
+    name: str, model_class: Any, settings: Mapping[str, Any], max_length: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a pretrained model in float32 and its tokenizer.
+
+    What the checkpoint lacks, such as the head of a task, is drawn from torch's generator.
+
+    Args:
+        name: a hub name, a local folder or ``minilm``.
+        model_class: a class of transformers with ``from_pretrained``.
+        settings: what ``from_pretrained`` gets besides, such as ``num_labels``.
+        max_length: the length of the inputs, in tokens.
 
     Raises:
         SubspaceError: the model cannot be found or loaded, holds NaN, or has fewer positions than `max_length`.
@@ -80,14 +89,11 @@ def load(name: str, task: Task, max_length: int) -> tuple[PreTrainedModel, PreTr
     source = locate(name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model: PreTrainedModel = model_class.from_pretrained(
             source,
             dtype=torch.float32,
-            num_labels=task.outputs,
-            id2label=dict(enumerate(task.labels or ("score",))),
-            label2id={label: number for number, label in enumerate(task.labels or ("score",))},
-            problem_type="regression" if task.regression else "single_label_classification",
             ignore_mismatched_sizes=True,  # a head made for another task gives way to a fresh one
+            **settings,
         )
     except Exception as error:  # damaged files make the library fail in any way
         raise SubspaceError(cannot_load(name, source, error)) from error
@@ -172,11 +178,20 @@ def trained_head(model: PreTrainedModel | peft.PeftModel, adapter: AdapterSectio
 
 
 def attach(
-    model: PreTrainedModel, adapter: AdapterSection, batches: Callable[[], Iterable[Batch]] | None = None
+    model: PreTrainedModel,
+    adapter: AdapterSection,
+    task_type: peft.TaskType,
+    batches: Callable[[], Iterable[Batch]] | None = None,
+    loss: Loss | None = None,
 ) -> tuple[PreTrainedModel | peft.PeftModel, Counts]:
     """The model with the method on it, ready to train, and what there is to train. The given model is changed.
 
-    `batches` gives training rows to methods that choose from data what they train.
+    Args:
+        model: the model with its head.
+        adapter: the method and its options.
+        task_type: peft's name for the kind of model.
+        batches: gives training rows to methods that choose from data what they train.
+        loss: the loss of such a batch, if it is not the model's own.
 
     Raises:
         SubspaceError: the method, the formula or a module's name is not known, or the method does not fit the model.
@@ -193,11 +208,11 @@ def attach(
             parameter.requires_grad_(True)
     elif adapter.method != FULL:
         try:
-            config = build_adapter(adapter, outermost(model, head))
+            config = build_adapter(adapter, outermost(model, head), task_type)
             if isinstance(config, SubspaceConfig) and adapter.parameters is not None:
                 config = sized(model, config, read_budget(adapter.parameters, total))
             if isinstance(config, SubspaceConfig) and config.resolved.needs_calibration and batches is not None:
-                config = calibrate(model, config, batches())
+                config = calibrate(model, config, batches(), loss)
             tuned = mam_model(model, config) if adapter.method == "mam" else peft.get_peft_model(model, config)  # type: ignore[arg-type]
         except SubspaceError:
             raise
@@ -207,7 +222,9 @@ def attach(
     return tuned, Counts(total, trained - in_head, in_head, 1000 * (trained - in_head) / total)
 
 
-def build_adapter(adapter: AdapterSection, head: Sequence[str]) -> peft.PeftConfig:
+def build_adapter(
+    adapter: AdapterSection, head: Sequence[str], task_type: peft.TaskType | None = None
+) -> peft.PeftConfig:
     """The adapter's config, with `head` trained and saved beside it.
 
     Raises:
@@ -215,7 +232,7 @@ def build_adapter(adapter: AdapterSection, head: Sequence[str]) -> peft.PeftConf
     """
     own = ("head", "calibration_rows", "parameters")
     given = {name: value for name, value in asdict(adapter).items() if value is not None and name not in own}
-    common: dict[str, Any] = {"task_type": peft.TaskType.SEQ_CLS, "modules_to_save": list(head)}
+    common: dict[str, Any] = {"task_type": task_type, "modules_to_save": list(head)}
     if adapter.method not in HOSTED:
         return SubspaceConfig(**common, **given)
     known = HOSTED[adapter.method]

@@ -17,7 +17,7 @@ from ..methods import Method
 from ..theory.approximate import approximate
 from ..theory.budget import parameters, read_budget, spread_ranks, uniform_rank
 from ..tuner import SubspaceConfig, SubspaceModel
-from ..tuner.calibration import Batch, evaluating, loss_of
+from ..tuner.calibration import Batch, Loss, evaluating, loss_of
 from ..tuner.kinds import kind_of
 from ..tuner.model import targets
 from .checkpoint import Checkpoint
@@ -60,7 +60,9 @@ def from_tuned(base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[Tensor, T
     return {name: (base.matrix(name).double(), tuned.matrix(name).double()) for name in names}
 
 
-def from_gradients(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
+def from_gradients(
+    model: nn.Module, batches: Iterable[Batch], loss: Loss | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Evidence from a few batches: W and a small step from it against the loss's gradient.
 
     The steps of all matrices are in one proportion to their gradients, so that matrices count by what they would bring.
@@ -75,7 +77,9 @@ def from_gradients(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tupl
             weight.requires_grad_(True)
         try:
             for batch in batches:
-                for total, gradient in zip(totals, torch.autograd.grad(loss_of(model, batch), weights), strict=True):
+                for total, gradient in zip(
+                    totals, torch.autograd.grad(loss_of(model, batch, loss), weights), strict=True
+                ):
                     total += gradient.double()
                 seen += 1
         finally:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from ..tasks.glue import Task
+from ..tasks import Task
 from .config import Keep, RunConfig
 from .model import Counts
 
@@ -76,7 +76,7 @@ def peak_memory() -> float:
 
 def build(
     config: RunConfig,
-    task: Task,
+    task: Task[Any],
     counts: Counts,
     learning_rate: float,
     history: list[dict[str, float]],

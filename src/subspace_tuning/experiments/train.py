@@ -17,8 +17,9 @@ import transformers
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
+from .. import tasks
 from ..errors import SubspaceError
-from ..tasks import glue, tables
+from ..tasks import Rows, Task, prefixed
 from ..tuner.card import TAG
 from ..tuner.penalties import orthogonality
 from . import model as models
@@ -27,7 +28,7 @@ from . import surroundings
 from .config import Keep, Precision, RunConfig, validate
 from .folder import RunFolder, replaced
 from .resume import check_checkpoint
-from .trainer import SeededTrainer, arguments, batches, build, check_training, encode, history, total_steps
+from .trainer import SeededTrainer, arguments, build, check_training, history, total_steps
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class _Parts:
     """All that a run needs, checked."""
 
     config: RunConfig
-    task: glue.Task
-    tables: Mapping[str, tables.Table]
+    task: Task[Any]
+    rows: Mapping[str, Rows]
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     counts: models.Counts
@@ -85,7 +86,7 @@ def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) ->
         parts = _prepare(config)
         started = {
             "config": config.resolved(),
-            "data": {split: {"rows": len(t), "sha256": t.fingerprint()} for split, t in parts.tables.items()},
+            "data": {split: {"rows": len(t), "sha256": t.fingerprint()} for split, t in parts.rows.items()},
         }
         with folder.open(started, overwrite=overwrite):
             done = folder.record()  # another process may have finished the run while this one loaded its model
@@ -105,21 +106,20 @@ def _check_alone() -> None:
 
 
 def _prepare(config: RunConfig) -> _Parts:
-    task = glue.get(config.task.name)
+    task = tasks.get(config.task.name)
     # The quick checks come first, since data and model can take minutes to arrive; this one reads the method, too.
     learning_rate = models.default_learning_rate(config.adapter)
     learning_rate = config.training.learning_rate or learning_rate
     models.locate(config.model)
-    rows = tables.load(task, config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
+    rows = task.load(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     transformers.set_seed(config.training.seed)  # the head and the factors are drawn from here on
-    base, tokenizer = models.load(config.model, task, config.task.max_length)
+    base, tokenizer = models.load(config.model, task.model_class, task.model_settings, config.task.max_length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
-        encoded = encode(task, seen, tokenizer, config.task.max_length)
-        return batches(encoded, tokenizer, config.training.batch_size)
+        return task.batches(seen, tokenizer, config.task.max_length, config.training.batch_size)
 
-    tuned, counts = models.attach(base, config.adapter, sample)
+    tuned, counts = models.attach(base, config.adapter, task.task_type, sample, task.objective)
     check_training(tuned, config.training, len(rows["train"]))
     return _Parts(config, task, rows, tuned, tokenizer, counts, learning_rate)
 
@@ -127,18 +127,18 @@ def _prepare(config: RunConfig) -> _Parts:
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
     training = parts.config.training
     encoded = {
-        split: encode(parts.task, table, parts.tokenizer, parts.config.task.max_length)
-        for split, table in parts.tables.items()
+        split: parts.task.encode(rows, parts.tokenizer, parts.config.task.max_length)
+        for split, rows in parts.rows.items()
     }
-    rows = len(encoded["train"])
-    args = arguments(training, parts.task, rows, parts.learning_rate, str(folder.checkpoints), progress)
+    count = len(encoded["train"])
+    args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     precision = "bfloat16" if args.bf16 else "float32"
     chosen = f"{precision} (of itself; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = models.trained_head(parts.model, parts.config.adapter)
     trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head)
     checkpoint = folder.last_checkpoint()
-    start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, rows))
+    start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
     state = _fit(trainer, checkpoint, start)
     result = "adapter" if isinstance(parts.model, PeftModel) else "model"
     record = records.build(
@@ -183,11 +183,10 @@ def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | 
 
 
 def _baseline(parts: _Parts) -> dict[str, float]:
-    train = parts.tables["train"].labels
     return {
-        glue.prefixed(prefix, name): figure
+        prefixed(prefix, name): figure
         for prefix, split in parts.task.evaluation
-        for name, figure in glue.baseline(parts.task, train, parts.tables[split].labels).items()
+        for name, figure in parts.task.baseline(parts.rows["train"], parts.rows[split]).items()
     }
 
 
@@ -201,12 +200,14 @@ def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
 def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
     """The model card: what the result is, how good, and the lines that load it."""
     adapter = isinstance(parts.model, PeftModel)
-    owner, loader = ("peft", "AutoPeftModel") if adapter else ("transformers", "AutoModel")
+    owner, prefix = ("peft", "AutoPeftModel") if adapter else ("transformers", "AutoModel")
+    loader = prefix + parts.task.model_class.__name__.removeprefix("AutoModel")
     lines = ["import subspace_tuning  # makes the adapter's type known to peft"] if adapter else []
     # peft takes the base model's own number of labels unless it is told.
-    labels = f", num_labels={parts.task.outputs}" if adapter and parts.task.outputs != 2 else ""
-    lines += [f"from {owner} import {loader}ForSequenceClassification", ""]
-    lines += [f"model = {loader}ForSequenceClassification.from_pretrained(FOLDER{labels})"]
+    outputs = parts.task.model_settings.get("num_labels", 2)
+    labels = f", num_labels={outputs}" if adapter and outputs != 2 else ""
+    lines += [f"from {owner} import {loader}", ""]
+    lines += [f"model = {loader}.from_pretrained(FOLDER{labels})"]
     which = "best" if parts.config.training.keep is Keep.best else "last"
     score, constant, counts = record["score"], record["baseline_score"], parts.counts
     return "\n".join(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -19,7 +19,6 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
-    DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -33,8 +32,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import SubspaceError, reading
-from ..tasks import glue
-from ..tasks.tables import Table
+from ..tasks import Task
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
 from ..tuner.optim import is_second_factor, parameter_groups
@@ -148,11 +146,12 @@ class Bars(ProgressCallback):
 
 
 class SeededTrainer(Trainer):
-    """A Trainer whose training rows come in `order`, and which trains `head` at a rate of its own."""
+    """A Trainer of a task whose training rows come in `order`, and which trains `head` at a rate of its own."""
 
     def __init__(
         self,
         *,
+        task: Task[Any],
         order: EpochSampler,
         head: Sequence[nn.Parameter],
         head_rate: float,
@@ -160,6 +159,7 @@ class SeededTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.task = task
         self.order = order
         self.b_ratio = b_ratio
         self.recent: list[Any] = []  # the batches of this optimiser step, for schedules that look at them
@@ -197,13 +197,30 @@ class SeededTrainer(Trainer):
             self.recent.append(self._prepare_inputs(inputs))
         return super().training_step(model, inputs, *args, **kwargs)
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The task's own loss if it has one, else the Trainer's."""
+        if self.task.loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = self.task.loss(model, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's step; what a task generates takes the place of the outputs."""
+        loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if self.task.generate is not None:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = self.task.generate(model, self._prepare_inputs(inputs))
+        return loss, outputs, labels
+
     def scores(self) -> dict[str, torch.Tensor]:
         """Fisher information of every adapted W on the half of this step's examples with the largest loss."""
-        model = self.model
+        model, loss = self.model, self.task.objective
         assert model is not None
         with evaluating(model):
-            examples = hardest(model, self.recent, share=0.5)
-            return fisher(adapted(model), lambda: (loss_of(model, example) for example in examples))
+            examples = hardest(model, self.recent, 0.5, loss)
+            return fisher(adapted(model), lambda: (loss_of(model, example, loss) for example in examples))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with reading(resume_from_checkpoint, HINT):
@@ -228,21 +245,6 @@ class SeededTrainer(Trainer):
         return self.order
 
 
-def encode(task: glue.Task, table: Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
-    """The rows of a split as token numbers, cut to `max_length` and not padded, with their labels."""
-    columns = [f"text{number}" for number in range(len(table.texts))]
-    labels = table.labels.astype(np.float32 if task.regression else np.int64)  # what the losses take
-    rows = datasets.Dataset.from_dict({**dict(zip(columns, table.texts, strict=True)), "labels": labels})
-
-    def tokenize(batch: Any) -> Any:
-        return tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length)
-
-    # Left to itself, `map` pickles the tokenizer's vocabulary to name a cache, which rows in memory do not have.
-    return rows.map(
-        tokenize, batched=True, remove_columns=columns, desc="tokenizing", new_fingerprint=table.fingerprint()
-    )
-
-
 def total_steps(training: TrainingSection, rows: int) -> int:
     """The optimiser steps of a run over `rows` training rows."""
     batches = math.ceil(rows / training.batch_size)
@@ -250,7 +252,7 @@ def total_steps(training: TrainingSection, rows: int) -> int:
 
 
 def arguments(
-    training: TrainingSection, task: glue.Task, rows: int, learning_rate: float, checkpoints: str, progress: bool
+    training: TrainingSection, task: Task[Any], rows: int, learning_rate: float, checkpoints: str, progress: bool
 ) -> TrainingArguments:
     """The Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
     constant = training.scheduler is Scheduler.constant
@@ -294,7 +296,7 @@ def arguments(
 def build(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: glue.Task,
+    task: Task[Any],
     data: dict[str, datasets.Dataset],
     args: TrainingArguments,
     training: TrainingSection,
@@ -310,7 +312,8 @@ def build(
         callbacks.append(SaveWithinEpoch(training.save_steps))
     evaluation = {prefix: data[split] for prefix, split in task.evaluation}
     trainer = SeededTrainer(
-        order=EpochSampler([len(ids) for ids in train["input_ids"]], group, training.seed),
+        task=task,
+        order=EpochSampler(task.lengths(train), group, training.seed),
         head=head,
         head_rate=training.head_learning_rate or args.learning_rate,
         b_ratio=training.lora_plus_ratio or 1.0,
@@ -318,9 +321,9 @@ def build(
         args=args,
         train_dataset=train,
         eval_dataset=evaluation if len(evaluation) > 1 else next(iter(evaluation.values())),
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=task.collator(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=_figures(task),
+        compute_metrics=_figures(task, tokenizer),
         callbacks=callbacks,
     )
     for callback in (RecentBatches(trainer.recent), trainer.scheduling, PenaltyCallback(model)):
@@ -329,13 +332,6 @@ def build(
     if not args.disable_tqdm:
         trainer.add_callback(Bars)
     return trainer
-
-
-def batches(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[Any]:
-    """The rows of encoded data as batches of padded tensors, in order."""
-    collate = DataCollatorWithPadding(tokenizer)
-    for start in range(0, len(data), size):
-        yield dict(collate([data[i] for i in range(start, min(start + size, len(data)))]))
 
 
 def check_training(model: nn.Module, training: TrainingSection, rows: int) -> None:
@@ -353,14 +349,13 @@ def check_training(model: nn.Module, training: TrainingSection, rows: int) -> No
     parameter_groups(model, 1.0, training.lora_plus_ratio or 1.0)
 
 
-def _figures(task: glue.Task) -> Any:
+def _figures(task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        outputs = prediction.predictions
-        logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs, dtype=np.float64)
-        if not np.isfinite(logits).all():
+        found = prediction.predictions
+        outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
+        if not np.isfinite(outputs).all():
             raise DivergedError("training diverged: the model's outputs are NaN or infinite; try a lower learning rate")
-        labels = np.asarray(prediction.label_ids)
-        return glue.score(task, glue.predict(task, logits), labels)
+        return task.figures(outputs, np.asarray(prediction.label_ids), tokenizer)
 
     return compute
 

@@ -1,1 +1,8 @@
-"""Data sets, metrics and collation for the tasks a model is tuned on."""
+"""Tasks: what a model is tuned on and how it is scored. Every module here is read, so a new task is one new file."""
+
+from __future__ import annotations
+
+from .base import Rows, Task, Values, prefixed
+from .registry import every, get, register, unregister
+
+__all__ = ["Rows", "Task", "Values", "every", "get", "prefixed", "register", "unregister"]

@@ -1,13 +1,12 @@
 """The nine GLUE tasks: their columns, splits, labels and metrics.
 
-A task is data: what its rows hold, how a prediction is scored, and the one figure by which runs are compared. Metrics
-are the ones of GLUE (Wang et al., 2019; https://gluebenchmark.com): Matthews' correlation for CoLA, Pearson's and
-Spearman's for STS-B, accuracy and F1 for MRPC and QQP, accuracy for the others. Two figures of one task are averaged,
-as GLUE does.
+Metrics are the ones of GLUE (Wang et al., 2019; https://gluebenchmark.com): Matthews' correlation for CoLA, Pearson's
+and Spearman's for STS-B, accuracy and F1 for MRPC and QQP, accuracy for the others. Two figures of one task are
+averaged, as GLUE does.
 
->>> get("mrpc").primary
+>>> TASKS["mrpc"].primary
 'mean'
->>> score(get("rte"), predictions=np.array([1, 0, 1, 1]), labels=np.array([1, 0, 0, 1]))
+>>> TASKS["rte"].score(predictions=np.array([1, 0, 1, 1]), labels=np.array([1, 0, 0, 1]))
 {'accuracy': 0.75}
 """
 
@@ -16,17 +15,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from datasets import Dataset
+from peft import TaskType
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from ..errors import SubspaceError, nearest
+from .base import Task, Values
+from .data import tables
+from .data.tables import Table
+from .registry import register
 
-Values: TypeAlias = NDArray[np.floating] | NDArray[np.integer]
-"""One value per row: class numbers, or scores where the task is a regression."""
 Metric: TypeAlias = Callable[[Values, Values], dict[str, float]]
 """Predictions and labels to figures by name."""
 
@@ -58,16 +60,16 @@ def _correlations(predictions: Values, labels: Values) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One GLUE task.
+class GlueTask(Task[Table]):
+    """One GLUE task: one or two texts in, a class or a score out.
 
     Attributes:
         name: the hub's name of the configuration, lower case.
         columns: the text columns, one or two, in the order in which the tokenizer gets them.
         labels: the classes' names in the order of their numbers; empty for a regression.
-        metric: the figures of a prediction.
-        primary: the name of the figure by which runs are compared, among those of the first evaluation split.
-        evaluation: the splits scored during training, each with the prefix that its figures get.
+        metric: the figures of a prediction, fractions and not per cent.
+        primary: the figure by which runs are compared.
+        evaluation: the splits scored during training, each with the prefix of its figures.
         bounds: the smallest and largest label of a regression, None for a classification.
     """
 
@@ -78,6 +80,9 @@ class Task:
     primary: str = "accuracy"
     evaluation: tuple[tuple[str, str], ...] = (("", "validation"),)
     bounds: tuple[float, float] | None = None
+
+    model_class: ClassVar[Any] = AutoModelForSequenceClassification
+    task_type: ClassVar[TaskType] = TaskType.SEQ_CLS
 
     @property
     def regression(self) -> bool:
@@ -90,76 +95,76 @@ class Task:
         return 1 if self.regression else len(self.labels)
 
     @property
-    def primary_key(self) -> str:
-        """The primary figure's name with its split's prefix, as in `evaluate`'s result."""
-        return prefixed(self.evaluation[0][0], self.primary)
+    def model_settings(self) -> dict[str, Any]:
+        """The head's size, its classes and the kind of loss."""
+        names = self.labels or ("score",)
+        return {
+            "num_labels": self.outputs,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+            "problem_type": "regression" if self.regression else "single_label_classification",
+        }
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that a run reads."""
-        return ("train", *(split for _, split in self.evaluation))
+    def load(self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None) -> dict[str, Table]:
+        """Return the splits from a folder, or from the hub's GLUE if ``source`` is "glue" (see ``data.tables``)."""
+        return tables.load(self, source, train_rows=train_rows, eval_rows=eval_rows)
+
+    def encode(self, rows: Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+        """Return the rows as token numbers with their labels, in the types that the losses take."""
+        columns = [f"text{number}" for number in range(len(rows.texts))]
+        labels = rows.labels.astype(np.float32 if self.regression else np.int64)
+        plain = Dataset.from_dict({**dict(zip(columns, rows.texts, strict=True)), "labels": labels})
+
+        def tokenize(batch: Any) -> Any:
+            return tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length)
+
+        # Left to itself, `map` pickles the tokenizer's vocabulary to name a cache, which rows in memory do not have.
+        return plain.map(
+            tokenize, batched=True, remove_columns=columns, desc="tokenizing", new_fingerprint=rows.fingerprint()
+        )
+
+    def predict(self, outputs: Values) -> Values:
+        """Return one class or one score per row from logits, rows x ``outputs``."""
+        rows = outputs.reshape(-1, self.outputs)
+        return rows[:, 0] if self.regression else np.asarray(rows.argmax(axis=1))
+
+    def score(self, predictions: Values, labels: Values) -> dict[str, float]:
+        """Return the figures, between -1 and 1, for one prediction and one label per row."""
+        return self.metric(predictions, labels)
+
+    def baseline(self, train: Table, rows: Table) -> dict[str, float]:
+        """Return the figures of a constant: the most frequent class of the training labels, or their mean."""
+        if self.regression:
+            constant: Values = np.full(len(rows), float(np.mean(train.labels)))
+        else:
+            constant = np.full(len(rows), np.bincount(np.asarray(train.labels, dtype=np.int64)).argmax())
+        return self.score(constant, rows.labels)
 
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 
-TASKS: Mapping[str, Task] = MappingProxyType(
+TASKS: Mapping[str, GlueTask] = MappingProxyType(
     {
         task.name: task
         for task in (
-            Task("cola", ("sentence",), ("unacceptable", "acceptable"), _matthews, "matthews_correlation"),
-            Task("sst2", ("sentence",), ("negative", "positive")),
-            Task("mrpc", _PAIR, ("not_equivalent", "equivalent"), _accuracy_and_f1, "mean"),
-            Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), _accuracy_and_f1, "mean"),
-            Task("stsb", _PAIR, (), _correlations, "mean", bounds=(0.0, 5.0)),
-            Task(
+            GlueTask("cola", ("sentence",), ("unacceptable", "acceptable"), _matthews, "matthews_correlation"),
+            GlueTask("sst2", ("sentence",), ("negative", "positive")),
+            GlueTask("mrpc", _PAIR, ("not_equivalent", "equivalent"), _accuracy_and_f1, "mean"),
+            GlueTask("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), _accuracy_and_f1, "mean"),
+            GlueTask("stsb", _PAIR, (), _correlations, "mean", bounds=(0.0, 5.0)),
+            GlueTask(
                 "mnli",
                 ("premise", "hypothesis"),
                 ("entailment", "neutral", "contradiction"),
                 evaluation=(("matched", "validation_matched"), ("mismatched", "validation_mismatched")),
             ),
-            Task("qnli", ("question", "sentence"), _ENTAILMENT),
-            Task("rte", _PAIR, _ENTAILMENT),
-            Task("wnli", _PAIR, ("not_entailment", "entailment")),
+            GlueTask("qnli", ("question", "sentence"), _ENTAILMENT),
+            GlueTask("rte", _PAIR, _ENTAILMENT),
+            GlueTask("wnli", _PAIR, ("not_entailment", "entailment")),
         )
     }
 )
 
-
-def get(name: str) -> Task:
-    """The task of that name, in any case and with or without hyphens ("STS-B" is "stsb").
-
-    Raises:
-        SubspaceError: no task has that name; the nearest names are told.
-    """
-    plain = name.lower().replace("-", "").replace("_", "")
-    if plain not in TASKS:
-        raise SubspaceError(f"unknown task {name!r}: {nearest(plain, TASKS)}")
-    return TASKS[plain]
-
-
-def prefixed(prefix: str, name: str) -> str:
-    """A figure's name under its split's prefix; an empty prefix leaves it alone."""
-    return f"{prefix}_{name}" if prefix else name
-
-
-def predict(task: Task, logits: NDArray[np.floating]) -> Values:
-    """The model's outputs, rows x `task.outputs`, as one class or one score per row."""
-    rows = logits.reshape(-1, task.outputs)
-    if task.regression:
-        return rows[:, 0]
-    return np.asarray(rows.argmax(axis=1))
-
-
-def score(task: Task, predictions: Values, labels: Values) -> dict[str, float]:
-    """The task's figures, between -1 and 1 (fractions, not per cent), for one prediction and one label per row."""
-    return task.metric(predictions, labels)
-
-
-def baseline(task: Task, train_labels: Values, labels: Values) -> dict[str, float]:
-    """The figures, on `labels`, of a constant: the most frequent class of `train_labels`, or their mean."""
-    if task.regression:
-        constant = np.full(len(labels), float(np.mean(train_labels)))
-        return score(task, constant, labels)
-    majority = np.bincount(np.asarray(train_labels, dtype=np.int64)).argmax()
-    return score(task, np.full(len(labels), majority), labels)
+for _task in TASKS.values():
+    register(_task)

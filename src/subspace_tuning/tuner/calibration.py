@@ -171,10 +171,10 @@ def _biases(config: SubspaceConfig, scores: Mapping[str, Tensor]) -> list[str]:
     return chosen
 
 
-def hardest(model: nn.Module, batches: Sequence[Batch], share: float) -> list[dict[str, Any]]:
+def hardest(model: nn.Module, batches: Sequence[Batch], share: float, loss: Loss | None = None) -> list[dict[str, Any]]:
     """Return the examples with the largest loss, as batches of one."""
     examples = [example for batch in batches for example in single(batch)]
     with torch.no_grad():
-        losses = torch.stack([loss_of(model, example).float() for example in examples])
+        losses = torch.stack([loss_of(model, example, loss).float() for example in examples])
     keep = losses.topk(max(1, round(share * len(examples)))).indices.sort().values
     return [examples[i] for i in keep.tolist()]

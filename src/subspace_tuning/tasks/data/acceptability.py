@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, islice
 from typing import Literal, TypeAlias, TypedDict, get_args
 
-from subspace_tuning.tasks.lexicon import TEST, TRAIN, Draw
+from .lexicon import TEST, TRAIN, Draw
 
 Split: TypeAlias = Literal["train", "test"]
 Pair: TypeAlias = tuple[str, str]

@@ -14,17 +14,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from ..errors import SubspaceError, described, reading
-from .glue import Task, Values
+from ...errors import SubspaceError, described, reading
+from ..base import Values
 
 HUB = "glue"
 """The word in a config that stands for the hub's GLUE."""
 _HUB_NAME = "nyu-mll/glue"
+
+
+class Labelled(Protocol):
+    """What a table must know of its task: the columns, the splits, and what a label is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def bounds(self) -> tuple[float, float] | None: ...
+    @property
+    def regression(self) -> bool: ...
+    @property
+    def splits(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,9 @@ _READERS: Mapping[str, Callable[[Path], pd.DataFrame]] = MappingProxyType(
 )
 
 
-def load(task: Task, source: str, *, train_rows: int | None = None, eval_rows: int | None = None) -> dict[str, Table]:
+def load(
+    task: Labelled, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
+) -> dict[str, Table]:
     """All splits that a run of `task` reads, by split name.
 
     Args:
@@ -109,7 +128,7 @@ def load(task: Task, source: str, *, train_rows: int | None = None, eval_rows: i
     return tables
 
 
-def _from_folder(task: Task, source: str, split: str) -> tuple[pd.DataFrame, str]:
+def _from_folder(task: Labelled, source: str, split: str) -> tuple[pd.DataFrame, str]:
     with reading(f"data folder {_shown(source)}"):
         folder = Path(source).expanduser()
         exists = folder.is_dir()
@@ -129,7 +148,7 @@ def _from_folder(task: Task, source: str, split: str) -> tuple[pd.DataFrame, str
         raise SubspaceError(f"cannot read {found[0]}: {described(error)}") from error
 
 
-def _from_hub(task: Task, source: str, split: str) -> tuple[pd.DataFrame, str]:
+def _from_hub(task: Labelled, source: str, split: str) -> tuple[pd.DataFrame, str]:
     import datasets  # takes a second to import, and a local folder does without
 
     try:
@@ -141,7 +160,7 @@ def _from_hub(task: Task, source: str, split: str) -> tuple[pd.DataFrame, str]:
     return pd.DataFrame(frame), f"{_HUB_NAME}/{task.name}/{split}"
 
 
-def check(task: Task, frame: pd.DataFrame, where: str) -> Table:
+def check(task: Labelled, frame: pd.DataFrame, where: str) -> Table:
     """The rows of `frame` as a table of `task`.
 
     Args:
@@ -179,7 +198,7 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _labels(task: Task, column: pd.Series, where: str) -> Values:
+def _labels(task: Labelled, column: pd.Series, where: str) -> Values:
     by_name = {name: number for number, name in enumerate(task.labels)}
     numbers = np.array([_number(label, by_name) for label in column], dtype=np.float64)
     low, high = task.bounds or (0.0, len(task.labels) - 1.0)

@@ -1,0 +1,137 @@
+"""What a task is: everything in which tasks differ, and nothing else of a run.
+
+Training sees a task through this class alone: it loads rows, encodes and collates them, asks for a model of the task's
+class, and scores what the model gives.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from peft import TaskType
+from torch import Tensor, nn
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+Values: TypeAlias = NDArray[np.floating] | NDArray[np.integer]
+"""Numbers, with one entry or one row per example."""
+Batch: TypeAlias = Mapping[str, Any]
+"""What a model is called with, as keywords."""
+
+
+class Rows(Protocol):
+    """One split of a task's data."""
+
+    def __len__(self) -> int: ...
+
+    def first(self, count: int) -> Rows:
+        """Return the first rows."""
+
+    def fingerprint(self) -> str:
+        """Return a digest: two splits with the same one have the same rows in the same order."""
+
+
+R = TypeVar("R", bound=Rows)
+
+
+class Task(ABC, Generic[R]):
+    """A task: its data, the model it needs, and how predictions are scored.
+
+    Attributes:
+        name: by which a config refers to the task.
+        primary: the figure by which runs are compared, among those of the first evaluation split; larger is better.
+        evaluation: the splits scored during training, each with the prefix of its figures.
+        model_class: the class of transformers that loads the model, such as ``AutoModelForSequenceClassification``.
+        model_settings: what ``model_class.from_pretrained`` gets besides the model's name.
+        task_type: peft's name for this kind of model.
+        loss: a loss of the task's own, a function of the model and a batch that returns the loss and the model's
+            outputs; None for the loss that the model computes from ``labels``.
+        generate: a function of the model and a batch that returns a tensor of predictions, rows first, to be scored
+            in place of the model's outputs; None if the outputs of a forward pass are scored.
+    """
+
+    name: str
+    primary: str
+    evaluation: tuple[tuple[str, str], ...] = (("", "validation"),)
+    model_class: ClassVar[Any]
+    task_type: ClassVar[TaskType]
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, Any]] | None = None
+    generate: Callable[[nn.Module, Batch], Tensor] | None = None
+
+    @property
+    def model_settings(self) -> Mapping[str, Any]:
+        """None of its own."""
+        return {}
+
+    @abstractmethod
+    def load(self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None) -> dict[str, R]:
+        """Return all splits that a run reads, by split name.
+
+        Args:
+            source: where the data are, as ``task.data`` has it.
+            train_rows, eval_rows: keep only that many first rows of the training and of each evaluation split.
+
+        Raises:
+            SubspaceError: the data cannot be found, read or used.
+        """
+
+    @abstractmethod
+    def encode(self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+        """Return the rows as a model takes them, at most ``max_length`` tokens long and not padded, with ``labels``."""
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
+        """Return the function that makes a batch of encoded rows; by default they are padded to the longest."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def lengths(self, encoded: Dataset) -> Sequence[int]:
+        """Return the length of each encoded row, by which rows are grouped into batches."""
+        return [len(tokens) for tokens in encoded["input_ids"]]
+
+    @abstractmethod
+    def predict(self, outputs: Values) -> Values:
+        """Return one prediction per row from the model's outputs, or from what ``generate`` returned."""
+
+    @abstractmethod
+    def score(self, predictions: Values, labels: Values) -> dict[str, float]:
+        """Return the figures of predictions, by name, ``primary`` among them."""
+
+    def figures(self, outputs: Values, labels: Values, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        """Return the figures of an evaluation. A task that scores texts overrides this to decode tokens first."""
+        return self.score(self.predict(outputs), labels)
+
+    @abstractmethod
+    def baseline(self, train: R, rows: R) -> dict[str, float]:
+        """Return the figures on ``rows`` of a prediction that looks at no input, such as the majority class."""
+
+    @property
+    def primary_key(self) -> str:
+        """The primary figure's name with its split's prefix, as an evaluation reports it."""
+        return prefixed(self.evaluation[0][0], self.primary)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that a run reads."""
+        return ("train", *(split for _, split in self.evaluation))
+
+    @property
+    def objective(self) -> Callable[[nn.Module, Batch], Tensor] | None:
+        """The task's own loss without the outputs, as ``subspace_tuning.calibrate`` takes it."""
+        own = self.loss
+        return None if own is None else lambda model, batch: own(model, batch)[0]
+
+    def batches(
+        self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int, size: int
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows as batches of ``size``, in order."""
+        encoded, collate = self.encode(rows, tokenizer, max_length), self.collator(tokenizer)
+        for start in range(0, len(encoded), size):
+            yield dict(collate([encoded[i] for i in range(start, min(start + size, len(encoded)))]))
+
+
+def prefixed(prefix: str, name: str) -> str:
+    """Return a figure's name under its split's prefix; an empty prefix changes nothing."""
+    return f"{prefix}_{name}" if prefix else name
