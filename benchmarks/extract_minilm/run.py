@@ -23,8 +23,8 @@ from typing import Any
 
 from scipy import stats
 
-from subspace_tuning.experiments.folder import write_json, written
-from subspace_tuning.experiments.record import circumstances
+from subspace_tuning.training.folder import write_json, written
+from subspace_tuning.training.record import circumstances
 
 HERE = Path(__file__).resolve().parent
 TASKS: Mapping[str, int] = {"mrpc": 96, "cola": 40}  # tokens, as the models were trained
@@ -77,10 +77,10 @@ def perform(job: Job, data: Path, models: Path, work: Path) -> dict[str, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from subspace_tuning import SubspaceConfig, SubspaceModel
-    from subspace_tuning.experiments.checkpoint import Checkpoint
-    from subspace_tuning.experiments.count import matched
-    from subspace_tuning.experiments.extract import Extraction, extract
-    from subspace_tuning.experiments.model import locate
+    from subspace_tuning.adapters.extract import Extraction, extract
+    from subspace_tuning.counting.count import matched
+    from subspace_tuning.models.checkpoint import Checkpoint
+    from subspace_tuning.training.attach import locate
 
     torch.set_num_threads(1)
     folder = models / f"{job.task}-full-{job.seed}" / "model"
@@ -115,8 +115,8 @@ def perform(job: Job, data: Path, models: Path, work: Path) -> dict[str, Any]:
 
 def total_error(rows: Sequence[Mapping[str, Any]], tuned: Any, base: Any) -> float:
     """||W* - phi(W)|| over ||W* - W||, over all matrices that any method adapts, also those that this one leaves."""
-    from subspace_tuning.experiments.extract import pair
-    from subspace_tuning.experiments.recommend import matrices
+    from subspace_tuning.adapters.extract import pair
+    from subspace_tuning.adapters.recommend import matrices
 
     lost = whole = 0.0
     errors = {row["module"]: row["change_error"] for row in rows}

@@ -22,10 +22,10 @@ import torch
 
 from subspace_tuning import methods
 from subspace_tuning.algebra import Sizes, alternatives
-from subspace_tuning.experiments.bench.measure import interleaved
-from subspace_tuning.experiments.folder import written
-from subspace_tuning.experiments.record import circumstances
+from subspace_tuning.bench.measure import interleaved
 from subspace_tuning.methods import environment, initial_factors
+from subspace_tuning.training.folder import written
+from subspace_tuning.training.record import circumstances
 
 HERE = Path(__file__).resolve().parent
 METHODS = "ssl ssb lora flora parallel_adapter pissa spectral dora lora_dash liera sam_parser svdiff".split()

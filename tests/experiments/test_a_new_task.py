@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from subspace_tuning import tasks
 from subspace_tuning.errors import SubspaceError
-from subspace_tuning.experiments import config as configs
-from subspace_tuning.experiments import train
-from subspace_tuning.experiments.trainer import SeededTrainer
+from subspace_tuning.training import config as configs
+from subspace_tuning.training import run as train
+from subspace_tuning.training.trainer import SeededTrainer
 
 from . import counting
 

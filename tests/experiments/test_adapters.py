@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from subspace_tuning import SubspaceConfig, SubspaceLayer, methods
+from subspace_tuning.adapters import extract as extraction
+from subspace_tuning.adapters.convert import combine_adapters, convert_adapter
+from subspace_tuning.adapters.extract import Extraction, extract
+from subspace_tuning.adapters.files import read_adapter, write_adapter
 from subspace_tuning.cli import main
-from subspace_tuning.experiments import extract as extraction
-from subspace_tuning.experiments.adapter import read_adapter, write_adapter
-from subspace_tuning.experiments.checkpoint import Checkpoint
-from subspace_tuning.experiments.convert import combine_adapters, convert_adapter
-from subspace_tuning.experiments.extract import Extraction, extract
+from subspace_tuning.models.checkpoint import Checkpoint
 
 CHOOSING = ("spt", "s_bitfit")  # what each matrix gets they choose from data
 LINEAR = [
@@ -525,8 +525,8 @@ def test_two_sizes_are_refused(
 def test_plans_and_benchmarks_take_a_budget(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("inspect", base, "--plan", "-m", "lora", "--budget", "2k") == 0
     assert "r = 2" in capsys.readouterr().out
-    from subspace_tuning.experiments.bench.arms import arms
-    from subspace_tuning.experiments.bench.settings import bert_block
+    from subspace_tuning.bench.arms import arms
+    from subspace_tuning.bench.settings import bert_block
 
     ranks = {arm.name: arm.rank for arm in arms(["lora", "dora"], matching=(bert_block(32, layers=2), "10k"))}
     assert ranks["lora"] > 1

@@ -16,8 +16,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from subspace_tuning.cli import main
-from subspace_tuning.experiments.config import load
-from subspace_tuning.experiments.folder import RunFolder
+from subspace_tuning.training.config import load
+from subspace_tuning.training.folder import RunFolder
 
 Settings = dict[str, Any]
 Write = Callable[[Mapping[str, Any]], Path]

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from subspace_tuning import methods
+from subspace_tuning.bench import arms, curves, measure, settings
+from subspace_tuning.bench.arms import FLOOR, FULL, Arm, build
+from subspace_tuning.bench.choices import Precision
+from subspace_tuning.bench.settings import Shape, bert_block
 from subspace_tuning.cli import main
-from subspace_tuning.experiments.bench import arms, curves, measure, settings
-from subspace_tuning.experiments.bench.arms import FLOOR, FULL, Arm, build
-from subspace_tuning.experiments.bench.choices import Precision
-from subspace_tuning.experiments.bench.settings import Shape, bert_block
 
 SMALL = bert_block(32, layers=2, batch=4, tokens=16)
 PRECISIONS = list(Precision)

@@ -16,12 +16,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from subspace_tuning import SubspaceError, SubspaceLayer, load_mam, methods
 from subspace_tuning.cli import main
-from subspace_tuning.experiments import config as configs
-from subspace_tuning.experiments import train
-from subspace_tuning.experiments.paper import BUDGETS, ROWS, Compared, compare
+from subspace_tuning.counting.paper import BUDGETS, ROWS, Compared, compare
 from subspace_tuning.methods.catalogue import laws
 from subspace_tuning.methods.schedules.lora_dash import LoRADash
 from subspace_tuning.tasks.data.acceptability import generate
+from subspace_tuning.training import config as configs
+from subspace_tuning.training import run as train
 
 from .conftest import FIXED, write_split
 

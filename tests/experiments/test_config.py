@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from subspace_tuning.errors import SubspaceError
-from subspace_tuning.experiments.config import Keep, Precision, RunConfig, load
+from subspace_tuning.training.config import Keep, Precision, RunConfig, load
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from subspace_tuning import methods
+from subspace_tuning.adapters.recommend import candidates, from_tuned, recommend, without_place
+from subspace_tuning.counting.count import count_hosted, count_in, without_weights
 from subspace_tuning.errors import SubspaceError
-from subspace_tuning.experiments.checkpoint import Checkpoint
-from subspace_tuning.experiments.count import count_hosted, count_in, without_weights
-from subspace_tuning.experiments.model import head_modules
-from subspace_tuning.experiments.recommend import candidates, from_tuned, recommend, without_place
 from subspace_tuning.methods import HOSTED
+from subspace_tuning.models.checkpoint import Checkpoint
+from subspace_tuning.training.attach import head_modules
 from subspace_tuning.tuner import SubspaceConfig
 
 from ..tuner.test_roles import CASES, Case

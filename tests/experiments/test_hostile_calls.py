@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
 from subspace_tuning import SubspaceConfig, methods
+from subspace_tuning import files as writing
 from subspace_tuning.algebra import NotLinearError
 from subspace_tuning.cli import main
 from subspace_tuning.cli import methods as methods_command
-from subspace_tuning.experiments import writing
 
 Words = list[object]
 TARGETS = ["query", "value"]
@@ -413,7 +413,7 @@ def test_a_damaged_run_folder(
     out = tmp_path / "out"
     out.mkdir()
     words = calls["train"](out)
-    from subspace_tuning.experiments import config as configs
+    from subspace_tuning.training import config as configs
 
     started = {"config": configs.load(str(words[1]), [str(words[2])]).resolved()}
     (out / "started.json").write_text(json.dumps(started), encoding="utf-8")
@@ -574,7 +574,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
 def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     script = (
-        "import os, sys; from pathlib import Path; from subspace_tuning.experiments import writing\n"
+        "import os, sys; from pathlib import Path; from subspace_tuning import files as writing\n"
         "rename, count = Path.rename, []\n"
         "def kill(self, target):\n"
         "    count.append(1)\n"

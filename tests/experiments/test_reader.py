@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import CONFIG_MAPPING, AutoModel
 
-from subspace_tuning.experiments.checkpoint import Checkpoint
+from subspace_tuning.models.checkpoint import Checkpoint
 
 from ..tuner.test_roles import CASES, TINY, Case
 from .test_extract_architectures import build

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from subspace_tuning.errors import SubspaceError
-from subspace_tuning.experiments import config as configs
-from subspace_tuning.experiments import train
-from subspace_tuning.experiments.config import RunConfig
-from subspace_tuning.experiments.folder import RunFolder
-from subspace_tuning.experiments.trainer import SeededTrainer
+from subspace_tuning.training import config as configs
+from subspace_tuning.training import run as train
+from subspace_tuning.training.config import RunConfig
+from subspace_tuning.training.folder import RunFolder
+from subspace_tuning.training.trainer import SeededTrainer
 
 Settings = dict[str, Any]
 Write = Callable[[Mapping[str, Any]], Path]

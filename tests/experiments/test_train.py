@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from subspace_tuning import methods
 from subspace_tuning.errors import SubspaceError
-from subspace_tuning.experiments import config as configs
-from subspace_tuning.experiments import train
-from subspace_tuning.experiments.folder import RunFolder
-from subspace_tuning.experiments.train import Outcome
+from subspace_tuning.training import config as configs
+from subspace_tuning.training import run as train
+from subspace_tuning.training.folder import RunFolder
+from subspace_tuning.training.run import Outcome
 
 from .conftest import WORDS, pairs, write_split
 

@@ -13,8 +13,8 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from subspace_tuning import SubspaceConfig, SubspaceLayer
+from subspace_tuning.adapters.files import read_adapter
 from subspace_tuning.algebra import Sizes
-from subspace_tuning.experiments.adapter import read_adapter
 from subspace_tuning.methods import Method
 from subspace_tuning.theory.budget import parameters
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ..experiments.bench.choices import Curve, Precision
+from ..bench.choices import Curve, Precision
 from .console import show
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from ..experiments.bench.measure import Row
+    from ..bench.measure import Row
 
 
 def bench(
@@ -48,11 +48,11 @@ def bench(
     The frozen floor is the same model with frozen weights, the gradient flowing from the embeddings to the loss. All
     arms run in one process, a step of each in turn; a ratio is the median over the rounds with its 95 percent interval.
     """
-    from ..experiments.bench.arms import check, default_methods
-    from ..experiments.bench.settings import shape_of
-    from ..experiments.record import circumstances
-    from ..experiments.surroundings import threads as computing_with
-    from ..experiments.writing import check_file, written
+    from ..bench.arms import check, default_methods
+    from ..bench.settings import shape_of
+    from ..files import check_file, written
+    from ..training.record import circumstances
+    from ..training.runtime import threads as computing_with
 
     warnings.filterwarnings("ignore", module="transformers|peft|torch")
     output = check_file(output, overwrite)
@@ -78,9 +78,9 @@ def _table(
     memory: bool,
     compiled: bool,
 ) -> dict[str, Any]:
-    from ..experiments.bench.arms import arms
-    from ..experiments.bench.measure import WARM_UP, table
-    from ..experiments.bench.settings import shape_of
+    from ..bench.arms import arms
+    from ..bench.measure import WARM_UP, table
+    from ..bench.settings import shape_of
 
     chosen = shape_of(shape)
     with progress_bar() as bar:
@@ -121,8 +121,8 @@ def _shown(title: str, rows: list[Row], memory: bool) -> Table:
 
 
 def _curve(curve: Curve, precision: Precision, names: list[str], rounds: int) -> dict[str, Any]:
-    from ..experiments.bench.curves import CURVES, growth, many_adapters
-    from ..experiments.bench.measure import WARM_UP
+    from ..bench.curves import CURVES, growth, many_adapters
+    from ..bench.measure import WARM_UP
 
     values = CURVES[curve]
     points: list[dict[str, Any]] = []

@@ -13,9 +13,9 @@ from .console import hush_libraries, shortened, show
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from ..experiments.adapter import Adapter
-    from ..experiments.checkpoint import Checkpoint
-    from ..experiments.convert import Result
+    from ..adapters.convert import Result
+    from ..adapters.files import Adapter
+    from ..models.checkpoint import Checkpoint
 
 _BASE = "The base model, where factors do not tell the change."
 _UNEVEN = "With peft-lora: keep each matrix's own rank instead of padding all to one."
@@ -39,8 +39,8 @@ def convert(
 
     --to peft-lora writes an adapter that peft loads by itself.
     """
-    from ..experiments.adapter import check_output, read_adapter
-    from ..experiments.convert import convert_adapter
+    from ..adapters.convert import convert_adapter
+    from ..adapters.files import check_output, read_adapter
 
     hush_libraries()
     check_output(output, overwrite)
@@ -75,8 +75,8 @@ def combine(
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
     """Add adapters up: the change of every matrix becomes the weighted sum of their changes."""
-    from ..experiments.adapter import check_output, read_adapter
-    from ..experiments.convert import combine_adapters
+    from ..adapters.convert import combine_adapters
+    from ..adapters.files import check_output, read_adapter
 
     hush_libraries()
     check_output(output, overwrite)
@@ -90,7 +90,7 @@ def combine(
 
 
 def _base(name: str | None) -> Checkpoint | None:
-    from ..experiments.checkpoint import Checkpoint
+    from ..models.checkpoint import Checkpoint
 
     return None if name is None else Checkpoint(name)
 
@@ -105,8 +105,8 @@ def _weights(text: str | None, count: int) -> list[float]:
 
 
 def _finish(result: Result, to: str, output: Path, overwrite: bool, base: Checkpoint | None, uneven: bool) -> None:
-    from ..experiments.adapter import write_adapter, write_lora
-    from ..experiments.convert import PEFT_LORA
+    from ..adapters.convert import PEFT_LORA
+    from ..adapters.files import write_adapter, write_lora
 
     adapter: Adapter = result.adapter
     if to == PEFT_LORA:

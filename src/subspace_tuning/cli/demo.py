@@ -23,7 +23,7 @@ def demo(
 
     The task: tell acceptable English sentences from unacceptable ones, with content words never seen in training.
     """
-    from ..experiments.demo import ENTRIES, PICTURE, demo, plot
+    from ..training.demo import ENTRIES, PICTURE, demo, plot
 
     results = []
     for entry, result in zip(ENTRIES, demo(output, seed, overwrite=overwrite, progress=not quiet), strict=True):

@@ -36,8 +36,8 @@ def extract(
 
     Each matrix is read by itself, so memory holds one of them. What is interrupted goes on when called again.
     """
-    from ..experiments.checkpoint import Checkpoint
-    from ..experiments.extract import LEFT_OUT, Extraction, extract
+    from ..adapters.extract import LEFT_OUT, Extraction, extract
+    from ..models.checkpoint import Checkpoint
     from ..tuner import SubspaceConfig
 
     hush_libraries()

@@ -56,11 +56,11 @@ def inspect(
 def _diagnose(
     model: str, path: Path, against: Path | None, leading: int, output: Path | None, pictures: Path | None
 ) -> None:
-    from ..experiments.adapter import read_adapter
-    from ..experiments.checkpoint import Checkpoint
-    from ..experiments.diagnose import check_table, frame, write_table
-    from ..experiments.pictures import Spectra, available, draw
-    from ..experiments.writing import check_folder
+    from ..adapters.diagnose import check_table, frame, write_table
+    from ..adapters.files import read_adapter
+    from ..files import check_folder
+    from ..models.checkpoint import Checkpoint
+    from ..report.figures import Spectra, available, draw
 
     file = None if output is None else check_table(output)
     if pictures is not None:
@@ -103,8 +103,8 @@ def _diagnose(
 def _plan(
     model: str, method: str | None, formula: str | None, rank: int, budget: str | None, rows: int, evaluation: bool
 ) -> None:
-    from ..experiments.count import architecture_of, budget_in, matched
-    from ..experiments.plans import plans_in
+    from ..counting.count import architecture_of, budget_in, matched
+    from ..counting.plans import plans_in
     from ..tuner import SubspaceConfig
 
     if method is not None and formula is not None:

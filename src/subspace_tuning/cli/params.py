@@ -37,7 +37,7 @@ def params(
 
 def _methods(model: str, names: list[str], formulas: list[str], rank: int, budget: str | None) -> None:
     from .. import methods as catalogue
-    from ..experiments.count import Count, architecture_of, budget_in, count_hosted, count_in, matched
+    from ..counting.count import Count, architecture_of, budget_in, count_hosted, count_in, matched
     from ..tuner import SubspaceConfig
 
     every = not names and not formulas
@@ -83,7 +83,7 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
 
 
 def _paper(model: str) -> None:
-    from ..experiments.paper import compare
+    from ..counting.paper import compare
 
     table = _table("row of the paper", "budget r", "trainable", "per mille", "paper", "difference", "agrees")
     total = agreeing = rows = 0

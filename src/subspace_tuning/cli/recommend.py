@@ -38,9 +38,9 @@ def recommend(
     it, over all the matrices that any method adapts. It says what a method can express, not how well it trains.
     """
     from .. import methods as catalogue
-    from ..experiments.recommend import as_rows, candidates, without_place
-    from ..experiments.recommend import recommend as rank_methods
-    from ..experiments.writing import check_file, write_json
+    from ..adapters.recommend import as_rows, candidates, without_place
+    from ..adapters.recommend import recommend as rank_methods
+    from ..files import check_file, write_json
 
     hush_libraries()
     if (tuned is None) == (task is None):
@@ -72,8 +72,8 @@ def recommend(
 
 
 def _tuned(model: str, tuned: str) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]], str]:
-    from ..experiments.checkpoint import Checkpoint
-    from ..experiments.recommend import from_tuned
+    from ..adapters.recommend import from_tuned
+    from ..models.checkpoint import Checkpoint
 
     other = Checkpoint(tuned)
     return other.model, from_tuned(Checkpoint(model), other), f"the fine-tune {tuned}"
@@ -82,11 +82,11 @@ def _tuned(model: str, tuned: str) -> tuple[nn.Module, dict[str, tuple[Tensor, T
 def _gradients(model: str, name: str, data: str, rows: int) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]], str]:
     import transformers
 
-    from ..experiments.count import architecture_of
-    from ..experiments.model import load
-    from ..experiments.recommend import from_gradients
-    from ..experiments.surroundings import quiet
+    from ..adapters.recommend import from_gradients
+    from ..counting.count import architecture_of
     from ..tasks import get
+    from ..training.attach import load
+    from ..training.runtime import quiet
 
     task = get(name)
     train = task.load(data, train_rows=rows)["train"]

@@ -10,7 +10,7 @@ import typer
 from .console import hush_libraries
 
 if TYPE_CHECKING:
-    from ..experiments.train import Outcome
+    from ..training.run import Outcome
 
 
 def train(
@@ -26,8 +26,8 @@ def train(
 
     Given again, the same command goes on with an interrupted run from its last checkpoint and leaves a finished one.
     """
-    from ..experiments import config as configs
-    from ..experiments.train import run
+    from ..training import config as configs
+    from ..training.run import run
 
     # What transformers and peft have to say about each other's coming releases is not for the person who trains.
     hush_libraries()

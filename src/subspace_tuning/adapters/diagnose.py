@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SubspaceError
+from ..files import check_file, written
+from ..models.checkpoint import Checkpoint
 from ..theory.diagnose import Diagnosis, angles, cosine, skewness
-from .adapter import Adapter, Layer, layer_base
-from .checkpoint import Checkpoint
 from .convert import layer_change
-from .writing import check_file, written
+from .files import Adapter, Layer, layer_base
 
 if TYPE_CHECKING:
     import pandas as pd

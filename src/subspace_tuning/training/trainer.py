@@ -39,7 +39,7 @@ from ..tuner.optim import is_second_factor, parameter_groups
 from ..tuner.scheduling import ScheduleCallback, adapted, schedule
 from .config import Device, Keep, Scheduler, TrainingSection
 from .resume import HINT, check_optimizer
-from .surroundings import uses_bfloat16
+from .runtime import uses_bfloat16
 
 _NO_FIGURES = ("runtime", "per_second")  # what the Trainer measures of itself
 

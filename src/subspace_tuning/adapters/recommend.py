@@ -14,13 +14,13 @@ from .. import methods
 from ..algebra import Sizes
 from ..errors import SubspaceError
 from ..methods import Method
+from ..models.checkpoint import Checkpoint
 from ..theory.approximate import approximate
 from ..theory.budget import parameters, read_budget, spread_ranks, uniform_rank
 from ..tuner import SubspaceConfig, SubspaceModel
 from ..tuner.calibration import Batch, Loss, evaluating, loss_of
 from ..tuner.kinds import kind_of
 from ..tuner.model import targets
-from .checkpoint import Checkpoint
 from .extract import check_alike, spectrum
 
 SWEEPS, SETTLED = 20, 1e-3

@@ -24,13 +24,13 @@ from .. import methods
 from ..algebra import Sizes
 from ..algebra.names import CHOSEN_SHAPES, start_of
 from ..errors import SubspaceError, reading
+from ..files import check_folder, recover, replaced
 from ..methods import Method, environment, initial_factors
+from ..models.checkpoint import Checkpoint
 from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
 from ..tuner.lora_form import LINEAR, Layout, from_peft, to_peft
-from .checkpoint import Checkpoint
 from .strict import check_against, check_factors
-from .writing import check_folder, recover, replaced
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"

@@ -16,8 +16,8 @@ import psutil
 import torch
 
 from ..tasks import Task
+from .attach import Counts
 from .config import Keep, RunConfig
-from .model import Counts
 
 _PACKAGES = ("subspace-tuning", "torch", "transformers", "peft", "accelerate", "datasets")
 

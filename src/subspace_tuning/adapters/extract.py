@@ -20,17 +20,17 @@ from torch import Tensor
 from ..algebra import Sizes
 from ..errors import SubspaceError
 from ..methods import Method
+from ..models.checkpoint import Checkpoint
 from ..theory.approximate import Approximation, approximate
 from ..theory.budget import energy_rank, read_budget, spread_ranks
+from ..training.folder import write_json, written
 from ..tuner import SubspaceConfig, SubspaceModel
 from ..tuner.budget import matrix_shape, share_out
 from ..tuner.exact import exactly
 from ..tuner.lora_form import Layout
 from ..tuner.model import targets
-from .adapter import Adapter, Layer, check_output, persistent, write_adapter
 from .carried import kept_whole, left_out, resizable, tensors_of
-from .checkpoint import Checkpoint
-from .folder import write_json, written
+from .files import Adapter, Layer, check_output, persistent, write_adapter
 
 
 @dataclass(frozen=True)

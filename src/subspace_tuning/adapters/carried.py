@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .checkpoint import Checkpoint
-from .model import head_modules, outermost
+from ..models.checkpoint import Checkpoint
+from ..training.attach import head_modules, outermost
 
 
 @dataclass(frozen=True)

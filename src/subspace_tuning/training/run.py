@@ -22,9 +22,9 @@ from ..errors import SubspaceError
 from ..tasks import Rows, Task, prefixed
 from ..tuner.card import TAG
 from ..tuner.penalties import orthogonality
-from . import model as models
+from . import attach as models
 from . import record as records
-from . import surroundings
+from . import runtime
 from .config import Keep, Precision, RunConfig, validate
 from .folder import RunFolder, replaced
 from .resume import check_checkpoint
@@ -82,7 +82,7 @@ def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) ->
     done = None if overwrite else folder.record()
     if done is not None:
         return Outcome(done, folder.path / done["result"], repeated=True)
-    with surroundings.threads(config.training.threads), surroundings.quiet(bars=progress):
+    with runtime.threads(config.training.threads), runtime.quiet(bars=progress):
         parts = _prepare(config)
         started = {
             "config": config.resolved(),

@@ -9,7 +9,7 @@ from typing import Any
 
 import peft
 
-from ...tuner import SubspaceConfig
+from ..tuner import SubspaceConfig
 from .arms import FLOOR, arms, build
 from .choices import Curve, Precision
 from .measure import Ratio, interleaved

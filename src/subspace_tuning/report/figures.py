@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import SubspaceError
 from ..theory.diagnose import Diagnosis
-from .folder import written
+from ..training.folder import written
 
 if TYPE_CHECKING:
     import pandas as pd

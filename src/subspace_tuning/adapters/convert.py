@@ -14,12 +14,12 @@ from torch import Tensor
 from ..algebra import Sizes
 from ..errors import SubspaceError
 from ..methods import Method
+from ..models.checkpoint import Checkpoint
 from ..theory.change import Change, change_of, summed
 from ..theory.convert import EXACT, Conversion, convert, dense_of, factored, is_low_rank
 from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
-from .adapter import Adapter, Layer, layer_base, persistent
-from .checkpoint import Checkpoint
+from .files import Adapter, Layer, layer_base, persistent
 
 PEFT_LORA = "peft-lora"
 """What `--to` takes besides methods: LoRA in peft's own files."""

@@ -18,7 +18,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from ...errors import SubspaceError, nearest
+from ..errors import SubspaceError, nearest
 from .choices import Precision
 
 HEADS = ("classifier", "score")

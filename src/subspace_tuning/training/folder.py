@@ -21,8 +21,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import SubspaceError, reading
+from ..files import recover, replaced, write_json, written
 from .fields import Fields, check_fields
-from .writing import recover, replaced, write_json, written
 
 __all__ = ["RESULTS", "RunFolder", "recover", "replaced", "step_of", "write_json", "written"]
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SubspaceError
+from ..files import check_file, check_folder, written
 from ..tasks.data.acceptability import Example, generate
 from .config import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
 from .folder import RunFolder
-from .train import run
-from .writing import check_file, check_folder, written
+from .run import run
 
 PICTURE = "demo.png"
 """The name of the plot in the demo's folder."""

@@ -13,12 +13,12 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ... import methods
-from ...errors import SubspaceError
-from ...tuner import SubspaceConfig, SubspaceModel
-from ...tuner.calibration import calibrate
-from ...tuner.model import targets
-from ..count import budget_in, matched
+from .. import methods
+from ..counting.count import budget_in, matched
+from ..errors import SubspaceError
+from ..tuner import SubspaceConfig, SubspaceModel
+from ..tuner.calibration import calibrate
+from ..tuner.model import targets
 from .choices import Precision
 from .settings import Shape, autocast, freeze, shared_copy, start_gradient_at_embeddings
 

@@ -17,14 +17,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import SubspaceError, reading
 from ..methods import HOSTED
+from ..models.reference_configs import public_configuration
 from ..theory.budget import read_budget
+from ..training.attach import cannot_load, head_modules, locate, peft_config, sized
 from ..tuner import SubspaceConfig, SubspaceLayer, SubspaceModel
 from ..tuner.budget import budget_of, fill, share_out
 from ..tuner.exact import exactly
 from ..tuner.mam import mam_model
 from ..tuner.model import targets
-from .model import cannot_load, head_modules, locate, peft_config, sized
-from .public import public_configuration
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from ..errors import SubspaceError
+from .errors import SubspaceError
 
 _NAME = 40  # characters of a name that its temporary neighbours keep: longer names are legal, longer neighbours not
 

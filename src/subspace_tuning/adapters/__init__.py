@@ -1,0 +1,1 @@
+"""Adapters on disk: reading and writing them, extracting, converting, combining, recommending and diagnosing them."""

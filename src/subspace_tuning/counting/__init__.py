@@ -1,0 +1,1 @@
+"""Counting trainable parameters and operations of a method in a model, without weights."""
