@@ -35,7 +35,7 @@ def test_modules_of_one_system_are_imported_where_they_may_be_missing() -> None:
 
 
 def test_the_peak_of_memory_is_known_without_resource(monkeypatch: pytest.MonkeyPatch) -> None:
-    from subspace_tuning.training.record import peak_memory
+    from subspace_tuning.provenance import peak_memory
 
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory() > 1

@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from subspace_tuning.adapters.extract import pair
+from subspace_tuning.adapters.pairs import pair
+from subspace_tuning.files import write_json, written
 from subspace_tuning.models.checkpoint import Checkpoint
-from subspace_tuning.training.folder import write_json, written
-from subspace_tuning.training.record import circumstances
+from subspace_tuning.provenance import circumstances
 
 HERE = Path(__file__).resolve().parent
 WIDTH, INNER, RANK = 4096, 11008, 32

@@ -23,8 +23,8 @@ from typing import Any
 
 from scipy import stats
 
-from subspace_tuning.training.folder import write_json, written
-from subspace_tuning.training.record import circumstances
+from subspace_tuning.files import write_json, written
+from subspace_tuning.provenance import circumstances
 
 HERE = Path(__file__).resolve().parent
 TASKS: Mapping[str, int] = {"mrpc": 96, "cola": 40}  # tokens, as the models were trained
@@ -80,7 +80,7 @@ def perform(job: Job, data: Path, models: Path, work: Path) -> dict[str, Any]:
     from subspace_tuning.adapters.extract import Extraction, extract
     from subspace_tuning.counting.count import matched
     from subspace_tuning.models.checkpoint import Checkpoint
-    from subspace_tuning.training.attach import locate
+    from subspace_tuning.models.locate import locate
 
     torch.set_num_threads(1)
     folder = models / f"{job.task}-full-{job.seed}" / "model"
@@ -115,7 +115,7 @@ def perform(job: Job, data: Path, models: Path, work: Path) -> dict[str, Any]:
 
 def total_error(rows: Sequence[Mapping[str, Any]], tuned: Any, base: Any) -> float:
     """||W* - phi(W)|| over ||W* - W||, over all matrices that any method adapts, also those that this one leaves."""
-    from subspace_tuning.adapters.extract import pair
+    from subspace_tuning.adapters.pairs import pair
     from subspace_tuning.adapters.recommend import matrices
 
     lost = whole = 0.0

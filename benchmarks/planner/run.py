@@ -23,9 +23,9 @@ import torch
 from subspace_tuning import methods
 from subspace_tuning.algebra import Sizes, alternatives
 from subspace_tuning.bench.measure import interleaved
+from subspace_tuning.files import written
 from subspace_tuning.methods import environment, initial_factors
-from subspace_tuning.training.folder import written
-from subspace_tuning.training.record import circumstances
+from subspace_tuning.provenance import circumstances
 
 HERE = Path(__file__).resolve().parent
 METHODS = "ssl ssb lora flora parallel_adapter pissa spectral dora lora_dash liera sam_parser svdiff".split()

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subspace_tuning.training.folder import written
+from subspace_tuning.files import written
 
 HERE = Path(__file__).resolve().parent
 METHODS = (

@@ -21,8 +21,8 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from subspace_tuning import SubspaceConfig
-from subspace_tuning.training.folder import written
-from subspace_tuning.training.record import circumstances
+from subspace_tuning.files import written
+from subspace_tuning.provenance import circumstances
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("pissa", "milora")

@@ -20,7 +20,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from subspace_tuning import SubspaceConfig, SubspaceLayer, methods
 from subspace_tuning.adapters import extract as extraction
-from subspace_tuning.adapters.convert import combine_adapters, convert_adapter
+from subspace_tuning.adapters.combine import combine_adapters
+from subspace_tuning.adapters.convert import convert_adapter
 from subspace_tuning.adapters.extract import Extraction, extract
 from subspace_tuning.adapters.files import read_adapter, write_adapter
 from subspace_tuning.cli import main

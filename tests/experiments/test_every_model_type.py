@@ -10,11 +10,12 @@ import torch
 
 from subspace_tuning import methods
 from subspace_tuning.adapters.recommend import candidates, from_tuned, recommend, without_place
-from subspace_tuning.counting.count import count_hosted, count_in, without_weights
+from subspace_tuning.counting.count import count_hosted, count_in
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.methods import HOSTED
 from subspace_tuning.models.checkpoint import Checkpoint
-from subspace_tuning.training.attach import head_modules
+from subspace_tuning.models.heads import head_modules
+from subspace_tuning.models.meta import without_weights
 from subspace_tuning.tuner import SubspaceConfig
 
 from ..tuner.test_roles import CASES, Case

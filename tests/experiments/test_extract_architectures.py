@@ -25,7 +25,7 @@ from transformers import (
 from subspace_tuning import SubspaceConfig, SubspaceModel
 from subspace_tuning.adapters.extract import LEFT_OUT, Extraction, extract
 from subspace_tuning.models.checkpoint import Checkpoint
-from subspace_tuning.training.attach import outermost
+from subspace_tuning.models.heads import outermost
 from subspace_tuning.tuner.model import targets
 
 from ..tuner.test_roles import CASES, Case

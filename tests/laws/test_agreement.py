@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from subspace_tuning import SubspaceConfig, SubspaceLayer, methods
-from subspace_tuning.training.attach import peft_config
+from subspace_tuning.tuner.sizing import peft_config
 
 RANK = 3
 

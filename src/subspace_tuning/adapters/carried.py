@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..models.checkpoint import Checkpoint
-from ..training.attach import head_modules, outermost
+from ..models.heads import head_modules, outermost
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,11 @@ from ..algebra import Sizes
 from ..errors import SubspaceError
 from ..methods import Method
 from ..models.checkpoint import Checkpoint
-from ..theory.change import Change, change_of, summed
-from ..theory.convert import EXACT, Conversion, convert, dense_of, factored, is_low_rank
+from ..theory.change import Change, change_of
+from ..theory.convert import EXACT, Conversion, convert, dense_of
 from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
-from .files import Adapter, Layer, layer_base, persistent
+from .adapter import Adapter, Layer, layer_base, persistent
 
 PEFT_LORA = "peft-lora"
 """What `--to` takes besides methods: LoRA in peft's own files."""
@@ -94,7 +93,7 @@ def convert_adapter(
         except SubspaceError as error:
             raise SubspaceError(f"{module}: {error}") from None
         told()
-    return _result(adapter, to, found, base)
+    return result_of(adapter, to, found, base)
 
 
 def _convert_layer(layer: Layer, target: Method, rank: int | None, base: Checkpoint | None, source: str) -> Found:
@@ -113,59 +112,6 @@ def _starts_from_weight(method: Method) -> bool:
     """Whether the values of factors, and not their offsets, need W."""
     anchored = [name for name, is_anchored in method.anchors().items() if is_anchored]
     return bool(method.formula.spectral) or any(name not in method.fixed_anchors() for name in anchored)
-
-
-def combine_adapters(
-    adapters: Sequence[Adapter],
-    weights: Sequence[float],
-    to: str | None = None,
-    rank: int | None = None,
-    base: Checkpoint | None = None,
-    head: int | None = None,
-    told: Callable[[], None] = lambda: None,
-) -> Result:
-    """Add adapters up: the new change of every matrix is the weighted sum of theirs, never the sum of their factors.
-
-    Args:
-        adapters: the adapters, of any methods.
-        weights: a number for each.
-        to: the method of the result; LoRA if not given.
-        rank: the rank of the result; the sum of their ranks, which is exact, if not given.
-        base: the base model, for changes that the factors alone do not tell.
-        head: the number, from 1, of the adapter whose whole modules are kept where those of others differ.
-        told: called after each matrix.
-
-    Raises:
-        SubspaceError: the numbers do not match, the adapters belong to different models, or a matrix cannot be done.
-    """
-    if len(adapters) < 2 or len(adapters) != len(weights):
-        raise SubspaceError(
-            f"give two adapters or more, and a weight for each ({len(adapters)} and {len(weights)} given)"
-        )
-    target = target_config(to or "lora").resolved
-    if not is_low_rank(target):
-        raise SubspaceError(
-            f"adapters are combined into W plus one low-rank term, such as lora; {target.formula} is none"
-        )
-    found = {}
-    for module in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
-        changes: list[Change] = []
-        own: list[float] = []
-        sizes = Sizes(0, 0, 0)
-        for adapter, weight in zip(adapters, weights, strict=True):
-            if module not in adapter.layers:
-                continue
-            try:
-                sizes, change = layer_change(adapter.layers[module], base, adapter.source)
-            except SubspaceError as error:
-                raise SubspaceError(f"{module}: {error}") from None
-            if changes and (len(change.left), len(change.right)) != (len(changes[0].left), len(changes[0].right)):
-                raise SubspaceError(f"{module}: the adapters are for matrices of different shapes")
-            changes.append(change)
-            own.append(weight)
-        found[module] = sizes, factored(target, summed(changes, own), sizes, rank, 1.0)
-        told()
-    return _result(_joined(adapters, head), to or "lora", found, base)
 
 
 def layer_change(layer: Layer, base: Checkpoint | None, source: str) -> tuple[Sizes, Change]:
@@ -195,30 +141,7 @@ def dense_change(layer: Layer, weight: Tensor, env: Mapping[str, Any]) -> Tensor
     return dense_of(layer.method, env) - weight.double()
 
 
-def _joined(adapters: Sequence[Adapter], head: int | None) -> Adapter:
-    """One of the adapters, with what any of them saved whole; where that differs, that of the chosen one."""
-    if head is not None and not 1 <= head <= len(adapters):
-        raise SubspaceError(f"head = {head}: there are adapters 1 to {len(adapters)}")
-    first = adapters[0 if head is None else head - 1]
-    for other in adapters:
-        if first.base and other.base and first.base != other.base:
-            raise SubspaceError(f"adapters of different base models: {first.base} and {other.base}")
-        for name in first.saved.keys() & other.saved.keys():
-            if head is None and not torch.equal(first.saved[name], other.saved[name]):
-                raise SubspaceError(
-                    f"{name} was trained whole in {first.source!r} and in {other.source!r}, and heads cannot be added "
-                    "up: say whose to keep with --head"
-                )
-    saved = {name: tensor for adapter in (*adapters, first) for name, tensor in adapter.saved.items()}
-    known = [adapter.config.layouts for adapter in adapters]
-    config = copy.copy(first.config)
-    config.layouts = (
-        None if None in known else {name: one for layouts in known for name, one in (layouts or {}).items()}
-    )
-    return dataclasses.replace(first, config=config, saved=saved)
-
-
-def _result(adapter: Adapter, to: str, found: Mapping[str, Found], base: Checkpoint | None) -> Result:
+def result_of(adapter: Adapter, to: str, found: Mapping[str, Found], base: Checkpoint | None) -> Result:
     highest = max((conversion.r for _, conversion in found.values()), default=1)
     config = target_config(to, highest)
     target = config.resolved

@@ -1,23 +1,19 @@
-"""What an adapter did to a model, as a data frame with a row per matrix, and as pictures."""
+"""What an adapter did to a model, as a data frame with a row per matrix."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SubspaceError
-from ..files import check_file, written
 from ..models.checkpoint import Checkpoint
 from ..theory.diagnose import Diagnosis, angles, cosine, skewness
+from .adapter import Adapter, Layer, layer_base
 from .convert import layer_change
-from .files import Adapter, Layer, layer_base
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FORMATS = (".csv", ".parquet", ".json")
 
 
 def frame(
@@ -109,22 +105,3 @@ def _compared(found: Diagnosis, other: Adapter, base: Checkpoint, module: str) -
         "other_left_overlap": angles(found.moved.U[:, : found.k], second.moved.U[:, : found.k]).overlap,
         "other_right_overlap": angles(found.moved.V[:, : found.k], second.moved.V[:, : found.k]).overlap,
     }
-
-
-def check_table(path: str | Path) -> Path:
-    """The path of a table to write. Raises SubspaceError if its ending is not known or its folder does not exist."""
-    file = Path(path).expanduser()
-    if file.suffix not in FORMATS:
-        raise SubspaceError(f"output {str(path)!r} must end in {', '.join(FORMATS)}")
-    return check_file(file)
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a frame as CSV, Parquet or JSON, by the ending of its name."""
-    with written(path) as file:
-        if path.suffix == ".csv":
-            table.to_csv(file, index=False)
-        elif path.suffix == ".parquet":
-            table.to_parquet(file, index=False)
-        else:
-            table.to_json(file, orient="records", indent=1)

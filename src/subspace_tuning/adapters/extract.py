@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..algebra import Sizes
 from ..errors import SubspaceError
+from ..files import write_json, written
 from ..methods import Method
 from ..models.checkpoint import Checkpoint
 from ..theory.approximate import Approximation, approximate
 from ..theory.budget import energy_rank, read_budget, spread_ranks
-from ..training.folder import write_json, written
 from ..tuner import SubspaceConfig, SubspaceModel
 from ..tuner.budget import matrix_shape, share_out
 from ..tuner.exact import exactly
 from ..tuner.lora_form import Layout
 from ..tuner.model import targets
-from .carried import kept_whole, left_out, resizable, tensors_of
-from .files import Adapter, Layer, check_output, persistent, write_adapter
+from .adapter import Adapter, Layer, persistent
+from .carried import kept_whole, left_out, tensors_of
+from .files import check_output, write_adapter
+from .pairs import check_alike, pair, spectrum
+from .parts import Parts
 
 
 @dataclass(frozen=True)
@@ -102,46 +101,20 @@ def extract(
     check_alike(base, tuned)
     config = _placed(base, tuned, wanted)
     modules = [name for name, _ in targets(tuned.model, config)]
-    parts = folder.with_name(f"{folder.name}.part")
-    parts.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(parts / "lock", timeout=0):
-            _same_job(parts, base, tuned, wanted, modules)
-            ranks = _ranks(base, tuned, wanted, config, modules, parts, told)
-            layers, rows = {}, []
-            for number, module in enumerate(modules):
-                layers[module], row = _part(base, tuned, config, module, ranks.get(module, config.r), parts)
-                rows.append(row)
-                told("matrices", number + 1, len(modules))
-            adapter = _adapter(base, tuned, config, layers, ranks)
-            write_adapter(folder, adapter, overwrite)
-            write_report(folder, rows)
-            lost = left_out(base, tuned, set(modules), config.modules_to_save or [])
-            write_json(folder / LEFT_OUT, [one.row() for one in lost])
-    except Timeout:
-        raise SubspaceError(f"another process is at work on {folder}") from None
-    shutil.rmtree(parts, ignore_errors=True)
+    parts = Parts(folder)
+    with parts.open(_job(base, tuned, wanted, modules)):
+        ranks = _ranks(base, tuned, wanted, config, modules, parts, told)
+        layers, rows = {}, []
+        for number, module in enumerate(modules):
+            layers[module], row = _part(base, tuned, config, module, ranks.get(module, config.r), parts)
+            rows.append(row)
+            told("matrices", number + 1, len(modules))
+        adapter = _adapter(base, tuned, config, layers, ranks)
+        write_adapter(folder, adapter, overwrite)
+        write_report(folder, rows)
+        lost = left_out(base, tuned, set(modules), config.modules_to_save or [])
+        write_json(folder / LEFT_OUT, [one.row() for one in lost])
     return rows
-
-
-def check_alike(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Raise SubspaceError if two checkpoints are not of one architecture, naming the first tensor that differs."""
-    if base.architecture.model_type != tuned.architecture.model_type:
-        raise SubspaceError(
-            f"{base.name!r} is a {base.architecture.model_type} and {tuned.name!r} a {tuned.architecture.model_type}: "
-            "they are of different architectures"
-        )
-    free = resizable(tuned.model)
-    for module in tuned.modules:
-        theirs = tuned.find(f"{module}.weight")
-        ours = base.find(f"{module}.weight")
-        if theirs is None or ours is None:
-            continue  # a head, or a tied weight
-        if module not in free and base.shape(ours) != tuned.shape(theirs):
-            raise SubspaceError(
-                f"{module}: the weight is {list(base.shape(ours))} in {base.name!r} and {list(tuned.shape(theirs))} in "
-                f"{tuned.name!r}"
-            )
 
 
 def _placed(base: Checkpoint, tuned: Checkpoint, wanted: Extraction) -> SubspaceConfig:
@@ -161,9 +134,9 @@ def _placed(base: Checkpoint, tuned: Checkpoint, wanted: Extraction) -> Subspace
     return config
 
 
-def _same_job(parts: Path, base: Checkpoint, tuned: Checkpoint, wanted: Extraction, modules: list[str]) -> None:
-    """Keep what an earlier call has done if it was the same job, else begin anew."""
-    job = {
+def _job(base: Checkpoint, tuned: Checkpoint, wanted: Extraction, modules: list[str]) -> dict[str, Any]:
+    """All that the parts depend on."""
+    return {
         "base": [str(base.folder), _stamp(base)],
         "tuned": [str(tuned.folder), _stamp(tuned)],
         "config": {key: value for key, value in sorted(wanted.config.to_dict().items()) if not isinstance(value, set)},
@@ -171,29 +144,11 @@ def _same_job(parts: Path, base: Checkpoint, tuned: Checkpoint, wanted: Extracti
         "budget": wanted.budget,
         "modules": modules,
     }
-    told = json.loads(json.dumps(job, default=str))
-    path = parts / "job.json"
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != told:
-        for file in parts.glob("*.safetensors"):
-            file.unlink()
-        write_json(path, told)
 
 
 def _stamp(checkpoint: Checkpoint) -> list[list[Any]]:
     files = sorted({checkpoint.folder / name for name in checkpoint.files.values()})
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def pair(base: Checkpoint, tuned: Checkpoint, module: str) -> tuple[Tensor, Tensor]:
-    """W and W* of a module, in float64."""
-    return base.matrix(module).double(), tuned.matrix(module).double()
-
-
-def spectrum(change: Tensor) -> Tensor:
-    """The singular values in falling order, from the smaller Gram matrix: half the digits in a fifth of the time."""
-    gram = change.T @ change if change.shape[1] <= change.shape[0] else change @ change.T
-    squares: Tensor = torch.linalg.eigvalsh(gram)
-    return squares.flip(0).clamp(min=0.0).sqrt()
 
 
 def _ranks(
@@ -202,7 +157,7 @@ def _ranks(
     wanted: Extraction,
     config: SubspaceConfig,
     modules: list[str],
-    parts: Path,
+    parts: Parts,
     told: Callable[[str, int, int], None],
 ) -> dict[str, int]:
     """The rank of every matrix, where it is not one for all."""
@@ -210,12 +165,11 @@ def _ranks(
         return {}
     spectra = {}
     for number, module in enumerate(modules):
-        path = parts / f"spectrum-{number}.safetensors"
-        values = _read(path)
+        values = parts.read(f"spectrum-{number}")
         if values is None:
             W, W_star = pair(base, tuned, module)
             values = {"values": spectrum(W_star - W)}
-            _keep(path, values)
+            parts.keep(f"spectrum-{number}", values)
         spectra[module] = values["values"]
         told("spectra", number + 1, len(modules))
     if wanted.energy is not None:
@@ -231,12 +185,11 @@ def _ranks(
 
 
 def _part(
-    base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig, module: str, rank: int, parts: Path
+    base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig, module: str, rank: int, parts: Parts
 ) -> tuple[Layer, Row]:
     """Approximate one matrix, or read what an earlier call has kept of it."""
     method = config.resolved
-    path = parts / f"{module}.safetensors"
-    kept = _read(path)
+    kept = parts.read(module)
     scale = config.scale(config.alpha, config.r)  # one for all ranks: the factors take up any
     if kept is None:
         started = time.perf_counter()
@@ -249,7 +202,7 @@ def _part(
         kept = {f"parameters.{name}": tensor for name, tensor in found.parameters.items()}
         kept |= {f"constants.{name}": tensor for name, tensor in constants.items()}
         kept["row"] = torch.tensor(list(json.dumps(row).encode()), dtype=torch.uint8)
-        _keep(path, kept)
+        parts.keep(module, kept)
     row = json.loads(bytes(kept.pop("row").tolist()))
     held: dict[str, dict[str, Tensor]] = {"parameters": {}, "constants": {}}
     for key, tensor in kept.items():
@@ -351,15 +304,3 @@ def write_report(folder: Path, rows: list[Row]) -> None:
     write_json(folder / "report.json", rows)
     with written(folder / "report.csv") as file:
         pd.DataFrame(rows).drop(columns="singular_values").to_csv(file, index=False)
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError):
-        return None
-
-
-def _keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with written(path) as file:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)

@@ -1,4 +1,4 @@
-"""A saved adapter, module by module: its factors, its change of W, and writing one anew.
+"""Adapters as folders: reading and writing them.
 
 Adapters of this package and peft's own LoRA are read; both can be written.
 """
@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import methods
-from ..algebra import Sizes
-from ..algebra.names import CHOSEN_SHAPES, start_of
 from ..errors import SubspaceError, reading
 from ..files import check_folder, recover, replaced
-from ..methods import Method, environment, initial_factors
 from ..models.checkpoint import Checkpoint
 from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
 from ..tuner.lora_form import LINEAR, Layout, from_peft, to_peft
-from .strict import check_against, check_factors
+from .adapter import Adapter, Layer, dimensions_of
+from .strict import check_factors
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
@@ -48,85 +45,6 @@ _BEYOND = (
 )
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PARTS = (".subspace_params.", ".subspace_constants.")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One adapted matrix: the method as it is there, its numbers, and what the file holds of it."""
-
-    module: str
-    method: Method
-    r: int
-    scale: float
-    parameters: Mapping[str, Tensor]
-    constants: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def sizes(self) -> Sizes:
-        """n, m and r, read off the shapes of the factors; 0 where no factor tells."""
-        found = _dimensions(self.method, {**self.constants, **self.parameters})
-        window = tuple(found[axis] for axis in ("w1", "w2", "w3") if axis in found)
-        n = found.get("n", found.get("c", 0) * math.prod(window))
-        return Sizes(n, found.get("m", 0), self.r, found.get("p", 0), found.get("q", 0), window)
-
-    def environment(self, weight: Tensor | None, bias: Tensor | None = None, one_hot: bool = False) -> dict[str, Any]:
-        """What the formula's names stand for, in float64.
-
-        Args:
-            weight: W, n x m; None for formulas whose factors do not start from it.
-            bias: b, for formulas that name it.
-            one_hot: W belongs to an embedding.
-        """
-        sizes = self.sizes
-        W = torch.empty(sizes.n, sizes.m, device="meta") if weight is None else weight.to("cpu", torch.float64)
-        own = {name: _wide(tensor) for name, tensor in self.constants.items()}
-        if weight is None:
-            constants: dict[str, Tensor] = {}
-        else:
-            started = initial_factors(
-                self.method,
-                W,
-                self.r,
-                one_hot=one_hot,
-                scale=self.scale,
-                entries=sizes.p,
-                directions=sizes.q,
-                window=sizes.window,
-            )
-            constants = {name: _wide(tensor) for name, tensor in started.constants.items()}
-        parameters = {name: _wide(tensor) for name, tensor in self.parameters.items()}
-        wide_bias = None if bias is None else bias.double()
-        return dict(environment(self.method, W, parameters, constants | own, self.scale, wide_bias, one_hot=one_hot))
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter as a folder holds it: the configuration, a layer per matrix, and the modules that were saved whole."""
-
-    config: SubspaceConfig
-    layers: Mapping[str, Layer]
-    saved: Mapping[str, Tensor]
-    base: str | None
-    source: str = ""
-
-    @property
-    def method(self) -> Method:
-        """The method that the configuration names."""
-        return self.config.resolved
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers the factors have."""
-        return sum(tensor.numel() for layer in self.layers.values() for tensor in layer.parameters.values())
-
-
-def _dimensions(method: Method, tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The dimensions of a formula, read off the shapes of the tensors that its names stand for."""
-    return {
-        dimension: size
-        for name, tensor in tensors.items()
-        for dimension, size in zip(method.formula.shapes.get(name, ()), tensor.shape, strict=False)
-    }
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -176,7 +94,7 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
     method = config.resolved
     for module, factors in parameters.items():
         # Of a method that takes singular triples a narrow matrix has fewer than the config's rank.
-        r = _dimensions(config.resolved, factors).get("r") or _pattern(config.rank_pattern, module, config.r)
+        r = dimensions_of(config.resolved, factors).get("r") or _pattern(config.rank_pattern, module, config.r)
         alpha = _pattern(config.alpha_pattern, module, config.alpha)
         axes = len(factors.keys() - method.formula.shapes.keys())  # a convolution has a factor more for each axis
         own = method.on_axes(axes) if axes else method
@@ -346,37 +264,8 @@ def _write(
         config.save_pretrained(str(temporary))
 
 
-def layer_base(base: Checkpoint, layer: Layer, adapter: str) -> tuple[Tensor, Tensor | None]:
-    """W and b of the module that a layer adapts. Raises SubspaceError if the base model does not fit the adapter."""
-    if layer.module not in base:
-        raise SubspaceError(
-            f"adapter {adapter!r} adapts {layer.module}, which {base.name!r} does not have: it belongs to another model"
-        )
-    weight = base.matrix(layer.module)
-    sizes = layer.sizes
-    for told, real in zip((sizes.n, sizes.m), weight.shape, strict=True):
-        if told not in (0, real):
-            raise SubspaceError(
-                f"{layer.module}: the adapter {adapter!r} is for {sizes.n} x {sizes.m}, and W of {base.name!r} is "
-                f"{' x '.join(map(str, weight.shape))}"
-            )
-    check_against(adapter, layer.module, layer.method, layer.parameters, weight.shape)
-    return weight, base.bias(layer.module)
-
-
-def persistent(method: Method, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those constants that nothing but the file can give back: masks, chosen directions, drawn starts."""
-    drawn = {start_of(name) for name, anchored in method.anchors().items() if not anchored}
-    kept = {*method.formula.masked, *CHOSEN_SHAPES, *drawn}
-    return {name: tensor for name, tensor in constants.items() if name in kept}
-
-
 def _pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     return patterns.get(get_pattern_key(list(patterns), module), default)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ..tuner import SubspaceConfig, SubspaceModel
 from ..tuner.calibration import Batch, Loss, evaluating, loss_of
 from ..tuner.kinds import kind_of
 from ..tuner.model import targets
-from .extract import check_alike, spectrum
+from .pairs import check_alike, spectrum
 
 SWEEPS, SETTLED = 20, 1e-3
 _STEP = 1e-3  # of ||W||: how far along the gradient W* lies, so that what is nonlinear in the factors hardly shows

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
-from ..training.record import peak_memory
+from ..provenance import peak_memory
 from .arms import FLOOR, Arm, Bench, build
 from .choices import Precision
 from .settings import Shape

@@ -51,7 +51,7 @@ def bench(
     from ..bench.arms import check, default_methods
     from ..bench.settings import shape_of
     from ..files import check_file, written
-    from ..training.record import circumstances
+    from ..provenance import circumstances
     from ..training.runtime import threads as computing_with
 
     warnings.filterwarnings("ignore", module="transformers|peft|torch")

@@ -13,8 +13,8 @@ from .console import hush_libraries, shortened, show
 from .progress import progress_bar
 
 if TYPE_CHECKING:
+    from ..adapters.adapter import Adapter
     from ..adapters.convert import Result
-    from ..adapters.files import Adapter
     from ..models.checkpoint import Checkpoint
 
 _BASE = "The base model, where factors do not tell the change."
@@ -75,7 +75,7 @@ def combine(
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
     """Add adapters up: the change of every matrix becomes the weighted sum of their changes."""
-    from ..adapters.convert import combine_adapters
+    from ..adapters.combine import combine_adapters
     from ..adapters.files import check_output, read_adapter
 
     hush_libraries()

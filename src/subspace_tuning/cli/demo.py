@@ -23,7 +23,8 @@ def demo(
 
     The task: tell acceptable English sentences from unacceptable ones, with content words never seen in training.
     """
-    from ..training.demo import ENTRIES, PICTURE, demo, plot
+    from ..report.demo import plot
+    from ..training.demo import ENTRIES, PICTURE, demo
 
     results = []
     for entry, result in zip(ENTRIES, demo(output, seed, overwrite=overwrite, progress=not quiet), strict=True):

@@ -56,11 +56,12 @@ def inspect(
 def _diagnose(
     model: str, path: Path, against: Path | None, leading: int, output: Path | None, pictures: Path | None
 ) -> None:
-    from ..adapters.diagnose import check_table, frame, write_table
+    from ..adapters.diagnose import frame
     from ..adapters.files import read_adapter
     from ..files import check_folder
     from ..models.checkpoint import Checkpoint
     from ..report.figures import Spectra, available, draw
+    from ..report.tables import check_table, write_table
 
     file = None if output is None else check_table(output)
     if pictures is not None:
@@ -103,8 +104,9 @@ def _diagnose(
 def _plan(
     model: str, method: str | None, formula: str | None, rank: int, budget: str | None, rows: int, evaluation: bool
 ) -> None:
-    from ..counting.count import architecture_of, budget_in, matched
+    from ..counting.count import budget_in, matched
     from ..counting.plans import plans_in
+    from ..models.meta import architecture_of
     from ..tuner import SubspaceConfig
 
     if method is not None and formula is not None:

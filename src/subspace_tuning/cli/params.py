@@ -37,7 +37,8 @@ def params(
 
 def _methods(model: str, names: list[str], formulas: list[str], rank: int, budget: str | None) -> None:
     from .. import methods as catalogue
-    from ..counting.count import Count, architecture_of, budget_in, count_hosted, count_in, matched
+    from ..counting.count import Count, budget_in, count_hosted, count_in, matched
+    from ..models.meta import architecture_of
     from ..tuner import SubspaceConfig
 
     every = not names and not formulas

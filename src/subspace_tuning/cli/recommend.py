@@ -83,9 +83,9 @@ def _gradients(model: str, name: str, data: str, rows: int) -> tuple[nn.Module, 
     import transformers
 
     from ..adapters.recommend import from_gradients
-    from ..counting.count import architecture_of
+    from ..models.load import load
+    from ..models.meta import architecture_of
     from ..tasks import get
-    from ..training.attach import load
     from ..training.runtime import quiet
 
     task = get(name)

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-import transformers
 from peft import TaskType, get_peft_model
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..errors import SubspaceError, reading
+from ..errors import SubspaceError
 from ..methods import HOSTED
-from ..models.reference_configs import public_configuration
+from ..models.heads import head_modules, parameter_count
+from ..models.meta import architecture_of, without_weights
 from ..theory.budget import read_budget
-from ..training.attach import cannot_load, head_modules, locate, peft_config, sized
 from ..tuner import SubspaceConfig, SubspaceLayer, SubspaceModel
 from ..tuner.budget import budget_of, fill, share_out
 from ..tuner.exact import exactly
 from ..tuner.mam import mam_model
 from ..tuner.model import targets
+from ..tuner.sizing import peft_config, sized
 
 
 @dataclass(frozen=True)
@@ -43,26 +41,6 @@ class Count:
         return 1000 * self.trainable / self.total
 
 
-def architecture_of(name: str) -> PretrainedConfig:
-    """Return a model's configuration.
-
-    Args:
-        name: a hub name, a local folder or ``minilm``. The paper's models are known without the hub.
-
-    Raises:
-        SubspaceError: the configuration cannot be read.
-    """
-    source = locate(name)
-    known = public_configuration(name) if source == name else None
-    if known is not None:
-        return known
-    try:
-        read: PretrainedConfig = transformers.AutoConfig.from_pretrained(source)
-    except Exception as error:  # a damaged configuration makes the library fail in any way
-        raise SubspaceError(cannot_load(name, source, error)) from error
-    return read
-
-
 def count(name: str, configs: Iterable[SubspaceConfig]) -> Iterator[Count]:
     """Count for each config in turn what it trains, in a fresh model. Raises SubspaceError as ``count_in`` does."""
     architecture = architecture_of(name)
@@ -79,7 +57,7 @@ def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
         SubspaceError: the adapter does not fit the model.
     """
     model = without_weights(architecture)
-    total = _size(model)
+    total = parameter_count(model)
     config = dataclasses.replace(config, modules_to_save=head_modules(model))
     layers = adapt(model, config).values()
     trainable = sum(parameter.numel() for layer in layers for parameter in layer.subspace_params.parameters())
@@ -90,7 +68,7 @@ def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
 def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
     """Count what one of peft's own methods trains. Raises SubspaceError if it does not fit the model."""
     model = without_weights(architecture)
-    total, head = _size(model), head_modules(model)
+    total, head = parameter_count(model), head_modules(model)
     config = peft_config(HOSTED[name], rank, {"task_type": TaskType.SEQ_CLS, "modules_to_save": head})
     try:
         with _quiet():
@@ -108,7 +86,7 @@ def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
 
 def budget_in(architecture: PretrainedConfig, budget: str) -> int:
     """Return a budget such as "300k" or "0.3permille" as a number of a model's parameters."""
-    return read_budget(budget, _size(without_weights(architecture)))
+    return read_budget(budget, parameter_count(without_weights(architecture)))
 
 
 def matched(architecture: PretrainedConfig, config: SubspaceConfig, budget: int) -> SubspaceConfig:
@@ -141,20 +119,3 @@ def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
     sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator]
     chosen = fill(sizes, budget_of(config, sum(sizes.values())))
     return config.chosen(target_modules=exactly(chosen, (name for name, _ in model.named_modules())))
-
-
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def without_weights(architecture: PretrainedConfig) -> PreTrainedModel:
-    """Return the model without weights: with a two-label head where there is such a class."""
-    architecture = copy.deepcopy(architecture)
-    architecture.num_labels = 2
-    with reading(f"the configuration of a {architecture.model_type}"), torch.device("meta"):
-        try:
-            model = transformers.AutoModelForSequenceClassification.from_config(architecture)  # type: ignore[no-untyped-call]
-        except ValueError:
-            model = transformers.AutoModel.from_config(architecture)  # type: ignore[no-untyped-call]
-    assert isinstance(model, PreTrainedModel)
-    return model

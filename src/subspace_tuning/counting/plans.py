@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from ..algebra import Alternative, Sizes, alternatives
+from ..models.meta import without_weights
 from ..tuner import SubspaceConfig
-from .count import adapt, without_weights
+from .count import adapt
 
 
 @dataclass(frozen=True)

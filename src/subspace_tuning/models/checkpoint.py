@@ -16,10 +16,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from ..counting.count import without_weights
 from ..errors import SubspaceError, reading
-from ..training.attach import cannot_load, locate
 from ..tuner.kinds import Kind, kind_of
+from .locate import cannot_load, locate
+from .meta import without_weights
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

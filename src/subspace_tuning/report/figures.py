@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import SubspaceError
+from ..files import written
 from ..theory.diagnose import Diagnosis
-from ..training.folder import written
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,6 @@ share no content word with those of the training, so what is learnt is grammar a
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,38 +108,6 @@ def _check(folder: Path, files: Mapping[Path, str], configs: Sequence[RunConfig]
 def _names(folder: Path) -> set[str]:
     found = folder.iterdir() if folder.is_dir() else ()
     return {path.name for path in found if not path.name.startswith(".")}  # those are a killed process's leftovers
-
-
-def plot(results: list[Result], path: Path) -> None:
-    """Draw accuracy over trainable parameters, with the majority class beside it."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.6), layout="constrained")  # not pyplot's, which would choose a backend for everyone
-    axes = figure.subplots()
-    axes.axhline(100 * results[0].majority, color="0.5", linestyle="--", linewidth=1)
-    axes.annotate(
-        "majority class",
-        (1, 100 * results[0].majority),
-        (-4, 4),
-        ("axes fraction", "data"),
-        "offset points",
-        ha="right",
-    )
-    for number, (result, marker) in enumerate(zip(results, itertools.cycle("osD^v"), strict=False)):
-        label = f"{result.title}:  {result.formula}  ({result.trainable:,} parameters, {100 * result.accuracy:.1f} %)"
-        axes.scatter(
-            result.trainable, 100 * result.accuracy, s=70, color=f"C{number}", marker=marker, label=label, zorder=3
-        )
-    # Below the axes: beside the points, labels of methods that come out alike would cover each other.
-    figure.legend(loc="outside lower left", fontsize=9, frameon=False)
-    axes.set(
-        xscale="log", xlabel="trainable parameters (without the head)", ylabel="accuracy in percent", ylim=(40, 100)
-    )
-    axes.margins(x=0.35)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("Unseen words: acceptable or not? all-MiniLM-L6-v2, 22.7M parameters", fontsize=10)
-    with written(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
 
 
 def _lines(rows: list[Example]) -> str:

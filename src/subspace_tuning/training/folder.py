@@ -21,10 +21,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import SubspaceError, reading
-from ..files import recover, replaced, write_json, written
+from ..files import recover, write_json
 from .fields import Fields, check_fields
-
-__all__ = ["RESULTS", "RunFolder", "recover", "replaced", "step_of", "write_json", "written"]
 
 _LOCK = "lock"
 _STARTED = "started.json"

@@ -19,16 +19,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from .. import tasks
 from ..errors import SubspaceError
+from ..files import replaced
+from ..models.load import load
+from ..models.locate import locate
 from ..tasks import Rows, Task, prefixed
 from ..tuner.card import TAG
 from ..tuner.penalties import orthogonality
-from . import attach as models
 from . import record as records
 from . import runtime
+from .arguments import arguments, check_training, total_steps
+from .attach import Counts, attach, default_learning_rate, trained_head
 from .config import Keep, Precision, RunConfig, validate
-from .folder import RunFolder, replaced
+from .folder import RunFolder
+from .record import history
 from .resume import check_checkpoint
-from .trainer import SeededTrainer, arguments, build, check_training, history, total_steps
+from .trainer import SeededTrainer, build
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +65,7 @@ class _Parts:
     rows: Mapping[str, Rows]
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
-    counts: models.Counts
+    counts: Counts
     learning_rate: float
 
 
@@ -108,18 +113,18 @@ def _check_alone() -> None:
 def _prepare(config: RunConfig) -> _Parts:
     task = tasks.get(config.task.name)
     # The quick checks come first, since data and model can take minutes to arrive; this one reads the method, too.
-    learning_rate = models.default_learning_rate(config.adapter)
+    learning_rate = default_learning_rate(config.adapter)
     learning_rate = config.training.learning_rate or learning_rate
-    models.locate(config.model)
+    locate(config.model)
     rows = task.load(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     transformers.set_seed(config.training.seed)  # the head and the factors are drawn from here on
-    base, tokenizer = models.load(config.model, task.model_class, task.model_settings, config.task.max_length)
+    base, tokenizer = load(config.model, task.model_class, task.model_settings, config.task.max_length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
         return task.batches(seen, tokenizer, config.task.max_length, config.training.batch_size)
 
-    tuned, counts = models.attach(base, config.adapter, task.task_type, sample, task.objective)
+    tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective)
     check_training(tuned, config.training, len(rows["train"]))
     return _Parts(config, task, rows, tuned, tokenizer, counts, learning_rate)
 
@@ -135,7 +140,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     precision = "bfloat16" if args.bf16 else "float32"
     chosen = f"{precision} (of itself; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
-    head = models.trained_head(parts.model, parts.config.adapter)
+    head = trained_head(parts.model, parts.config.adapter)
     trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head)
     checkpoint = folder.last_checkpoint()
     start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
@@ -215,7 +220,7 @@ def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
             "---",
             f"library_name: {owner}",
             *([f"tags: [{TAG}]"] if adapter else []),
-            f"base_model: {models.locate(parts.config.model)}",
+            f"base_model: {locate(parts.config.model)}",
             "---",
             "",
             f"# {parts.task.name}, tuned with {record['method']}",

@@ -7,9 +7,7 @@ from a checkpoint sees the rows that it would have seen.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -17,132 +15,30 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import SubspaceError, reading
 from ..tasks import Task
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
-from ..tuner.optim import is_second_factor, parameter_groups
-from ..tuner.scheduling import ScheduleCallback, adapted, schedule
-from .config import Device, Keep, Scheduler, TrainingSection
+from ..tuner.optim import is_second_factor
+from ..tuner.scheduling import ScheduleCallback, adapted
+from .callbacks import Bars, Clock, RecentBatches, SaveWithinEpoch
+from .config import TrainingSection
 from .resume import HINT, check_optimizer
-from .runtime import uses_bfloat16
-
-_NO_FIGURES = ("runtime", "per_second")  # what the Trainer measures of itself
+from .sampler import EpochSampler
 
 
 class DivergedError(SubspaceError):
     """The loss or the predictions became NaN or infinite."""
-
-
-def derived_seed(*parts: int) -> int:
-    """A seed for torch from several numbers, unrelated to that of any other numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
-
-
-class EpochSampler(Sampler[int]):
-    """The order of the rows in an epoch, from the seed and the epoch's number.
-
-    Args:
-        lengths: tokens per row.
-        group: None for a random order, or the rows per optimiser step to be of like length.
-        seed: the run's seed.
-    """
-
-    def __init__(self, lengths: Sequence[int], group: int | None, seed: int) -> None:
-        self.lengths = list(lengths)
-        self.group = group
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch, the first after a resumption included."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-        if self.group is None:
-            order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        else:
-            order = get_length_grouped_indices(  # type: ignore[no-untyped-call]
-                self.lengths, self.group, generator=generator
-            )
-        return iter(order)
-
-
-class SaveWithinEpoch(TrainerCallback):
-    """Asks for a checkpoint every `steps` steps, but not at an epoch's end.
-
-    There the Trainer saves after the evaluation: going on from a checkpoint taken before it would skip that evaluation.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        within = state.epoch is not None and not float(state.epoch).is_integer() and state.global_step < state.max_steps
-        if within and state.global_step % self.steps == 0:
-            control.should_save = True
-
-
-class Clock(TrainerCallback, ExportableState):
-    """Seconds of training with its evaluations, over all parts of an interrupted run up to each checkpoint."""
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
-        self._since: float | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._since = time.perf_counter()
-
-    def total(self) -> float:
-        """Seconds so far."""
-        return self.seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"args": {"seconds": self.total()}, "attributes": {}}
-
-
-class RecentBatches(TrainerCallback):
-    """Begins the batches of each optimiser step anew, for schedules that look at them."""
-
-    def __init__(self, recent: list[Any]) -> None:
-        self.recent = recent
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.recent.clear()
-
-
-class Bars(ProgressCallback):
-    """Progress bars, and a short line per evaluation instead of all that the Trainer logs."""
-
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        figures = {key.removeprefix("eval_"): value for key, value in (logs or {}).items() if key.startswith("eval_")}
-        shown = [f"{key} {value:.4f}" for key, value in figures.items() if not key.endswith(_NO_FIGURES)]
-        bar: Any = self.training_bar
-        if shown and bar is not None:
-            bar.write(f"epoch {state.epoch:g} of {state.num_train_epochs}: {', '.join(shown)}")
 
 
 class SeededTrainer(Trainer):
@@ -245,54 +141,6 @@ class SeededTrainer(Trainer):
         return self.order
 
 
-def total_steps(training: TrainingSection, rows: int) -> int:
-    """The optimiser steps of a run over `rows` training rows."""
-    batches = math.ceil(rows / training.batch_size)
-    return training.max_steps or training.epochs * math.ceil(batches / training.gradient_accumulation)
-
-
-def arguments(
-    training: TrainingSection, task: Task[Any], rows: int, learning_rate: float, checkpoints: str, progress: bool
-) -> TrainingArguments:
-    """The Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
-    constant = training.scheduler is Scheduler.constant
-    args = TrainingArguments(
-        output_dir=checkpoints,
-        learning_rate=learning_rate,
-        num_train_epochs=training.epochs,
-        max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=training.eval_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation,
-        warmup_steps=math.ceil(training.warmup_ratio * total_steps(training, rows)),
-        lr_scheduler_type="constant_with_warmup" if constant else training.scheduler.value,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        label_smoothing_factor=training.label_smoothing,
-        seed=training.seed,
-        bf16=uses_bfloat16(training.precision, training.device),
-        use_cpu=training.device is Device.cpu or not torch.accelerator.is_available(),
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        logging_nan_inf_filter=False,
-        save_total_limit=1,
-        metric_for_best_model=f"eval_{task.primary_key}",
-        greater_is_better=True,
-        load_best_model_at_end=training.keep is Keep.best,
-        restore_callback_states_from_checkpoint=True,
-        dataloader_pin_memory=False,
-        torch_compile=training.compile,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        disable_tqdm=not progress,
-        report_to=[],
-    )
-    # With several devices the Trainer would split each batch among them and take fewer steps than were planned.
-    args._n_gpu = min(args.n_gpu, 1)
-    return args
-
-
 def build(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -334,21 +182,6 @@ def build(
     return trainer
 
 
-def check_training(model: nn.Module, training: TrainingSection, rows: int) -> None:
-    """Raises SubspaceError if the method's schedule or the ratio of LoRA+ does not fit a run over `rows` rows.
-
-    So it does if the steps shall be compiled and torch cannot compile here.
-    """
-    if training.compile:
-        try:
-            torch.compile(torch.neg)(torch.ones(2))
-        except Exception as error:  # a compiler that is missing, or fails in one of many ways
-            reason = str(error).strip().splitlines()[0]
-            raise SubspaceError(f"training.compile is true, and torch.compile fails here: {reason}") from error
-    schedule(model, total_steps(training, rows), dict)
-    parameter_groups(model, 1.0, training.lora_plus_ratio or 1.0)
-
-
 def _figures(task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         found = prediction.predictions
@@ -358,15 +191,3 @@ def _figures(task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[E
         return task.figures(outputs, np.asarray(prediction.label_ids), tokenizer)
 
     return compute
-
-
-def history(state: TrainerState) -> list[dict[str, float]]:
-    """The evaluations of a run in order: epoch, step, loss, penalty where there is one, and the task's figures."""
-    by_step: dict[int, dict[str, float]] = {}
-    for entry in state.log_history:
-        figures = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
-        figures = {key: value for key, value in figures.items() if not key.endswith(_NO_FIGURES)}
-        if figures:
-            step = int(entry["step"])
-            by_step.setdefault(step, {"epoch": float(entry["epoch"]), "step": step}).update(figures)
-    return [by_step[step] for step in sorted(by_step)]

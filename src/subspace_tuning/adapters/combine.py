@@ -1,0 +1,93 @@
+"""Several adapters in one: the weighted sum of their changes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..algebra import Sizes
+from ..errors import SubspaceError
+from ..models.checkpoint import Checkpoint
+from ..theory.change import Change, summed
+from ..theory.convert import factored, is_low_rank
+from .adapter import Adapter
+from .convert import Result, layer_change, result_of, target_config
+
+
+def combine_adapters(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    to: str | None = None,
+    rank: int | None = None,
+    base: Checkpoint | None = None,
+    head: int | None = None,
+    told: Callable[[], None] = lambda: None,
+) -> Result:
+    """Add adapters up: the new change of every matrix is the weighted sum of theirs, never the sum of their factors.
+
+    Args:
+        adapters: the adapters, of any methods.
+        weights: a number for each.
+        to: the method of the result; LoRA if not given.
+        rank: the rank of the result; the sum of their ranks, which is exact, if not given.
+        base: the base model, for changes that the factors alone do not tell.
+        head: the number, from 1, of the adapter whose whole modules are kept where those of others differ.
+        told: called after each matrix.
+
+    Raises:
+        SubspaceError: the numbers do not match, the adapters belong to different models, or a matrix cannot be done.
+    """
+    if len(adapters) < 2 or len(adapters) != len(weights):
+        raise SubspaceError(
+            f"give two adapters or more, and a weight for each ({len(adapters)} and {len(weights)} given)"
+        )
+    target = target_config(to or "lora").resolved
+    if not is_low_rank(target):
+        raise SubspaceError(
+            f"adapters are combined into W plus one low-rank term, such as lora; {target.formula} is none"
+        )
+    found = {}
+    for module in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
+        changes: list[Change] = []
+        own: list[float] = []
+        sizes = Sizes(0, 0, 0)
+        for adapter, weight in zip(adapters, weights, strict=True):
+            if module not in adapter.layers:
+                continue
+            try:
+                sizes, change = layer_change(adapter.layers[module], base, adapter.source)
+            except SubspaceError as error:
+                raise SubspaceError(f"{module}: {error}") from None
+            if changes and (len(change.left), len(change.right)) != (len(changes[0].left), len(changes[0].right)):
+                raise SubspaceError(f"{module}: the adapters are for matrices of different shapes")
+            changes.append(change)
+            own.append(weight)
+        found[module] = sizes, factored(target, summed(changes, own), sizes, rank, 1.0)
+        told()
+    return result_of(_joined(adapters, head), to or "lora", found, base)
+
+
+def _joined(adapters: Sequence[Adapter], head: int | None) -> Adapter:
+    """One of the adapters, with what any of them saved whole; where that differs, that of the chosen one."""
+    if head is not None and not 1 <= head <= len(adapters):
+        raise SubspaceError(f"head = {head}: there are adapters 1 to {len(adapters)}")
+    first = adapters[0 if head is None else head - 1]
+    for other in adapters:
+        if first.base and other.base and first.base != other.base:
+            raise SubspaceError(f"adapters of different base models: {first.base} and {other.base}")
+        for name in first.saved.keys() & other.saved.keys():
+            if head is None and not torch.equal(first.saved[name], other.saved[name]):
+                raise SubspaceError(
+                    f"{name} was trained whole in {first.source!r} and in {other.source!r}, and heads cannot be added "
+                    "up: say whose to keep with --head"
+                )
+    saved = {name: tensor for adapter in (*adapters, first) for name, tensor in adapter.saved.items()}
+    known = [adapter.config.layouts for adapter in adapters]
+    config = copy.copy(first.config)
+    config.layouts = (
+        None if None in known else {name: one for layouts in known for name, one in (layouts or {}).items()}
+    )
+    return dataclasses.replace(first, config=config, saved=saved)

@@ -1,0 +1,60 @@
+"""The head of a model: the modules that are trained whole with any adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """The modules trained beside any method: what the task's class adds to the encoder, and the encoder's pooler.
+
+    A checkpoint of the bare encoder holds a pooler trained for something else or none at all, so it goes with the head.
+    """
+    if model.base_model is model:  # without a task's class around it, or with one that is the encoder itself
+        outside = [name for name, child in model.named_children() if _is_projection(name, child)]
+    else:
+        outside = [
+            name for name, child in model.named_children() if name != model.base_model_prefix and parameter_count(child)
+        ]
+    pooler = getattr(model.base_model, "pooler", None)
+    inside = ["pooler"] if isinstance(pooler, nn.Module) and parameter_count(pooler) else []
+    return outermost(model, [*outside, *inside])
+
+
+def outermost(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Return the names of modules, by their ends, without those that are inside another named module.
+
+    peft copies each module of ``modules_to_save`` whole, and cannot load a copy within a copy.
+    """
+    found = {end: _ending(model, [end]) for end in names}
+    every = {name for owners in found.values() for name in owners}
+
+    def is_inside(name: str) -> bool:
+        return any(name.startswith(f"{outer}.") for outer in every)
+
+    return [end for end, owners in found.items() if not owners or not all(is_inside(name) for name in owners)]
+
+
+def _ending(model: nn.Module, ends: Sequence[str]) -> list[str]:
+    return [name for name, _ in model.named_modules() if any(f".{name}".endswith(f".{end}") for end in ends)]
+
+
+def _is_projection(name: str, module: nn.Module) -> bool:
+    """Whether a child of a model is what a head is: linear layers, and not a stack of blocks."""
+    owners = [part for part in module.modules() if next(part.parameters(recurse=False), None) is not None]
+    blocks = any(isinstance(part, nn.ModuleList) for part in module.modules())
+    linear = any(isinstance(part, nn.Linear) for part in owners)
+    return linear and not blocks and all(isinstance(part, (nn.Linear, nn.LayerNorm)) for part in owners)
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def head_parameters(model: PreTrainedModel, head: Sequence[str]) -> list[nn.Parameter]:
+    """The parameters under the modules whose dotted names end in one of `head`."""
+    owners = [model.get_submodule(name) for name in _ending(model, head)]
+    return list({id(parameter): parameter for owner in owners for parameter in owner.parameters()}.values())

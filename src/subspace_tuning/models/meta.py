@@ -1,0 +1,46 @@
+"""Models without weights: their configurations, and the modules on the meta device."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..errors import SubspaceError, reading
+from .locate import cannot_load, locate
+from .reference_configs import public_configuration
+
+
+def architecture_of(name: str) -> PretrainedConfig:
+    """Return a model's configuration.
+
+    Args:
+        name: a hub name, a local folder or ``minilm``. The paper's models are known without the hub.
+
+    Raises:
+        SubspaceError: the configuration cannot be read.
+    """
+    source = locate(name)
+    known = public_configuration(name) if source == name else None
+    if known is not None:
+        return known
+    try:
+        read: PretrainedConfig = transformers.AutoConfig.from_pretrained(source)
+    except Exception as error:  # a damaged configuration makes the library fail in any way
+        raise SubspaceError(cannot_load(name, source, error)) from error
+    return read
+
+
+def without_weights(architecture: PretrainedConfig) -> PreTrainedModel:
+    """Return the model without weights: with a two-label head where there is such a class."""
+    architecture = copy.deepcopy(architecture)
+    architecture.num_labels = 2
+    with reading(f"the configuration of a {architecture.model_type}"), torch.device("meta"):
+        try:
+            model = transformers.AutoModelForSequenceClassification.from_config(architecture)  # type: ignore[no-untyped-call]
+        except ValueError:
+            model = transformers.AutoModel.from_config(architecture)  # type: ignore[no-untyped-call]
+    assert isinstance(model, PreTrainedModel)
+    return model

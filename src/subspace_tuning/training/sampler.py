@@ -1,0 +1,48 @@
+"""The order of the training rows, a function of the seed and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+
+def derived_seed(*parts: int) -> int:
+    """A seed for torch from several numbers, unrelated to that of any other numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+class EpochSampler(Sampler[int]):
+    """The order of the rows in an epoch, from the seed and the epoch's number.
+
+    Args:
+        lengths: tokens per row.
+        group: None for a random order, or the rows per optimiser step to be of like length.
+        seed: the run's seed.
+    """
+
+    def __init__(self, lengths: Sequence[int], group: int | None, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.group = group
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch, the first after a resumption included."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+        if self.group is None:
+            order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        else:
+            order = get_length_grouped_indices(  # type: ignore[no-untyped-call]
+                self.lengths, self.group, generator=generator
+            )
+        return iter(order)

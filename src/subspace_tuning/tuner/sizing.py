@@ -1,0 +1,43 @@
+"""Configs of a given size: the rank or the number of entries for a budget, and the rows of peft's own methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import peft
+from transformers import PreTrainedModel
+
+from ..algebra import Sizes
+from ..errors import SubspaceError
+from ..methods import Hosted
+from ..theory.budget import uniform_rank
+from .budget import matrix_shape
+from .config import SubspaceConfig
+from .model import SubspaceModel, targets
+
+
+def sized(model: PreTrainedModel, config: SubspaceConfig, budget: int) -> SubspaceConfig:
+    """Return the config with the rank, or the number of entries, that comes nearest to a budget in this model.
+
+    A method without either comes back as it is. The scale s stays.
+    """
+    method = config.resolved
+    if method.selection is not None:
+        return replace(config, budget=budget)
+    if not method.formula.has_rank:
+        return config
+    placed = replace(config, r=1)
+    SubspaceModel.place(model, placed)
+    shapes = [matrix_shape(module) for _, module in targets(model, placed)]
+    rank = uniform_rank(method, [Sizes(n, m, 1) for n, m in shapes], budget)
+    return replace(config, r=rank, alpha=config.alpha * rank / config.r)
+
+
+def peft_config(known: Hosted, size: int, common: Mapping[str, Any]) -> peft.PeftConfig:
+    """Return peft's config for one of its own methods, with ``size`` rows. Raises SubspaceError if there are none."""
+    if size < 1:
+        raise SubspaceError(f"the number of rows r = {size!r} is not a positive whole number")
+    config: peft.PeftConfig = getattr(peft, known.config)(**{known.size: size}, **common)
+    return config
