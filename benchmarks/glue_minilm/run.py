@@ -60,8 +60,8 @@ def jobs(tasks: Iterable[str], methods: Iterable[str], seeds: Iterable[int]) -> 
 
 def perform(job: Job, data: Path, runs: Path, threads: int, precision: str) -> dict[str, Any]:
     """Does one run and gives what the tables need of its record: nothing of it says where files lie."""
-    from subspace_tuning.training.config import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
     from subspace_tuning.training.run import run
+    from subspace_tuning.training.sections import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
 
     settings = TASKS[job.task]
     rank = None if job.method in ("full", "head", "ssb") else RANK

@@ -42,8 +42,8 @@ SETTINGS = (
 
 def perform(setting: Setting, seed: int, data: Path, runs: Path) -> dict[str, Any]:
     """Does one run and gives what the table needs of its record."""
-    from subspace_tuning.training.config import AdapterSection, RunConfig, TaskSection, TrainingSection
     from subspace_tuning.training.run import run
+    from subspace_tuning.training.sections import AdapterSection, RunConfig, TaskSection, TrainingSection
 
     penalised = {"pattern": setting.pattern, "pattern_weight": setting.weight, "pattern_reduction": "sum"}
     config = RunConfig(

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from subspace_tuning.errors import SubspaceError
-from subspace_tuning.training.config import Keep, Precision, RunConfig, load
+from subspace_tuning.training.config import load
+from subspace_tuning.training.sections import Keep, Precision, RunConfig
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 

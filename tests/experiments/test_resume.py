@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.training import config as configs
 from subspace_tuning.training import run as train
-from subspace_tuning.training.config import RunConfig
 from subspace_tuning.training.folder import RunFolder
+from subspace_tuning.training.sections import RunConfig
 from subspace_tuning.training.trainer import SeededTrainer
 
 Settings = dict[str, Any]

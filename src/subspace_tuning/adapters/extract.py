@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..algebra import Sizes
 from ..errors import SubspaceError
-from ..files import write_json, written
+from ..files import write_json
 from ..methods import Method
 from ..models.checkpoint import Checkpoint
 from ..theory.approximate import Approximation, approximate
@@ -28,6 +28,7 @@ from ..tuner.model import targets
 from .adapter import Adapter, Layer, persistent
 from .carried import kept_whole, left_out, tensors_of
 from .files import check_output, write_adapter
+from .measures import Row, row_of, write_report
 from .pairs import check_alike, pair, spectrum
 from .parts import Parts
 
@@ -65,7 +66,6 @@ class Extraction:
             raise SubspaceError(f"method {method.name!r} has no rank for an energy or a budget to choose")
 
 
-Row = dict[str, Any]
 LEFT_OUT = "left_out.json"
 
 SWEEPS, SETTLED = 100, 1e-5  # for methods whose blocks take turns: the last digits of an error are not worth hours
@@ -197,7 +197,7 @@ def _part(
             found, W, W_star = _approximated(base, tuned, config, method, module, rank, scale)
         except SubspaceError as error:
             raise SubspaceError(f"{module}: {error}") from None
-        row = _row(module, rank, found, W, W_star, time.perf_counter() - started)
+        row = row_of(module, rank, found, W, W_star, time.perf_counter() - started)
         constants = persistent(method, found.constants)
         kept = {f"parameters.{name}": tensor for name, tensor in found.parameters.items()}
         kept |= {f"constants.{name}": tensor for name, tensor in constants.items()}
@@ -239,35 +239,6 @@ def _approximated(
     return found, W, W_star
 
 
-def _row(module: str, rank: int, found: Approximation, W: Tensor, W_star: Tensor, seconds: float) -> Row:
-    """What the report says of one matrix."""
-    n, m = W.shape
-    change, made = W_star - W, found.matrix - W
-    moved = float(torch.linalg.vector_norm(change))
-    size = float(made.square().sum())
-    leading = spectrum(change)
-    energy = leading.square()
-    optimal = found.scale * float((change * made).sum()) / size if size else None
-    return {
-        "module": module,
-        "n": n,
-        "m": m,
-        "rank": rank if found.method.formula.has_rank else None,
-        "parameters": sum(tensor.numel() for tensor in found.parameters.values()),
-        "how": found.how,
-        "relative_error": found.relative_error,
-        "change_error": found.error / moved if moved else 0.0,
-        "lower_bound": found.lower_bound,
-        "change": moved / float(torch.linalg.vector_norm(W)),
-        "scale": found.scale,
-        "optimal_scale": optimal,
-        "stable_rank": float(energy.sum() / energy[0]) if moved else 0.0,
-        "rank_of_95_percent": energy_rank(leading, 0.95),
-        "singular_values": [float(value) for value in leading[:16]],
-        "seconds": round(seconds, 3),
-    }
-
-
 def _adapter(
     base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig, layers: Mapping[str, Layer], ranks: Mapping[str, int]
 ) -> Adapter:
@@ -295,12 +266,3 @@ def _adapter(
             if found is not None:
                 saved[name] = tuned.read(found)
     return Adapter(config, layers, saved, str(base.folder), tuned.name)
-
-
-def write_report(folder: Path, rows: list[Row]) -> None:
-    """Write a report as data, and as a table for other programs."""
-    import pandas as pd
-
-    write_json(folder / "report.json", rows)
-    with written(folder / "report.csv") as file:
-        pd.DataFrame(rows).drop(columns="singular_values").to_csv(file, index=False)

@@ -13,8 +13,8 @@ from ..errors import SubspaceError
 from ..tasks import Task
 from ..tuner.optim import parameter_groups
 from ..tuner.scheduling import schedule
-from .config import Device, Keep, Scheduler, TrainingSection
 from .runtime import uses_bfloat16
+from .sections import Device, Keep, Scheduler, TrainingSection
 
 
 def total_steps(training: TrainingSection, rows: int) -> int:

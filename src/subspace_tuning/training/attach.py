@@ -18,7 +18,7 @@ from ..tuner import SubspaceConfig
 from ..tuner.calibration import Batch, Loss, calibrate
 from ..tuner.mam import mam_model
 from ..tuner.sizing import peft_config, sized
-from .config import FULL, HEAD, AdapterSection
+from .sections import FULL, HEAD, AdapterSection
 
 _LEARNING_RATES = {FULL: 5e-5, HEAD: 1e-3}
 

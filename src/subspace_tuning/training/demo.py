@@ -16,9 +16,9 @@ from typing import Any
 from ..errors import SubspaceError
 from ..files import check_file, check_folder, written
 from ..tasks.data.acceptability import Example, generate
-from .config import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
 from .folder import RunFolder
 from .run import run
+from .sections import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
 
 PICTURE = "demo.png"
 """The name of the plot in the demo's folder."""

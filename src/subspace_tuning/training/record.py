@@ -12,7 +12,7 @@ from ..provenance import circumstances, peak_memory
 from ..tasks import Task
 from .attach import Counts
 from .callbacks import NO_FIGURES
-from .config import Keep, RunConfig
+from .sections import Keep, RunConfig
 
 
 def build(

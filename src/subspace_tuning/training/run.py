@@ -29,10 +29,11 @@ from . import record as records
 from . import runtime
 from .arguments import arguments, check_training, total_steps
 from .attach import Counts, attach, default_learning_rate, trained_head
-from .config import Keep, Precision, RunConfig, validate
+from .config import validate
 from .folder import RunFolder
 from .record import history
 from .resume import check_checkpoint
+from .sections import Keep, Precision, RunConfig
 from .trainer import SeededTrainer, build
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.utils import logging as hub
 from transformers.utils import logging as transformers
 
-from .config import Device, Precision
+from .sections import Device, Precision
 
 
 @contextmanager

@@ -32,9 +32,9 @@ from ..tuner.logging import PenaltyCallback
 from ..tuner.optim import is_second_factor
 from ..tuner.scheduling import ScheduleCallback, adapted
 from .callbacks import Bars, Clock, RecentBatches, SaveWithinEpoch
-from .config import TrainingSection
 from .resume import HINT, check_optimizer
 from .sampler import EpochSampler
+from .sections import TrainingSection
 
 
 class DivergedError(SubspaceError):
