@@ -51,23 +51,25 @@ def combine_adapters(
         )
     found = {}
     for module in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
-        changes: list[Change] = []
-        own: list[float] = []
-        sizes = Sizes(0, 0, 0)
-        for adapter, weight in zip(adapters, weights, strict=True):
-            if module not in adapter.layers:
-                continue
-            try:
-                sizes, change = layer_change(adapter.layers[module], base, adapter.source)
-            except SubspaceError as error:
-                raise SubspaceError(f"{module}: {error}") from None
-            if changes and (len(change.left), len(change.right)) != (len(changes[0].left), len(changes[0].right)):
-                raise SubspaceError(f"{module}: the adapters are for matrices of different shapes")
-            changes.append(change)
-            own.append(weight)
-        found[module] = sizes, factored(target, summed(changes, own), sizes, rank, 1.0)
+        own = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if module in adapter.layers]
+        sizes, change = _sum(module, own, base)
+        found[module] = sizes, factored(target, change, sizes, rank, 1.0)
         told()
     return result_of(_joined(adapters, head), to or "lora", found, base)
+
+
+def _sum(module: str, adapters: Sequence[tuple[Adapter, float]], base: Checkpoint | None) -> tuple[Sizes, Change]:
+    """Return the weighted sum of the changes that adapters make to one matrix."""
+    changes: list[Change] = []
+    for adapter, _ in adapters:
+        try:
+            sizes, change = layer_change(adapter.layers[module], base, adapter.source)
+        except SubspaceError as error:
+            raise SubspaceError(f"{module}: {error}") from None
+        if changes and (len(change.left), len(change.right)) != (len(changes[0].left), len(changes[0].right)):
+            raise SubspaceError(f"{module}: the adapters are for matrices of different shapes")
+        changes.append(change)
+    return sizes, summed(changes, [weight for _, weight in adapters])
 
 
 def _joined(adapters: Sequence[Adapter], head: int | None) -> Adapter:

@@ -205,7 +205,11 @@ def write_lora(
         except SubspaceError as error:
             raise SubspaceError(f"{module}: {error}") from None
         tensors |= {f"{_PREFIX}{module}.{name}": _stored(tensor) for name, tensor in parts.items()}
-    config = LoraConfig(
+    _write(path, _lora_config(adapter, ranks, r, base), tensors, adapter, overwrite)
+
+
+def _lora_config(adapter: Adapter, ranks: Mapping[str, int], r: int, base: Checkpoint | None) -> LoraConfig:
+    return LoraConfig(
         r=r,
         lora_alpha=r,
         target_modules=_listed(adapter.layers, base),
@@ -215,7 +219,6 @@ def write_lora(
         task_type=adapter.config.task_type,
         inference_mode=True,
     )
-    _write(path, config, tensors, adapter, overwrite)
 
 
 def _layout(adapter: Adapter, module: str, base: Checkpoint | None) -> Layout:

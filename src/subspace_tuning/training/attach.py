@@ -80,10 +80,8 @@ def attach(
     elif adapter.method != FULL:
         try:
             config = build_adapter(adapter, outermost(model, head), task_type)
-            if isinstance(config, SubspaceConfig) and adapter.parameters is not None:
-                config = sized(model, config, read_budget(adapter.parameters, total))
-            if isinstance(config, SubspaceConfig) and config.resolved.needs_calibration and batches is not None:
-                config = calibrate(model, config, batches(), loss)
+            if isinstance(config, SubspaceConfig):
+                config = _fitted(model, config, adapter.parameters, batches, loss)
             tuned = mam_model(model, config) if adapter.method == "mam" else peft.get_peft_model(model, config)  # type: ignore[arg-type]
         except SubspaceError:
             raise
@@ -91,6 +89,21 @@ def attach(
             raise SubspaceError(f"adapter does not fit the model: {str(error).strip().splitlines()[0]}") from error
     trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
     return tuned, Counts(total, trained - in_head, in_head, 1000 * (trained - in_head) / total)
+
+
+def _fitted(
+    model: PreTrainedModel,
+    config: SubspaceConfig,
+    parameters: str | None,
+    batches: Callable[[], Iterable[Batch]] | None,
+    loss: Loss | None,
+) -> SubspaceConfig:
+    """Return the config with what is chosen by the model's size and from the training rows."""
+    if parameters is not None:
+        config = sized(model, config, read_budget(parameters, parameter_count(model)))
+    if config.resolved.needs_calibration and batches is not None:
+        config = calibrate(model, config, batches(), loss)
+    return config
 
 
 def build_adapter(

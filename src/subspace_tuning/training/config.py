@@ -107,6 +107,23 @@ def validate(config: RunConfig) -> RunConfig:
             raise SubspaceError(f"{key} is {text!r}, which names nothing")
     tasks.get(task.name)
     _check_adapter(config.adapter)
+    _check_positive(config)
+    ranges = {
+        "training.warmup_ratio": (training.warmup_ratio, 1.0),
+        "training.label_smoothing": (training.label_smoothing, 1.0),
+        "training.weight_decay": (training.weight_decay, math.inf),
+        "training.max_grad_norm": (training.max_grad_norm, math.inf),
+        "training.save_steps": (training.save_steps, math.inf),
+        "training.seed": (training.seed, 2**32),  # numpy's range
+    }
+    for key, (number, end) in ranges.items():
+        if not 0 <= number < end:
+            raise SubspaceError(f"{key} is {number}: it must be at least 0 and below {end:g}")
+    return config
+
+
+def _check_positive(config: RunConfig) -> None:
+    task, training = config.task, config.training
     positive = {
         "task.max_length": task.max_length,
         "task.train_rows": task.train_rows,
@@ -129,18 +146,6 @@ def validate(config: RunConfig) -> RunConfig:
             raise SubspaceError(f"{key} is {value:.3g}: it must be at most {_LARGEST}")
     if training.threads is not None and training.threads > _THREADS:
         raise SubspaceError(f"training.threads is {training.threads}: it must be at most {_THREADS}")
-    ranges = {
-        "training.warmup_ratio": (training.warmup_ratio, 1.0),
-        "training.label_smoothing": (training.label_smoothing, 1.0),
-        "training.weight_decay": (training.weight_decay, math.inf),
-        "training.max_grad_norm": (training.max_grad_norm, math.inf),
-        "training.save_steps": (training.save_steps, math.inf),
-        "training.seed": (training.seed, 2**32),  # numpy's range
-    }
-    for key, (number, end) in ranges.items():
-        if not 0 <= number < end:
-            raise SubspaceError(f"{key} is {number}: it must be at least 0 and below {end:g}")
-    return config
 
 
 def _check_adapter(adapter: AdapterSection) -> None:
