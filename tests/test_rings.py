@@ -116,6 +116,24 @@ def test_the_inner_rings_load_without_peft() -> None:
     assert _run(code) == ""
 
 
+CORE = ("torch", "peft", "transformers", "safetensors.torch", "numpy", "platformdirs")
+
+
+def test_the_core_needs_few_packages() -> None:
+    """What these packages import themselves does not count; nothing else comes in, nor for training and saving."""
+    code = (
+        f"import sys, tempfile; import {', '.join(CORE)}; before = set(sys.modules); import subspace_tuning as st; "
+        "model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), "
+        "st.SubspaceConfig(method='pissa', r=2, target_modules=['0'])); "
+        "model(torch.randn(2, 4)).sum().backward(); model.save_pretrained(tempfile.mkdtemp()); "
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(*sorted(new - set(sys.stdlib_module_names)))"
+    )
+    found = set(_run(code).split())
+    assert "subspace_tuning" in found
+    assert found <= {"subspace_tuning", *(name.partition(".")[0] for name in CORE)}
+
+
 PROBES = (
     "import subspace_tuning, importlib.util as i; i.find_spec('peft'); i.find_spec('peft'); import peft",
     "from peft import PeftModel; from transformers import AutoModel; import subspace_tuning.algebra",

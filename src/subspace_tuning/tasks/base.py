@@ -1,7 +1,6 @@
-"""What a task is: everything in which tasks differ, and nothing else of a run.
+"""The protocol of a task: everything in which tasks differ, and nothing else of a run.
 
-Training sees a task through this class alone: it loads rows, encodes and collates them, asks for a model of the task's
-class, and scores what the model gives.
+Training sees a task through this class alone.
 """
 
 from __future__ import annotations
@@ -46,7 +45,6 @@ class Task(ABC, Generic[R]):
         primary: the figure by which runs are compared, among those of the first evaluation split; larger is better.
         evaluation: the splits scored during training, each with the prefix of its figures.
         model_class: the class of transformers that loads the model, such as ``AutoModelForSequenceClassification``.
-        model_settings: what ``model_class.from_pretrained`` gets besides the model's name.
         task_type: peft's name for this kind of model.
         loss: a loss of the task's own, a function of the model and a batch that returns the loss and the model's
             outputs; None for the loss that the model computes from ``labels``.
@@ -64,7 +62,7 @@ class Task(ABC, Generic[R]):
 
     @property
     def model_settings(self) -> Mapping[str, Any]:
-        """None of its own."""
+        """The keyword arguments of ``model_class.from_pretrained``, such as ``num_labels``."""
         return {}
 
     @abstractmethod
