@@ -59,7 +59,7 @@ class CountingWords(Task[Texts]):
         tokens = tokenizer(list(rows.texts), truncation=True, max_length=max_length)
         return Dataset.from_dict({**tokens, "labels": rows.labels})
 
-    def loss(self, model: Any, batch: Any) -> tuple[torch.Tensor, Any]:  # type: ignore[override]
+    def loss(self, model: Any, batch: Any) -> tuple[torch.Tensor, Any]:
         outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
         return torch.nn.functional.huber_loss(outputs.logits[:, 0], batch["labels"]), outputs
 

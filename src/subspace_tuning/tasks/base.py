@@ -16,10 +16,10 @@ from peft import TaskType
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from ..tuner.calibration import Batch, Loss
+
 Values: TypeAlias = NDArray[np.floating] | NDArray[np.integer]
 """Numbers, with one entry or one row per example."""
-Batch: TypeAlias = Mapping[str, Any]
-"""What a model is called with, as keywords."""
 
 
 class Rows(Protocol):
@@ -116,7 +116,7 @@ class Task(ABC, Generic[R]):
         return ("train", *(split for _, split in self.evaluation))
 
     @property
-    def objective(self) -> Callable[[nn.Module, Batch], Tensor] | None:
+    def objective(self) -> Loss | None:
         """The task's own loss without the outputs, as ``subspace_tuning.calibrate`` takes it."""
         own = self.loss
         return None if own is None else lambda model, batch: own(model, batch)[0]
