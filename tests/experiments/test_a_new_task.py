@@ -105,6 +105,12 @@ def test_what_it_generates_is_scored_in_place_of_the_outputs(
     assert record["score"] == 1.0 and record["final"]["mean error"] == 0.0
 
 
+def test_smoothing_labels_is_refused_where_the_loss_is_its_own(settings: Settings, write: Write) -> None:
+    settings["training"] |= {"label_smoothing": 0.1}
+    with pytest.raises(SubspaceError, match=r"training\.label_smoothing has no meaning with task Counting-Words"):
+        configs.load(write(settings))
+
+
 def test_a_name_that_is_taken_is_refused() -> None:
     with pytest.raises(SubspaceError, match="there is a task 'counting_words' already"):
         tasks.register(counting.CountingWords())

@@ -105,7 +105,8 @@ def validate(config: RunConfig) -> RunConfig:
     for key, text in {"model": config.model, "output": config.output, "task.data": task.data}.items():
         if "\0" in text or not text.strip():
             raise SubspaceError(f"{key} is {text!r}, which names nothing")
-    tasks.get(task.name)
+    if tasks.get(task.name).loss is not None and training.label_smoothing:
+        raise SubspaceError(f"training.label_smoothing has no meaning with task {task.name}, which has its own loss")
     _check_adapter(config.adapter)
     _check_positive(config)
     ranges = {
