@@ -1,0 +1,7 @@
+"""Decompositions of matrices, and their cache. Torch only."""
+
+from .cache import cache_folder, cache_limit
+from .krylov import Part, Spectrum
+from .svd import in_float64, svd
+
+__all__ = ["Part", "Spectrum", "cache_folder", "cache_limit", "in_float64", "svd"]
