@@ -2,6 +2,6 @@
 
 from .cache import cache_folder, cache_limit
 from .krylov import Part, Spectrum
-from .svd import in_float64, svd
+from .decomposition import in_float64, svd
 
 __all__ = ["Part", "Spectrum", "cache_folder", "cache_limit", "in_float64", "svd"]

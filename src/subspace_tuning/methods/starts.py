@@ -378,8 +378,8 @@ def _zeros(node: Expression) -> list[tuple[int, ...]]:
 
 
 def _bends(node: Expression) -> bool:
-    """Whether the node is not linear in all of its children, or one of them not in its own."""
-    return any(not child.has_matrix or len(child.linear_in) < len(child.children) for child in node.children)
+    """Whether a factor of the node is a nonlinearity, or one that no start makes zero."""
+    return any(not child.linear_map or (child.children and not child.zero_when) for child in node.children)
 
 
 def _is_vector(node: Expression) -> bool:
