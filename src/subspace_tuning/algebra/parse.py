@@ -32,7 +32,6 @@ from .nodes import (
     symbol,
     times,
 )
-from .nodes.kron import AXES
 from .shapes import Dimension
 
 _LONGEST = 1000  # characters of a formula as it is printed, so that whatever is read can be printed and read again
@@ -64,8 +63,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = " ".join(text.split())
         self.shapes: dict[str, tuple[Dimension, ...]] = {}
-        axes = [f"{letter}{axis + 1}" for letter in "wv" for axis in range(AXES)]
-        self.dimensions = {name: Dimension(name) for name in [*"nmkrqcg", *axes]}
+        self.dimensions: dict[str, Dimension] = {}
         self.found: list[Typed] = []
 
     def read(self) -> Formula:
@@ -122,7 +120,7 @@ class _Reader:
     # Dimensions
 
     def known(self, *dimensions: str) -> tuple[Dimension, ...]:
-        return tuple(self.dimensions[dimension] for dimension in dimensions)
+        return tuple(self.dimensions.setdefault(name, Dimension(name)) for name in dimensions)
 
     def unify(self, place: ast.expr, left: tuple[Dimension, ...], right: tuple[Dimension, ...], message: str) -> None:
         told = [" x ".join(map(str, side)) for side in (left, right)]
@@ -217,7 +215,7 @@ class _Reader:
         for name in argument.node.names:
             if not isinstance(symbol(name), Scalar) or name == names.SCALE:
                 raise self.error(place, f"a vector is wanted here, and {name} is none; vectors have lower-case names")
-            if name == "b" and not length.unify(self.dimensions["m"]):
+            if name == "b" and not length.unify(*self.known("m")):
                 raise self.error(place, f"b is the layer's bias of m numbers, {length} are wanted here")
             if self.shapes[name] and not self.shapes[name][0].unify(length):
                 raise self.error(place, f"{name} has {self.shapes[name][0]} numbers, {length} are wanted here")
