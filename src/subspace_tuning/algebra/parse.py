@@ -140,6 +140,8 @@ class _Reader:
             return self.visited(tree)
         except FormulaError:
             raise
+        except OverflowError:
+            raise self.error(tree, "the number is too large") from None
         except SubspaceError as error:  # a number that is not finite, written or by arithmetic
             raise self.error(tree, str(error)) from None
 
@@ -147,7 +149,7 @@ class _Reader:
         if isinstance(tree, ast.Name):
             return self.name(tree)
         if isinstance(tree, ast.Constant) and type(tree.value) in (int, float):
-            return Typed(_number(tree.value), ())  # type: ignore[arg-type]
+            return Typed(Number(float(tree.value)), ())  # type: ignore[arg-type]
         if isinstance(tree, ast.Attribute) and tree.attr == "T":
             return self.transpose(tree)
         if isinstance(tree, ast.Call):
@@ -286,13 +288,6 @@ class _Call:
 
     def known(self, *dimensions: str) -> tuple[Dimension, ...]:
         return self.reader.known(*dimensions)
-
-
-def _number(value: float) -> Number:
-    try:
-        return Number(float(value))
-    except OverflowError:
-        raise SubspaceError("the number is too large") from None
 
 
 def _printable(text: str) -> str:

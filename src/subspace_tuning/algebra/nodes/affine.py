@@ -10,9 +10,10 @@ from torch import Tensor
 from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
-from .base import PRODUCT, SUM, Environment, Expression, NotLinearError, Planner, Step
+from .base import PRODUCT, SUM, Environment, Expression, NotLinearError
 from .build import as_vectors
 from .language import Call, Typed, function
+from .planning import Planner, Step
 
 
 @dataclass(frozen=True)

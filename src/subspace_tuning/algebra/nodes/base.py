@@ -8,8 +8,7 @@ for every node. The rest of the library derives what it needs from them and know
 
 * evaluation from ``apply`` and ``compact``, printing from ``str`` and ``latex``;
 * the planner from ``shape``, ``step`` and ``form_step``;
-* starts, checks and theory from the facts ``linear_map``, ``linear_in``, ``zero_when``, ``identity_when`` and
-  ``structure``.
+* starts and checks from the facts ``linear_map``, ``linear_in``, ``zero_when``, ``identity_when``, ``structure``.
 
 How a function of the language is read stands beside its node, too (see :mod:`.language`).
 
@@ -23,7 +22,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ from ...errors import SubspaceError
 from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes, Shape
+from .planning import Planner, Step
 from .structure import NONE, Structure
 
 
@@ -48,31 +48,6 @@ MODE = "<mode>"
 EVALUATION = Mode()
 
 SUM, PRODUCT, UNARY, ATOM = range(4)  # how tightly an operation binds
-
-Step: TypeAlias = "tuple[float, Expression]"
-"""The cost of a way of evaluation, and the way."""
-
-
-class Planner(Protocol):
-    """What a node's cost rules ask the planner, which works for one layer and one number of rows.
-
-    Costs are in floating point operations, the gradient included when training.
-    """
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def choose(self) -> bool: ...  # False: cost the expression as it is written
-
-    def shape(self, node: Expression) -> tuple[int, int]: ...
-    def trains(self, node: Expression) -> bool: ...
-    def apply(self, node: Expression) -> Step: ...  # the cheapest way to multiply the rows by a node
-    def form(self, node: Expression) -> Step: ...  # the cheapest way to form its matrix
-    def by_matrix(self, node: Expression) -> Step: ...  # form its matrix, then multiply the rows by it
-    def chain(self, factors: tuple[Expression, ...]) -> Step: ...
-    def formed_chain(self, factors: tuple[Expression, ...]) -> Step: ...
-    def product(self, rows: int, middle: int, columns: int, left: bool, right: bool) -> float: ...
-    def elements(self, count: int, gradients: int = 1) -> float: ...
 
 
 class NotLinearError(SubspaceError):
@@ -319,45 +294,9 @@ class PlanNode(Expression):
         return self.node.latex()
 
 
-# Tensors in compact form: two dimensions are a matrix, fewer a diagonal
-
-
 def dense(node: Expression, env: Environment) -> Tensor:
     """Return the node's matrix, rows x columns. Raises NotLinearError where there is none."""
-    matrix = node.compact(env)
-    return torch.diag(matrix) if node.diagonal else matrix
-
-
-def zero_dim(value: object) -> Tensor:
-    """Return a number as a tensor. Without dimensions it has the precision of what it meets, and loses none itself."""
-    assert isinstance(value, (float, int))
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def multiplied(left: Tensor, right: Tensor, transposed: bool) -> Tensor:
-    """Multiply two matrices in compact form, in the wider of their precisions.
-
-    The result has W's layout in memory, ``transposed`` or not: added to W in another one it costs ten times as much.
-    """
-    if not (left.dim() and right.dim()):  # a multiple of the identity
-        return left * right
-    if left.dim() < 2:
-        return left.unsqueeze(-1) * right if left.dim() < right.dim() == 2 else left * right
-    if right.dim() < 2:
-        return left * right
-    dtype = torch.promote_types(left.dtype, right.dtype)
-    left, right = left.to(dtype), right.to(dtype)
-    return (right.T @ left.T).T if transposed else left @ right
-
-
-def added(left: Tensor, right: Tensor) -> Tensor:
-    """Add two matrices in compact form."""
-    if (left.dim() < 2) == (right.dim() < 2):
-        return left + right
-    matrix, diagonal = (left, right) if left.dim() == 2 else (right, left)
-    if not diagonal.dim():  # a multiple of the identity, in the precision of the matrix
-        diagonal = diagonal.to(matrix.dtype).expand(len(matrix))
-    return matrix + torch.diag(diagonal.to(matrix.device))
+    return torch.diag(node.compact(env)) if node.diagonal else node.compact(env)
 
 
 from . import build  # noqa: E402 (the operators above build nodes, which are made of the classes above)

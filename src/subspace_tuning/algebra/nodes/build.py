@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from ...errors import SubspaceError
 from .. import names
 from .base import Expression
-from .composite import Hadamard, Product, Scale, Sum, Transpose
+from .composite import Product, Scale, Sum, Transpose
 from .elementwise import NONLINEARITIES, Activation
+from .hadamard import Hadamard
 from .leaves import Diagonal, Identity, Leaf, Matrix, Normalisation, Number, Scalar, Vector
 from .sparse import Sparse
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from .. import rows as R
 from ..rows import Rows
 from ..shapes import Dimension, NodeShapes
-from .base import Environment, Expression, Planner, Step
+from .base import Environment, Expression
 from .build import as_vectors
 from .language import Call, Typed, function
+from .planning import Planner, Step
 from .structure import DIAGONAL, Structure
 
 

@@ -13,8 +13,9 @@ from ...errors import SubspaceError
 from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
-from .base import EntrywiseNode, Environment, Expression, NotLinearError, Planner, Step
+from .base import EntrywiseNode, Environment, Expression, NotLinearError
 from .language import Call, Typed, function
+from .planning import Planner, Step
 from .structure import Structure, of_entries
 
 # All of them map 0 to 0, so an element-wise function keeps a diagonal matrix diagonal.

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..rows import Rows
 from ..shapes import NodeShapes
-from .base import Environment, Expression, MatrixNode, Planner, Step, dense
+from .base import Environment, Expression, MatrixNode, dense
 from .language import Call, Typed, function
+from .planning import Planner, Step
 
 AXES = 3  # of a convolution's window, at most
 _WINDOW = re.compile(r"C\d*(_?0)?")

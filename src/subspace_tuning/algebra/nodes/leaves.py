@@ -14,7 +14,9 @@ from .. import rows as R
 from ..latex import name_in_latex
 from ..rows import Rows
 from ..shapes import NodeShapes, Shape
-from .base import Environment, Expression, MatrixNode, NotLinearError, Planner, Step, zero_dim
+from .base import Environment, Expression, MatrixNode, NotLinearError
+from .compact import zero_dim
+from .planning import Planner, Step
 from .structure import DIAGONAL, IDENTITY, NONE, Structure
 
 

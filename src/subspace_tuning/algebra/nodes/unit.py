@@ -10,10 +10,11 @@ from torch import Tensor
 from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
-from .base import Environment, Expression, Planner, Step, dense
+from .base import Environment, Expression, dense
 from .composite import Product, Scale, Sum, multiplied_out
 from .language import Call, Typed, function
 from .leaves import Identity
+from .planning import Planner, Step
 from .structure import DIAGONAL, Structure
 
 
