@@ -65,3 +65,23 @@ def test_it_is_lokr() -> None:
         factors["A"].copy_(layer.lokr_w1["default"].T)
         factors["B"].copy_(layer.lokr_w2["default"].T)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Conv2d(4, 6, 3), torch.randn(2, 4, 5, 5)),
+        (nn.Embedding(12, 6), torch.tensor([[0, 11], [5, 5]])),
+    ],
+    ids=["convolution", "embedding"],
+)
+def test_other_kinds_of_layers_form_it(layer: nn.Module, x: torch.Tensor) -> None:
+    config = SubspaceConfig(formula="W + s * kron(A, B)", r=1, target_modules=["0"])
+    model = get_peft_model(nn.Sequential(layer), config)
+    with torch.no_grad():
+        for factor in model.base_model.model[0].subspace_params["default"].values():
+            factor.normal_()
+    unmerged = model(x)
+    assert (unmerged - layer(x)).norm() > 1e-3
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), unmerged)
