@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from subspace_tuning import SubspaceConfig, SubspaceLayer, methods
-from subspace_tuning.algebra.svd import svd
+from subspace_tuning.linalg import svd
 from subspace_tuning.methods import factors, starts
 from subspace_tuning.methods.schedules import AdaLoRA
 from subspace_tuning.methods.schedules.lora_dash import LoRADash

@@ -17,6 +17,7 @@ RINGS = (
     "errors",
     "files",
     "provenance",
+    "linalg",
     "algebra",
     "methods",
     "theory",

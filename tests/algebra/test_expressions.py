@@ -113,6 +113,15 @@ def test_plans_choose_by_size() -> None:
     assert str(many).startswith("[")
 
 
+def test_plans_choose_by_device() -> None:
+    formula = parse("D1 @ W @ D2 + s * A @ B")
+    cpu, gpu = (plan(formula, Sizes(768, 768, 8), device=device) for device in ("cpu", "cuda"))
+    assert plan(formula, Sizes(768, 768, 8)) == cpu
+    # A launch from Python costs a GPU as much as many products, so the kernel pays from more rows on.
+    assert str(cpu.stage(1024).fused).startswith("fused(")
+    assert not str(gpu.stage(256).fused).startswith("fused(")
+
+
 def test_dropout_acts_on_added_terms_alone() -> None:
     for text, wanted in {
         "W + s * A @ B": "dropout((s * A) @ B)",

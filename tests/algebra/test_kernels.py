@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from subspace_tuning.algebra import Sizes, kernels, parse, plan
-from subspace_tuning.algebra.kernels import Parts, scaled_low_rank
+from subspace_tuning.algebra import Sizes, parse, plan
+from subspace_tuning.algebra.evaluate.kernels import Parts, scaled_low_rank
+from subspace_tuning.algebra.nodes import NONLINEARITIES
 from subspace_tuning.algebra.rows import scale_rows
 
 FUNCTIONS = (None, "relu", "gelu", "silu", "tanh")
@@ -62,7 +63,7 @@ def by_hand(x: Tensor, parts: Parts) -> Tensor:
     added = torch.zeros(())
     for low, high in zip(lows, highs, strict=True):
         t = x @ low
-        added = added + scale * (t if function is None else kernels.NONLINEARITIES[function](t)) @ high
+        added = added + scale * (t if function is None else NONLINEARITIES[function](t)) @ high
     y = (y + added) * outer if around else y * outer + added
     return y if bias is None else y + bias
 

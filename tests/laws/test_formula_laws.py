@@ -12,9 +12,8 @@ from torch import Tensor
 
 from subspace_tuning import methods
 from subspace_tuning.algebra import Expression, Sizes, dense, parse, plan
-from subspace_tuning.algebra.nodes import substitute, symbol
-from subspace_tuning.algebra.plan import cost
-from subspace_tuning.algebra.unit import Unit
+from subspace_tuning.algebra.evaluate import cost
+from subspace_tuning.algebra.nodes import Unit, substitute, symbol
 from subspace_tuning.methods import Method, environment, initial_factors
 
 from .registry import LINEAR, METHODS, method_id

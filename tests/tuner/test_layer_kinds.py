@@ -16,6 +16,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from transformers.pytorch_utils import Conv1D
 
 from subspace_tuning import SubspaceConfig, SubspaceLayer, methods
+from subspace_tuning.algebra import Plan, plan
 
 from .conftest import EVERY, FORMULA, SAME_FORMULA, Variant
 
@@ -263,3 +264,19 @@ def test_a_convolution_in_groups_costs_what_the_frozen_one_costs(name: str, grou
             model(x)
         operations.append(counter.get_total_flops())
     assert operations[1] < 1.2 * operations[0]
+
+
+def test_plans_follow_the_layer_to_another_type_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SubspaceConfig(formula="D1 @ W @ D2 + s * A @ B", r=2, target_modules=["0"])
+    model = get_peft_model(nn.Sequential(nn.Linear(6, 9)), config)
+    devices: list[str] = []
+
+    def record(*args: Any, device: str, **kwargs: Any) -> Plan:
+        devices.append(device)
+        return plan(*args, **kwargs)
+
+    monkeypatch.setattr("subspace_tuning.tuner.layer.plan", record)
+    model.double()
+    assert devices == []
+    model.to("meta")
+    assert devices == ["meta", "meta"]  # in training, in evaluation

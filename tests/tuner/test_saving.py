@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import subspace_tuning
 from subspace_tuning import SubspaceConfig, methods
-from subspace_tuning.algebra.svd import svd
+from subspace_tuning.linalg import svd
 
 from .conftest import EVERY, Batch, Builder, Variant, logits
 

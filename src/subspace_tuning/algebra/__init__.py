@@ -1,7 +1,7 @@
 """The formula algebra: expressions over named factors, their shapes, their evaluation and its cost. Torch only."""
 
-from .formula import Formula, Sizes
-from .gate import gate
+from .evaluate import Alternative, Plan, alternatives, plan
+from .formula import Formula
 from .nodes import (
     Expression,
     Identity,
@@ -9,15 +9,16 @@ from .nodes import (
     affine,
     dense,
     diag,
+    gate,
     gelu,
     relu,
     silu,
     symbol,
     tanh,
+    unit,
 )
 from .parse import FormulaError, parse
-from .plan import Alternative, Plan, alternatives, plan
-from .unit import unit
+from .shapes import Sizes
 
 __all__ = [
     "Alternative",

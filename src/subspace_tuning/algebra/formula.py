@@ -7,21 +7,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import NamedTuple
 
-from ..errors import SubspaceError
 from . import names
-from .gate import Gate
 from .nodes import (
-    Activation,
     Affine,
     Carried,
     Expression,
     Leaf,
-    Normalisation,
     Product,
     Scale,
-    Sparse,
     Sum,
     Transpose,
     Vector,
@@ -31,45 +25,7 @@ from .nodes import (
     symbol,
     times,
 )
-
-Shape = tuple[str, ...]
-
-
-class Sizes(NamedTuple):
-    """The numbers behind the dimensions of a formula in one layer: W is n x m, the rank is r.
-
-    A mask has p entries, and q of W's singular directions are chosen. A convolution's patch has c channels times its
-    window of w1, w2, ... positions; on the axis i of the window the rank is v_i = min(r, w_i), and g = r v1 v2 ...
-    """
-
-    n: int
-    m: int
-    r: int
-    p: int = 0
-    q: int = 0
-    window: tuple[int, ...] = ()
-
-    def dimension(self, name: str) -> int:
-        """Return a dimension by its name."""
-        if name[0] in "cgwv" and len(self.window) < int(name[1:] or 1):
-            raise SubspaceError(
-                "kron stands for the window of a convolution, one factor for each of its axes; this matrix has "
-                f"{len(self.window) or 'none'}"
-            )
-        axes = [min(self.r, width) for width in self.window]
-        if name in ("n", "m", "r", "p", "q"):
-            return int(getattr(self, name))
-        if name == "k":
-            return min(self.n, self.m)
-        if name == "c":
-            return self.n // math.prod(self.window)
-        if name == "g":
-            return self.r * math.prod(axes)
-        return (self.window if name[0] == "w" else axes)[int(name[1:]) - 1]
-
-    def of(self, shape: Shape) -> tuple[int, ...]:
-        """Return a symbolic shape in numbers."""
-        return tuple(self.dimension(name) for name in shape)
+from .shapes import Shape, Sizes
 
 
 @dataclass(frozen=True)
@@ -168,17 +124,17 @@ class Formula:
     @cached_property
     def is_linear(self) -> bool:
         """Whether phi(W) is one matrix, or a matrix and a bias at the top."""
-        return not any(isinstance(node, (Activation, Affine, Normalisation)) for node in self.matrix.walk())
+        return self.matrix.has_matrix
 
     @cached_property
     def has_gates(self) -> bool:
         """Whether entries pass through gates."""
-        return any(isinstance(node, Gate) for node in self.expression.walk())
+        return any(node.is_random for node in self.expression.walk())
 
     @cached_property
     def masked(self) -> tuple[str, ...]:
         """The names of the masks."""
-        return tuple(node.mask for node in self.expression.walk() if isinstance(node, Sparse))
+        return tuple(name for name in self.expression.names if names.is_mask(name))
 
     def count(self, sizes: Sizes) -> int:
         """Return the number of trainable parameters for one matrix of these sizes."""
@@ -188,8 +144,7 @@ class Formula:
 def _affine_form(node: Expression) -> tuple[Expression, Expression | None] | None:
     """Return (M, v) for the map x -> x @ M + v, v None if it is 0; None if the node is no such map."""
     if not any(isinstance(part, Affine) for part in node.walk()):
-        nonlinear = any(isinstance(part, (Activation, Normalisation)) for part in node.walk())
-        return None if nonlinear else (node, None)
+        return (node, None) if node.has_matrix else None
     if not isinstance(node, (Affine, Scale, Sum, Product)):
         return None
     forms = [_affine_form(child) for child in node.children if not isinstance(node, Affine) or child is node.matrix]

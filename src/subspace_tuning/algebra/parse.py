@@ -9,83 +9,37 @@ from __future__ import annotations
 import ast
 import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import SubspaceError
 from . import names
-from .formula import Formula, Shape
-from .gate import gate
+from .formula import Formula
 from .nodes import (
+    FUNCTIONS,
     NONLINEARITIES,
     Activation,
     Diagonal,
-    Elementwise,
     Expression,
     Identity,
-    Kron,
     Matrix,
     Normalisation,
     Number,
     Scalar,
-    Sparse,
-    affine,
-    diag,
+    Typed,
     product,
     symbol,
     times,
 )
-from .unit import unit
+from .shapes import Dimension
 
-_FUNCTIONS = ("diag", "unit", "affine", "gate", "kron", *NONLINEARITIES)
-_AXES = 3  # of a convolution's window
 _LONGEST = 1000  # characters of a formula as it is printed, so that whatever is read can be printed and read again
 _DEEPEST = 120  # operations within operations; keeps the recursion below Python's limit
 
 
 class FormulaError(SubspaceError):
     """A formula that cannot be read; the message marks the place and says the shapes."""
-
-
-class _Dimension:
-    """A dimension: known by name, or to be found out from the neighbours (union-find)."""
-
-    def __init__(self, name: str | None = None) -> None:
-        self.name = name
-        self.parent: _Dimension | None = None
-
-    def root(self) -> _Dimension:
-        dimension = self
-        while dimension.parent is not None:
-            dimension = dimension.parent
-        return dimension
-
-    def unify(self, other: _Dimension) -> bool:
-        """Make both the same dimension; return False if they are known to differ."""
-        a, b = self.root(), other.root()
-        if a is b:
-            return True
-        if a.name and b.name:
-            return a.name == b.name
-        if a.name:
-            a, b = b, a
-        a.parent = b
-        return True
-
-    def __str__(self) -> str:
-        return self.root().name or "?"
-
-
-@dataclass(frozen=True)
-class _Typed:
-    """An expression with its shape: () a scalar, (length,) a vector, (rows, columns) a matrix."""
-
-    node: Expression
-    shape: tuple[_Dimension, ...]
-
-    def __str__(self) -> str:
-        return " x ".join(map(str, self.shape)) if self.shape else "a number"
 
 
 def parse(text: str) -> Formula:
@@ -108,10 +62,9 @@ def parse(text: str) -> Formula:
 class _Reader:
     def __init__(self, text: str) -> None:
         self.text = " ".join(text.split())
-        self.shapes: dict[str, tuple[_Dimension, ...]] = {}
-        axes = [f"{letter}{axis + 1}" for letter in "wv" for axis in range(_AXES)]
-        self.dimensions = {name: _Dimension(name) for name in [*"nmkrqcg", *axes]}
-        self.found: list[_Typed] = []
+        self.shapes: dict[str, tuple[Dimension, ...]] = {}
+        self.dimensions: dict[str, Dimension] = {}
+        self.found: list[Typed] = []
 
     def read(self) -> Formula:
         tree = self.syntax()
@@ -123,11 +76,8 @@ class _Reader:
         if not {"W", "U", "U_r", "N"} & set(result.node.names):
             raise self.error(tree.body, "phi(W) does not use W")
         shapes = {name: tuple(d.root().name or "r" for d in self.shapes[name]) for name in result.node.names}
-        sparse = {name for node in result.node.walk() if isinstance(node, Sparse) for name in node.own_names}
-        formula = Formula(
-            result.node,
-            {name: ("p",) if name in sparse else _compact(name, shape) for name, shape in shapes.items()},
-        )
+        held = {name: node.held_shape(name, shapes[name]) for node in result.node.walk() for name in node.own_names}
+        formula = Formula(result.node, held)
         self.check(tree.body, formula)
         return formula
 
@@ -169,10 +119,10 @@ class _Reader:
 
     # Dimensions
 
-    def known(self, *dimensions: str) -> tuple[_Dimension, ...]:
-        return tuple(self.dimensions[dimension] for dimension in dimensions)
+    def known(self, *dimensions: str) -> tuple[Dimension, ...]:
+        return tuple(self.dimensions.setdefault(name, Dimension(name)) for name in dimensions)
 
-    def unify(self, place: ast.expr, left: tuple[_Dimension, ...], right: tuple[_Dimension, ...], message: str) -> None:
+    def unify(self, place: ast.expr, left: tuple[Dimension, ...], right: tuple[Dimension, ...], message: str) -> None:
         told = [" x ".join(map(str, side)) for side in (left, right)]
         if len(left) != len(right) or not all(a.unify(b) for a, b in zip(left, right, strict=True)):
             raise self.error(place, message.format(*told))
@@ -185,48 +135,50 @@ class _Reader:
 
     # Syntax
 
-    def visit(self, tree: ast.expr) -> _Typed:
+    def visit(self, tree: ast.expr) -> Typed:
         try:
             return self.visited(tree)
         except FormulaError:
             raise
+        except OverflowError:
+            raise self.error(tree, "the number is too large") from None
         except SubspaceError as error:  # a number that is not finite, written or by arithmetic
             raise self.error(tree, str(error)) from None
 
-    def visited(self, tree: ast.expr) -> _Typed:
+    def visited(self, tree: ast.expr) -> Typed:
         if isinstance(tree, ast.Name):
             return self.name(tree)
         if isinstance(tree, ast.Constant) and type(tree.value) in (int, float):
-            return _Typed(_number(tree.value), ())  # type: ignore[arg-type]
+            return Typed(Number(float(tree.value)), ())  # type: ignore[arg-type]
         if isinstance(tree, ast.Attribute) and tree.attr == "T":
             return self.transpose(tree)
         if isinstance(tree, ast.Call):
             return self.call(tree)
         if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
             inner = self.visit(tree.operand)
-            return _Typed(-inner.node, inner.shape)
+            return Typed(-inner.node, inner.shape)
         if isinstance(tree, ast.BinOp):
             for operator, rule in self.rules.items():
                 if isinstance(tree.op, operator):
                     return rule(self, tree, self.visit(tree.left), self.visit(tree.right))
-        raise self.error(tree, "only names, numbers, + - * @ .T and the functions " + ", ".join(_FUNCTIONS))
+        raise self.error(tree, "only names, numbers, + - * @ .T and the functions " + ", ".join(sorted(FUNCTIONS)))
 
-    def name(self, tree: ast.Name) -> _Typed:
+    def name(self, tree: ast.Name) -> Typed:
         name = tree.id
-        if name in ("diag", "unit", "affine", "gate", "kron"):
+        if name in FUNCTIONS and name not in NONLINEARITIES:
             raise self.error(tree, f"{name} is a function: write {name}(...)")
         problem = names.problem(name)
         if problem is not None:
             raise self.error(tree, problem)
         node = symbol(name)
         if isinstance(node, (Activation, Identity)):
-            size = _Dimension()
-            return _Typed(node, (size, size))
+            size = Dimension()
+            return Typed(node, (size, size))
         if name not in self.shapes:
             self.shapes[name] = self.new_shape(tree, node)
-        return _Typed(node, self.shapes[name])
+        return Typed(node, self.shapes[name])
 
-    def new_shape(self, tree: ast.Name, node: Expression) -> tuple[_Dimension, ...]:
+    def new_shape(self, tree: ast.Name, node: Expression) -> tuple[Dimension, ...]:
         spectral = names.SPECTRAL_SHAPES | names.CHOSEN_SHAPES
         if tree.id in spectral:
             return self.known(*spectral[tree.id])
@@ -240,82 +192,56 @@ class _Reader:
         if isinstance(node, Scalar):
             return ()
         if isinstance(node, Diagonal):
-            size = _Dimension()
+            size = Dimension()
             return (size, size)
-        return (_Dimension(), _Dimension())
+        return (Dimension(), Dimension())
 
-    def transpose(self, tree: ast.Attribute) -> _Typed:
+    def transpose(self, tree: ast.Attribute) -> Typed:
         inner = self.visit(tree.value)
         self.need_matrix(tree.value, inner, ".T")
-        return _Typed(inner.node.T, inner.shape[::-1])
+        return Typed(inner.node.T, inner.shape[::-1])
 
-    def call(self, tree: ast.Call) -> _Typed:
-        function = tree.func.id if isinstance(tree.func, ast.Name) else "that is called"
-        if function not in _FUNCTIONS:
-            close = difflib.get_close_matches(function, _FUNCTIONS, n=1)
+    def call(self, tree: ast.Call) -> Typed:
+        name = tree.func.id if isinstance(tree.func, ast.Name) else "that is called"
+        if name not in FUNCTIONS:
+            close = difflib.get_close_matches(name, FUNCTIONS, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise self.error(tree.func, f"unknown function {function}; {hint}There are {', '.join(_FUNCTIONS)}")
-        if function == "kron":
-            return self.kron(tree)
-        wanted = 2 if function == "affine" else 1
-        if tree.keywords or len(tree.args) != wanted:
-            raise self.error(tree, f"{function} takes {wanted} argument{'s' * (wanted > 1)}")
-        arguments = [self.visit(argument) for argument in tree.args]
-        if function == "diag":
-            length = _Dimension()
-            return _Typed(diag(self.vector(tree.args[0], arguments[0], length)), (length, length))
-        self.need_matrix(tree.args[0], arguments[0], function)
-        if function == "affine":
-            bias = self.vector(tree.args[1], arguments[1], arguments[0].shape[1])
-            return _Typed(affine(arguments[0].node, bias), arguments[0].shape)
-        if arguments[0].node.names == () and arguments[0].node.diagonal:
-            raise self.error(tree.args[0], f"{function} takes a matrix with a size of its own, and I has none")
-        if function in ("unit", "gate"):
-            build = unit if function == "unit" else gate
-            return _Typed(build(arguments[0].node), arguments[0].shape)
-        return _Typed(Elementwise(function, arguments[0].node), arguments[0].shape)
+            raise self.error(tree.func, f"unknown function {name}; {hint}There are {', '.join(sorted(FUNCTIONS))}")
+        function = FUNCTIONS[name]
+        if tree.keywords or not function.least <= len(tree.args) <= function.most:
+            raise self.error(tree, f"{name} takes {function.arguments}")
+        return function.read(_Call(self, name, tree.args, [self.visit(argument) for argument in tree.args]))
 
-    def kron(self, tree: ast.Call) -> _Typed:
-        """Read kron(A, C1, ...): one factor for the channels of a patch, and one for each axis of its window."""
-        if tree.keywords or not 2 <= len(tree.args) <= 1 + _AXES:
-            raise self.error(tree, f"kron takes a factor for the channels and one for each of 1 to {_AXES} axes")
-        arguments = [self.visit(argument) for argument in tree.args]
-        shapes = [("c", "r"), *((f"w{axis}", f"v{axis}") for axis in range(1, len(arguments)))]
-        for place, argument, shape in zip(tree.args, arguments, shapes, strict=True):
-            self.need_matrix(place, argument, "kron")
-            self.unify(place, argument.shape, self.known(*shape), "this factor of kron is {1}, not {0}")
-        return _Typed(Kron(tuple(argument.node for argument in arguments)), self.known("n", "g"))
-
-    def vector(self, place: ast.expr, argument: _Typed, length: _Dimension) -> Expression:
+    def vector(self, place: ast.expr, argument: Typed, length: Dimension) -> Expression:
         """Give every lower-case name of the argument the shape of a vector of this length."""
         for name in argument.node.names:
             if not isinstance(symbol(name), Scalar) or name == names.SCALE:
                 raise self.error(place, f"a vector is wanted here, and {name} is none; vectors have lower-case names")
-            if name == "b" and not length.unify(self.dimensions["m"]):
+            if name == "b" and not length.unify(*self.known("m")):
                 raise self.error(place, f"b is the layer's bias of m numbers, {length} are wanted here")
             if self.shapes[name] and not self.shapes[name][0].unify(length):
                 raise self.error(place, f"{name} has {self.shapes[name][0]} numbers, {length} are wanted here")
             self.shapes[name] = (length,)
         return argument.node
 
-    def need_matrix(self, place: ast.expr, operand: _Typed, operation: str) -> None:
+    def need_matrix(self, place: ast.expr, operand: Typed, operation: str) -> None:
         if len(operand.shape) != 2:
             raise self.error(place, f"{operation} takes a matrix, this is {_kind(operand)}")
 
-    def matmul(self, tree: ast.BinOp, left: _Typed, right: _Typed) -> _Typed:
+    def matmul(self, tree: ast.BinOp, left: Typed, right: Typed) -> Typed:
         for place, side in ((tree.left, left), (tree.right, right)):
             # s * A is a matrix already; what is left here are bare scalars and vectors.
             self.need_matrix(place, side, "@")
         message = f"{{0}} columns meet {{1}} rows: the left side is {left}, the right side {right}"
         self.unify(tree, left.shape[1:], right.shape[:1], message)
-        return _Typed(product(left.node, right.node), (left.shape[0], right.shape[1]))
+        return Typed(product(left.node, right.node), (left.shape[0], right.shape[1]))
 
-    def add(self, tree: ast.BinOp, left: _Typed, right: _Typed) -> _Typed:
+    def add(self, tree: ast.BinOp, left: Typed, right: Typed) -> Typed:
         self.unify(tree, left.shape, right.shape, f"the left side is {left}, the right side {right}")
         subtract = isinstance(tree.op, ast.Sub)
-        return _Typed(left.node - right.node if subtract else left.node + right.node, left.shape)
+        return Typed(left.node - right.node if subtract else left.node + right.node, left.shape)
 
-    def multiply(self, tree: ast.BinOp, left: _Typed, right: _Typed) -> _Typed:
+    def multiply(self, tree: ast.BinOp, left: Typed, right: Typed) -> Typed:
         if left.shape and right.shape:
             self.unify(
                 tree, left.shape, right.shape, f"* is element by element: left {left}, right {right}; @ multiplies"
@@ -323,9 +249,9 @@ class _Reader:
         node = times(left.node, right.node)
         if any(isinstance(leaf, Matrix) and names.is_mask(leaf.name) for leaf in node.walk()):
             raise self.error(tree, "a mask M stands in front of its entries: M * Delta")
-        return _Typed(node, left.shape or right.shape)
+        return Typed(node, left.shape or right.shape)
 
-    rules: ClassVar[dict[type[ast.operator], Callable[[_Reader, ast.BinOp, _Typed, _Typed], _Typed]]] = {
+    rules: ClassVar[dict[type[ast.operator], Callable[[_Reader, ast.BinOp, Typed, Typed], Typed]]] = {
         ast.MatMult: matmul,
         ast.Add: add,
         ast.Sub: add,
@@ -333,11 +259,35 @@ class _Reader:
     }
 
 
-def _number(value: float) -> Number:
-    try:
-        return Number(float(value))
-    except OverflowError:
-        raise SubspaceError("the number is too large") from None
+@dataclass(frozen=True)
+class _Call:
+    """A call as the reader of its function sees it."""
+
+    reader: _Reader
+    name: str
+    places: Sequence[ast.expr]
+    arguments: list[Typed]
+
+    def matrix(self, index: int) -> Typed:
+        self.reader.need_matrix(self.places[index], self.arguments[index], self.name)
+        return self.arguments[index]
+
+    def sized_matrix(self, index: int) -> Typed:
+        typed = self.matrix(index)
+        if typed.node.names == () and typed.node.diagonal:
+            message = f"{self.name} takes a matrix with a size of its own, and I has none"
+            raise self.reader.error(self.places[index], message)
+        return typed
+
+    def vector(self, index: int, length: Dimension) -> Expression:
+        return self.reader.vector(self.places[index], self.arguments[index], length)
+
+    def unify(self, index: int, shape: tuple[Dimension, ...]) -> None:
+        message = f"this factor of {self.name} is {{1}}, not {{0}}"
+        self.reader.unify(self.places[index], self.arguments[index].shape, shape, message)
+
+    def known(self, *dimensions: str) -> tuple[Dimension, ...]:
+        return self.reader.known(*dimensions)
 
 
 def _printable(text: str) -> str:
@@ -345,10 +295,5 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def _kind(typed: _Typed) -> str:
+def _kind(typed: Typed) -> str:
     return "a number" if not typed.shape else f"a vector ({typed})" if len(typed.shape) == 1 else f"a matrix ({typed})"
-
-
-def _compact(name: str, shape: Shape) -> Shape:
-    """Return the shape of the tensor: a diagonal is held as its vector."""
-    return shape[:1] if names.is_diagonal(name) else shape

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..algebra import names
-from ..algebra.formula import Sizes
-from ..algebra.svd import Spectrum, svd
+from ..algebra import Sizes, names
+from ..linalg import Spectrum, svd
 from .starts import Place, fixed_number, lookup, reads_weight, value_at_start
 
 if TYPE_CHECKING:

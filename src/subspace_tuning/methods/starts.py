@@ -17,30 +17,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..algebra import names
-from ..algebra.formula import Formula
-from ..algebra.gate import Gate
-from ..algebra.nodes import (
-    Activation,
-    Affine,
-    Diag,
-    Diagonal,
-    Expression,
-    Hadamard,
-    Identity,
-    Kron,
-    Leaf,
-    Matrix,
-    Product,
-    Scalar,
-    Scale,
-    Sparse,
-    Sum,
-    Transpose,
-)
-from ..algebra.svd import Part, Spectrum, svd
-from ..algebra.unit import Unit
+from ..algebra import Formula, names
+from ..algebra.nodes import Diagonal, Expression, Identity, Leaf, Matrix, Product, Scalar, Structure, Sum, Vector
 from ..errors import SubspaceError, nearest
+from ..linalg import Part, Spectrum, svd
 
 
 @dataclass(frozen=True)
@@ -172,7 +152,6 @@ def _wide(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-OPEN = 1.5  # logits of gates at the start: nine tenths open, where the gradient does not vanish
 _CALL = re.compile(r"(\w+)(?:\((.*)\))?")
 
 
@@ -282,9 +261,9 @@ class _Rules:
     one_hot: bool
     found: dict[str, str] = field(default_factory=dict)
 
-    def start(self, leaf: Leaf, start: str) -> None:
-        if not names.is_frozen(leaf.name):
-            self.found.setdefault(leaf.name, start)
+    def start(self, name: str, start: str) -> None:
+        if not names.is_frozen(name):
+            self.found.setdefault(name, start)
 
     def drawn_start(self, name: str, matrix: str = "kaiming_uniform") -> str:
         return matrix if len(self.formula.shapes[name]) == 2 else "ones"
@@ -302,96 +281,79 @@ class _Rules:
                     self.vanish(term)
         elif isinstance(node, Product):
             self.keep_product(node.factors)
-        elif isinstance(node, Affine):
-            self.keep(node.matrix)
-            if "b" in node.bias.names:
-                self.keep(node.bias)
-            else:
-                self.vanish(node.bias)
-        elif isinstance(node, Diag) and isinstance(node.node, Leaf):
-            self.start(node.node, "ones")
+        elif node.identity_start is not None:
+            self.start_below(node, node.identity_start)
         elif isinstance(node, Leaf):
             square = len(set(self.formula.shapes.get(node.name, ()))) == 1
-            self.start(node, "identity" if isinstance(node, Matrix) and square else self.drawn_start(node.name))
+            start = "identity" if isinstance(node, Matrix) and square else self.drawn_start(node.name)
+            self.start(node.name, start)
         else:
-            for child in node.children:
-                self.keep(child)
+            for index, child in enumerate(node.children):
+                if index in node.identity_when or _holds_weight(child):
+                    self.keep(child)
+                else:
+                    self.vanish(child)
 
     def keep_product(self, factors: Sequence[Expression]) -> None:
         values = {"S", "S_r"} & {name for factor in factors for name in factor.names}
         vectors = {"V", "V_r"} & {name for factor in factors for name in factor.names}
         for index, factor in enumerate(factors):
             before, after = factors[max(index - 1, 0) : index], factors[index + 1 : index + 2]
-            if isinstance(factor, Diagonal) and (any(map(_is_unit, before)) or any(map(_is_unit_of_rows, after))):
-                self.start(factor, "row_norms" if self.formula.shapes[factor.name] == ("n",) else "column_norms")
-            elif isinstance(factor, Diag) and isinstance(factor.node, Leaf) and vectors and not values:
-                self.start(factor.node, "singular_values")
+            columns = any(Structure.NORMALISED_COLUMNS in one.structure for one in before)
+            rows = any(Structure.NORMALISED_ROWS in one.structure for one in after)
+            if isinstance(factor, Diagonal) and (columns or rows):
+                by_rows = self.formula.shapes[factor.name] == ("n",)
+                self.start(factor.name, "row_norms" if by_rows else "column_norms")
+            elif _is_vector(factor) and vectors and not values:
+                self.start(factor.names[0], "singular_values")
             else:
                 self.keep(factor)
 
     # What must be zero
 
     def vanish(self, node: Expression) -> None:
-        """Start the factors of an added term, which must be zero at the start: one of a product's factors is."""
-        if isinstance(node, Leaf):
-            self.start(node, "zeros")
-        elif isinstance(node, Sparse):
-            self.found.setdefault(node.entries, "zeros")
-        elif isinstance(node, Scale):
-            self.draw(node.scalar)
-            self.vanish(node.node)
-        elif isinstance(node, (Product, Hadamard, Kron)):
-            self.vanish_product(node)
-        else:
-            for child in node.children:
-                self.vanish(child)
+        """Start the factors of an added term, which must be zero at the start.
 
-    def vanish_product(self, node: Expression) -> None:
-        factors = node.children
-        able = [index for index, factor in enumerate(factors) if self.can_vanish(factor)]
-        nonlinear = any(isinstance(factor, (Activation, Affine, Gate)) for factor in factors)
-        zero_first = self.one_hot and not nonlinear and len(able) > 1
-        zero = able[0 if zero_first else -1] if able else None
-        for index, factor in enumerate(factors):
-            if index == zero:
-                self.vanish(factor)
+        Where several children can each make a node zero, as the factors of a product can, one of them does.
+        """
+        for name in node.own_names:
+            self.start(name, "zeros")
+        ways = _zeros(node)
+        if node.children and not ways:  # it never is zero
+            return self.draw(node)
+        zero_first = self.one_hot and not _bends(node)
+        able = [way for way in ways if all(self.can_vanish(node.children[index]) for index in way)]
+        zero = able[0 if zero_first else -1] if able else ways[0] if len(ways) == 1 else ()
+        matrix = "normal" if zero_first and len(able) > 1 else "kaiming_uniform"
+        for index, child in enumerate(node.children):
+            if index in zero:
+                self.vanish(child)
             else:
-                self.draw(factor, "normal" if zero_first else "kaiming_uniform")
+                self.draw(child, matrix)
 
     def can_vanish(self, node: Expression) -> bool:
         """Whether some trainable factor makes the node zero."""
-        if isinstance(node, Leaf):
-            return not names.is_frozen(node.name) and self.found.get(node.name, "zeros") == "zeros"
-        if isinstance(node, Sparse):
-            return True
-        if isinstance(node, Gate):
-            return False
-        if isinstance(node, (Product, Hadamard, Kron)):
-            return any(map(self.can_vanish, node.children))
-        if isinstance(node, Scale):
-            return self.can_vanish(node.node)
-        return bool(node.children) and all(map(self.can_vanish, node.children))
+        own = [name for name in node.own_names if not names.is_frozen(name)]
+        if own:
+            return all(self.found.get(name, "zeros") == "zeros" for name in own)
+        return any(all(self.can_vanish(node.children[index]) for index in way) for way in _zeros(node))
 
     # What must be anything but zero
 
     def draw(self, node: Expression, matrix: str = "kaiming_uniform") -> None:
         """Start the factors of a node that may have any value, except that biases are zero."""
-        if isinstance(node, Leaf):
-            self.start(node, self.drawn_start(node.name, matrix))
-        elif isinstance(node, Sparse):
-            self.found.setdefault(node.entries, "zeros")
-        elif isinstance(node, Gate):
-            for leaf in node.walk():
-                if isinstance(leaf, Leaf):
-                    self.start(leaf, "ones" if isinstance(leaf, Scalar) else f"constant({OPEN})")
-        elif isinstance(node, Affine):
-            self.draw(node.matrix, matrix)
-            self.vanish(node.bias)
+        if node.drawn_start is not None:
+            self.start_below(node, node.drawn_start)
+        elif isinstance(node, Leaf):
+            self.start(node.name, self.drawn_start(node.name, matrix))
         elif isinstance(node, Sum):
             self.draw_sum(node, matrix)
         else:
-            for child in node.children:
-                self.draw(child, matrix)
+            for index, child in enumerate(node.children):
+                if index in node.identity_when:
+                    self.draw(child, matrix)
+                else:
+                    self.vanish(child)
 
     def draw_sum(self, node: Sum, matrix: str) -> None:
         """Start a sum at its frozen part; of numbers and diagonals without one, that are all 1, at the first term."""
@@ -402,6 +364,27 @@ class _Rules:
                 self.vanish(term)
             else:
                 self.draw(term, matrix)
+
+    def start_below(self, node: Expression, start: str) -> None:
+        """Start all factors of a node that says itself how; numbers at 1."""
+        for part in node.walk():
+            for name in part.own_names:
+                self.start(name, "ones" if isinstance(part, Scalar) else start)
+
+
+def _zeros(node: Expression) -> list[tuple[int, ...]]:
+    """Return the sets of children that make a node zero; a matrix is never made zero by the number before it."""
+    return [way for way in node.zero_when if node.is_number or not all(node.children[index].is_number for index in way)]
+
+
+def _bends(node: Expression) -> bool:
+    """Whether a factor of the node is a nonlinearity, or one that no start makes zero."""
+    return any(not child.linear_map or (child.children and not child.zero_when) for child in node.children)
+
+
+def _is_vector(node: Expression) -> bool:
+    """Whether the node is the diagonal of one vector."""
+    return node.diagonal and len(node.children) == 1 and isinstance(node.children[0], Vector)
 
 
 def _kept_terms(node: Sum) -> tuple[Expression, ...]:
@@ -418,22 +401,10 @@ def _is_weight(node: Expression) -> bool:
 
 
 def _holds_weight(node: Expression) -> bool:
-    if isinstance(node, Hadamard):
-        return False
-    return _is_weight(node) or any(map(_holds_weight, node.children))
+    return _is_weight(node) or (node.holds_weight and any(map(_holds_weight, node.children)))
 
 
 def _holds_part(node: Expression) -> bool:
-    if isinstance(node, (Hadamard, Identity)):
-        return isinstance(node, Identity)
-    frozen = isinstance(node, Leaf) and node.name in names.SPECTRAL_SHAPES
-    return frozen or any(map(_holds_part, node.children))
-
-
-def _is_unit(node: Expression) -> bool:
-    return isinstance(node, Unit)
-
-
-def _is_unit_of_rows(node: Expression) -> bool:
-    """Whether the rows of what stands here have norm 1: ``unit(X).T``."""
-    return isinstance(node, Transpose) and isinstance(node.node, Unit)
+    if isinstance(node, Identity) or (isinstance(node, Leaf) and node.name in names.SPECTRAL_SHAPES):
+        return True
+    return node.holds_weight and any(map(_holds_part, node.children))

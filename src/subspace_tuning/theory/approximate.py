@@ -20,8 +20,8 @@ from .. import methods
 from ..algebra import Formula, dense
 from ..algebra.names import is_start, start_of
 from ..algebra.nodes import Expression, Number, Product, Sparse, Vector
-from ..algebra.svd import svd
 from ..errors import SubspaceError
+from ..linalg import svd
 from ..methods import Method, environment, initial_factors
 from . import solve
 from .blocks import BY_NORM, Block, find_blocks, norms_taken, without_unit

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..algebra.gate import Gate
 from ..algebra.nodes import (
     Diag,
     Diagonal,
     Expression,
+    Gate,
     Hadamard,
     Identity,
     Leaf,
@@ -25,8 +25,8 @@ from ..algebra.nodes import (
     Sparse,
     Sum,
     Transpose,
+    Unit,
 )
-from ..algebra.unit import Unit
 from .elements import is_free, is_positive, trainable
 
 Kind = Literal["diagonal", "matrix", "entries", "directions", "scalar"]

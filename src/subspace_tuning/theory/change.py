@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ..algebra import Sizes, dense
-from ..algebra.fuse import fuse
-from ..algebra.nodes import Number
-from ..algebra.plan import shape_in
-from ..algebra.svd import Spectrum
+from ..algebra.normal_form import chained, narrow_form, with_bias
+from ..algebra.shapes import NodeShapes
+from ..linalg import Spectrum
 from ..methods import Method
 from .solve import factored_svd
 
@@ -40,18 +39,17 @@ def change_of(method: Method, sizes: Sizes, env: Mapping[str, Any]) -> Change | 
     singular vectors of W that ``env`` does not hold.
     """
     formula = method.formula
-    fused = fuse(formula.evaluated, shape_in(formula, sizes)) if formula.is_linear else None
-    if fused is None or fused.left is not None or fused.right is not None or not fused.lows:
+    shapes = NodeShapes(formula.shapes, sizes)
+    form = narrow_form(with_bias(formula.evaluated)[0], shapes) if formula.is_linear else None
+    if form is None or form.left or form.right or not form.cuts:
         return None
-    needed = {name for node in (*fused.lows, *fused.highs) for name in node.names}
+    lows = [chained((*cut.scalars, cut.low)) or cut.low for cut in form.cuts]
+    highs = [cut.high for cut in form.cuts]
+    needed = {name for node in (*lows, *highs) for name in node.names}
     if any(not isinstance(env.get(name), (Tensor, float, int)) for name in needed):
         return None
-    scale = 1.0
-    for scalar in fused.scalars:
-        scale *= float(scalar.value if isinstance(scalar, Number) else env["s"])
-    left = torch.cat([dense(low, env) for low in fused.lows], 1)
-    right = torch.cat([dense(high, env) for high in fused.highs], 0)
-    return Change(scale * left, right.T)
+    left = torch.cat([dense(low, env) for low in lows], 1)
+    return Change(left, torch.cat([dense(high, env) for high in highs], 0).T)
 
 
 def summed(changes: list[Change], weights: list[float]) -> Change:

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..algebra import Sizes, dense
 from ..algebra.names import CHOSEN_SHAPES
 from ..algebra.nodes import Affine, Matrix, Product, Scale, Sum
-from ..algebra.svd import Spectrum
 from ..errors import SubspaceError
+from ..linalg import Spectrum
 from ..methods import Method, environment, initial_factors
 from .approximate import approximate
 from .blocks import Block, find_blocks

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..algebra.svd import Spectrum
+from ..linalg import Spectrum
 from ..methods.schedules.lora_dash import EPSILON
 from .change import Change
 

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from ..algebra.svd import Spectrum, svd
+from ..linalg import Spectrum, svd
 
 Side = Tensor | None
 _EXCHANGES = 30

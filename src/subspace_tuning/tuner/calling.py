@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..algebra.plan import drops
+from ..algebra.evaluate import drops
 from ..errors import SubspaceError
 from ..methods import Method
 from .kinds import Kind

@@ -169,10 +169,7 @@ class SubspaceLayer(MergingLayer):
             self.unfilled.add(adapter_name)
         self.dropout[adapter_name] = dropout
         self.sizes[adapter_name] = sizes
-        self._plans[adapter_name] = (
-            plan(method.formula, sizes, training=True, dropout=dropout > 0 and not one_hot),  # indices: none to drop
-            plan(method.formula, sizes, training=False),
-        )
+        self._choose_plans(adapter_name)
         constants = BufferDict(factors.constants, persistent=save_constants)
         # What nothing but the file can give back: drawn starts, masks, chosen directions.
         drawn = [start_of(name) for name, anchored in method.anchors(one_hot).items() if not anchored]
@@ -187,6 +184,24 @@ class SubspaceLayer(MergingLayer):
         self.unfrozen.add(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _choose_plans(self, adapter_name: str) -> None:
+        """Choose how to evaluate an adapter where the weight is."""
+        formula, sizes, device = self.method[adapter_name].formula, self.sizes[adapter_name], self.frozen_weight.device
+        dropout = self.dropout[adapter_name] > 0 and not self.kind.one_hot  # of indices there is none to drop
+        self._plans[adapter_name] = (
+            plan(formula, sizes, training=True, dropout=dropout, device=device.type),
+            plan(formula, sizes, training=False, device=device.type),
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SubspaceLayer:
+        """Move or cast the layer; on another type of device other plans are the cheapest."""
+        before = self.frozen_weight.device.type
+        super()._apply(fn, recurse)
+        if self.frozen_weight.device.type != before:
+            for name in self._plans:
+                self._choose_plans(name)
+        return self
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter to the base layer's device, and not to its precision as peft does.

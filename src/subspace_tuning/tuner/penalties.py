@@ -10,8 +10,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ..algebra.gate import Gate, expected_open
-from ..algebra.nodes import dense
+from ..algebra.nodes import Gate, dense, expected_open
 from ..errors import SubspaceError, nearest
 from ..methods import patterns
 from ..methods.factors import factor_value

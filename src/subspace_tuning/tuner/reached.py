@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from ..algebra.gate import Gate
+from ..algebra.nodes import Gate
 from .layer import SubspaceLayer
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ...algebra.svd import svd
+from ...linalg import svd
 from .base import Context, Options, Schedule, Site, steps
 
 EPSILON = 1e-6

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import rows as R
-from .kernels import one_for_zero
-from .nodes import Diag, Environment, Expression, Identity, Product, Scale, Sum, dense
-from .rows import Rows
+from .. import rows as R
+from ..rows import Rows
+from ..shapes import NodeShapes
+from .base import Environment, Expression, dense
+from .composite import Product, Scale, Sum, multiplied_out
+from .language import Call, Typed, function
+from .leaves import Identity
+from .planning import Planner, Step
+from .structure import DIAGONAL, Structure
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,19 @@ class Unit(Expression):
 
     node: Expression
 
+    linear_map = True
+    rows_enter = 0
+    linear_in = ()
+    zero_when = ((0,),)
+    identity_when = (0,)
+
     @property
     def children(self) -> tuple[Expression, ...]:
         return (self.node,)
+
+    @property
+    def factored(self) -> tuple[Expression, ...]:
+        return self.node, InverseNorms(self.node)
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         y = R.as_tensor(self.node.apply(x, env))
@@ -37,10 +52,39 @@ class Unit(Expression):
     def __str__(self) -> str:
         return f"unit({self.node})"
 
+    def latex(self) -> str:
+        return rf"\operatorname{{unit}}({self.node.latex()})"
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        return shapes(self.node)
+
+    def step(self, planner: Planner) -> Step:
+        cost, inner = planner.apply(self.node)
+        n, m = planner.shape(self)
+        return cost + planner.elements(planner.rows * m) + planner.elements(n * m), Unit(inner)
+
+    def _structure(self) -> Structure:
+        kept = Structure.LOW_RANK | Structure.BLOCK_DIAGONAL | Structure.SPARSE
+        return Structure.NORMALISED_COLUMNS | self.node.structure & kept
+
 
 @dataclass(frozen=True)
-class InverseNorms(Diag):
+class InverseNorms(Expression):
     """Plan only: the diagonal matrix by which a matrix X has columns of norm 1, so unit(X) = X @ InverseNorms(X)."""
+
+    node: Expression
+
+    linear_map = True
+    linear_in = ()
+    zero_when = ()
+    identity_when = ()
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return (self.node,)
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return R.scale(x, self.compact(env))
 
     def compact(self, env: Environment) -> Tensor:
         return column_norms(self.node, env).reciprocal()
@@ -48,10 +92,34 @@ class InverseNorms(Diag):
     def __str__(self) -> str:
         return f"1/norms({self.node})"
 
+    def latex(self) -> str:
+        return rf"\operatorname{{norms}}({self.node.latex()})^{{-1}}"
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        columns = shapes(self.node)[1]
+        return columns, columns
+
+    def step(self, planner: Planner) -> Step:
+        return planner.by_matrix(self)[0], self
+
+    def _structure(self) -> Structure:
+        return DIAGONAL
+
 
 def unit(node: Expression) -> Expression:
     """Return the matrix with its columns scaled to norm 1."""
     return node if isinstance(node, Identity) else Unit(node)
+
+
+@function("unit")
+def _read(call: Call) -> Typed:
+    matrix = call.sized_matrix(0)
+    return Typed(unit(matrix.node), matrix.shape)
+
+
+def one_for_zero(norms: Tensor) -> Tensor:
+    """Return the norms of columns; 1 for a column of zeros, which no scale can change."""
+    return torch.where(norms > 0, norms, torch.ones_like(norms))
 
 
 def column_norms(node: Expression, env: Environment) -> Tensor:
@@ -77,7 +145,8 @@ def _split(term: Expression, env: Environment) -> tuple[Tensor | None, Tensor]:
         left, right = _split(term.node, env)
         return left, right * term.value(env)
     if isinstance(term, Product) and not term.factors[0].diagonal:
-        left, right = dense(term.factors[0], env), dense(Product(term.factors[1:]), env)
+        left, right = dense(term.factors[0], env), multiplied_out(term.factors[1:], env)
+        right = right if right.dim() == 2 else torch.diag(right)
         if left.shape[1] < min(left.shape[0], right.shape[1]):
             return _detached(left), _detached(right)
     return None, _detached(dense(term, env))

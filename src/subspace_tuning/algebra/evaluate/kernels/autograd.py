@@ -9,16 +9,26 @@ those with W add in place. Of size rows x width only x is kept (and x @ W where 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import rows as R
-from .nodes import NONLINEARITIES
+from ... import rows as R
+from ...nodes import NONLINEARITIES, one_for_zero
+from .narrow import as_rows, column_sums, narrowed, row_products
+from .pattern import (
+    Parts,
+    can_fold,
+    folds_low_rank,
+    formed_weight,
+    is_transformed,
+    joined,
+    product_dtype,
+    scaled_operands,
+    scaled_sum,
+)
 
 # From the gradient of f(t) and t: the gradient of t.
 _ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -27,41 +37,6 @@ _ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "silu": torch.ops.aten.silu_backward,
     "tanh": lambda gradient, t: torch.ops.aten.tanh_backward(gradient, t.tanh()),
 }
-
-
-class Parts(NamedTuple):
-    """What the pattern is made of; each part but W can be absent.
-
-    ``left`` has n numbers, ``right`` and ``bias`` m. ``lows`` are n x k and ``highs`` k x m, with k below both; side by
-    side and one below the other they are two matrices, with the nonlinearity ``function`` and ``scale`` between them.
-    ``around`` says whether ``right`` scales their product, too, or only that with W. If ``unit``, the columns of what
-    ``right`` scales are divided by their norms first, which are constants to the gradient.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    left: Tensor | None = None
-    right: Tensor | None = None
-    lows: tuple[Tensor, ...] = ()
-    highs: tuple[Tensor, ...] = ()
-    function: str | None = None
-    scale: float = 1.0
-    around: bool = True
-    unit: bool = False
-
-    @property
-    def low(self) -> Tensor:
-        """All of ``lows`` as one matrix."""
-        return _joined(self.lows, 1)
-
-    @property
-    def high(self) -> Tensor:
-        """All of ``highs`` as one matrix."""
-        return _joined(self.highs, 0)
-
-
-def _joined(matrices: Sequence[Tensor], dim: int) -> Tensor:
-    return matrices[0] if len(matrices) == 1 else torch.cat(tuple(matrices), dim)
 
 
 def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
@@ -74,13 +49,13 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
     Returns:
         (..., m), in the precision of the products.
     """
-    dtype = _product_dtype(x)
+    dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
-    joins = not _transformed() and _joins(parts, flat, parts.weight.shape[0])
+    joins = not is_transformed() and folds_low_rank(parts, flat, parts.weight.shape[0])
     formed = None
     if joins or parts.unit:
         with torch.autocast(x.device.type, enabled=False):
-            formed = _formed(parts)
+            formed = formed_weight(parts)
     if parts.unit:
         assert formed is not None
         norms = one_for_zero(torch.linalg.vector_norm(formed, dim=0))
@@ -95,7 +70,7 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
     )
     # Without a left scale or a low-rank term there is nothing to add in place: torch's own gradient does as well.
     plain = left is None and len(lows) == 0  # dynamo knows no `not` of a tuple
-    if plain or _transformed():
+    if plain or is_transformed():
         y = _plain(flat, cast)
     elif not torch.is_grad_enabled():
         y, _ = _forward(flat, cast, formed if joins else None)
@@ -119,56 +94,6 @@ def _read(given: tuple[Any, ...], options: tuple[Any, ...]) -> Parts:
     return Parts(weight, bias, left, right, tuple(factors[:count]), tuple(factors[count:]), function, scale, around)
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
-
-
-def can_fold(weight: Tensor) -> bool:
-    """Whether W can take up a scale: in a low precision it would lose what lies between its own steps."""
-    return weight.dtype in (torch.float32, torch.float64)
-
-
-def _joins(parts: Parts, rows: Tensor, width: int) -> bool:
-    """Whether to add the low-rank term to W instead of to the product of that many rows with W.
-
-    A pass over W then takes the place of one over the product, which has as many more numbers as there are more rows
-    than ``width``, W's other dimension. In a low precision W would lose small changes.
-    """
-    inside = parts.right is None or parts.around
-    exact = parts.weight.dtype == rows.dtype and can_fold(parts.weight)
-    return len(parts.lows) > 0 and parts.function is None and inside and exact and len(rows) >= width
-
-
-def _formed(parts: Parts) -> Tensor:
-    """Return ``left * W + scale * low @ high`` in float32 or wider, a constant to the gradient."""
-    dtype = torch.promote_types(parts.weight.dtype, torch.float32)
-    matrix = parts.weight.detach().to(dtype)
-    if parts.left is not None:
-        matrix = matrix * parts.left.detach().to(dtype).unsqueeze(1)
-    if len(parts.lows) == 0:
-        return matrix
-    low, high = parts.low.detach().to(dtype), parts.high.detach().to(dtype)
-    # As W lies in memory: to another layout a BLAS adds ten times as slowly.
-    if R.lies_transposed(matrix):
-        return torch.addmm(matrix.T, high.T, low.T, alpha=parts.scale).T
-    return torch.addmm(matrix, low, high, alpha=parts.scale)
-
-
-def one_for_zero(norms: Tensor) -> Tensor:
-    """Return the norms of columns; 1 for a column of zeros, which no scale can change."""
-    return torch.where(norms > 0, norms, torch.ones_like(norms))
-
-
-def _transformed() -> bool:
-    """Whether torch.compile, a transform of torch.func or forward differentiation looks on; they need plain code."""
-    return (
-        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    )
-
-
 def _plain(x: Tensor, parts: Parts) -> Tensor:
     """Return the pattern from torch's own operations, which can be differentiated any number of times."""
     weight, bias, left, right, lows, _, function, scale, around, _ = parts
@@ -183,10 +108,10 @@ def _plain(x: Tensor, parts: Parts) -> Tensor:
         t = torch.mm(x, parts.low)
         y = y + torch.mm(scale * (NONLINEARITIES[function](t) if function else t), parts.high)
     if right is not None and around:
-        if _transformed():
-            return _scaled_sum(y, right, bias)
-        scaled_sum: Tensor = _ScaledSum.apply(y, right, bias)  # type: ignore[no-untyped-call]
-        return scaled_sum
+        if is_transformed():
+            return scaled_sum(y, right, bias)
+        result: Tensor = _ScaledSum.apply(y, right, bias)  # type: ignore[no-untyped-call]
+        return result
     return y if bias is None else y + bias
 
 
@@ -194,7 +119,7 @@ class _Kept(NamedTuple):
     """What the backward pass needs besides the parts."""
 
     product: Tensor | None = None  # what ``right`` scales
-    # scale * x @ low of the trained ``highs``, lying (see ``_narrowed``); with a function x @ low
+    # scale * x @ low of the trained ``highs``, transposed in chunks (see ``narrowed``); with a function x @ low
     t: Tensor | None = None
     value: Tensor | None = None  # scale * f(x @ low)
 
@@ -207,44 +132,26 @@ def _forward(
     within = bias if right is None else None  # what stands in the sum before ``right``
     kept, added = _Kept(), None
     if lows and formed is None:
-        t = _narrowed(x, parts.low, 1.0 if function else scale)
+        t = narrowed(x, parts.low, 1.0 if function else scale)
         value = NONLINEARITIES[function](t).mul_(scale) if function else t
-        added = _product(within, _standing(value), parts.high)
-        kept = _Kept(None, t, value) if function else _Kept(None, _chosen(t, lows, of_highs))
+        added = _product(within, as_rows(value), parts.high)
+        kept = _Kept(None, t, value) if function else _Kept(None, chosen_blocks(t, lows, of_highs))
     if formed is not None:
         y = _product(within, x, formed)
     elif added is None or around or right is None:
-        scaled, matrix = _scaled(x, weight, left, None)
+        scaled, matrix = scaled_operands(x, weight, left, None)
         # The product with W adds to the low-rank one, which saves a pass over y.
         y = _product(within, scaled, matrix) if added is None else added.addmm_(scaled, matrix)
     else:
-        product = torch.mm(*_scaled(x, weight, left, None))
-        return _scaled_sum(product, right, bias).add_(added), kept._replace(product=product)
+        product = torch.mm(*scaled_operands(x, weight, left, None))
+        return scaled_sum(product, right, bias).add_(added), kept._replace(product=product)
     if right is None:
         return y, kept
-    return _scaled_sum(y, right, bias), kept._replace(product=y)
+    return scaled_sum(y, right, bias), kept._replace(product=y)
 
 
 def _product(start: Tensor | None, rows: Tensor, matrix: Tensor) -> Tensor:
     return torch.mm(rows, matrix) if start is None else torch.addmm(start, rows, matrix)
-
-
-def _scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """Return y * right + bias."""
-    if bias is None or R.is_narrower(y, right):
-        scaled = R.scale_rows(y, right)
-        return scaled if bias is None else scaled.add_(bias)
-    return torch.addcmul(bias, y, right.to(y.dtype))
-
-
-def _scaled(x: Tensor, weight: Tensor, left: Tensor | None, right: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return rows and matrix whose product is ``(x * left) @ weight * right``; scales go to the smaller of the two."""
-    fold = len(x) > weight.shape[1] and can_fold(weight)
-    if left is not None and fold:
-        weight, left = weight * left.to(weight.dtype).unsqueeze(1), None
-    if right is not None:
-        weight = weight * right.to(weight.dtype)
-    return x if left is None else R.scale_rows(x, left), weight.to(x.dtype)
 
 
 class _ScaledSum(torch.autograd.Function):
@@ -253,7 +160,7 @@ class _ScaledSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(y, right)
-        return _scaled_sum(y, right, bias)
+        return scaled_sum(y, right, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -261,7 +168,7 @@ class _ScaledSum(torch.autograd.Function):
         of_y, of_right, of_bias = ctx.needs_input_grad
         return (
             R.scale_rows(g, right) if of_y else None,
-            _column_sums(g, y).to(right.dtype) if of_right else None,
+            column_sums(g, y).to(right.dtype) if of_right else None,
             g.sum(0) if of_bias else None,
         )
 
@@ -300,7 +207,7 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
     weight, _, left, right, lows, highs, function, scale, around, _ = parts
     of_lows, of_highs = of_factors[: len(lows)], of_factors[len(lows) :]
     outer = right if around else None
-    joins = of_x and not of_left and _joins(parts, g, weight.shape[1])
+    joins = of_x and not of_left and folds_low_rank(parts, g, weight.shape[1])
     by_x = by_bias = by_left = by_right = u = None
     by_lows: Sequence[Tensor | None] = [None] * len(lows)
     by_highs: Sequence[Tensor | None] = [None] * len(lows)
@@ -309,108 +216,60 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
         by_bias = g.sum(0)
     if of_right:
         assert kept.product is not None
-        by_right = _column_sums(g, kept.product)
+        by_right = column_sums(g, kept.product)
     if any(of_highs):
         value = kept.t if kept.value is None else kept.value
         if value is None:
-            value = _narrowed(x, _joined(_of(lows, of_highs), 1), scale)
-        by_high = _row_products(value, g)
+            value = narrowed(x, joined(chosen(lows, of_highs), 1), scale)
+        by_high = row_products(value, g)
         by_high = by_high if outer is None else by_high * outer.to(by_high.dtype)
-        by_highs = _spread(by_high.split([len(high) for high in _of(highs, of_highs)]), of_highs)
+        by_highs = spread(by_high.split([len(high) for high in chosen(highs, of_highs)]), of_highs)
     # Terms of which nothing trains pass their gradient on to x alone, if W does not do so for them.
     terms = of_lows if joins or not of_x else [True] * len(lows)
     if any(terms):
-        high = _joined(_of(highs, terms), 0)
-        u = _narrowed(g, (high if outer is None else high * outer.to(high.dtype)).T, scale)
+        high = joined(chosen(highs, terms), 0)
+        u = narrowed(g, (high if outer is None else high * outer.to(high.dtype)).T, scale)
         if function is not None:
             assert kept.t is not None
             u = _ACTIVATION_GRADIENTS[function](u, kept.t)
     if of_left:
         assert left is not None
-        by_x = torch.mm(*_scaled(g, weight.T, right, None))
-        by_left = _column_sums(x, by_x)
+        by_x = torch.mm(*scaled_operands(g, weight.T, right, None))
+        by_left = column_sums(x, by_x)
         by_x = R.scale_rows_(by_x, left)
-        by_x = by_x if u is None or not of_x else by_x.addmm_(_standing(u), parts.low.T)
+        by_x = by_x if u is None or not of_x else by_x.addmm_(as_rows(u), parts.low.T)
     elif of_x and joins:
-        matrix = _formed(parts).T
+        matrix = formed_weight(parts).T
         by_x = torch.mm(g, matrix if right is None else matrix.mul_(right.to(matrix.dtype).unsqueeze(1)))
     elif of_x:
-        rows, matrix = _scaled(g, weight.T, right, left)
-        by_x = torch.mm(rows, matrix) if u is None else torch.mm(_standing(u), parts.low.T).addmm_(rows, matrix)
+        rows, matrix = scaled_operands(g, weight.T, right, left)
+        by_x = torch.mm(rows, matrix) if u is None else torch.mm(as_rows(u), parts.low.T).addmm_(rows, matrix)
     if any(of_lows):
         assert u is not None
-        own = u if terms is of_lows else _chosen(u, lows, of_lows)
+        own = u if terms is of_lows else chosen_blocks(u, lows, of_lows)
         assert own is not None
-        trained = _of(lows, of_lows)
-        by_lows = _spread(_row_products(own, x).T.split([low.shape[1] for low in trained], dim=1), of_lows)
+        trained = chosen(lows, of_lows)
+        by_lows = spread(row_products(own, x).T.split([low.shape[1] for low in trained], dim=1), of_lows)
     return (by_x if of_x else None, None, by_bias, by_left, by_right, *by_lows, *by_highs)
 
 
-def _of(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
+def chosen(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     return [tensor for tensor, want in zip(tensors, wanted, strict=True) if want]
 
 
-def _spread(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+def spread(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
     """Return what was found in the places where it was wanted, None in the others."""
     left = iter(found)
     return [next(left) if want else None for want in wanted]
 
 
-def _chosen(t: Tensor, lows: Sequence[Tensor], wanted: Sequence[bool]) -> Tensor | None:
-    """Return that of x @ low, lying, which belongs to the wanted ones of ``lows``."""
+def chosen_blocks(t: Tensor, lows: Sequence[Tensor], wanted: Sequence[bool]) -> Tensor | None:
+    """Return that of x @ low, transposed in chunks, which belongs to the wanted ones of ``lows``."""
     if not any(wanted):
         return None
     if all(wanted):
         return t
-    return _joined(_of(t.split([low.shape[1] for low in lows], dim=1), wanted), 1).contiguous()
-
-
-# Products with something narrow. A BLAS gives those of float32 to one thread, so they are cut into chunks of rows, and
-# what is narrow lies: (chunks, k, rows per chunk).
-
-
-_FEW = 256  # rows, which are not worth the cutting
-
-
-def _chunks(rows: Tensor) -> int:
-    threaded = rows.device.type == "cpu" and rows.dtype == torch.float32 and len(rows) > _FEW
-    return math.gcd(len(rows), 2 * torch.get_num_threads()) if threaded else 1
-
-
-def _narrowed(x: Tensor, low: Tensor, scale: float) -> Tensor:
-    """Return scale * x @ low, lying."""
-    count = _chunks(x)
-    lying = (low.T if scale == 1.0 else low.T * scale).contiguous().expand(count, -1, -1)
-    return torch.bmm(lying, x.view(count, -1, x.shape[1]).transpose(1, 2))
-
-
-def _standing(t: Tensor) -> Tensor:
-    """Return what lies as rows x k."""
-    return t.transpose(1, 2).reshape(-1, t.shape[1])
-
-
-def _row_products(t: Tensor, rows: Tensor) -> Tensor:
-    """Return t.T @ rows for a narrow t that lies."""
-    return torch.bmm(t, rows.view(len(t), -1, rows.shape[1])).sum(0)
-
-
-_TILE = 2**18  # numbers: what a processor's own cache holds of three tensors
-
-
-def _column_sums(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner products of the columns, in float32 or wider."""
-    dtype = torch.promote_types(a.dtype, torch.float32)
-    rows = max(1, _TILE // a.shape[1])
-    if a.device.type != "cpu" or len(a) < 2 * rows or torch.is_grad_enabled():
-        return (a * b).sum(0, dtype=dtype)
-    # In tiles, so that no tensor of the size of the product is written. What a low precision loses in their sum, which
-    # has few terms, is no more than what it loses in the products.
-    tiles = list(zip(a.split(rows), b.split(rows), strict=True))
-    total = tiles[0][0] * tiles[0][1]
-    for left, right in tiles[1:]:
-        total[: len(left)].addcmul_(left, right)
-    sums: Tensor = total.sum(0, dtype=dtype)
-    return sums
+    return joined(chosen(t.split([low.shape[1] for low in lows], dim=1), wanted), 1).contiguous()
 
 
 def _plain_backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from subspace_tuning import SubspaceError
-from subspace_tuning.algebra import svd as module
-from subspace_tuning.algebra.svd import svd
+from subspace_tuning.linalg import Part, krylov, svd
+from subspace_tuning.linalg.cache import LARGEST_SHARE
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 40), m=st.integers(1, 40), rank=st.integers(1, 40), part=st.sampled_from(["top", "bottom"]))
-def test_parts_are_parts_of_the_whole(n: int, m: int, rank: int, part: module.Part) -> None:
+def test_parts_are_parts_of_the_whole(n: int, m: int, rank: int, part: Part) -> None:
     torch.manual_seed(n + 41 * m)
     weight, rank = torch.randn(n, m, dtype=torch.float64), min(rank, n, m)
     U, S, V = svd(weight, cache=False)
@@ -70,7 +70,7 @@ SPECTRA: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def _check_triples(weight: Tensor, rank: int, part: module.Part) -> None:
+def _check_triples(weight: Tensor, rank: int, part: Part) -> None:
     """Triples are those of LAPACK, to about a millionth of the largest singular value."""
     # LAPACK's gesvd: torch calls gesdd, which fails on some matrices with many equal singular values.
     U, S, right = map(torch.from_numpy, scipy.linalg.svd(weight.numpy(), full_matrices=False, lapack_driver="gesvd"))
@@ -93,9 +93,7 @@ def _check_triples(weight: Tensor, rank: int, part: module.Part) -> None:
 @pytest.mark.parametrize("part", ["top", "bottom"])
 @pytest.mark.parametrize("shape", [(320, 320), (600, 300), (280, 700)], ids=str)
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_few_triples_are_those_of_the_exact_decomposition(
-    spectrum: str, shape: tuple[int, int], part: module.Part
-) -> None:
+def test_few_triples_are_those_of_the_exact_decomposition(spectrum: str, shape: tuple[int, int], part: Part) -> None:
     _check_triples(_with_values(*shape, SPECTRA[spectrum](min(shape))), 8, part)
 
 
@@ -107,7 +105,7 @@ def test_few_triples_are_those_of_the_exact_decomposition(
     spectrum=st.sampled_from(sorted(SPECTRA)),
     part=st.sampled_from(["top", "bottom"]),
 )
-def test_few_triples_at_any_size(n: int, m: int, rank: int, spectrum: str, part: module.Part) -> None:
+def test_few_triples_at_any_size(n: int, m: int, rank: int, spectrum: str, part: Part) -> None:
     _check_triples(_with_values(n, m, SPECTRA[spectrum](min(n, m))), rank, part)
 
 
@@ -116,15 +114,15 @@ def test_only_what_is_singular_takes_the_exact_decomposition() -> None:
         weight = _with_values(400, 320, values(320))
         if spectrum == "all zero":
             continue  # goes there at once
-        assert module._partial(weight, 8, "top") is not None, spectrum
+        assert krylov.partial_svd(weight, 8, "top") is not None, spectrum
         singular = spectrum in ("rank k - 3", "rank 3", "one tiny")
-        assert (module._partial(weight, 8, "bottom") is None) == singular, spectrum
+        assert (krylov.partial_svd(weight, 8, "bottom") is None) == singular, spectrum
 
 
 @pytest.mark.slow  # two threads on a busy machine wait for each other
 @pytest.mark.parametrize("part", ["top", "bottom"])
 @pytest.mark.parametrize("spectrum", ["random", "power", "away from zero"])
-def test_triples_do_not_depend_on_the_threads(spectrum: str, part: module.Part) -> None:
+def test_triples_do_not_depend_on_the_threads(spectrum: str, part: Part) -> None:
     weight = _with_values(400, 320, SPECTRA[spectrum](320))
     threads, found = torch.get_num_threads(), []
     try:
@@ -140,7 +138,7 @@ def test_triples_do_not_depend_on_the_threads(spectrum: str, part: module.Part) 
 
 @pytest.mark.parametrize("part", ["top", "bottom"])
 @pytest.mark.parametrize("size", [1e-200, 1e-100, 1e100, 1e200])
-def test_extreme_numbers_are_decomposed(size: float, part: module.Part) -> None:
+def test_extreme_numbers_are_decomposed(size: float, part: Part) -> None:
     weight = _with_values(320, 320, SPECTRA["power"](320))
     torch.testing.assert_close(svd(weight * size, 8, part, cache=False).S / size, svd(weight, 8, part, cache=False).S)
 
@@ -170,7 +168,7 @@ def test_the_cache_gives_the_same_and_is_used(cache: Path, monkeypatch: pytest.M
     first = svd(weight, 3)
     assert first.U.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     (path,) = cache.iterdir()
-    monkeypatch.setattr(module, "_compute", lambda *_: pytest.fail("decomposed again"))
+    monkeypatch.setattr("subspace_tuning.linalg.decomposition._compute", lambda *_: pytest.fail("decomposed again"))
     for ours, again in zip(first, svd(weight.clone(), 3), strict=True):
         assert torch.equal(ours, again)
     monkeypatch.undo()
@@ -192,10 +190,23 @@ def test_the_cache_tells_a_matrix_from_its_transpose() -> None:
 
 
 def test_the_cache_keeps_to_its_size(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SUBSPACE_CACHE_BYTES", "3000")
-    for seed in range(6):
-        svd(torch.full((8, 8), float(seed)) + torch.eye(8))
-    assert 0 < sum(path.stat().st_size for path in cache.iterdir()) <= 3000
+    monkeypatch.setenv("SUBSPACE_CACHE_BYTES", "10000")
+    for seed in range(25):
+        svd(torch.full((4, 4), float(seed)) + torch.eye(4))
+    assert 0 < sum(path.stat().st_size for path in cache.iterdir()) <= 10000
+
+
+def test_what_takes_too_much_of_the_cache_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decompositions of that size would push each other out before any is read again."""
+    weight = torch.randn(8, 8)
+    size = 4 * (8 * 8 + 8 + 8 * 8)
+    monkeypatch.setenv("SUBSPACE_CACHE_BYTES", str(round(size / LARGEST_SHARE) - 1))
+    found = svd(weight)
+    assert not list(cache.iterdir())
+    svd(weight, 2)  # a few triples are small
+    monkeypatch.setenv("SUBSPACE_CACHE_BYTES", str(round(size / LARGEST_SHARE)))
+    assert torch.equal(svd(weight).U, found.U)
+    assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("given", ["4 GB", "1e9", "-1", "0x10"])

@@ -8,26 +8,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import rows as R
-from .nodes import EVALUATION, MODE, Environment, Expression, Mode, dense
-from .rows import Rows
+from .base import EVALUATION, MODE, EntrywiseNode, Environment, Expression, Mode, dense
+from .language import Call, Typed, function
 
 TEMPERATURE = 2.0 / 3.0
 LOW, HIGH = -0.1, 1.1  # a sigmoid is stretched to this interval and cut to [0, 1], so that 0 and 1 have mass
+OPEN = 1.5  # logits at the start: nine tenths of the gates open, where the gradient does not vanish
 
 
 @dataclass(frozen=True)
-class Gate(Expression):
+class Gate(EntrywiseNode):
     """``gate(L)``: entries in [0, 1], drawn in training around sigmoid(L), and in evaluation their middle."""
 
     node: Expression
 
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
-
-    def apply(self, x: Rows, env: Environment) -> Rows:
-        return R.matmul(x, self.compact(env))
+    is_random = True
+    drawn_start = f"constant({OPEN})"
+    linear_in = ()
+    zero_when = ()
+    identity_when = (0,)
 
     def compact(self, env: Environment) -> Tensor:
         logits = dense(self.node, env)
@@ -41,10 +40,19 @@ class Gate(Expression):
     def __str__(self) -> str:
         return f"gate({self.node})"
 
+    def latex(self) -> str:
+        return rf"\operatorname{{gate}}({self.node.latex()})"
+
 
 def gate(node: Expression) -> Gate:
     """Return the gates of a matrix of logits."""
     return Gate(node)
+
+
+@function("gate")
+def _read(call: Call) -> Typed:
+    logits = call.sized_matrix(0)
+    return Typed(gate(logits.node), logits.shape)
 
 
 def expected_open(logits: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+"""The kernel's pattern, its parts, and what is common to its passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ... import rows as R
+
+
+class Parts(NamedTuple):
+    """What the pattern is made of; each part but W can be absent.
+
+    ``left`` has n numbers, ``right`` and ``bias`` m. ``lows`` are n x k and ``highs`` k x m, with k below both; side by
+    side and one below the other they are two matrices, with the nonlinearity ``function`` and ``scale`` between them.
+    ``around`` says whether ``right`` scales their product, too, or only that with W. If ``unit``, the columns of what
+    ``right`` scales are divided by their norms first, which are constants to the gradient.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    left: Tensor | None = None
+    right: Tensor | None = None
+    lows: tuple[Tensor, ...] = ()
+    highs: tuple[Tensor, ...] = ()
+    function: str | None = None
+    scale: float = 1.0
+    around: bool = True
+    unit: bool = False
+
+    @property
+    def low(self) -> Tensor:
+        """All of ``lows`` as one matrix."""
+        return joined(self.lows, 1)
+
+    @property
+    def high(self) -> Tensor:
+        """All of ``highs`` as one matrix."""
+        return joined(self.highs, 0)
+
+
+def joined(matrices: Sequence[Tensor], dim: int) -> Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat(tuple(matrices), dim)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def can_fold(weight: Tensor) -> bool:
+    """Whether W can take up a scale: in a low precision it would lose what lies between its own steps."""
+    return weight.dtype in (torch.float32, torch.float64)
+
+
+def folds_low_rank(parts: Parts, rows: Tensor, width: int) -> bool:
+    """Whether to add the low-rank term to W instead of to the product of that many rows with W.
+
+    A pass over W then takes the place of one over the product, which has as many more numbers as there are more rows
+    than ``width``, W's other dimension. In a low precision W would lose small changes.
+    """
+    inside = parts.right is None or parts.around
+    exact = parts.weight.dtype == rows.dtype and can_fold(parts.weight)
+    return len(parts.lows) > 0 and parts.function is None and inside and exact and len(rows) >= width
+
+
+def formed_weight(parts: Parts) -> Tensor:
+    """Return ``left * W + scale * low @ high`` in float32 or wider, a constant to the gradient."""
+    dtype = torch.promote_types(parts.weight.dtype, torch.float32)
+    matrix = parts.weight.detach().to(dtype)
+    if parts.left is not None:
+        matrix = matrix * parts.left.detach().to(dtype).unsqueeze(1)
+    if len(parts.lows) == 0:
+        return matrix
+    low, high = parts.low.detach().to(dtype), parts.high.detach().to(dtype)
+    # As W lies in memory: to another layout a BLAS adds ten times as slowly.
+    if R.lies_transposed(matrix):
+        return torch.addmm(matrix.T, high.T, low.T, alpha=parts.scale).T
+    return torch.addmm(matrix, low, high, alpha=parts.scale)
+
+
+def is_transformed() -> bool:
+    """Whether torch.compile, a transform of torch.func or forward differentiation looks on; they need plain code."""
+    return (
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
+def scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """Return y * right + bias."""
+    if bias is None or R.is_narrower(y, right):
+        scaled = R.scale_rows(y, right)
+        return scaled if bias is None else scaled.add_(bias)
+    return torch.addcmul(bias, y, right.to(y.dtype))
+
+
+def scaled_operands(x: Tensor, weight: Tensor, left: Tensor | None, right: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return rows and matrix whose product is ``(x * left) @ weight * right``; scales go to the smaller of the two."""
+    fold = len(x) > weight.shape[1] and can_fold(weight)
+    if left is not None and fold:
+        weight, left = weight * left.to(weight.dtype).unsqueeze(1), None
+    if right is not None:
+        weight = weight * right.to(weight.dtype)
+    return x if left is None else R.scale_rows(x, left), weight.to(x.dtype)

@@ -1,0 +1,126 @@
+"""The plan: of the equal ways to evaluate a formula, the cheapest for the sizes and the device at hand.
+
+A plan is itself an expression, equal to the formula, whose products are grouped and in which ``Formed`` marks what is
+multiplied out before the rows meet it: ``U @ diag(sigma) @ V.T`` stays as it is for few rows and becomes
+``[U @ (diag(sigma) @ V.T)]`` for many. So a plan is applied, printed and tested like any other expression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from ..formula import Formula
+from ..nodes import Expression, W
+from ..shapes import Sizes
+from .cost import cost_model
+from .fuse import Fused, fuse
+from .planner import CheapestSteps
+from .rewrite import Dropped, with_dropout, without_weight
+
+MOST_ROWS = 2**20
+
+
+class Stage(NamedTuple):
+    """The evaluation for up to so many rows: ``expression``, or ``fused`` where that is cheaper and can run."""
+
+    rows: int
+    expression: Expression
+    fused: Fused | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one layer evaluates one formula: its stages, in rising order of rows.
+
+    If ``on_base`` a stage's ``expression`` is what is *added* to the frozen layer's own output, because W stands in the
+    formula as a term alone. ``fused`` is always the whole of it, with the bias.
+    """
+
+    on_base: bool
+    stages: tuple[Stage, ...]
+
+    def stage(self, rows: int) -> Stage:
+        """Return what to apply to so many rows."""
+        return next((stage for stage in self.stages if rows <= stage.rows), self.stages[-1])
+
+
+@lru_cache(maxsize=1024)
+def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: bool = False, device: str = "cpu") -> Plan:
+    """Return the cheapest evaluation of a formula for every number of rows.
+
+    Args:
+        formula: what to evaluate.
+        sizes: n, m and r of the layer.
+        training: count the backward pass, too.
+        dropout: drop entries of the rows that enter the added terms.
+        device: the type of the device, such as "cpu" or "cuda" (see :func:`.cost.cost_model`).
+    """
+    model = cost_model(device)
+    # Besides the frozen layer's own output its bias would come twice.
+    remainder = None if formula.names_bias else without_weight(formula.evaluated)
+    target = formula.evaluated if remainder is None else remainder
+    fused = None if dropout else fuse(formula.evaluated, CheapestSteps(formula, sizes, 1, training).shape)
+    if dropout:
+        target = with_dropout(target, alone=remainder is not None)
+    stages: list[Stage] = []
+    rows = 1
+    while rows <= MOST_ROWS:
+        planner = CheapestSteps(formula, sizes, rows, training, model)
+        cost, best = planner.apply(target)
+        alone = 0.0 if remainder is None else planner.apply(W)[0] + planner.elements(rows * sizes.m)
+        options: list[tuple[float, Fused | None]] = [] if fused is None else [(planner.fused(fused), fused)]
+        options += [] if dropout else planner.whole(formula.evaluated)
+        chosen = min([*options, (cost + alone, None)], key=lambda option: option[0])[1]
+        if stages and stages[-1][1:] == (best, chosen):
+            stages.pop()
+        stages.append(Stage(rows, best, chosen))
+        rows *= 2
+    return Plan(remainder is not None, tuple(stages))
+
+
+def drops(formula: Formula) -> bool:
+    """Whether dropout does anything in a formula: it acts on the rows that enter added terms."""
+    remainder = without_weight(formula.evaluated)
+    target = with_dropout(formula.evaluated if remainder is None else remainder, alone=remainder is not None)
+    return any(isinstance(node, Dropped) for node in target.walk())
+
+
+class Alternative(NamedTuple):
+    """One way to evaluate a formula, and what it costs in floating point operations."""
+
+    name: str
+    expression: Expression
+    cost: float
+
+
+def alternatives(
+    formula: Formula, sizes: Sizes, rows: int, training: bool = True, device: str = "cpu"
+) -> list[Alternative]:
+    """Return the ways to evaluate all of a formula that the planner weighs, the cheapest first.
+
+    The kernel, if the formula fits it; the best order and grouping of torch's own products; the formula as it is
+    written; and phi(W) formed as one matrix.
+    """
+    model = cost_model(device)
+    planner = CheapestSteps(formula, sizes, rows, training, model)
+    expression = formula.evaluated
+    found = []
+    fused = fuse(expression, planner.shape)
+    if fused is not None:
+        found.append(Alternative("fused", fused, planner.fused(fused)))
+    cost, best = planner.apply(expression)
+    found.append(Alternative("planned", best, cost))
+    cost, written = CheapestSteps(formula, sizes, rows, training, model, choose=False).apply(expression)
+    if written != best:
+        found.append(Alternative("as written", written, cost))
+    found += [Alternative("formed", formed, cost) for cost, formed in planner.whole(expression)]
+    return sorted(found, key=lambda one: one.cost)
+
+
+def cost(
+    expression: Expression, formula: Formula, sizes: Sizes, rows: int, training: bool = True, device: str = "cpu"
+) -> float:
+    """Return what a planned expression costs for so many rows, in floating point operations."""
+    return CheapestSteps(formula, sizes, rows, training, cost_model(device), choose=False).apply(expression)[0]

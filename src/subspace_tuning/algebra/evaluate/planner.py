@@ -1,0 +1,154 @@
+"""The cheapest steps for one layer and one number of rows, by dynamic programming over products.
+
+A training step counts each product once more per operand that needs a gradient. What a node costs by itself is the
+node's rule (``step``, ``form_step``); here are the choices between forming a matrix or not, and the order of products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from .. import names
+from ..formula import Formula
+from ..nodes import Expression, Identity, Leaf, Product, Step, W
+from ..normal_form import with_bias
+from ..shapes import NodeShapes, Sizes
+from .cost import CPU, CostModel
+from .fuse import Fused
+from .rewrite import Formed
+
+
+@dataclass
+class CheapestSteps:
+    """The planner that the nodes' rules ask. ``apply`` multiplies rows by a node, ``form`` makes its matrix."""
+
+    formula: Formula
+    sizes: Sizes
+    rows: int
+    training: bool
+    model: CostModel = CPU
+    choose: bool = True
+    known: dict[tuple[str, Expression], Step] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.shape: Callable[[Expression], tuple[int, int]] = NodeShapes(self.formula.shapes, self.sizes)
+
+    def fused(self, node: Fused) -> float:
+        """Return the cost of the kernel."""
+        rows, (n, m) = self.rows, self.shape(W)
+        cost = self.model.kernel * (1.0 if self.training else 0.5) + self.product(rows, n, m, True, False)
+        for low, high in zip(node.lows, node.highs, strict=True):
+            k = self.shape(low)[1]
+            cost += self.form(low)[0] + self.form(high)[0]
+            # Its results join sums in place, so they are written once, with the product's own.
+            cost += self.product(rows, n, k, True, self.trains(low)) + self.product(rows, k, m, True, self.trains(high))
+            cost -= self.elements(rows * (n + m), 0)
+        for scale, width in ((node.left, n), (node.right, m)):
+            cost += 0.0 if scale is None else self.elements(rows * width, 1 + self.trains(scale))
+        if node.unit:  # the matrix is formed, its norms are taken, and the rows scaled by them
+            cost += self.elements(n * m, 0) * 2 + (node.right is None) * self.elements(rows * m)
+        return cost
+
+    def whole(self, expression: Expression) -> list[tuple[float, Fused]]:
+        """Return the way by phi(W) formed as one matrix, if there is one."""
+        matrix, bias = with_bias(expression)
+        if not matrix.has_matrix or matrix.diagonal or isinstance(matrix, Leaf):
+            return []
+        cost, formed = self.form(matrix)
+        n, m = self.shape(matrix)
+        return [(cost + self.product(self.rows, n, m, True, self.trains(matrix)), Fused(expression, bias, formed))]
+
+    def apply(self, node: Expression) -> Step:
+        """Return the cheapest way to multiply the rows by the node."""
+        key = ("apply", node)
+        if key not in self.known:
+            self.known[key] = self._cheapest(node)
+        return self.known[key]
+
+    def form(self, node: Expression) -> Step:
+        """Return the cheapest way to form the node's matrix."""
+        key = ("form", node)
+        if key not in self.known:
+            vector = node.diagonal and not isinstance(node, Product)
+            self.known[key] = (0.0, node) if vector else node.form_step(self)
+        return self.known[key]
+
+    def _cheapest(self, node: Expression) -> Step:
+        if node.diagonal and not isinstance(node, Identity):
+            # torch writes the product whose column sums are the scales' gradient
+            width = 0 if node.is_shapeless else self.shape(node)[0]
+            return self.elements(self.rows * width, 1 + 2 * self.trains(node)), node
+        step = node.step(self)
+        if not self.choose or node.forms_itself or not node.has_matrix or node.diagonal:
+            return step
+        return min(step, self.by_matrix(node), key=lambda one: one[0])
+
+    def by_matrix(self, node: Expression) -> Step:
+        """Form the node's matrix, then multiply the rows by it."""
+        cost, formed = self.form(node)
+        n, m = self.shape(node)
+        if node.diagonal:
+            return cost + self.elements(self.rows * n, 1 + self.trains(node)), formed
+        return cost + self.product(self.rows, n, m, True, self.trains(node)), Formed(formed)
+
+    # Products
+
+    def chain(self, factors: tuple[Expression, ...]) -> Step:
+        """Multiply the rows by a chain: each step takes one factor, or several that are formed into one matrix."""
+        width = [0, *(0 for _ in factors)]
+        best: list[tuple[float, tuple[Expression, ...]]] = [(0.0, ())]
+        for end in range(1, len(factors) + 1):
+            options = []
+            for start in range(end):
+                part = factors[start:end]
+                if len(part) > 1 and not (self.choose and all(factor.has_matrix for factor in part)):
+                    continue
+                if len(part) == 1 and part[0].is_shapeless:
+                    step: Step = (self.elements(self.rows * width[start]), part[0])
+                    columns = width[start]
+                else:
+                    step = self.apply(part[0]) if len(part) == 1 else self.by_matrix(Product(part))
+                    columns = self.shape(part[-1])[1]
+                options.append((best[start][0] + step[0], (*best[start][1], step[1]), columns))
+            cost, steps, width[end] = min(options, key=lambda option: option[0])
+            best.append((cost, steps))
+        cost, steps = best[-1]
+        return cost, steps[0] if len(steps) == 1 else Product(steps)
+
+    def formed_chain(self, factors: tuple[Expression, ...]) -> Step:
+        """Matrix chain order by dynamic programming."""
+        count = len(factors)
+        best: dict[tuple[int, int], Step] = {(i, i): self.form(factor) for i, factor in enumerate(factors)}
+        for length in range(2, count + 1):
+            for i in range(count - length + 1):
+                j = i + length - 1
+                splits = [(i, k, j) for k in range(i, j)] if self.choose else [(i, j - 1, j)]
+                best[i, j] = min((self._split(best, factors, *split) for split in splits), key=lambda step: step[0])
+        return best[0, count - 1]
+
+    def _split(
+        self, best: Mapping[tuple[int, int], Step], factors: tuple[Expression, ...], i: int, k: int, j: int
+    ) -> Step:
+        left, right = Product(factors[i : k + 1]), Product(factors[k + 1 : j + 1])
+        (rows, middle), columns = self.shape(left), self.shape(right)[1]
+        cost = best[i, k][0] + best[k + 1, j][0]
+        trains = self.trains(left), self.trains(right)
+        if left.diagonal or right.diagonal:
+            cost += self.elements(rows * columns, 1 + sum(trains))
+        else:
+            cost += self.product(rows, middle, columns, *trains)
+        return cost, Product((best[i, k][1], best[k + 1, j][1]))
+
+    # Units of work
+
+    def product(self, rows: int, middle: int, columns: int, left: bool, right: bool) -> float:
+        """Return the cost of a product; left and right say which operands need a gradient."""
+        return self.model.product(rows, middle, columns, 1 + self.training * (left + right))
+
+    def elements(self, count: int, gradients: int = 1) -> float:
+        """Return the cost of one pass over so many numbers."""
+        return self.model.elements(count, 1 + self.training * gradients)
+
+    def trains(self, node: Expression) -> bool:
+        return any(not names.is_frozen(name) for name in node.names)

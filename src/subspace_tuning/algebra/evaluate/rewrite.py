@@ -1,0 +1,82 @@
+"""Rewriting a formula for a plan: without W, with dropout, and with marks at the matrices that are formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import names
+from .. import rows as R
+from ..nodes import MODE, Environment, Expression, Identity, Leaf, Mode, Planner, PlanNode, Step, Sum, W, dense
+from ..rows import Rows
+
+
+@dataclass(frozen=True)
+class Formed(PlanNode):
+    """Plan only: the matrix is formed first, then the rows are multiplied by it."""
+
+    forms_itself = True
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return R.matmul(x, dense(self.node, env))
+
+    def __str__(self) -> str:
+        return f"[{self.node}]"
+
+    def step(self, planner: Planner) -> Step:
+        return planner.by_matrix(self)[0], self
+
+    def form_step(self, planner: Planner) -> Step:
+        cost, inner = planner.form(self.node)
+        return cost, Formed(inner)
+
+
+@dataclass(frozen=True)
+class Dropped(PlanNode):
+    """Plan only: dropout on the rows that enter an added term, with the probability of the environment's mode."""
+
+    linear_map = False
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        mode = env[MODE]
+        assert isinstance(mode, Mode)
+        return self.node.apply(R.dropout(x, mode.dropout), env)
+
+    # ``compact`` is the node's own: on average. Column norms are taken of this.
+
+    def __str__(self) -> str:
+        return f"dropout({self.node})"
+
+    def step(self, planner: Planner) -> Step:
+        cost, inner = planner.apply(self.node)
+        return cost + planner.elements(planner.rows * planner.shape(self)[0]), Dropped(inner)
+
+
+def without_weight(expression: Expression) -> Expression | None:
+    """Return the expression less W, if W stands in it as a term alone and once; else None."""
+    if not isinstance(expression, Sum) or expression.terms.count(W) != 1:
+        return None
+    terms = [term for term in expression.terms if term != W]
+    return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+
+
+def with_dropout(node: Expression, alone: bool = False) -> Expression:
+    """Put dropout before every added term: one that stands beside W (``alone``), or beside a term that holds W."""
+    if alone or isinstance(node, Sum):
+        terms = node.terms if isinstance(node, Sum) else (node,)
+        # Beside W itself a term with singular vectors of W is an addition, too.
+        spectral = frozenset() if alone else frozenset(names.SPECTRAL_SHAPES)
+        return Sum(tuple(with_dropout(term) if _carries_weight(term, spectral) else Dropped(term) for term in terms))
+    if node.rows_enter is None:
+        return node
+    children = list(node.children)
+    children[node.rows_enter] = with_dropout(children[node.rows_enter])
+    return node.rebuilt(tuple(children))
+
+
+def _carries_weight(term: Expression, spectral: frozenset[str]) -> bool:
+    """Whether the term is W reconstructed (a product with W or its subspaces) and not an addition to it."""
+    if isinstance(term, Identity):  # I + A @ B beside or behind W
+        return True
+    if isinstance(term, Leaf):
+        return term.name in ("W", "N") or term.name in spectral
+    return term.holds_weight and any(_carries_weight(child, spectral) for child in term.children)

@@ -1,0 +1,79 @@
+"""The nodes that formulas are made of, each with its rules (see :mod:`.base`)."""
+
+from .affine import Affine, Carried, affine
+from .base import EVALUATION, MODE, Environment, Expression, MatrixNode, Mode, NotLinearError, PlanNode, dense
+from .build import add, product, substitute, symbol, times
+from .composite import Product, Scale, Sum, Transpose
+from .diag import Diag, diag
+from .elementwise import NONLINEARITIES, Activation, Elementwise, gelu, relu, silu, tanh
+from .gate import Gate, expected_open, gate
+from .hadamard import Hadamard
+from .kron import Kron
+from .language import FUNCTIONS, Call, Typed, function
+from .leaves import Diagonal, Identity, Leaf, Matrix, Normalisation, Number, Scalar, Vector
+from .planning import Planner, Step
+from .sparse import Sparse
+from .structure import Structure
+from .unit import InverseNorms, Unit, one_for_zero, unit
+
+W = Matrix("W")
+"""The frozen weight."""
+
+__all__ = [
+    "EVALUATION",
+    "FUNCTIONS",
+    "MODE",
+    "NONLINEARITIES",
+    "Activation",
+    "Affine",
+    "Call",
+    "Carried",
+    "Diag",
+    "Diagonal",
+    "Elementwise",
+    "Environment",
+    "Expression",
+    "Gate",
+    "Hadamard",
+    "Identity",
+    "InverseNorms",
+    "Kron",
+    "Leaf",
+    "Matrix",
+    "MatrixNode",
+    "Mode",
+    "Normalisation",
+    "NotLinearError",
+    "Number",
+    "PlanNode",
+    "Planner",
+    "Product",
+    "Scalar",
+    "Scale",
+    "Sparse",
+    "Step",
+    "Structure",
+    "Sum",
+    "Transpose",
+    "Typed",
+    "Unit",
+    "Vector",
+    "W",
+    "add",
+    "affine",
+    "dense",
+    "diag",
+    "expected_open",
+    "function",
+    "gate",
+    "gelu",
+    "one_for_zero",
+    "product",
+    "relu",
+    "silu",
+    "substitute",
+    "symbol",
+    "tanh",
+    "times",
+    "unit",
+]

@@ -1,0 +1,302 @@
+"""What a node is: a matrix, or a map on rows, that knows its own rules.
+
+An expression is an immutable tree over *names*. It holds no tensor: the tensors come in as an environment
+``{name: tensor}``, so one expression serves every layer. Read as a map on rows it takes x (T x n) to x @ phi (T x m).
+
+A node that lacks a rule cannot be made: each is an abstract member of :class:`Expression`, or has a default that holds
+for every node. The rest of the library derives what it needs from them and knows no special node by name:
+
+* evaluation from ``apply`` and ``compact``, printing from ``str`` and ``latex``;
+* the planner from ``shape``, ``step`` and ``form_step``;
+* starts and checks from the facts ``linear_map``, ``linear_in``, ``zero_when``, ``identity_when``, ``structure``.
+
+How a function of the language is read stands beside its node, too (see :mod:`.language`).
+
+``+ - * @ .T`` build nodes in normal form: products and sums are flat, and scalars stand in front of the product that
+they multiply. A scalar therefore scales the *whole* product, also across a nonlinearity: ``s * A @ relu @ B`` is s
+times (A @ relu @ B).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ...errors import SubspaceError
+from .. import rows as R
+from ..rows import Rows
+from ..shapes import NodeShapes, Shape
+from .planning import Planner, Step
+from .structure import NONE, Structure
+
+
+class Mode(NamedTuple):
+    """How a formula is evaluated, besides what its names stand for: gates are drawn in training, rows are dropped."""
+
+    training: bool = False
+    dropout: float = 0.0
+
+
+Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor] | Mode"]
+MODE = "<mode>"
+"""The key of the :class:`Mode` in an environment. No name of a formula can be equal to it."""
+EVALUATION = Mode()
+
+SUM, PRODUCT, UNARY, ATOM = range(4)  # how tightly an operation binds
+
+
+class NotLinearError(SubspaceError):
+    """The expression is not one matrix: it has a nonlinearity between its factors, or a bias."""
+
+
+@dataclass(frozen=True)
+class Expression(ABC):
+    """A node of a formula. Build them with ``+ - * @ .T``, the functions of this package, or ``parse``."""
+
+    structure: Structure = field(init=False, repr=False, compare=False)
+    diagonal: bool = field(init=False, repr=False, compare=False)
+
+    # Defaults that hold for every node; one that differs says so.
+    precedence = ATOM
+    forms_itself = False  # whether ``apply`` multiplies the rows by the formed matrix
+    rows_enter: ClassVar[int | None] = None  # the child whose rows are this node's, where dropout may act
+    holds_weight = True  # whether W within a child makes this node W reconstructed
+    latex_in_brackets = False  # within a product
+    acts_as_factor = True  # False: it acts on what stands left of it, as a nonlinearity does
+    is_random = False  # whether the value is drawn anew in training
+    drawn_start: ClassVar[str | None] = None
+    """The start of the factors below, where they may start anywhere; None: as any factor."""
+    identity_start: ClassVar[str | None] = None
+    """The start of the factors below at which the node is the identity; None: by ``identity_when``."""
+
+    def __post_init__(self) -> None:
+        # Computed once, because the forward pass reads it.
+        structure = self._structure()
+        object.__setattr__(self, "structure", structure)
+        object.__setattr__(self, "diagonal", Structure.DIAGONAL in structure)
+
+    # Evaluation
+
+    @abstractmethod
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        """Return the rows x (T x rows) times this node: T x columns."""
+
+    @abstractmethod
+    def compact(self, env: Environment) -> Tensor:
+        """Return the matrix (rows x columns); of a diagonal node the vector. Raises NotLinearError."""
+
+    # Printing
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @abstractmethod
+    def latex(self) -> str:
+        """Return the node in LaTeX."""
+
+    def inside(self, precedence: int) -> str:
+        """Return the node as it is printed within an operation that binds so tightly."""
+        return str(self) if self.precedence > precedence else f"({self})"
+
+    def inside_latex(self) -> str:
+        """Return the node in LaTeX within a product."""
+        return f"({self.latex()})" if self.latex_in_brackets else self.latex()
+
+    # Shape and cost
+
+    @abstractmethod
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        """Return rows and columns in numbers."""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the form alone says that this is a number and not a matrix, such as ``s`` or ``1 - t``."""
+        return False
+
+    @property
+    def is_shapeless(self) -> bool:
+        """Whether the node takes rows of any width and keeps it, as ``I`` and ``relu`` do; or is a number."""
+        return self.is_number or (bool(self.children) and all(child.is_shapeless for child in self.children))
+
+    @abstractmethod
+    def step(self, planner: Planner) -> Step:
+        """Return what ``apply`` costs, with the best steps below this node. Not asked of diagonals."""
+
+    def form_step(self, planner: Planner) -> Step:
+        """Return what forming the matrix costs, with the best steps below; of a node that is not diagonal."""
+        parts = [(0.0, child) if child.is_number else planner.form(child) for child in self.children]
+        rows, columns = planner.shape(self)
+        passes = planner.elements(rows * columns * self._passes, 1 + planner.trains(self)) if self._passes else 0.0
+        return sum(part[0] for part in parts) + passes, self.rebuilt(tuple(part[1] for part in parts))
+
+    @property
+    def _passes(self) -> int:
+        """How many times forming the matrix from its parts writes all of its entries."""
+        return 1
+
+    # Facts
+
+    def _structure(self) -> Structure:
+        """Return what the form says of the matrix; nothing, unless a node knows better."""
+        return NONE
+
+    @property
+    @abstractmethod
+    def linear_map(self) -> bool:
+        """Whether the map on rows is linear as far as this node goes, and acts on all rows alike."""
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether the node and all below it are linear maps on rows."""
+        return self.linear_map and all(child.has_matrix for child in self.children)
+
+    @property
+    @abstractmethod
+    def linear_in(self) -> tuple[int, ...]:
+        """The children in each of which the node is linear, up to what the others add, while the others are fixed."""
+
+    @property
+    @abstractmethod
+    def zero_when(self) -> tuple[tuple[int, ...], ...]:
+        """Sets of children: the node is zero if all of one set are. () for a node that never is, and for leaves."""
+
+    @property
+    @abstractmethod
+    def identity_when(self) -> tuple[int, ...]:
+        """The children that are the identity where the node is; the others are zero there."""
+
+    @property
+    def factored(self) -> tuple[Expression, ...]:
+        """The node as the factors of a product that is equal to it; alone if it is none."""
+        return (self,)
+
+    # The tree
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return ()
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """The names that this node holds itself."""
+        return ()
+
+    def held_shape(self, name: str, shape: Shape) -> Shape:
+        """Return the shape in which the tensor of an own name is held, from that of what it stands for."""
+        return shape
+
+    def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
+        """Return the same kind of node over other children, in normal form."""
+        return type(self)(*children) if children else self
+
+    def walk(self) -> Iterator[Expression]:
+        """Yield this node and all below it, in reading order."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tensors and scalars used, in reading order, each once."""
+        return tuple(dict.fromkeys(name for node in self.walk() for name in node.own_names))
+
+    # Operators
+
+    def __matmul__(self, other: Expression) -> Expression:
+        return build.product(self, other) if isinstance(other, Expression) else NotImplemented
+
+    def __add__(self, other: Expression | float) -> Expression:
+        return build.either(build.add, self, other)
+
+    def __radd__(self, other: float) -> Expression:
+        # sum() starts at 0, which fits every shape.
+        if isinstance(other, int) and other == 0:
+            return self
+        return build.either(lambda a, b: build.add(b, a), self, other)
+
+    def __sub__(self, other: Expression | float) -> Expression:
+        return build.either(lambda a, b: build.add(a, -b), self, other)
+
+    def __rsub__(self, other: float) -> Expression:
+        return build.either(lambda a, b: build.add(b, -a), self, other)
+
+    def __neg__(self) -> Expression:
+        return build.negative(self)
+
+    def __mul__(self, other: Expression | float) -> Expression:
+        return build.either(build.times, self, other)
+
+    def __rmul__(self, other: float) -> Expression:
+        return build.either(lambda a, b: build.times(b, a), self, other)
+
+    def __truediv__(self, other: float) -> Expression:
+        return build.divided(self, other)
+
+    @property
+    def T(self) -> Expression:
+        return build.transposed(self)
+
+
+class MatrixNode(Expression):
+    """A node of which the rows meet the formed matrix, or the vector of its diagonal."""
+
+    forms_itself = True
+    linear_map = True
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return R.scale(x, self.compact(env)) if self.diagonal else R.matmul(x, self.compact(env))
+
+    def step(self, planner: Planner) -> Step:
+        return planner.by_matrix(self)[0], self
+
+
+class EntrywiseNode(MatrixNode):
+    """A matrix made from the entries of one other of the same shape."""
+
+    node: Expression
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return (self.node,)
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        return shapes(self.node)
+
+
+@dataclass(frozen=True)
+class PlanNode(Expression):
+    """A node that stands in plans alone, equal to the node that it holds."""
+
+    node: Expression
+
+    forms_itself = True
+    linear_map = True
+    linear_in = (0,)
+    zero_when = ((0,),)
+    identity_when = (0,)
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return (self.node,)
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        return shapes(self.node)
+
+    def compact(self, env: Environment) -> Tensor:
+        return self.node.compact(env)
+
+    def latex(self) -> str:
+        return self.node.latex()
+
+
+def dense(node: Expression, env: Environment) -> Tensor:
+    """Return the node's matrix, rows x columns. Raises NotLinearError where there is none."""
+    return torch.diag(node.compact(env)) if node.diagonal else node.compact(env)
+
+
+from . import build  # noqa: E402 (the operators above build nodes, which are made of the classes above)

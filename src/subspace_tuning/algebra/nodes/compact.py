@@ -1,0 +1,38 @@
+"""Tensors in compact form: two dimensions are a matrix, one is a diagonal, none a multiple of the identity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def zero_dim(value: object) -> Tensor:
+    """Return a number as a tensor. Without dimensions it has the precision of what it meets, and loses none itself."""
+    assert isinstance(value, (float, int))
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def multiplied(left: Tensor, right: Tensor, transposed: bool) -> Tensor:
+    """Multiply two matrices in compact form, in the wider of their precisions.
+
+    The result has W's layout in memory, ``transposed`` or not: added to W in another one it costs ten times as much.
+    """
+    if not (left.dim() and right.dim()):  # a multiple of the identity
+        return left * right
+    if left.dim() < 2:
+        return left.unsqueeze(-1) * right if left.dim() < right.dim() == 2 else left * right
+    if right.dim() < 2:
+        return left * right
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    left, right = left.to(dtype), right.to(dtype)
+    return (right.T @ left.T).T if transposed else left @ right
+
+
+def added(left: Tensor, right: Tensor) -> Tensor:
+    """Add two matrices in compact form."""
+    if (left.dim() < 2) == (right.dim() < 2):
+        return left + right
+    matrix, diagonal = (left, right) if left.dim() == 2 else (right, left)
+    if not diagonal.dim():  # a multiple of the identity, in the precision of the matrix
+        diagonal = diagonal.to(matrix.dtype).expand(len(matrix))
+    return matrix + torch.diag(diagonal.to(matrix.device))

@@ -1,0 +1,64 @@
+"""``diag(v)``: the diagonal matrix of a vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .. import rows as R
+from ..rows import Rows
+from ..shapes import Dimension, NodeShapes
+from .base import Environment, Expression
+from .build import as_vectors
+from .language import Call, Typed, function
+from .planning import Planner, Step
+from .structure import DIAGONAL, Structure
+
+
+@dataclass(frozen=True)
+class Diag(Expression):
+    """``diag(v)``: the diagonal matrix of a vector."""
+
+    node: Expression
+
+    linear_map = True
+    linear_in = (0,)
+    zero_when = ((0,),)
+    identity_when = (0,)
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return (self.node,)
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return R.scale(x, self.compact(env))
+
+    def compact(self, env: Environment) -> Tensor:
+        return self.node.compact(env)
+
+    def __str__(self) -> str:
+        return f"diag({self.node})"
+
+    def latex(self) -> str:
+        return rf"\operatorname{{diag}}({self.node.latex()})"
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        return shapes(self.node)
+
+    def step(self, planner: Planner) -> Step:
+        return planner.by_matrix(self)[0], self
+
+    def _structure(self) -> Structure:
+        return DIAGONAL
+
+
+def diag(vector: Expression) -> Diag:
+    """Return the diagonal matrix of a vector."""
+    return Diag(as_vectors(vector))
+
+
+@function("diag")
+def _read(call: Call) -> Typed:
+    length = Dimension()
+    return Typed(diag(call.vector(0, length)), (length, length))

@@ -1,0 +1,189 @@
+"""Leaves: the tensors and functions that stand under a name, numbers, and the identity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import SubspaceError
+from .. import names
+from .. import rows as R
+from ..latex import name_in_latex
+from ..rows import Rows
+from ..shapes import NodeShapes, Shape
+from .base import Environment, Expression, MatrixNode, NotLinearError
+from .compact import zero_dim
+from .planning import Planner, Step
+from .structure import DIAGONAL, IDENTITY, NONE, Structure
+
+
+@dataclass(frozen=True)
+class Leaf(Expression):
+    """A named tensor of the environment."""
+
+    name: str
+
+    linear_in = ()
+    zero_when = ()
+    identity_when = ()
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def compact(self, env: Environment) -> Tensor:
+        value = env[self.name]
+        return value if isinstance(value, Tensor) else zero_dim(value)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def latex(self) -> str:
+        return name_in_latex(self.name)
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        return shapes.named(self.name)
+
+    def step(self, planner: Planner) -> Step:
+        return planner.by_matrix(self)[0], self
+
+    def form_step(self, planner: Planner) -> Step:
+        return 0.0, self
+
+
+class Matrix(Leaf, MatrixNode):
+    """A dense matrix: W, a trainable factor, or a part of W's singular value decomposition."""
+
+    def _structure(self) -> Structure:
+        shape = (names.SPECTRAL_SHAPES | names.CHOSEN_SHAPES).get(self.name, ())
+        return Structure.LOW_RANK if {"r", "q"} & set(shape) else NONE
+
+
+class Diagonal(Leaf):
+    """A diagonal matrix, held as the vector of its diagonal."""
+
+    linear_map = True
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return R.scale(x, self.compact(env))
+
+    def held_shape(self, name: str, shape: Shape) -> Shape:
+        return shape[:1]
+
+    def _structure(self) -> Structure:
+        return DIAGONAL
+
+
+class Normalisation(Leaf):
+    """N, the frozen normalisation of the layer, which the environment holds as a function on rows."""
+
+    linear_map = False
+    is_shapeless = True
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        function = env[self.name]
+        assert callable(function)
+        result: Tensor = function(R.as_tensor(x))
+        return result
+
+    def compact(self, env: Environment) -> Tensor:
+        raise NotLinearError(f"{self.name} is a normalisation, which no matrix stands for")
+
+    def step(self, planner: Planner) -> Step:
+        return 0.0, self
+
+
+class Vector(Leaf):
+    """A vector: it stands inside ``diag(...)`` or as the bias of ``affine(..., ...)``."""
+
+    linear_map = True
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        raise NotLinearError(
+            f"the vector {self.name!r} is not a map; use diag({self.name}) or affine(..., {self.name})"
+        )
+
+
+class Scalar(Leaf):
+    """A number with a name: the scale s, or a trainable scalar."""
+
+    linear_map = True
+    is_number = True
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        raise NotLinearError(f"the scalar {self.name!r} is not a map; multiply a matrix with it by *")
+
+
+@dataclass(frozen=True)
+class Number(Expression):
+    """A literal number in front of a term.
+
+    Raises:
+        SubspaceError: the number is infinite, or not a number.
+    """
+
+    value: float
+
+    is_number = True
+    linear_map = True
+    linear_in = ()
+    zero_when = ()
+    identity_when = ()
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise SubspaceError(f"the number {self.value} is not finite")
+        super().__post_init__()
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        raise NotLinearError(f"the number {self} is not a map; multiply a matrix with it by *")
+
+    def compact(self, env: Environment) -> Tensor:
+        return zero_dim(self.value)
+
+    def __str__(self) -> str:
+        return repr(int(self.value)) if self.value.is_integer() and abs(self.value) < 1e15 else repr(self.value)
+
+    def latex(self) -> str:
+        return str(self)
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        return (1, 1)
+
+    def step(self, planner: Planner) -> Step:
+        raise NotLinearError(f"the number {self} is not a map; multiply a matrix with it by *")
+
+
+@dataclass(frozen=True)
+class Identity(Expression):
+    """The identity of whatever size its neighbours ask for."""
+
+    linear_map = True
+    is_shapeless = True
+    linear_in = ()
+    zero_when = ()
+    identity_when = ()
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return x
+
+    def compact(self, env: Environment) -> Tensor:
+        return torch.ones(())  # broadcasts to any length, on any device, and in any precision
+
+    def __str__(self) -> str:
+        return "I"
+
+    def latex(self) -> str:
+        return "I"
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        raise SubspaceError("the identity has the size of its neighbours, and here it has none")
+
+    def step(self, planner: Planner) -> Step:
+        return 0.0, self
+
+    def _structure(self) -> Structure:
+        return IDENTITY

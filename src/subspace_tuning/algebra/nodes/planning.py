@@ -1,0 +1,33 @@
+"""What a node's cost rules ask the planner, and what they answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from .base import Expression
+
+Step: TypeAlias = "tuple[float, Expression]"
+"""The cost of a way of evaluation, and the way."""
+
+
+class Planner(Protocol):
+    """The planner as a node's cost rules see it. It works for one layer and one number of rows.
+
+    Costs are in floating point operations, the gradient included when training.
+    """
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def choose(self) -> bool: ...  # False: cost the expression as it is written
+
+    def shape(self, node: Expression) -> tuple[int, int]: ...
+    def trains(self, node: Expression) -> bool: ...
+    def apply(self, node: Expression) -> Step: ...  # the cheapest way to multiply the rows by a node
+    def form(self, node: Expression) -> Step: ...  # the cheapest way to form its matrix
+    def by_matrix(self, node: Expression) -> Step: ...  # form its matrix, then multiply the rows by it
+    def chain(self, factors: tuple[Expression, ...]) -> Step: ...
+    def formed_chain(self, factors: tuple[Expression, ...]) -> Step: ...
+    def product(self, rows: int, middle: int, columns: int, left: bool, right: bool) -> float: ...
+    def elements(self, count: int, gradients: int = 1) -> float: ...

@@ -1,0 +1,73 @@
+"""What the form of a node alone says of its matrix, whatever the values; a node's rule names what holds of itself.
+
+Each rule here says what remains in a composite of what its parts have. Nothing is claimed that needs the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Flag, auto
+from functools import reduce
+from operator import and_, or_
+
+
+class Structure(Flag):
+    """The structure of a matrix."""
+
+    NONE = 0
+    IDENTITY = auto()
+    DIAGONAL = auto()
+    BLOCK_DIAGONAL = auto()
+    ORTHOGONAL = auto()
+    LOW_RANK = auto()  # at most r, or q
+    SPARSE = auto()  # zero except for O(n + m) or p entries
+    NORMALISED_COLUMNS = auto()  # by ``unit``: of norm 1, or 0
+    NORMALISED_ROWS = auto()
+
+
+NONE = Structure.NONE
+DIAGONAL = Structure.DIAGONAL | Structure.BLOCK_DIAGONAL | Structure.SPARSE
+IDENTITY = Structure.IDENTITY | Structure.ORTHOGONAL | DIAGONAL
+
+_ZEROS = DIAGONAL  # where a matrix is zero; kept by whatever maps 0 to 0 entry by entry
+_BY_NUMBER = _ZEROS | Structure.LOW_RANK
+
+
+def of_product(parts: Sequence[Structure]) -> Structure:
+    """Return the structure of a product of factors."""
+    common = reduce(and_, parts)
+    kept = common & (Structure.IDENTITY | Structure.ORTHOGONAL) | reduce(or_, parts) & Structure.LOW_RANK
+    others = [part for part in parts if Structure.DIAGONAL not in part]
+    if not others:
+        return kept | DIAGONAL
+    # Diagonals scale rows and columns, which leaves zeros in their places.
+    return kept | others[0] & (Structure.BLOCK_DIAGONAL | Structure.SPARSE) if len(others) == 1 else kept
+
+
+def of_sum(parts: Sequence[Structure]) -> Structure:
+    """Return the structure of a sum of terms, or of entries that are combined otherwise: zeros where all have them."""
+    # Blocks may be of different sizes, so those of several terms are none of the sum's.
+    common = reduce(and_, parts)
+    return DIAGONAL if Structure.DIAGONAL in common else common & Structure.SPARSE
+
+
+def of_entries(part: Structure) -> Structure:
+    """Return the structure of a matrix whose entries went through a function that maps 0 to 0."""
+    return part & _ZEROS
+
+
+def of_multiple(part: Structure) -> Structure:
+    """Return the structure of a number times a matrix."""
+    return part & _BY_NUMBER
+
+
+def of_hadamard(left: Structure, right: Structure) -> Structure:
+    """Return the structure of an element-wise product: zero where either is."""
+    return (left | right) & _ZEROS
+
+
+def of_transpose(part: Structure) -> Structure:
+    """Return the structure of a transposed matrix."""
+    columns, rows = Structure.NORMALISED_COLUMNS, Structure.NORMALISED_ROWS
+    kept = part & ~(columns | rows)
+    return kept | (rows if columns in part else NONE) | (columns if rows in part else NONE)

@@ -1,0 +1,115 @@
+"""Shapes: by symbols in a formula, by numbers in a layer, and the dimensions that are unified while one is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from ..errors import SubspaceError
+from . import names
+
+Shape = tuple[str, ...]
+"""The names of dimensions (see :class:`Sizes`): () of a number, (length,) of a vector, (rows, columns) of a matrix."""
+
+
+class Sizes(NamedTuple):
+    """The numbers behind the dimensions of a formula in one layer: W is n x m, the rank is r.
+
+    A mask has p entries, and q of W's singular directions are chosen. A convolution's patch has c channels times its
+    window of w1, w2, ... positions; on the axis i of the window the rank is v_i = min(r, w_i), and g = r v1 v2 ...
+
+    n and m also split into two factors as near to the root as their divisors allow: n = n1 n2 with n1 <= n2, and
+    m = m1 m2.
+    """
+
+    n: int
+    m: int
+    r: int
+    p: int = 0
+    q: int = 0
+    window: tuple[int, ...] = ()
+
+    def dimension(self, name: str) -> int:
+        """Return a dimension by its name."""
+        if name in ("n", "m", "r", "p", "q"):
+            return int(getattr(self, name))
+        if name == "k":
+            return min(self.n, self.m)
+        if name in ("n1", "n2", "m1", "m2"):
+            whole = self.n if name[0] == "n" else self.m
+            smaller = split(whole)
+            return smaller if name[1] == "1" else whole // smaller
+        if len(self.window) < int(name[1:] or 1):
+            raise SubspaceError(
+                "kron stands for the window of a convolution, one factor for each of its axes; this matrix has "
+                f"{len(self.window) or 'none'}"
+            )
+        axes = [min(self.r, width) for width in self.window]
+        if name == "c":
+            return self.n // math.prod(self.window)
+        if name == "g":
+            return self.r * math.prod(axes)
+        return (self.window if name[0] == "w" else axes)[int(name[1:]) - 1]
+
+    def of(self, shape: Shape) -> tuple[int, ...]:
+        """Return a symbolic shape in numbers."""
+        return tuple(self.dimension(name) for name in shape)
+
+
+def split(size: int) -> int:
+    """Return the largest divisor of a size that is not above its root."""
+    return next(divisor for divisor in range(math.isqrt(size), 0, -1) if size % divisor == 0)
+
+
+class Sized(Protocol):
+    """What has a shape in numbers once those of the names are known: a node."""
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]: ...
+
+
+class NodeShapes:
+    """Rows and columns of a formula's nodes in one layer: ``shapes(node)``."""
+
+    def __init__(self, shapes: Mapping[str, Shape], sizes: Sizes) -> None:
+        self.shapes, self.sizes = shapes, sizes
+
+    def __call__(self, node: Sized) -> tuple[int, int]:
+        return node.shape(self)
+
+    def named(self, name: str) -> tuple[int, int]:
+        """Return rows and columns of what a name stands for: of a vector its length twice, of a number 1 and 1."""
+        if name == "W":
+            return self.sizes.n, self.sizes.m
+        name = name.removesuffix(names.OFFSET)
+        size = self.sizes.of(self.shapes.get(name, names.SPECTRAL_SHAPES.get(name, ())))
+        return (size[0], size[-1]) if size else (1, 1)
+
+
+class Dimension:
+    """A dimension while a formula is read: known by name, or to be inferred from the neighbours (union-find)."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+        self.parent: Dimension | None = None
+
+    def root(self) -> Dimension:
+        dimension = self
+        while dimension.parent is not None:
+            dimension = dimension.parent
+        return dimension
+
+    def unify(self, other: Dimension) -> bool:
+        """Make both the same dimension; return False if they are known to differ."""
+        a, b = self.root(), other.root()
+        if a is b:
+            return True
+        if a.name and b.name:
+            return a.name == b.name
+        if a.name:
+            a, b = b, a
+        a.parent = b
+        return True
+
+    def __str__(self) -> str:
+        return self.root().name or "?"
