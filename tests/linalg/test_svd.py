@@ -233,3 +233,21 @@ def test_bad_weights_are_refused() -> None:
     assert svd(torch.full((2, 2), 1e160, dtype=torch.float64)).S.isfinite().all()  # unlike their squares
     with pytest.raises(SubspaceError, match="rank 3 is not between 1 and min"):
         svd(torch.eye(2), 3)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize("part", ["top", "bottom"])
+def test_where_one_algorithm_fails_another_decomposes(
+    rank: int | None, part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = _with_values(286, 280, SPECTRA["repeated often"](280))
+    monkeypatch.setattr(torch.linalg, "svd", _fails)
+    found = svd(weight, rank, part, cache=False)
+    if rank is None:
+        torch.testing.assert_close((found.U * found.S) @ found.V.T, weight)
+    else:
+        _check_triples(weight, rank, part)
+
+
+def _fails(*args: object, **kwargs: object) -> None:
+    raise torch.linalg.LinAlgError("the algorithm failed to converge")

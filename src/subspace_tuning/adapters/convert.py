@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..algebra import Sizes
 from ..errors import SubspaceError
+from ..linalg import exact_svd
 from ..methods import Method
 from ..models.checkpoint import Checkpoint
 from ..theory.change import Change, change_of
@@ -132,7 +132,7 @@ def layer_change(layer: Layer, base: Checkpoint | None, source: str) -> tuple[Si
     if weight is None:
         raise SubspaceError(f"{layer.method.name} = {layer.method.formula} acts on W: give the base model")
     delta = dense_change(layer, weight, env)
-    U, S, right = torch.linalg.svd(delta, full_matrices=False)
+    U, S, right = exact_svd(delta)
     return sizes, Change(U * S, right.T)
 
 

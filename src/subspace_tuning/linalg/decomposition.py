@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import SubspaceError
 from .cache import cached
+from .exact import exact_svd
 from .krylov import OVERSAMPLING, Part, Spectrum, partial_svd
 
 _FEW = 16  # r triples are few if min(n, m) holds so many blocks of them and the oversampling
@@ -63,7 +64,7 @@ def _compute(weight: Tensor, rank: int | None, part: Part) -> Spectrum:
         found = partial_svd(matrix.T if wide else matrix, rank, part)
         if found is not None:
             return _fix_signs(Spectrum(found.V, found.S, found.U) if wide else found)
-    U, S, right = torch.linalg.svd(matrix, full_matrices=False)
+    U, S, right = exact_svd(matrix)
     chosen = slice(rank) if rank is None or part == "top" else slice(k - rank, k)
     return _fix_signs(Spectrum(U[:, chosen], S[chosen], right.T[:, chosen]))
 

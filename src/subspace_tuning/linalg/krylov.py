@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .exact import exact_svd
+
 Part = Literal["top", "bottom"]
 OVERSAMPLING = 8
 _STEPS = 40  # about where another factorisation costs as much
@@ -104,7 +106,7 @@ def _crowded(matrix: Tensor, rank: int, near: Tensor) -> Spectrum | None:
     if directions is None:
         return None
     image = directions.V.T.contiguous() @ matrix.T
-    U, S, right = torch.linalg.svd(image.T, full_matrices=False)
+    U, S, right = exact_svd(image.T)
     found = Spectrum(U, S, directions.V @ right.T)
     return found if _holds(matrix, found) else None
 
@@ -156,7 +158,7 @@ def _krylov(
             near = squares[-width:].flip(0).clamp(min=0).sqrt()
             # Small values carry little accuracy through the squares, so the r directions are decomposed anew.
             chosen = vectors[:, -rank:].T
-            U, S, right = torch.linalg.svd((chosen @ images[known]).T, full_matrices=False)
+            U, S, right = exact_svd((chosen @ images[known]).T)
             V = right @ chosen @ space[known]
             error = float(torch.linalg.vector_norm(operator.backward(U.T) - S[:, None] * V, dim=1).max())
             allowed = max(tolerance * float(S[-1]), _ROUNDING * float(S[0]))

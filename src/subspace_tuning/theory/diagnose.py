@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..linalg import Spectrum
+from ..linalg import Spectrum, exact_svd
 from ..methods.schedules.lora_dash import EPSILON
 from .change import Change
 
@@ -81,13 +81,13 @@ class Diagnosis:
     @cached_property
     def before(self) -> Spectrum:
         """W's singular value decomposition."""
-        U, S, right = torch.linalg.svd(self.W, full_matrices=False)
+        U, S, right = exact_svd(self.W)
         return Spectrum(U, S, right.T)
 
     @cached_property
     def after(self) -> Spectrum:
         """That of W plus the change."""
-        U, S, right = torch.linalg.svd(self.W + self.change.matrix, full_matrices=False)
+        U, S, right = exact_svd(self.W + self.change.matrix)
         return Spectrum(U, S, right.T)
 
     @cached_property

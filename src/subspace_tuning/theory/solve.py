@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from ..linalg import Spectrum, svd
+from ..linalg import Spectrum, exact_svd, svd
 
 Side = Tensor | None
 _EXCHANGES = 30
@@ -35,7 +35,7 @@ class _Range(NamedTuple):
 
 
 def _range(matrix: Tensor) -> _Range:
-    U, S, right = torch.linalg.svd(matrix, full_matrices=False)
+    U, S, right = exact_svd(matrix)
     kept = _TOLERANCE * S.max() < S if S.numel() else S > 0
     return _Range(U[:, kept], right[kept].T / S[kept])
 
@@ -80,7 +80,7 @@ def low_rank(target: Tensor, left: Side, right: Side, rank: int) -> Spectrum:
 def factored_svd(left: Tensor, right: Tensor) -> Spectrum:
     """Return the SVD of left @ right.T from their QR decompositions and one of their width: never of the product."""
     (Q_left, R_left), (Q_right, R_right) = torch.linalg.qr(left), torch.linalg.qr(right)
-    U, S, V = torch.linalg.svd(R_left @ R_right.T)
+    U, S, V = exact_svd(R_left @ R_right.T)
     return Spectrum(Q_left @ U, S, Q_right @ V.T)
 
 
