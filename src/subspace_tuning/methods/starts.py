@@ -83,6 +83,15 @@ def orthogonal(place: Place) -> Tensor:
     return matrix
 
 
+@drawn
+def paired(place: Place) -> Tensor:
+    """Columns 1 and 2 are equal, 3 and 4, ...: reflected at each of a pair, a row is what it was."""
+    n, r = place.shape
+    if r % 2:
+        raise SubspaceError(f"the start paired makes pairs of equal columns, and there are {r}: choose an even rank")
+    return ((2.0 * torch.rand(n, r // 2) - 1.0) / math.sqrt(n)).repeat_interleave(2, dim=1)
+
+
 @anchor
 def ones(place: Place) -> float:
     return 1.0
@@ -156,7 +165,7 @@ _CALL = re.compile(r"(\w+)(?:\((.*)\))?")
 
 
 # How many dimensions a factor has at least for the start; any start fits none that it does not name.
-_DIMENSIONS = {kaiming_uniform: 1, orthogonal: 2, identity: 2, principal_left: 2, principal_right: 2}
+_DIMENSIONS = {kaiming_uniform: 1, orthogonal: 2, paired: 2, identity: 2, principal_left: 2, principal_right: 2}
 _DIMENSIONS |= {minor_left: 2, minor_right: 2}
 
 

@@ -12,6 +12,7 @@ from .kron import Kron
 from .language import FUNCTIONS, Call, Typed, function
 from .leaves import Diagonal, Identity, Leaf, Matrix, Normalisation, Number, Scalar, Vector
 from .planning import Planner, Step
+from .reflect import Reflect
 from .sparse import Sparse
 from .structure import Structure
 from .unit import InverseNorms, Unit, one_for_zero, unit
@@ -48,6 +49,7 @@ __all__ = [
     "PlanNode",
     "Planner",
     "Product",
+    "Reflect",
     "Scalar",
     "Scale",
     "Sparse",
