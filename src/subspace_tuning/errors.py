@@ -1,4 +1,4 @@
-"""The one error that a person can cause: bad input, told in one line."""
+"""The one error that a person can cause: bad input, reported in one line."""
 
 from __future__ import annotations
 

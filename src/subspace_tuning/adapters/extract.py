@@ -40,7 +40,7 @@ class Extraction:
     Attributes:
         config: the method and its numbers; targets are its placement if none are given.
         energy: if given, each matrix has the least rank that keeps this share of its change's energy.
-        budget: if given, ranks are shared out over the matrices within so many parameters ("300k", "0.3permille").
+        budget: if given, ranks are distributed over the matrices within this many parameters ("300k", "0.3permille").
     """
 
     config: SubspaceConfig

@@ -57,7 +57,7 @@ def is_start(name: str) -> bool:
 
 
 OFFSET = "_offset"
-"""The suffix of what a trainable factor has moved away from its start: A_offset = A - A0. It stands in plans alone."""
+"""The suffix of what a trainable factor has moved away from its start: A_offset = A - A0. It occurs only in plans."""
 
 
 def is_frozen(name: str) -> bool:

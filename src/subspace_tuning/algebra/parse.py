@@ -1,7 +1,7 @@
 """Reading a formula: text -> expression and shapes.
 
 Python's own grammar does the syntax (``ast``); a whitelist of node kinds does the rest, and nothing is evaluated.
-Every intermediate result carries its shape, so a wrong formula is told where it goes wrong and with which shapes.
+Every intermediate result carries its shape, so that an error names the place in the formula and the shapes.
 """
 
 from __future__ import annotations

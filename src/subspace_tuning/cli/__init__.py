@@ -54,7 +54,7 @@ def _help(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 2 bad input (told in one line on stderr), 130 interrupted.
+    """Runs the command line and exits: 0 done, 2 bad input (one line on stderr), 130 interrupted.
 
     What the operating system refuses and files that cannot be read count as bad input; ``refuse.told`` says which
     errors these are. Any other error is a fault of the code and shows its traceback.

@@ -35,7 +35,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
-    """Turn an adapter into another method's: exactly where that can be, else with the error told.
+    """Turn an adapter into another method's: exactly where possible, else with the error reported.
 
     --to peft-lora writes an adapter that peft loads by itself.
     """

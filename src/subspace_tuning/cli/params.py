@@ -44,7 +44,7 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
     every = not names and not formulas
     if every:
         names = [*(known.name for known in catalogue.every()), *catalogue.HOSTED]
-    # All are read before the first is counted, so that a wrong name is told at once.
+    # All are read before the first is counted, so that a wrong name is reported at once.
     configs = [name if name in catalogue.HOSTED else SubspaceConfig(method=name, r=rank) for name in names]
     configs += [SubspaceConfig(formula=text, r=rank) for text in formulas]
     architecture = architecture_of(model)

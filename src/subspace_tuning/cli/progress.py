@@ -17,13 +17,13 @@ class Bar:
         self._tasks: dict[str, TaskID] = {}
 
     def at(self, what: str, done: int, count: int) -> None:
-        """So many of so many are done."""
+        """Show that ``done`` of ``count`` items are finished."""
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=count)
         self._progress.update(self._tasks[what], completed=done, total=count)
 
     def one_of(self, what: str, count: int) -> None:
-        """One more of so many is done."""
+        """Show that one more of ``count`` items is finished."""
         done = self._progress.tasks[self._tasks[what]].completed if what in self._tasks else 0
         self.at(what, int(done) + 1, count)
 

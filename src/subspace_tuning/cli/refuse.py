@@ -1,4 +1,4 @@
-"""Which errors are the input's or the machine's fault, and are told in one line; all others are faults of the code."""
+"""Which errors are the input's or the machine's fault, and are reported in one line; all others are bugs."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from .cache import cached
 from .exact import exact_svd
 from .krylov import OVERSAMPLING, Part, Spectrum, partial_svd
 
-_FEW = 16  # r triples are few if min(n, m) holds so many blocks of them and the oversampling
+_FEW = 16  # r triples are few if min(n, m) is at least this multiple of r plus the oversampling
 _HUGE = 1e60  # beyond, and below its inverse, powers of the entries may not be numbers
 
 

@@ -118,7 +118,7 @@ class Method:
         return min(r, n, m) if self.takes_triples else r
 
     def on_axes(self, axes: int) -> Method:
-        """Return the method as it is on a convolution with so many axes."""
+        """Return the method as it is on a convolution with this number of axes."""
         if self.convolution is None:
             return self
         windows = ", ".join(f"C{axis}" for axis in range(1, axes + 1))

@@ -117,7 +117,7 @@ def approximate(
         bias_star: the bias to come to; such formulas take it exactly.
         entries: how many entries a mask lets train; the method's own share if not given.
         directions: how many singular directions are chosen.
-        sweeps: at most so many turns of the blocks.
+        sweeps: the maximum number of turns of the blocks.
         settled: no further turn if the last one gained less than this share of the error.
         seed: of the starts of the general solver.
         cache: look W's own decomposition up on disk, and keep it there.
@@ -128,7 +128,7 @@ def approximate(
         The factors in float64 with the error and how they were found.
 
     Raises:
-        SubspaceError: phi(W) is no matrix (a nonlinearity stands in it), or the shapes or the rank do not fit.
+        SubspaceError: phi(W) is not a matrix (it has a nonlinearity), or the shapes or the rank do not fit.
     """
     chosen = _resolve(method, starts)
     W, W_star = _matrix("W", W), _matrix("W*", W_star)

@@ -80,7 +80,7 @@ def spread(
 
 
 def _placed(columns: Tensor, places: Tensor, width: int) -> Tensor:
-    """Return a matrix of so many columns that has the given ones at some places and zeros elsewhere."""
+    """Return a matrix with this number of columns that has the given ones at some places and zeros elsewhere."""
     matrix = columns.new_zeros(len(columns), width)
     matrix[:, places[: columns.shape[1]]] = columns
     return matrix

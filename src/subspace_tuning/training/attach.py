@@ -130,7 +130,7 @@ def default_learning_rate(adapter: AdapterSection) -> float:
     """The peak learning rate of a method for which the config gives none.
 
     Raises:
-        SubspaceError: the method is not known (the nearest names are told), or the formula cannot be read.
+        SubspaceError: the method is unknown (the message names the nearest), or the formula cannot be read.
     """
     if adapter.method in _LEARNING_RATES:
         return _LEARNING_RATES[adapter.method]

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
-NO_FIGURES = ("runtime", "per_second")  # what the Trainer measures of itself
+NO_FIGURES = ("runtime", "per_second")  # the Trainer's own timings
 
 
 class SaveWithinEpoch(TrainerCallback):

@@ -31,8 +31,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: `section.key=value` strings, each taking the place of the file's value; a value is read as YAML.
 
     Raises:
-        SubspaceError: the file is missing or malformed, a key is unknown (the nearest are told), a value has the wrong
-            type or lies outside its range, or a mandatory value is absent.
+        SubspaceError: the file is missing or malformed, a key is unknown (the message names the nearest), a value has
+            the wrong type or is out of range, or a mandatory value is absent.
     """
     with reading(f"config file {str(path)!r}"):  # libraries fail in many ways on what is nested or written oddly
         return validate(_parsed(path, overrides))
@@ -99,7 +99,7 @@ def validate(config: RunConfig) -> RunConfig:
     """The same config, if its values are in range and fit together. Looks at no file and no model.
 
     Raises:
-        SubspaceError: some value cannot be meant; the key, the value and what is allowed are told.
+        SubspaceError: a value is out of range; the message names the key, the value and the range.
     """
     task, training = config.task, config.training
     for key, text in {"model": config.model, "output": config.output, "task.data": task.data}.items():

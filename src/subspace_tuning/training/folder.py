@@ -106,7 +106,7 @@ class RunFolder:
 
     @contextmanager
     def open(self, started: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
-        """Makes the folder, or takes up the run in it, and keeps other processes out meanwhile.
+        """Make the folder, or resume the run in it, and keep other processes out meanwhile.
 
         Another process may have finished the run since `record` was read: read it again in the body.
 

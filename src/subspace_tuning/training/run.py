@@ -1,7 +1,7 @@
 """One run from a config to a saved adapter: `run` checks everything first, then trains, then saves.
 
-Every mistake in the input is told before the output folder is made. From then on the run can be interrupted at any
-moment and taken up by the same call; on a CPU the result is the same bit for bit.
+Every error in the input is reported before the output folder is made. From then on the run can be interrupted at any
+moment and resumed by the same call; on a CPU the result is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     count = len(encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     precision = "bfloat16" if args.bf16 else "float32"
-    chosen = f"{precision} (of itself; training.precision overrides)"
+    chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
     trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head)
@@ -209,7 +209,7 @@ def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
     owner, prefix = ("peft", "AutoPeftModel") if adapter else ("transformers", "AutoModel")
     loader = prefix + parts.task.model_class.__name__.removeprefix("AutoModel")
     lines = ["import subspace_tuning  # makes the adapter's type known to peft"] if adapter else []
-    # peft takes the base model's own number of labels unless it is told.
+    # By default peft takes the base model's own number of labels.
     outputs = parts.task.model_settings.get("num_labels", 2)
     labels = f", num_labels={outputs}" if adapter and outputs != 2 else ""
     lines += [f"from {owner} import {loader}", ""]

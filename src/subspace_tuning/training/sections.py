@@ -111,7 +111,7 @@ class TrainingSection:
         group_by_length: form batches of rows of like length, which saves padding.
         compile: let torch.compile make the steps' code. The first steps take minutes, and dropout draws other masks
             than without; else results are equal up to rounding.
-        save_steps: a checkpoint every so many steps besides the one after each epoch; 0 for none.
+        save_steps: number of steps between checkpoints within an epoch; 0 for none.
         threads: threads to compute with; null leaves it to torch. Results are equal bit for bit only for equal threads.
     """
 

@@ -23,12 +23,12 @@ class CostModel:
     kernel: float
 
     def product(self, rows: int, middle: int, columns: int, passes: int = 1) -> float:
-        """Return the cost of a product, done so many times in sizes that are the same."""
+        """Return the cost of ``passes`` products of these sizes."""
         work = 2.0 * rows * middle * columns + self.move * (rows * middle + middle * columns + rows * columns)
         return (work + self.call) * passes
 
     def elements(self, count: int, passes: int = 1) -> float:
-        """Return the cost of passes over so many numbers."""
+        """Return the cost of ``passes`` passes over ``count`` numbers."""
         return (self.move * count + self.call) * passes
 
 

@@ -23,7 +23,7 @@ MOST_ROWS = 2**20
 
 
 class Stage(NamedTuple):
-    """The evaluation for up to so many rows: ``expression``, or ``fused`` where that is cheaper and can run."""
+    """The evaluation up to a number of rows: ``expression``, or ``fused`` where that is cheaper and can run."""
 
     rows: int
     expression: Expression
@@ -42,7 +42,7 @@ class Plan:
     stages: tuple[Stage, ...]
 
     def stage(self, rows: int) -> Stage:
-        """Return what to apply to so many rows."""
+        """Return what to apply to a number of rows."""
         return next((stage for stage in self.stages if rows <= stage.rows), self.stages[-1])
 
 
@@ -122,5 +122,5 @@ def alternatives(
 def cost(
     expression: Expression, formula: Formula, sizes: Sizes, rows: int, training: bool = True, device: str = "cpu"
 ) -> float:
-    """Return what a planned expression costs for so many rows, in floating point operations."""
+    """Return what a planned expression costs for a number of rows, in floating point operations."""
     return CheapestSteps(formula, sizes, rows, training, cost_model(device), choose=False).apply(expression)[0]

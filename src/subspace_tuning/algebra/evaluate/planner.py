@@ -147,7 +147,7 @@ class CheapestSteps:
         return self.model.product(rows, middle, columns, 1 + self.training * (left + right))
 
     def elements(self, count: int, gradients: int = 1) -> float:
-        """Return the cost of one pass over so many numbers."""
+        """Return the cost of one pass over ``count`` numbers."""
         return self.model.elements(count, 1 + self.training * gradients)
 
     def trains(self, node: Expression) -> bool:

@@ -270,7 +270,7 @@ class EntrywiseNode(MatrixNode):
 
 @dataclass(frozen=True)
 class PlanNode(Expression):
-    """A node that stands in plans alone, equal to the node that it holds."""
+    """A node that occurs only in plans, equal to the node that it holds."""
 
     node: Expression
 

@@ -159,7 +159,7 @@ def _inner(a: tuple[Tensor | None, Tensor], b: tuple[Tensor | None, Tensor]) -> 
         return (a_right * b_right).sum(0)
     if b_left is None:
         return _inner(b, a)
-    # A BLAS is several times faster if the narrow matrix lies.
+    # BLAS is several times faster if the narrow matrix is contiguous as k x rows.
     middle = b_left.T.contiguous() @ a_right if a_left is None else (b_left.T @ a_left) @ a_right
     return (middle * b_right).sum(0)
 

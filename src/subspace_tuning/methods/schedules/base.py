@@ -63,7 +63,7 @@ class Site(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a schedule is told of the run.
+    """What a schedule knows of the run.
 
     ``total`` is the number of optimiser steps; ``scores`` gives the Fisher information of every entry of every W on
     the examples at hand, for schedules that move masks.

@@ -194,7 +194,7 @@ class _ScaledLowRank(torch.autograd.Function):
         kept, (x, *tensors) = _Kept(*saved[:count]), saved[count:]
         parts = _read(tuple(tensors), ctx.options)
         needed = (ctx.needs_input_grad[1], *ctx.needs_input_grad[2 + _TENSORS :])
-        if torch.is_grad_enabled():  # the gradient shall be differentiated again
+        if torch.is_grad_enabled():  # the gradient will be differentiated again
             by_x, *others = _plain_backward(needed, x, parts, gradients[0])
         else:
             by_x, *others = _backward(needed, x, parts, gradients[0].contiguous(), kept)
