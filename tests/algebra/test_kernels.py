@@ -13,7 +13,7 @@ from torch import Tensor
 
 from subspace_tuning.algebra import Sizes, parse, plan
 from subspace_tuning.algebra.evaluate.kernels import Parts, scaled_low_rank
-from subspace_tuning.algebra.nodes import NONLINEARITIES
+from subspace_tuning.algebra.nodes import EVALUATION, MODE, NONLINEARITIES
 from subspace_tuning.algebra.rows import scale_rows
 
 FUNCTIONS = (None, "relu", "gelu", "silu", "tanh")
@@ -210,3 +210,29 @@ def test_a_rank_as_large_as_the_matrix_is_formed() -> None:
 def test_few_rows_are_left_to_torch() -> None:
     """The kernel's gradient is written in Python, which costs more than it saves there."""
     assert plan(parse("W + s * A @ B"), Sizes(384, 384, 8)).stage(16).fused is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "W + s * affine(A, a) @ relu @ affine(B, c)",
+        "W + s * affine(A, a) @ relu @ B",
+        "W + s * A @ relu @ affine(B, c)",
+        "D1 @ W + s * affine(A, a) @ tanh @ B",
+        "W + affine(A, a) @ relu @ G @ relu @ B",
+    ],
+)
+def test_a_bias_within_an_added_term_is_kept_for_any_number_of_rows(text: str) -> None:
+    formula, sizes = parse(text), Sizes(24, 18, 3)
+    env: dict[str, Any] = {
+        name: torch.randn(sizes.of(shape), dtype=torch.float64) for name, shape in formula.shapes.items() if shape
+    } | {"s": 0.5, "b": torch.randn(18, dtype=torch.float64), MODE: EVALUATION}
+    x = torch.randn(40, 24, dtype=torch.float64)
+    wanted = formula.evaluated.apply(x, env)
+    for planned in (plan(formula, sizes), plan(formula, Sizes(768, 768, 3))):
+        for rows in (1, 64, 4096, 100_000):
+            stage = planned.stage(rows)
+            added = x @ env["W"] if planned.on_base else 0.0
+            torch.testing.assert_close(added + stage.expression.apply(x, env), wanted)
+            if stage.fused is not None:
+                torch.testing.assert_close(stage.fused.apply(x, env | {"b": torch.zeros(18).double()}), wanted)

@@ -101,8 +101,7 @@ def _cut(factors: Sequence[Expression], shape: Shape) -> Cut | None:
     chain = [factor for factor in factors if not factor.is_number and not isinstance(factor, Identity)]
     scalars = tuple(factor for factor in factors if factor.is_number)
     bends = [index for index, factor in enumerate(chain) if isinstance(factor, Activation)]
-    inner = [part for factor in chain for part in factor.walk() if part is not factor]
-    if len(bends) > 1 or any(isinstance(part, (Activation, Affine)) for part in inner):
+    if len(bends) > 1:
         return None
     function = None
     if bends:
@@ -114,7 +113,7 @@ def _cut(factors: Sequence[Expression], shape: Shape) -> Cut | None:
         place = min(range(len(chain)), key=lambda index: width[index]) + 1
         before, after = chain[:place], chain[place:]
     low, high = chained(before), chained(after)
-    if low is None or high is None:
+    if low is None or high is None or not (low.has_matrix and high.has_matrix):
         return None
     (n, k), m = shape(low), shape(high)[1]
     if low.diagonal or high.diagonal or k >= min(n, m):
