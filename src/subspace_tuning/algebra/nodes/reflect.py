@@ -14,6 +14,7 @@ from .base import Environment, Expression, dense
 from .language import Call, Typed, function
 from .planning import Planner, Step
 from .structure import Structure
+from .unit import one_for_zero
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,8 @@ class Reflect(Expression):
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         V, T = self._factors(env)
-        V = V.to(self._dtype(x, V))
-        narrow = R.as_tensor(R.matmul(x, V))
-        rows = R.as_tensor(x)
-        return rows - (narrow @ T.to(narrow.dtype)) @ V.T.to(narrow.dtype)
+        narrow = R.matmul(R.matmul(x, V), T)
+        return R.as_tensor(x) - R.matmul(narrow, V.T)
 
     def compact(self, env: Environment) -> Tensor:
         V, T = self._factors(env)
@@ -55,13 +54,9 @@ class Reflect(Expression):
             wide = V.to(torch.promote_types(V.dtype, torch.float32))
             products = wide.T @ wide
             halves = products.diagonal() / 2.0
-            inverse = products.triu(1) + torch.diag(torch.where(halves > 0, halves, torch.ones_like(halves)))
+            inverse = products.triu(1) + torch.diag(one_for_zero(halves))
             unit = torch.eye(len(inverse), dtype=inverse.dtype, device=inverse.device)
             return V, torch.linalg.solve_triangular(inverse, unit, upper=True)
-
-    @staticmethod
-    def _dtype(x: Rows, V: Tensor) -> torch.dtype:
-        return x.dtype if isinstance(x, Tensor) else V.dtype
 
     def __str__(self) -> str:
         return f"reflect({self.node})"
