@@ -40,7 +40,7 @@ Rows: TypeAlias = "Tensor | RowSource"
 def matmul(x: Rows, matrix: Tensor) -> Tensor:
     """Multiply rows by a matrix in the rows' precision, so that a float32 factor does not widen a bfloat16 step."""
     if isinstance(x, Tensor):
-        return x @ matrix.to(x.dtype)
+        return x @ (matrix if matrix.dtype is x.dtype else matrix.to(x.dtype))
     return x.matmul(matrix)
 
 
@@ -68,7 +68,7 @@ def scale_rows(x: Tensor, vector: Tensor) -> Tensor:
     """
     if is_narrower(x, vector):
         return torch.addcmul(x, x, (vector - 1.0).to(x.dtype))
-    return x * vector.to(x.dtype)
+    return x * (vector if vector.dtype is x.dtype else vector.to(x.dtype))
 
 
 def scale_rows_(x: Tensor, vector: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def scale_rows_(x: Tensor, vector: Tensor) -> Tensor:
 
 def is_narrower(x: Tensor, vector: Tensor) -> bool:
     """Whether rows have a lower precision than what scales them."""
-    return torch.finfo(x.dtype).bits < torch.finfo(vector.dtype).bits
+    return x.dtype.itemsize < vector.dtype.itemsize
 
 
 def as_tensor(x: Rows) -> Tensor:
@@ -90,4 +90,7 @@ def as_tensor(x: Rows) -> Tensor:
 
 def lies_transposed(matrix: object) -> bool:
     """Whether this is the transpose of a matrix that lies row by row in memory, as W of a linear layer is."""
-    return isinstance(matrix, Tensor) and matrix.dim() == 2 and matrix.stride(0) == 1 and matrix.stride(1) != 1
+    if not isinstance(matrix, Tensor) or matrix.ndim != 2:
+        return False
+    down, across = matrix.stride()
+    return down == 1 and across != 1

@@ -76,7 +76,7 @@ def initial_factors(
             constants[first] = drawn.clone() if number is None else torch.full(shapes[name], number)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return Factors(
-        {name: tensor.to(device=weight.device, dtype=dtype) for name, tensor in parameters.items()},
+        {name: tensor.to(device=weight.device, dtype=dtype).contiguous() for name, tensor in parameters.items()},
         _kept(method, weight, constants),
     )
 
@@ -175,6 +175,41 @@ def _spread(shape: tuple[int, ...]) -> float:
     return 0.3 if len(shape) < 2 else max(shape[0], 1) ** -0.5
 
 
+class Reading(NamedTuple):
+    """How factors are read from parameters and constants.
+
+    ``anchors`` holds the anchors of factors that are an anchor plus their parameter: a number, or the name of a
+    constant. ``sums`` are those of them that the evaluated formula names. ``offsets`` holds the factors of which it
+    names the offset from the start, each with the name of that constant, None where the parameter is the offset.
+    """
+
+    anchors: Mapping[str, float | str]
+    sums: tuple[tuple[str, float | str], ...]
+    offsets: tuple[tuple[str, str | None], ...]
+
+    @classmethod
+    def of(cls, method: Method, one_hot: bool) -> Reading:
+        """Return the reading of a method's factors."""
+        anchors, numbers = method.anchors(one_hot), method.fixed_anchors(one_hot)
+        found = {name: numbers.get(name, names.start_of(name)) for name, anchored in anchors.items() if anchored}
+        return cls(
+            found,
+            tuple((name, anchor) for name, anchor in found.items() if name in method.formula.evaluated.names),
+            tuple(
+                (name, None if anchored else names.start_of(name))
+                for name, anchored in anchors.items()
+                if name in method.formula.offsets
+            ),
+        )
+
+    def value(self, name: str, parameter: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        """Return what a factor's name stands for."""
+        anchor = self.anchors.get(name)
+        if anchor is None:
+            return parameter
+        return (constants[anchor] if isinstance(anchor, str) else anchor) + parameter
+
+
 def environment(
     method: Method,
     weight: Tensor,
@@ -184,26 +219,20 @@ def environment(
     bias: Tensor | None = None,
     one_hot: bool = False,
     norm: Callable[[Tensor], Tensor] | None = None,
+    evaluated: bool = False,
 ) -> dict[str, Tensor | float | Callable[[Tensor], Tensor]]:
-    """Return what the formula's names stand for: factors are their parameter, or their anchor plus it."""
-    env: dict[str, Tensor | float | Callable[[Tensor], Tensor]] = {"W": weight, "s": scale, **constants}
+    """Return what the formula's names stand for: factors are their parameter, or their anchor plus it.
+
+    With ``evaluated`` what ``formula.evaluated`` does not name is not computed.
+    """
+    reading = method.readings[1 if one_hot else 0]
+    env: dict[str, Tensor | float | Callable[[Tensor], Tensor]] = {"W": weight, "s": scale, **constants, **parameters}
     if norm is not None:
         env["N"] = norm
     if method.formula.names_bias:
         env["b"] = weight.new_zeros(weight.shape[1]) if bias is None else bias
-    for name, anchored in method.anchors(one_hot).items():
-        parameter = parameters[name]
-        env[name] = factor_value(method, name, parameter, constants, one_hot)
-        if name in method.formula.offsets:
-            env[f"{name}{names.OFFSET}"] = parameter if anchored else parameter - constants[names.start_of(name)]
+    for name, anchor in reading.sums if evaluated else reading.anchors.items():
+        env[name] = (constants[anchor] if type(anchor) is str else anchor) + parameters[name]  # type: ignore[index]
+    for name, start in reading.offsets:
+        env[f"{name}{names.OFFSET}"] = parameters[name] if start is None else parameters[name] - constants[start]
     return env
-
-
-def factor_value(
-    method: Method, name: str, parameter: Tensor, constants: Mapping[str, Tensor], one_hot: bool = False
-) -> Tensor:
-    """Return what a factor's name stands for: its parameter, or its anchor plus it."""
-    if not method.anchors(one_hot)[name]:
-        return parameter
-    number = method.fixed_anchors(one_hot).get(name)
-    return (constants[names.start_of(name)] if number is None else number) + parameter

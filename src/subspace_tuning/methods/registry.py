@@ -25,6 +25,7 @@ from ..algebra.names import problem
 from ..algebra.nodes import Leaf
 from ..errors import SubspaceError, nearest
 from .checks import start_problem
+from .factors import Reading
 from .hosted import HOSTED
 from .roles import ALL_MATRICES
 from .starts import fixed_number, infer_starts, lookup, takes_triples
@@ -95,11 +96,11 @@ class Method:
 
     def anchors(self, one_hot: bool = False) -> Mapping[str, bool]:
         """Return for every trainable factor whether its parameter is the offset from an anchor."""
-        return self._anchors[one_hot]
+        return self._anchors[1] if one_hot else self._anchors[0]
 
     def fixed_anchors(self, one_hot: bool = False) -> Mapping[str, float]:
         """Return the anchors that are one number for every matrix, such as 1 for a scale."""
-        return self._fixed_anchors[one_hot]
+        return self._fixed_anchors[1] if one_hot else self._fixed_anchors[0]
 
     @property
     def needs_calibration(self) -> bool:
@@ -127,8 +128,14 @@ class Method:
         return dataclasses.replace(self, formula=formula, starts=starts, count=None, includes={}, convolution=None)
 
     @cached_property
+    def readings(self) -> tuple[Reading, Reading]:
+        """How a forward pass reads the factors from parameters and constants, and how where rows are looked up."""
+        return Reading.of(self, False), Reading.of(self, True)
+
+    # Kept, since loops over all adapted layers ask for them.
+
+    @cached_property
     def _anchors(self) -> tuple[Mapping[str, bool], Mapping[str, bool]]:
-        # Kept here, since every forward pass asks for them.
         dense_rows, one_hot = (
             {name: lookup(start)[2] for name, start in self.starts_for(kind).items()} for kind in (False, True)
         )

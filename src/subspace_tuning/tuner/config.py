@@ -244,6 +244,20 @@ class SubspaceConfig(PeftConfig):
         write_card(save_directory, formula, self.method)
         saved(self, Path(save_directory))
 
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """Return the fields of a saved config. The formula of a registered method stands in the file, and not here.
+
+        Raises:
+            SubspaceError: the method has another formula here.
+        """
+        fields: dict[str, Any] = super().from_json_file(path_json_file, **kwargs)
+        if methods.find(fields.get("method")) is not None:
+            named = {name: fields.get(name) for name in ("method", "formula", "starts", "pattern", "nonlinearity")}
+            cls(**{name: value for name, value in named.items() if value is not None})
+            fields |= {"formula": None, "starts": None}
+        return fields
+
     def check_assigned(self) -> None:
         """Raise SubspaceError if an option of peft's LoRA was assigned that this config does not have."""
         own = {known.name for known in dataclasses.fields(self)}

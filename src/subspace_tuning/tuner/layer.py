@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..algebra import Plan, Sizes, plan
 from ..algebra.names import CHOSEN_SHAPES, start_of
-from ..algebra.nodes import MODE, Affine, Mode
+from ..algebra.nodes import Affine
 from ..errors import SubspaceError
 from ..methods import Method, environment, initial_factors
 from .calling import (
@@ -31,8 +31,9 @@ from .calling import (
     tensors_replaced,
     the_input,
 )
+from .evaluation import Evaluation
 from .following import follow_loaded
-from .kinds import NormKind, kind_of
+from .kinds import kind_of
 from .merging import MergingLayer
 from .parametrised import compute
 from .watch import Watch
@@ -103,6 +104,7 @@ class SubspaceLayer(MergingLayer):
         self._plans: dict[str, tuple[Plan, Plan]] = {}  # in training, in evaluation
         self.computed = {}
         self._watch = Watch()
+        self._evaluation: Evaluation | None = None  # of the state in which the layer was called last
         self._given = set()
         self._unfrozen: set[str] | None = set()  # None: to be looked up
         self._disable_adapters = False
@@ -175,7 +177,7 @@ class SubspaceLayer(MergingLayer):
         drawn = [start_of(name) for name, anchored in method.anchors(one_hot).items() if not anchored]
         for name in {*drawn, *method.formula.masked, *CHOSEN_SHAPES} & set(constants):
             constants.register_buffer(name, constants[name], persistent=True)
-        method.fixed_anchors(one_hot)
+        _ = method.readings  # as compiled code could not, see `derive`
         method.formula.derive()
         self.subspace_constants[adapter_name] = constants
         self.computed[adapter_name] = self.names_computed(adapter_name)
@@ -197,6 +199,7 @@ class SubspaceLayer(MergingLayer):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SubspaceLayer:
         """Move or cast the layer; on another type of device other plans are the cheapest."""
         before = self.frozen_weight.device.type
+        self._evaluation = None
         super()._apply(fn, recurse)
         if self.frozen_weight.device.type != before:
             for name in self._plans:
@@ -291,7 +294,7 @@ class SubspaceLayer(MergingLayer):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters the active ones, which train unless ``inference_mode``; all others are frozen."""
         self.follow()
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self.set_requires_grad(self.unfrozen.difference(names), False)
         self.set_requires_grad(names, not inference_mode)
         self._active_adapter = names
@@ -366,6 +369,9 @@ class SubspaceLayer(MergingLayer):
         for name in self.active_adapters:
             self.set_scale(name, 1.0 if scale is None else self.strength.get(name, 1.0) / scale)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_evaluation": None}  # a copy is bound to nothing of this layer
+
     # Forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -374,11 +380,16 @@ class SubspaceLayer(MergingLayer):
         A base layer with hooks, or with a forward of its own, is called as it is: hooks run around the adapted forward,
         and an own forward finds phi(W) in place of its weight.
         """
+        compiling, found = torch.compiler.is_compiling(), self._evaluation
+        if found is not None and len(args) == 1 and not kwargs and not compiling and found.holds(self):
+            return found(args[0])
         self.reached = True
         if self._offloaded():
             bring_back(self, self.base_layer)
             with whole(self.base_layer):
                 return self._forward(*args, **kwargs)
+        if not compiling:
+            self._evaluation = Evaluation.bound(self)
         return self._forward(*args, **kwargs)
 
     def _offloaded(self) -> bool:
@@ -482,25 +493,7 @@ class SubspaceLayer(MergingLayer):
     def _adapted(self, x: Tensor, name: str) -> Tensor:
         """Return the output with one adapter."""
         self._check_filled(name)
-        base, bias, env = self.get_base_layer(), self.frozen_bias, self._environment(name)
-        formula = self.method[name].formula
-        if isinstance(self.kind, NormKind) and not formula.wraps_norm:
-            output = self._plain(x)
-            return output + self.kind.along(self._bias_delta(name, env), output.dim()).to(output.dtype)
-        chosen = self._plans[name][0 if self.training else 1]
-        stage = chosen.stage(self.kind.count_rows(base, x))
-        if stage.fused is not None and self.kind.fusible and self.base_layer is base and stage.fused.suits(env["W"]):
-            if bias is not None:
-                env.setdefault("b", bias)
-            y = stage.fused.apply(x, env)
-            assert isinstance(y, Tensor)
-            return y
-        if chosen.on_base:
-            frozen = self._plain(x)
-            change = self.kind.run(base, stage.expression, x, env, None).to(frozen.dtype)
-            return frozen + self.kind.keep_outputs(base, x, change, torch.zeros_like(change))
-        y = self.kind.run(base, stage.expression, x, env, None if formula.names_bias or formula.wraps_norm else bias)
-        return self.kind.keep_outputs(base, x, y, self._plain(x)) if self.kind.keeps_rows(base) else y
+        return Evaluation(self, name)(x)
 
     def _mixed_batch(self, adapter_names: Sequence[str], args: Args, kwargs: Kwargs) -> Any:
         """Give every row of the batch its own adapter."""
@@ -542,18 +535,20 @@ class SubspaceLayer(MergingLayer):
 
     def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:
         """Return what the formula's names stand for, at the frozen weight and bias or at others."""
-        self.follow_moves(name)
+        if self.computed[name]:
+            self.follow_moves(name)
+        if weight is None:
+            weight, bias = self.frozen_weight, self.frozen_bias
         env: dict[str, Any] = environment(
             self.method[name],
-            self.kind.matrix(self.frozen_weight if weight is None else weight),
+            self.kind.matrix(weight),
             self.subspace_params[name],  # type: ignore[arg-type]
             self.subspace_constants[name]._buffers,  # type: ignore[arg-type]
-            scale=self.scaling[name],
-            bias=self.frozen_bias if bias is None else bias,
-            one_hot=self.kind.one_hot,
-            norm=self._plain if self.method[name].formula.wraps_norm else None,
+            self.scaling[name],
+            bias,
+            self.kind.one_hot,
+            self._plain if self.method[name].formula.wraps_norm else None,
         )
-        env[MODE] = Mode(self.training and weight is None, self.dropout[name])
         return env
 
     def factor(self, name: str, adapter_name: str = "default") -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..algebra.nodes import Gate, dense, expected_open
 from ..errors import SubspaceError, nearest
 from ..methods import patterns
-from ..methods.factors import factor_value
 from ..methods.patterns import Orthogonality, read_patterns
 from .layer import SubspaceLayer
 from .reached import Penalised, note_backward
@@ -138,8 +137,8 @@ def values_of(layer: SubspaceLayer, adapter: str, names: Iterable[str]) -> dict[
     env: dict[str, Any] = {"s": layer.scaling[adapter], **constants}
     for name in names:
         if name in parameters:
-            method, one_hot = layer.method[adapter], layer.kind.one_hot
-            env[name] = factor_value(method, name, _copied(parameters[name]), constants, one_hot)
+            reading = layer.method[adapter].readings[layer.kind.one_hot]
+            env[name] = reading.value(name, _copied(parameters[name]), constants)
         elif name == "W":
             env[name] = layer.kind.matrix(whole(layer.frozen_weight))
     return env

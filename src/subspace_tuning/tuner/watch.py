@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .seen import sampled
 from .weights import is_partitioned
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 2**17
-_SMALL, _SAMPLES = 4096, 256  # a weight of up to _SMALL entries is compared whole, a larger one at _SAMPLES entries
 _RESTLESS = 2  # so often a tensor may move without another content before its moves are ignored
 
 
@@ -29,7 +29,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._fingerprint: int | None = None
-        self._sample: Tensor | None = None
+        self._sample: bytes | None = None
         self._stamp: tuple[StorageWeakRef, int, int] | None = None  # a weak reference: no other storage has its address
         self._moves = 0
 
@@ -53,7 +53,7 @@ class Watch:
             return False
         if self._stamp is None or self._sample is None or (self._moves < _RESTLESS and not self._in_place(weight)):
             return True
-        return (sample or weight.device.type == "cpu") and not torch.equal(_sampled(weight), self._sample)
+        return (sample or weight.device.type == "cpu") and sampled(weight) != self._sample
 
     def knows(self, weight: Tensor) -> bool:
         """Whether the weight has the content that is remembered."""
@@ -77,7 +77,7 @@ class Watch:
     def _note_place(self, weight: Tensor | None) -> None:
         self._stamp = self._sample = None
         if weight is not None:
-            self._sample = _sampled(weight).clone()
+            self._sample = sampled(weight)
             self._stamp = StorageWeakRef(weight.untyped_storage()), int(weight.storage_offset()), _version(weight)
 
 
@@ -109,7 +109,3 @@ def fingerprint(weight: Tensor) -> int:
 def _version(weight: Tensor) -> int:
     return 0 if weight.is_inference() else weight._version
 
-
-def _sampled(weight: Tensor) -> Tensor:
-    flat = weight.detach().flatten()
-    return flat if len(flat) <= _SMALL else flat[:: len(flat) // _SAMPLES]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from .. import names
 from .. import rows as R
-from ..nodes import Environment, Expression, InverseNorms, Number, Planner, PlanNode, Scalar, Step, W, dense
+from ..nodes import Environment, Expression, InverseNorms, Leaf, Number, Planner, PlanNode, Scalar, Step, W, dense
 from ..normal_form import Shape, chained, narrow_form, with_bias
 from ..rows import Rows
-from .kernels import Parts, can_fold, scaled_low_rank
+from .kernels import Parts, can_fold, composed, product_dtype, scaled_low_rank
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Fused(PlanNode):
     """Plan only: ``(left @ weight + scale * low @ f @ high) @ right + bias`` in one step (see ``kernels``).
 
     ``node`` is the formula that it is equal to. ``weight`` is W, or all of phi(W) formed as one matrix. The environment
-    holds the bias as b, if there is one.
+    holds the bias as b, if there is one. If ``composed``, torch's own operations evaluate it: for few rows.
     """
 
     bias: Expression
@@ -32,31 +33,57 @@ class Fused(PlanNode):
     scalars: tuple[Expression, ...] = ()
     around: bool = True
     unit: bool = False
+    composed: bool = False
 
-    def apply(self, x: Rows, env: Environment) -> Rows:
+    # What every call asks for.
+    on_weight: bool = field(init=False, repr=False, compare=False)
+    _rounds_weight: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "on_weight", self.weight == W)
+        object.__setattr__(self, "_rounds_weight", not self.on_weight and W in self.weight.walk())
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the parts are tensors of the environment, and none is computed."""
+        parts = (self.weight, self.bias, self.left, self.right, *self.lows, *self.highs)
+        return not self.unit and all(part is None or isinstance(part, Leaf) for part in parts)
+
+    def apply(self, x: Rows, env: Environment) -> Tensor:
+        rows = x if type(x) is Tensor else R.as_tensor(x)
+        return self.evaluate(rows, self.parts(env), product_dtype(rows))
+
+    def parts(self, env: Environment) -> Parts:
+        """Return what does not depend on the rows."""
         scale = 1.0
         for scalar in self.scalars:
             scale *= _value(scalar, env)
-        parts = Parts(
-            weight=dense(self.weight, env),
-            bias=self.bias.compact(env) if "b" in env else None,
-            left=None if self.left is None else self.left.compact(env),
-            right=None if self.right is None else self.right.compact(env),
-            lows=tuple(low.compact(env) for low in self.lows),
-            highs=tuple(high.compact(env) for high in self.highs),
-            function=self.function,
-            scale=scale,
-            around=self.around,
-            unit=self.unit,
+        return Parts(
+            env["W"] if self.on_weight else dense(self.weight, env),  # type: ignore[arg-type]
+            self.bias.compact(env) if "b" in env else None,
+            None if self.left is None else self.left.compact(env),
+            None if self.right is None else self.right.compact(env),
+            _each(self.lows, env) if self.lows else (),
+            _each(self.highs, env) if self.highs else (),
+            self.function,
+            scale,
+            self.around,
+            self.unit,
         )
-        return scaled_low_rank(R.as_tensor(x), parts)
+
+    def evaluate(self, x: Tensor, parts: Parts, dtype: torch.dtype) -> Tensor:
+        """Return the pattern on rows, from products in a precision."""
+        return composed(x, parts, dtype) if self.composed else scaled_low_rank(x, parts)
 
     def suits(self, weight: Tensor) -> bool:
         """Whether a frozen weight is exact enough: added to one of a low precision, small changes would be lost."""
-        return self.weight == W or W not in self.weight.walk() or can_fold(weight)
+        return not self._rounds_weight or can_fold(weight)
 
     def __str__(self) -> str:
-        return f"fused({self.node})" if self.weight == W else f"[{self.weight}]"
+        if not self.on_weight:
+            return f"[{self.weight}]"
+        return f"composed({self.node})" if self.composed else f"fused({self.node})"
 
     def step(self, planner: Planner) -> Step:
         raise NotImplementedError("the planner weighs the kernel against whole plans")
@@ -95,8 +122,12 @@ def fuse(expression: Expression, shape: Shape) -> Fused | None:
     )
 
 
+def _each(nodes: tuple[Expression, ...], env: Environment) -> tuple[Tensor, ...]:
+    return (nodes[0].compact(env),) if len(nodes) == 1 else tuple(node.compact(env) for node in nodes)
+
+
 def _value(scalar: Expression, env: Environment) -> float:
-    value = scalar.value if isinstance(scalar, Number) else env[names.SCALE]
+    value = scalar.value if type(scalar) is Number else env[names.SCALE]
     return float(value)  # type: ignore[arg-type]
 
 

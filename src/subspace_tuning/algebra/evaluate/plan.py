@@ -7,7 +7,7 @@ multiplied out before the rows meet it: ``U @ diag(sigma) @ V.T`` stays as it is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: bool = 
     # Besides the frozen layer's own output its bias would come twice.
     remainder = None if formula.names_bias else without_weight(formula.evaluated)
     target = formula.evaluated if remainder is None else remainder
-    fused = None if dropout else fuse(formula.evaluated, CheapestSteps(formula, sizes, 1, training).shape)
+    fused = () if dropout else _fused(formula.evaluated, CheapestSteps(formula, sizes, 1, training))
     if dropout:
         target = with_dropout(target, alone=remainder is not None)
     stages: list[Stage] = []
@@ -70,7 +70,7 @@ def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: bool = 
         planner = CheapestSteps(formula, sizes, rows, training, model)
         cost, best = planner.apply(target)
         alone = 0.0 if remainder is None else planner.apply(W)[0] + planner.elements(rows * sizes.m)
-        options: list[tuple[float, Fused | None]] = [] if fused is None else [(planner.fused(fused), fused)]
+        options: list[tuple[float, Fused | None]] = [(planner.fused(node), node) for node in fused]
         options += [] if dropout else planner.whole(formula.evaluated)
         chosen = min([*options, (cost + alone, None)], key=lambda option: option[0])[1]
         if stages and stages[-1][1:] == (best, chosen):
@@ -78,6 +78,12 @@ def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: bool = 
         stages.append(Stage(rows, best, chosen))
         rows *= 2
     return Plan(remainder is not None, tuple(stages))
+
+
+def _fused(expression: Expression, planner: CheapestSteps) -> tuple[Fused, ...]:
+    """Return the two ways to evaluate the kernel's pattern, none if the expression is not of that form."""
+    found = fuse(expression, planner.shape)
+    return () if found is None else (found, replace(found, composed=True))
 
 
 def drops(formula: Formula) -> bool:
@@ -100,16 +106,16 @@ def alternatives(
 ) -> list[Alternative]:
     """Return the ways to evaluate all of a formula that the planner weighs, the cheapest first.
 
-    The kernel, if the formula fits it; the best order and grouping of torch's own products; the formula as it is
+    The kernel and what torch's own operations make of its pattern, if the formula fits it; the best order and grouping of torch's own products; the formula as it is
     written; and phi(W) formed as one matrix.
     """
     model = cost_model(device)
     planner = CheapestSteps(formula, sizes, rows, training, model)
     expression = formula.evaluated
-    found = []
-    fused = fuse(expression, planner.shape)
-    if fused is not None:
-        found.append(Alternative("fused", fused, planner.fused(fused)))
+    found = [
+        Alternative("composed" if node.composed else "fused", node, planner.fused(node))
+        for node in _fused(expression, planner)
+    ]
     cost, best = planner.apply(expression)
     found.append(Alternative("planned", best, cost))
     cost, written = CheapestSteps(formula, sizes, rows, training, model, choose=False).apply(expression)

@@ -35,19 +35,25 @@ class CheapestSteps:
         self.shape: Callable[[Expression], tuple[int, int]] = NodeShapes(self.formula.shapes, self.sizes)
 
     def fused(self, node: Fused) -> float:
-        """Return the cost of the kernel."""
+        """Return the cost of the kernel, or of the few operations of torch's in its place.
+
+        In evaluation what they need besides the rows is computed once for many calls.
+        """
         rows, (n, m) = self.rows, self.shape(W)
-        cost = self.model.kernel * (1.0 if self.training else 0.5) + self.product(rows, n, m, True, False)
+        cost = self.product(rows, n, m, True, False)
+        cost += 0.0 if node.composed else self.model.kernel * (1.0 if self.training else 0.5)
         for low, high in zip(node.lows, node.highs, strict=True):
             k = self.shape(low)[1]
-            cost += self.form(low)[0] + self.form(high)[0]
-            # Its results join sums in place, so they are written once, with the product's own.
+            cost += self.form(low)[0] + self.form(high)[0] if self.training else 0.0
             cost += self.product(rows, n, k, True, self.trains(low)) + self.product(rows, k, m, True, self.trains(high))
-            cost -= self.elements(rows * (n + m), 0)
+            # What joins a sum in place is written once, with the product's own: the kernel's, and torch's to a bias.
+            cost -= self.model.move * rows * (n + m) if not node.composed else 0.0
+            cost += self.elements(rows * n, 0) if node.composed and self.training else 0.0
         for scale, width in ((node.left, n), (node.right, m)):
-            cost += 0.0 if scale is None else self.elements(rows * width, 1 + self.trains(scale))
+            # torch writes the product whose column sums are the scales' gradient, the kernel only sums.
+            cost += 0.0 if scale is None else self.elements(rows * width, 1 + (1 + node.composed) * self.trains(scale))
         if node.unit:  # the matrix is formed, its norms are taken, and the rows scaled by them
-            cost += self.elements(n * m, 0) * 2 + (node.right is None) * self.elements(rows * m)
+            cost += self.elements(n * m, 0) * (2 if self.training else 0) + (node.right is None) * self.elements(rows * m)
         return cost
 
     def whole(self, expression: Expression) -> list[tuple[float, Fused]]:
@@ -57,7 +63,7 @@ class CheapestSteps:
             return []
         cost, formed = self.form(matrix)
         n, m = self.shape(matrix)
-        return [(cost + self.product(self.rows, n, m, True, self.trains(matrix)), Fused(expression, bias, formed))]
+        return [(cost + self.product(self.rows, n, m, True, self.trains(matrix)), Fused(expression, bias, formed, composed=True))]
 
     def apply(self, node: Expression) -> Step:
         """Return the cheapest way to multiply the rows by the node."""

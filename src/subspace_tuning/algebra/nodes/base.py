@@ -175,6 +175,11 @@ class Expression(ABC):
         """The node as the factors of a product that is equal to it; alone if it is none."""
         return (self,)
 
+    @property
+    def apart(self) -> Expression:
+        """An equal node in which what the rows do not enter is a child of its own; the node itself, if it is so."""
+        return self
+
     # The tree
 
     @property
@@ -193,6 +198,10 @@ class Expression(ABC):
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         """Return the same kind of node over other children, in normal form."""
         return type(self)(*children) if children else self
+
+    def over(self, children: tuple[Expression, ...]) -> Expression:
+        """Return the same node over other children, which stay as they are: no scalar is pulled out of a product."""
+        return self.rebuilt(children)
 
     def walk(self) -> Iterator[Expression]:
         """Yield this node and all below it, in reading order."""

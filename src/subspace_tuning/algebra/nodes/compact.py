@@ -17,22 +17,23 @@ def multiplied(left: Tensor, right: Tensor, transposed: bool) -> Tensor:
 
     The result has W's layout in memory, ``transposed`` or not: added to W in another one it costs ten times as much.
     """
-    if not (left.dim() and right.dim()):  # a multiple of the identity
+    if not (left.ndim and right.ndim):  # a multiple of the identity
         return left * right
-    if left.dim() < 2:
-        return left.unsqueeze(-1) * right if left.dim() < right.dim() == 2 else left * right
-    if right.dim() < 2:
+    if left.ndim < 2:
+        return left.unsqueeze(-1) * right if left.ndim < right.ndim == 2 else left * right
+    if right.ndim < 2:
         return left * right
-    dtype = torch.promote_types(left.dtype, right.dtype)
-    left, right = left.to(dtype), right.to(dtype)
+    if left.dtype is not right.dtype:
+        dtype = torch.promote_types(left.dtype, right.dtype)
+        left, right = left.to(dtype), right.to(dtype)
     return (right.T @ left.T).T if transposed else left @ right
 
 
 def added(left: Tensor, right: Tensor) -> Tensor:
     """Add two matrices in compact form."""
-    if (left.dim() < 2) == (right.dim() < 2):
+    if (left.ndim < 2) == (right.ndim < 2):
         return left + right
-    matrix, diagonal = (left, right) if left.dim() == 2 else (right, left)
-    if not diagonal.dim():  # a multiple of the identity, in the precision of the matrix
+    matrix, diagonal = (left, right) if left.ndim == 2 else (right, left)
+    if not diagonal.ndim:  # a multiple of the identity, in the precision of the matrix
         diagonal = diagonal.to(matrix.dtype).expand(len(matrix))
     return matrix + torch.diag(diagonal.to(matrix.device))

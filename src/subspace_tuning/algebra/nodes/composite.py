@@ -39,6 +39,9 @@ class Product(Expression):
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         return reduce(build.product, children)
 
+    def over(self, children: tuple[Expression, ...]) -> Expression:
+        return Product(children)
+
     def apply(self, x: Rows, env: Environment) -> Rows:
         for factor in self.factors:
             x = factor.apply(x, env)
@@ -88,9 +91,10 @@ class Product(Expression):
 
 def multiplied_out(factors: Sequence[Expression], env: Environment) -> Tensor:
     """Return the product of factors in compact form."""
+    transposed = R.lies_transposed(env["W"]) if "W" in env else False
     result = factors[0].compact(env)
     for factor in factors[1:]:
-        result = multiplied(result, factor.compact(env), R.lies_transposed(env.get("W")))
+        result = multiplied(result, factor.compact(env), transposed)
     return result
 
 
@@ -115,6 +119,9 @@ class Sum(Expression):
 
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         return reduce(build.add, children)
+
+    def over(self, children: tuple[Expression, ...]) -> Expression:
+        return Sum(children)
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         result = R.as_tensor(self.terms[0].apply(x, env))
@@ -193,12 +200,14 @@ class Scale(Expression):
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         return build.times(*children)
 
+    def over(self, children: tuple[Expression, ...]) -> Expression:
+        return Scale(*children)
+
     def value(self, env: Environment) -> Tensor | float:
-        if isinstance(self.scalar, Number):
-            return self.scalar.value
-        value = env[self.scalar.name] if isinstance(self.scalar, Scalar) else self.scalar.compact(env)
-        assert isinstance(value, (Tensor, float, int))
-        return value
+        kind = type(self.scalar)  # quicker than isinstance, which asks an abstract class
+        if kind is Number:
+            return self.scalar.value  # type: ignore[attr-defined,no-any-return]
+        return env[self.scalar.name] if kind is Scalar else self.scalar.compact(env)  # type: ignore[attr-defined,no-any-return]
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         y = R.as_tensor(self.node.apply(x, env))

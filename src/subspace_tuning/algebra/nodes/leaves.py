@@ -36,7 +36,7 @@ class Leaf(Expression):
 
     def compact(self, env: Environment) -> Tensor:
         value = env[self.name]
-        return value if isinstance(value, Tensor) else zero_dim(value)
+        return zero_dim(value) if type(value) in (float, int) else value  # type: ignore[return-value]
 
     def __str__(self) -> str:
         return self.name

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
-from .base import Environment, Expression, dense
+from .base import PRODUCT, Environment, Expression, PlanNode, dense
 from .composite import Product, Scale, Sum, multiplied_out
 from .language import Call, Typed, function
 from .leaves import Identity
@@ -41,9 +41,12 @@ class Unit(Expression):
     def factored(self) -> tuple[Expression, ...]:
         return self.node, InverseNorms(self.node)
 
+    @property
+    def apart(self) -> Expression:
+        return Divided(self.node, Norms(self.node))
+
     def apply(self, x: Rows, env: Environment) -> Rows:
-        y = R.as_tensor(self.node.apply(x, env))
-        return y / column_norms(self.node, env).to(y.dtype)
+        return divided(self.node.apply(x, env), column_norms(self.node, env))
 
     def compact(self, env: Environment) -> Tensor:
         matrix = dense(self.node, env)
@@ -69,8 +72,8 @@ class Unit(Expression):
 
 
 @dataclass(frozen=True)
-class InverseNorms(Expression):
-    """Plan only: the diagonal matrix by which a matrix X has columns of norm 1, so unit(X) = X @ InverseNorms(X)."""
+class Norms(Expression):
+    """Plan only: the diagonal matrix of a matrix's column norms."""
 
     node: Expression
 
@@ -87,13 +90,13 @@ class InverseNorms(Expression):
         return R.scale(x, self.compact(env))
 
     def compact(self, env: Environment) -> Tensor:
-        return column_norms(self.node, env).reciprocal()
+        return column_norms(self.node, env)
 
     def __str__(self) -> str:
-        return f"1/norms({self.node})"
+        return f"norms({self.node})"
 
     def latex(self) -> str:
-        return rf"\operatorname{{norms}}({self.node.latex()})^{{-1}}"
+        return rf"\operatorname{{norms}}({self.node.latex()})"
 
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
         columns = shapes(self.node)[1]
@@ -104,6 +107,51 @@ class InverseNorms(Expression):
 
     def _structure(self) -> Structure:
         return DIAGONAL
+
+
+@dataclass(frozen=True)
+class InverseNorms(Norms):
+    """Plan only: the diagonal matrix by which a matrix X has columns of norm 1, so unit(X) = X @ InverseNorms(X)."""
+
+    def compact(self, env: Environment) -> Tensor:
+        return column_norms(self.node, env).reciprocal()
+
+    def __str__(self) -> str:
+        return f"1/{super().__str__()}"
+
+    def latex(self) -> str:
+        return rf"{super().latex()}^{{-1}}"
+
+
+@dataclass(frozen=True)
+class Divided(PlanNode):
+    """Plan only: a matrix with its columns divided by the entries of a diagonal matrix."""
+
+    by: Expression
+
+    forms_itself = False
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return self.node, self.by
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return divided(self.node.apply(x, env), self.by.compact(env))
+
+    def compact(self, env: Environment) -> Tensor:
+        return dense(self.node, env) / self.by.compact(env)
+
+    def __str__(self) -> str:
+        return f"{self.node.inside(PRODUCT)} / {self.by}"
+
+    def step(self, planner: Planner) -> Step:
+        raise NotImplementedError("a plan is prepared after it is chosen")
+
+
+def divided(x: Rows, vector: Tensor) -> Tensor:
+    """Return rows with each column divided by an entry of a vector."""
+    y = R.as_tensor(x)
+    return y / vector.to(y.dtype)
 
 
 def unit(node: Expression) -> Expression:

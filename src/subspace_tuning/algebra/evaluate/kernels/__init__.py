@@ -1,6 +1,7 @@
-"""The hand-written gradient of the pattern that most methods come to."""
+"""The pattern that most methods come to: with a hand-written gradient, and composed of torch's operations."""
 
 from .autograd import scaled_low_rank
-from .pattern import Parts, can_fold
+from .composed import composed
+from .pattern import Parts, can_fold, product_dtype
 
-__all__ = ["Parts", "can_fold", "scaled_low_rank"]
+__all__ = ["Parts", "can_fold", "composed", "product_dtype", "scaled_low_rank"]

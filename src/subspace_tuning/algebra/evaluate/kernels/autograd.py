@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ... import rows as R
-from ...nodes import NONLINEARITIES, one_for_zero
+from ...nodes import NONLINEARITIES
+from .composed import composed, composed_rows
 from .narrow import as_rows, column_sums, narrowed, row_products
 from .pattern import (
     Parts,
@@ -28,6 +29,7 @@ from .pattern import (
     product_dtype,
     scaled_operands,
     scaled_sum,
+    with_norms,
 )
 
 # From the gradient of f(t) and t: the gradient of t.
@@ -49,17 +51,13 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
     Returns:
         (..., m), in the precision of the products.
     """
+    if is_transformed():
+        return composed(x, parts)
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
-    joins = not is_transformed() and folds_low_rank(parts, flat, parts.weight.shape[0])
-    formed = None
-    if joins or parts.unit:
-        with torch.autocast(x.device.type, enabled=False):
-            formed = formed_weight(parts)
-    if parts.unit:
-        assert formed is not None
-        norms = one_for_zero(torch.linalg.vector_norm(formed, dim=0))
-        parts = parts._replace(right=norms.reciprocal() if parts.right is None else parts.right / norms)
+    joins = folds_low_rank(parts, flat, parts.weight.shape[0])
+    formed = formed_weight(parts) if joins or parts.unit else None
+    parts = with_norms(parts, formed) if parts.unit else parts
     weight, bias, left, right, lows, highs, *_ = parts
     scaled = left is not None or right is not None
     cast = parts._replace(
@@ -69,9 +67,8 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
         highs=tuple(high.to(dtype) for high in highs),
     )
     # Without a left scale or a low-rank term there is nothing to add in place: torch's own gradient does as well.
-    plain = left is None and len(lows) == 0  # dynamo knows no `not` of a tuple
-    if plain or is_transformed():
-        y = _plain(flat, cast)
+    if left is None and len(lows) == 0:
+        y = composed_rows(flat, cast, _ScaledSum.apply)  # type: ignore[arg-type]
     elif not torch.is_grad_enabled():
         y, _ = _forward(flat, cast, formed if joins else None)
     else:
@@ -92,27 +89,6 @@ def _read(given: tuple[Any, ...], options: tuple[Any, ...]) -> Parts:
     count, function, scale, around = options
     weight, bias, left, right, *factors = given
     return Parts(weight, bias, left, right, tuple(factors[:count]), tuple(factors[count:]), function, scale, around)
-
-
-def _plain(x: Tensor, parts: Parts) -> Tensor:
-    """Return the pattern from torch's own operations, which can be differentiated any number of times."""
-    weight, bias, left, right, lows, _, function, scale, around, _ = parts
-    weight = weight.to(x.dtype)
-    scaled = x if left is None else R.scale_rows(x, left)
-    if len(lows) == 0 and right is None and bias is not None:
-        return torch.addmm(bias, scaled, weight)
-    y = torch.mm(scaled, weight)
-    if right is not None and not around:
-        y = R.scale_rows(y, right)
-    if lows:
-        t = torch.mm(x, parts.low)
-        y = y + torch.mm(scale * (NONLINEARITIES[function](t) if function else t), parts.high)
-    if right is not None and around:
-        if is_transformed():
-            return scaled_sum(y, right, bias)
-        result: Tensor = _ScaledSum.apply(y, right, bias)  # type: ignore[no-untyped-call]
-        return result
-    return y if bias is None else y + bias
 
 
 class _Kept(NamedTuple):
@@ -275,5 +251,5 @@ def chosen_blocks(t: Tensor, lows: Sequence[Tensor], wanted: Sequence[bool]) -> 
 def _plain_backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor) -> tuple[Tensor | None, ...]:
     given = (x, *_flat(parts)[_TENSORS:])
     wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(_plain(x, parts), wanted, g, create_graph=True))
+    found = iter(torch.autograd.grad(composed_rows(x, parts), wanted, g, create_graph=True))
     return tuple(next(found) if need else None for need in needed)

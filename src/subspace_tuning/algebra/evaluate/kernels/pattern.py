@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ... import rows as R
+from ...nodes import one_for_zero
 
 
 class Parts(NamedTuple):
@@ -42,6 +43,16 @@ class Parts(NamedTuple):
         """All of ``highs`` as one matrix."""
         return joined(self.highs, 0)
 
+    def settled(self, dtype: torch.dtype) -> Parts:
+        """Return equal parts of which nothing is left to compute for products in this precision.
+
+        W and the bias stay as they are; autocast has copies of its own.
+        """
+        parts = with_norms(self) if self.unit else self
+        if len(parts.lows) == 0:
+            return parts
+        return parts._replace(lows=(parts.low.to(dtype),), highs=(parts.high.to(dtype),))
+
 
 def joined(matrices: Sequence[Tensor], dim: int) -> Tensor:
     return matrices[0] if len(matrices) == 1 else torch.cat(tuple(matrices), dim)
@@ -70,8 +81,21 @@ def folds_low_rank(parts: Parts, rows: Tensor, width: int) -> bool:
     return len(parts.lows) > 0 and parts.function is None and inside and exact and len(rows) >= width
 
 
+def with_norms(parts: Parts, formed: Tensor | None = None) -> Parts:
+    """Return parts whose ``right`` divides by the norms; ``formed`` is what their columns have, if it is there."""
+    norms = one_for_zero(torch.linalg.vector_norm(formed_weight(parts) if formed is None else formed, dim=0))
+    return parts._replace(right=norms.reciprocal() if parts.right is None else parts.right / norms, unit=False)
+
+
 def formed_weight(parts: Parts) -> Tensor:
-    """Return ``left * W + scale * low @ high`` in float32 or wider, a constant to the gradient."""
+    """Return ``left * W + scale * low @ high`` in float32 or wider, a constant to the gradient, also under autocast."""
+    if torch.is_autocast_enabled(parts.weight.device.type):
+        with torch.autocast(parts.weight.device.type, enabled=False):
+            return _formed_weight(parts)
+    return _formed_weight(parts)
+
+
+def _formed_weight(parts: Parts) -> Tensor:
     dtype = torch.promote_types(parts.weight.dtype, torch.float32)
     matrix = parts.weight.detach().to(dtype)
     if parts.left is not None:
@@ -97,7 +121,7 @@ def scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None or R.is_narrower(y, right):
         scaled = R.scale_rows(y, right)
         return scaled if bias is None else scaled.add_(bias)
-    return torch.addcmul(bias, y, right.to(y.dtype))
+    return torch.addcmul(bias, y, right if right.dtype is y.dtype else right.to(y.dtype))
 
 
 def scaled_operands(x: Tensor, weight: Tensor, left: Tensor | None, right: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,53 @@
+"""The pattern from torch's own operations: as few of them as there can be, for rows that are few.
+
+Where beginning an operation costs more than the work in it, the Python around a hand-written gradient costs most. The
+result can be differentiated any number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ... import rows as R
+from ...nodes import NONLINEARITIES
+from .pattern import Parts, product_dtype, scaled_sum, with_norms
+
+
+def composed(x: Tensor, parts: Parts, dtype: torch.dtype | None = None) -> Tensor:
+    """Return what ``scaled_low_rank`` returns, from products in ``dtype``, by default as there."""
+    dtype = product_dtype(x) if dtype is None else dtype
+    if parts.unit:
+        parts = with_norms(parts)
+    if x.dtype is not dtype:
+        x = x.to(dtype)
+    if x.ndim == 2 or len(parts.lows) == 0:
+        return composed_rows(x, parts)
+    y = composed_rows(x.reshape(-1, x.shape[-1]), parts)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def composed_rows(
+    rows: Tensor, parts: Parts, outer: Callable[[Tensor, Tensor, Tensor | None], Tensor] = scaled_sum
+) -> Tensor:
+    """Return the pattern on rows in the precision of the products; ``outer`` scales the columns and adds the bias.
+
+    With low-rank terms the rows are a matrix.
+    """
+    weight, bias, left, right, lows, highs, function, scale, around, _ = parts
+    dtype = rows.dtype
+    weight = weight if weight.dtype is dtype else weight.to(dtype)
+    bias = bias if bias is None or bias.dtype is dtype else bias.to(dtype)
+    scaled = rows if left is None else R.scale_rows(rows, left)
+    y = F.linear(scaled, weight.T, bias if right is None else None)
+    if right is not None and not around:
+        y = scaled_sum(y, right, bias)
+    if len(lows) > 0:  # dynamo knows no truth of a tuple
+        low, high = (lows[0], highs[0]) if len(lows) == 1 else (parts.low, parts.high)
+        t = torch.mm(rows, low if low.dtype is dtype else low.to(dtype))
+        value = t if function is None else NONLINEARITIES[function](t)
+        y = torch.addmm(y, value, high if high.dtype is dtype else high.to(dtype), alpha=scale)
+    return outer(y, right, bias) if right is not None and around else y

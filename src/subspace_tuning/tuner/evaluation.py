@@ -1,0 +1,202 @@
+"""How a layer evaluates one adapter: what a call would look up is looked up once, what stays the same computed once.
+
+A layer keeps the evaluation of the state that it is in (:meth:`Evaluation.bound`). The next call sees from a few
+attributes that the state is the same, and evaluates. In every other state the layer goes the long way, which asks for
+everything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..algebra.evaluate import Fused, Stage, prepare
+from ..algebra.evaluate.kernels import product_dtype
+from ..algebra.nodes import MODE, Environment, Expression, Mode
+from ..algebra.shapes import NodeShapes
+from ..methods import environment
+from .calling import forward_slot, has_hooks
+from .kinds import NormKind
+from .seen import Seen, unchanged
+from .weights import is_offloaded
+
+if TYPE_CHECKING:
+    from .layer import SubspaceLayer
+
+_KEPT_SHARE = 4  # what has fewer entries than W over this is kept between calls: all of W's size would double a model
+
+
+class Evaluation:
+    """The evaluation of one adapter of a layer, in the mode that the layer is in."""
+
+    def __init__(self, layer: SubspaceLayer, name: str) -> None:
+        self.layer, self.name, self.training = layer, name, layer.training
+        self.own, self.base, self.kind = layer.base_layer, layer.get_base_layer(), layer.kind
+        self.active = layer._active_adapter
+        self.plans = layer._plans[name]
+        self.plan = self.plans[0 if self.training else 1]
+        self.factors: Any = layer.subspace_params[name]
+        self.constants: Any = layer.subspace_constants[name]
+        self.scale = layer.scaling[name]
+        self.mode = Mode(self.training, layer.dropout[name])
+        self.method, self.follows = layer.method[name], bool(layer.computed[name])
+        formula = self.method.formula
+        self.norm = layer._plain if formula.wraps_norm else None
+        self.fusible = self.kind.fusible and self.own is self.base
+        self.keeps_rows = self.kind.keeps_rows(self.base)
+        self.beside = isinstance(self.kind, NormKind) and not formula.wraps_norm  # the bias is all that changes
+        self.adds_bias = not (formula.names_bias or formula.wraps_norm)
+        self.count = len(self.factors)
+        self._shape: torch.Size | None = None  # of the last input, of which `_found` tells the stage
+        self._dtype: torch.dtype | None = None
+        self._found: tuple[Stage, Fused | None]
+        self._weight: list[Seen] = []
+        self._seen: list[Seen] = []
+        self._kept: dict[Any, Any] = {}
+
+    # The state
+
+    @classmethod
+    def bound(cls, layer: SubspaceLayer) -> Evaluation | None:
+        """Return the evaluation that a call comes to, None if it comes to more than that of one adapter.
+
+        None, too, where the base layer has hooks or a forward of its own, and where accelerate holds what is needed.
+        """
+        names = layer.applied
+        if len(names) != 1 or names[0] in layer.unfilled:
+            return None
+        found = cls(layer, names[0])
+        base, factors = found.base, found.factors
+        if found.kind.forms_weight(base) and layer.method[found.name].formula.is_linear:
+            return None
+        if any(map(is_offloaded, (base, factors, found.constants))) or has_hooks(base):
+            return None
+        known = layer._knows_forward and forward_slot(base) == "forward"
+        return found if known and len(factors._parameters) == found.count and found.holds(layer) else None
+
+    def holds(self, layer: SubspaceLayer) -> bool:
+        """Whether the layer is in the state to which this is bound. It calls nothing: calls are what takes the time."""
+        base, name, modules = self.base, self.name, layer._modules
+        own = base.__dict__
+        return (
+            self.layer is layer
+            and layer.training is self.training
+            and layer._active_adapter is self.active
+            and not layer._disable_adapters
+            and not layer.merged_adapters
+            and modules["base_layer"] is base
+            and modules["subspace_params"]._modules[name] is self.factors  # type: ignore[union-attr]
+            and modules["subspace_constants"]._modules[name] is self.constants  # type: ignore[union-attr]
+            and layer._plans[name] is self.plans
+            and layer.scaling[name] == self.scale
+            and layer.strength[name] == 1.0
+            and "weight" in base._parameters
+            and "forward" not in own
+            and "_hf_hook" not in own
+            and "_hf_hook" not in self.factors.__dict__
+            and "_hf_hook" not in self.constants.__dict__
+            and not (own["_forward_hooks"] or own["_forward_pre_hooks"])
+            and not (own["_backward_hooks"] or own["_backward_pre_hooks"])
+        )
+
+    # Evaluation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the layer's output with the adapter."""
+        if not (self.training or torch.is_grad_enabled()) and self._keeps():
+            return self._by_kept(x)
+        return self._at(x, self._environment())
+
+    def _at(self, x: Tensor, env: dict[str, Any]) -> Tensor:
+        """Evaluate the plan, and compute now what it computes from its names."""
+        if self.beside:
+            frozen = self.layer._plain(x)
+            change = self.layer._bias_delta(self.name, env)
+            return frozen + self.kind.along(change, frozen.dim()).to(frozen.dtype)  # type: ignore[attr-defined]
+        stage, fused = self._stage(x, env["W"])
+        return self._by_nodes(x, stage.expression, env) if fused is None else fused.apply(x, env)
+
+    def _stage(self, x: Tensor, weight: Tensor) -> tuple[Stage, Fused | None]:
+        """Return what the plan says for an input, and the kernel's pattern if it can be used."""
+        if x.shape != self._shape or weight.dtype is not self._dtype:
+            stage = self.plan.stage(self.kind.count_rows(self.base, x))
+            fuses = stage.fused is not None and self.fusible and stage.fused.suits(weight)
+            self._shape, self._dtype, self._found = x.shape, weight.dtype, (stage, stage.fused if fuses else None)
+        return self._found
+
+    def _environment(self) -> dict[str, Any]:
+        layer, tensors, parameters = self.layer, self.base._parameters, self.factors._parameters
+        try:
+            weight, bias = tensors["weight"], tensors["bias"]
+        except KeyError:  # it is computed, or has no bias
+            weight, bias = layer.frozen_weight, layer.frozen_bias  # type: ignore[assignment]
+        if self.follows and not torch.compiler.is_compiling() and not unchanged(((weight,),), self._weight):
+            layer.follow_moves(self.name)
+            seen = Seen.of(weight)  # type: ignore[arg-type]
+            self._weight = [] if seen is None else [seen]
+        env: dict[str, Any] = environment(
+            self.method,
+            self.kind.matrix(weight),  # type: ignore[arg-type]
+            parameters if len(parameters) == self.count else self.factors,  # FSDP takes parameters out
+            self.constants._buffers,
+            self.scale,
+            bias,
+            self.kind.one_hot,
+            self.norm,
+            evaluated=True,
+        )
+        env[MODE] = self.mode
+        if bias is not None and "b" not in env and self.fusible:
+            env["b"] = bias
+        return env
+
+    def _by_nodes(self, x: Tensor, expression: Expression, env: Environment) -> Tensor:
+        kind, base, layer = self.kind, self.base, self.layer
+        if self.plan.on_base:
+            frozen = layer._plain(x)
+            change = kind.run(base, expression, x, env, None).to(frozen.dtype)
+            return frozen + (kind.keep_outputs(base, x, change, torch.zeros_like(change)) if self.keeps_rows else change)
+        y = kind.run(base, expression, x, env, layer.frozen_bias if self.adds_bias else None)
+        return kind.keep_outputs(base, x, y, layer._plain(x)) if self.keeps_rows else y
+
+    # What follows from factors and W alone is kept in evaluation, until one of them changes
+
+    def _keeps(self) -> bool:
+        """Whether this call may keep what it computes: it is bound, and no tensor is traced."""
+        bound = self.layer._evaluation is self and not self.beside
+        return bound and not torch._C._are_functorch_transforms_active()
+
+    def _by_kept(self, x: Tensor) -> Tensor:
+        tensors = self.factors._parameters.values(), self.constants._buffers.values(), self.base._parameters.values()
+        if not unchanged(tensors, self._seen):
+            env = self._environment()  # which follows W
+            seen = [Seen.of(tensor, self._computes()) for own in tensors for tensor in own if tensor is not None]
+            if None in seen:
+                return self._at(x, env)
+            self._seen, self._kept = seen, {None: env}  # type: ignore[assignment]
+        env, kept = self._kept[None], self._kept
+        stage, fused = self._stage(x, env["W"])
+        if fused is not None:
+            if not fused.on_weight:  # all of phi(W) is formed
+                return fused.apply(x, env)
+            dtype = product_dtype(x)
+            key = stage.rows, dtype
+            if key not in kept:
+                kept[key] = fused.parts(env).settled(dtype)
+            return fused.evaluate(x, kept[key], dtype)
+        if stage.rows not in kept:
+            shape = NodeShapes(self.method.formula.shapes, self.layer.sizes[self.name])
+            prepared = prepare(stage.expression, shape, env["W"].numel() // _KEPT_SHARE)
+            kept[stage.rows] = prepared.expression, prepared.environment(env)
+        expression, env = kept[stage.rows]
+        return self._by_nodes(x, expression, env)
+
+    def _computes(self) -> bool:
+        """Whether what is kept is computed, and not the very tensors, in which every change is seen."""
+        reading = self.method.readings[self.kind.one_hot]
+        raw = all(stage.fused is not None and stage.fused.is_raw for stage in self.plan.stages)
+        dtypes = {factor.dtype for factor in self.factors._parameters.values()}
+        cast = dtypes != {self.base._parameters["weight"].dtype}
+        return bool(reading.sums or reading.offsets) or cast or not (raw and self.fusible)
