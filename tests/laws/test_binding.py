@@ -22,7 +22,9 @@ from .registry import METHODS, method_id
 from .test_layer_laws import config_of
 
 CASES = [
-    pytest.param(case, kind, id=f"{method_id(case)}-{kind}")
+    pytest.param(
+        case, kind, id=f"{method_id(case)}-{kind}", marks=[pytest.mark.slow] * (kind in ("embedding", "conv2d"))
+    )
     for kind in ("linear", "embedding", "conv2d", "layer_norm")
     for case in METHODS
     if fits(case, kind)
@@ -221,8 +223,8 @@ def forget(model: Any) -> None:
             module._evaluation = None
 
 
-@pytest.mark.parametrize("case, kind", CASES)
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(("case", "kind"), CASES)
+@pytest.mark.parametrize("gradients", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_after_every_change_a_call_is_as_if_it_were_the_first(case: Method, kind: str, gradients: bool) -> None:
     torch.manual_seed(0)
     x, begun = KINDS[kind][1](), Net(kind)
@@ -280,7 +282,7 @@ def test_what_is_kept_follows_its_factors(method: str, monkeypatch: pytest.Monke
         check()
 
 
-@pytest.mark.parametrize("case, kind", CASES)
+@pytest.mark.parametrize(("case", "kind"), CASES)
 def test_nothing_is_kept_in_training_or_saved(case: Method, kind: str) -> None:
     torch.manual_seed(0)
     model: Any = get_peft_model(Net(kind), config_of(case, kind, init_weights=False)).train()

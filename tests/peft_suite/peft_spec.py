@@ -122,7 +122,9 @@ def _lin0(method: str) -> dict[str, Any]:
 
 def _pairs(first: list[str], second: list[str], **options: Any) -> list[Row]:
     def config(method: str, targets: list[str]) -> SubspaceConfig:
-        return SubspaceConfig(**_given(method), r=RANK, alpha=RANK, target_modules=targets, init_weights=False, **options)
+        return SubspaceConfig(
+            **_given(method), r=RANK, alpha=RANK, target_modules=targets, init_weights=False, **options
+        )
 
     return [(f"{a}+{b}", config(a, first), config(b, second)) for a, b in PAIRS]
 
@@ -160,6 +162,8 @@ def lift_skips(name: str, module: types.ModuleType) -> None:
         module.RandLoraConfig = _Steep("RandLoraConfig", (), {})  # type: ignore[attr-defined]
         module.LilyConfig = _Flat("LilyConfig", (), {})  # type: ignore[attr-defined]
     common.RoadConfig = _Ours("RoadConfig", (), {})  # mixed batches
-    common.GraloraConfig = _Ours("GraloraConfig", (), {})  # conversion: an absolute error, and our random factors are large
+    common.GraloraConfig = _Ours(
+        "GraloraConfig", (), {}
+    )  # conversion: an absolute error, and our random factors are large
     if name in ("test_decoder_models", "test_encoder_decoder_models"):  # generation with mixed batches, beam search
         module.LoraConfig = common.LoraConfig = _Ours("LoraConfig", (), {})  # type: ignore[attr-defined]

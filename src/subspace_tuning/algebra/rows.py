@@ -49,7 +49,7 @@ def scale(x: Rows, vector: Tensor) -> Rows:
 
     A vector without dimensions is a multiple of the identity.
     """
-    if not vector.dim():
+    if not vector.ndim:
         x = as_tensor(x)
         return x * vector.to(x.dtype)
     return scale_rows(x, vector) if isinstance(x, Tensor) else x.scale(vector)

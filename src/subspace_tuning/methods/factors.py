@@ -232,7 +232,7 @@ def environment(
     if method.formula.names_bias:
         env["b"] = weight.new_zeros(weight.shape[1]) if bias is None else bias
     for name, anchor in reading.sums if evaluated else reading.anchors.items():
-        env[name] = (constants[anchor] if type(anchor) is str else anchor) + parameters[name]  # type: ignore[index]
+        env[name] = (constants[anchor] if type(anchor) is str else anchor) + parameters[name]  # type: ignore[operator]
     for name, start in reading.offsets:
         env[f"{name}{names.OFFSET}"] = parameters[name] if start is None else parameters[name] - constants[start]
     return env

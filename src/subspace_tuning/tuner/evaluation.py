@@ -7,10 +7,10 @@ everything.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..algebra.evaluate import Fused, Stage, prepare
 from ..algebra.evaluate.kernels import product_dtype
@@ -33,12 +33,13 @@ class Evaluation:
 
     def __init__(self, layer: SubspaceLayer, name: str) -> None:
         self.layer, self.name, self.training = layer, name, layer.training
-        self.own, self.base, self.kind = layer.base_layer, layer.get_base_layer(), layer.kind
+        self.own, self.base = layer.base_layer, layer.get_base_layer()
+        self.kind = layer.kind
         self.active = layer._active_adapter
         self.plans = layer._plans[name]
         self.plan = self.plans[0 if self.training else 1]
-        self.factors: Any = layer.subspace_params[name]
-        self.constants: Any = layer.subspace_constants[name]
+        self.factors = cast(nn.ParameterDict, layer.subspace_params[name])
+        self.constants = layer.subspace_constants[name]
         self.scale = layer.scaling[name]
         self.mode = Mode(self.training, layer.dropout[name])
         self.method, self.follows = layer.method[name], bool(layer.computed[name])
@@ -46,15 +47,23 @@ class Evaluation:
         self.norm = layer._plain if formula.wraps_norm else None
         self.fusible = self.kind.fusible and self.own is self.base
         self.keeps_rows = self.kind.keeps_rows(self.base)
-        self.beside = isinstance(self.kind, NormKind) and not formula.wraps_norm  # the bias is all that changes
+        # The kind of a normalisation, of which the bias is all that changes.
+        self.beside = self.kind if isinstance(self.kind, NormKind) and not formula.wraps_norm else None
         self.adds_bias = not (formula.names_bias or formula.wraps_norm)
         self.count = len(self.factors)
+        self.keeps = not (self.training or self.beside is not None or self._is_raw())
         self._shape: torch.Size | None = None  # of the last input, of which `_found` tells the stage
         self._dtype: torch.dtype | None = None
         self._found: tuple[Stage, Fused | None]
         self._weight: list[Seen] = []
         self._seen: list[Seen] = []
         self._kept: dict[Any, Any] = {}
+
+    def _is_raw(self) -> bool:
+        """Whether there is nothing to keep: the plan multiplies the rows by the very factors, and none is cast."""
+        reading, weight = self.method.readings[self.kind.one_hot], self.layer.frozen_weight
+        rounded = any(factor.dtype != weight.dtype for factor in self.factors.values())
+        return self.fusible and self.plan.keeps_nothing and not (rounded or reading.sums or reading.offsets)
 
     # The state
 
@@ -105,18 +114,20 @@ class Evaluation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the layer's output with the adapter."""
-        if not (self.training or torch.is_grad_enabled()) and self._keeps():
+        # What is bound to the layer can keep what it computes, if autograd does not look on.
+        keeps = self.keeps and self.layer._evaluation is self and not torch.is_grad_enabled()
+        if keeps and not torch._C._are_functorch_transforms_active():
             return self._by_kept(x)
-        return self._at(x, self._environment())
+        return self._at(x, *self._environment())
 
-    def _at(self, x: Tensor, env: dict[str, Any]) -> Tensor:
+    def _at(self, x: Tensor, env: dict[str, Any], bias: Tensor | None) -> Tensor:
         """Evaluate the plan, and compute now what it computes from its names."""
-        if self.beside:
+        if self.beside is not None:
             frozen = self.layer._plain(x)
             change = self.layer._bias_delta(self.name, env)
-            return frozen + self.kind.along(change, frozen.dim()).to(frozen.dtype)  # type: ignore[attr-defined]
+            return frozen + self.beside.along(change, frozen.dim()).to(frozen.dtype)
         stage, fused = self._stage(x, env["W"])
-        return self._by_nodes(x, stage.expression, env) if fused is None else fused.apply(x, env)
+        return self._by_nodes(x, stage.expression, env, bias) if fused is None else fused.apply(x, env)
 
     def _stage(self, x: Tensor, weight: Tensor) -> tuple[Stage, Fused | None]:
         """Return what the plan says for an input, and the kernel's pattern if it can be used."""
@@ -126,7 +137,8 @@ class Evaluation:
             self._shape, self._dtype, self._found = x.shape, weight.dtype, (stage, stage.fused if fuses else None)
         return self._found
 
-    def _environment(self) -> dict[str, Any]:
+    def _environment(self) -> tuple[dict[str, Any], Tensor | None]:
+        """Return what the formula's names stand for, and the frozen bias."""
         layer, tensors, parameters = self.layer, self.base._parameters, self.factors._parameters
         try:
             weight, bias = tensors["weight"], tensors["bias"]
@@ -139,8 +151,8 @@ class Evaluation:
         env: dict[str, Any] = environment(
             self.method,
             self.kind.matrix(weight),  # type: ignore[arg-type]
-            parameters if len(parameters) == self.count else self.factors,  # FSDP takes parameters out
-            self.constants._buffers,
+            parameters if len(parameters) == self.count else self.factors,  # type: ignore[arg-type]  # under FSDP
+            self.constants._buffers,  # type: ignore[arg-type]
             self.scale,
             bias,
             self.kind.one_hot,
@@ -150,33 +162,31 @@ class Evaluation:
         env[MODE] = self.mode
         if bias is not None and "b" not in env and self.fusible:
             env["b"] = bias
-        return env
+        return env, bias
 
-    def _by_nodes(self, x: Tensor, expression: Expression, env: Environment) -> Tensor:
+    def _by_nodes(self, x: Tensor, expression: Expression, env: Environment, bias: Tensor | None) -> Tensor:
         kind, base, layer = self.kind, self.base, self.layer
         if self.plan.on_base:
             frozen = layer._plain(x)
             change = kind.run(base, expression, x, env, None).to(frozen.dtype)
-            return frozen + (kind.keep_outputs(base, x, change, torch.zeros_like(change)) if self.keeps_rows else change)
-        y = kind.run(base, expression, x, env, layer.frozen_bias if self.adds_bias else None)
+            return frozen + (
+                kind.keep_outputs(base, x, change, torch.zeros_like(change)) if self.keeps_rows else change
+            )
+        y = kind.run(base, expression, x, env, bias if self.adds_bias else None)
         return kind.keep_outputs(base, x, y, layer._plain(x)) if self.keeps_rows else y
 
     # What follows from factors and W alone is kept in evaluation, until one of them changes
 
-    def _keeps(self) -> bool:
-        """Whether this call may keep what it computes: it is bound, and no tensor is traced."""
-        bound = self.layer._evaluation is self and not self.beside
-        return bound and not torch._C._are_functorch_transforms_active()
-
     def _by_kept(self, x: Tensor) -> Tensor:
         tensors = self.factors._parameters.values(), self.constants._buffers.values(), self.base._parameters.values()
         if not unchanged(tensors, self._seen):
-            env = self._environment()  # which follows W
-            seen = [Seen.of(tensor, self._computes()) for own in tensors for tensor in own if tensor is not None]
+            env, bias = self._environment()  # which follows W
+            seen = [Seen.of(tensor) for own in tensors for tensor in own if tensor is not None]
             if None in seen:
-                return self._at(x, env)
-            self._seen, self._kept = seen, {None: env}  # type: ignore[assignment]
-        env, kept = self._kept[None], self._kept
+                return self._at(x, env, bias)
+            self._seen, self._kept = seen, {None: (env, bias)}  # type: ignore[assignment]
+        kept = self._kept
+        env, bias = kept[None]
         stage, fused = self._stage(x, env["W"])
         if fused is not None:
             if not fused.on_weight:  # all of phi(W) is formed
@@ -191,12 +201,4 @@ class Evaluation:
             prepared = prepare(stage.expression, shape, env["W"].numel() // _KEPT_SHARE)
             kept[stage.rows] = prepared.expression, prepared.environment(env)
         expression, env = kept[stage.rows]
-        return self._by_nodes(x, expression, env)
-
-    def _computes(self) -> bool:
-        """Whether what is kept is computed, and not the very tensors, in which every change is seen."""
-        reading = self.method.readings[self.kind.one_hot]
-        raw = all(stage.fused is not None and stage.fused.is_raw for stage in self.plan.stages)
-        dtypes = {factor.dtype for factor in self.factors._parameters.values()}
-        cast = dtypes != {self.base._parameters["weight"].dtype}
-        return bool(reading.sums or reading.offsets) or cast or not (raw and self.fusible)
+        return self._by_nodes(x, expression, env, bias)

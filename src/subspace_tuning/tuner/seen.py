@@ -26,11 +26,11 @@ class Seen(NamedTuple):
     bits: bytes
 
     @classmethod
-    def of(cls, tensor: Tensor, by_entries: bool = True) -> Seen | None:
+    def of(cls, tensor: Tensor) -> Seen | None:
         """Return a tensor as it is now, None if nothing tells of its changes."""
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_inference():
             return None
-        view = sample(tensor) if by_entries and tensor.device.type == "cpu" else None
+        view = sample(tensor) if tensor.device.type == "cpu" else None
         return cls(tensor, tensor.data_ptr(), tensor._version, view, b"" if view is None else view.tobytes())
 
 

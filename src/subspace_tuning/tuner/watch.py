@@ -108,4 +108,3 @@ def fingerprint(weight: Tensor) -> int:
 
 def _version(weight: Tensor) -> int:
     return 0 if weight.is_inference() else weight._version
-

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import names
 from .. import rows as R
-from ..nodes import Environment, Expression, InverseNorms, Leaf, Number, Planner, PlanNode, Scalar, Step, W, dense
+from ..nodes import Environment, Expression, InverseNorms, Leaf, Number, Planner, PlanNode, Scalar, Step, W
 from ..normal_form import Shape, chained, narrow_form, with_bias
 from ..rows import Rows
 from .kernels import Parts, can_fold, composed, product_dtype, scaled_low_rank
@@ -45,9 +45,11 @@ class Fused(PlanNode):
         object.__setattr__(self, "_rounds_weight", not self.on_weight and W in self.weight.walk())
 
     @property
-    def is_raw(self) -> bool:
-        """Whether the parts are tensors of the environment, and none is computed."""
-        parts = (self.weight, self.bias, self.left, self.right, *self.lows, *self.highs)
+    def keeps_nothing(self) -> bool:
+        """Whether nothing can be computed once for many calls: the parts are tensors, or all of phi(W) is formed."""
+        if not self.on_weight:
+            return True
+        parts = (self.bias, self.left, self.right, *self.lows, *self.highs)
         return not self.unit and all(part is None or isinstance(part, Leaf) for part in parts)
 
     def apply(self, x: Rows, env: Environment) -> Tensor:
@@ -60,7 +62,7 @@ class Fused(PlanNode):
         for scalar in self.scalars:
             scale *= _value(scalar, env)
         return Parts(
-            env["W"] if self.on_weight else dense(self.weight, env),  # type: ignore[arg-type]
+            env["W"] if self.on_weight else self.weight.compact(env),  # type: ignore[arg-type]
             self.bias.compact(env) if "b" in env else None,
             None if self.left is None else self.left.compact(env),
             None if self.right is None else self.right.compact(env),
@@ -123,7 +125,7 @@ def fuse(expression: Expression, shape: Shape) -> Fused | None:
 
 
 def _each(nodes: tuple[Expression, ...], env: Environment) -> tuple[Tensor, ...]:
-    return (nodes[0].compact(env),) if len(nodes) == 1 else tuple(node.compact(env) for node in nodes)
+    return tuple([node.compact(env) for node in nodes]) if nodes[1:] else (nodes[0].compact(env),)
 
 
 def _value(scalar: Expression, env: Environment) -> float:

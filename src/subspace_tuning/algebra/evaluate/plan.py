@@ -7,7 +7,7 @@ multiplied out before the rows meet it: ``U @ diag(sigma) @ V.T`` stays as it is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -40,6 +40,12 @@ class Plan:
 
     on_base: bool
     stages: tuple[Stage, ...]
+    keeps_nothing: bool = field(init=False)
+    """Whether no stage computes something that does not depend on the rows."""
+
+    def __post_init__(self) -> None:
+        nothing = all(stage.fused is not None and stage.fused.keeps_nothing for stage in self.stages)
+        object.__setattr__(self, "keeps_nothing", nothing)
 
     def stage(self, rows: int) -> Stage:
         """Return what to apply to a number of rows."""
@@ -106,8 +112,8 @@ def alternatives(
 ) -> list[Alternative]:
     """Return the ways to evaluate all of a formula that the planner weighs, the cheapest first.
 
-    The kernel and what torch's own operations make of its pattern, if the formula fits it; the best order and grouping of torch's own products; the formula as it is
-    written; and phi(W) formed as one matrix.
+    The kernel and what torch's own operations make of its pattern, if the formula fits it; the best order and grouping
+    of torch's own products; the formula as it is written; and phi(W) formed as one matrix.
     """
     model = cost_model(device)
     planner = CheapestSteps(formula, sizes, rows, training, model)

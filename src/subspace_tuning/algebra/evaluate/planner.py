@@ -53,7 +53,9 @@ class CheapestSteps:
             # torch writes the product whose column sums are the scales' gradient, the kernel only sums.
             cost += 0.0 if scale is None else self.elements(rows * width, 1 + (1 + node.composed) * self.trains(scale))
         if node.unit:  # the matrix is formed, its norms are taken, and the rows scaled by them
-            cost += self.elements(n * m, 0) * (2 if self.training else 0) + (node.right is None) * self.elements(rows * m)
+            cost += self.elements(n * m, 0) * (2 if self.training else 0) + (node.right is None) * self.elements(
+                rows * m
+            )
         return cost
 
     def whole(self, expression: Expression) -> list[tuple[float, Fused]]:
@@ -63,7 +65,12 @@ class CheapestSteps:
             return []
         cost, formed = self.form(matrix)
         n, m = self.shape(matrix)
-        return [(cost + self.product(self.rows, n, m, True, self.trains(matrix)), Fused(expression, bias, formed, composed=True))]
+        return [
+            (
+                cost + self.product(self.rows, n, m, True, self.trains(matrix)),
+                Fused(expression, bias, formed, composed=True),
+            )
+        ]
 
     def apply(self, node: Expression) -> Step:
         """Return the cheapest way to multiply the rows by the node."""

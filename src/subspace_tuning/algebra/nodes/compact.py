@@ -35,5 +35,5 @@ def added(left: Tensor, right: Tensor) -> Tensor:
         return left + right
     matrix, diagonal = (left, right) if left.ndim == 2 else (right, left)
     if not diagonal.ndim:  # a multiple of the identity, in the precision of the matrix
-        diagonal = diagonal.to(matrix.dtype).expand(len(matrix))
-    return matrix + torch.diag(diagonal.to(matrix.device))
+        diagonal = torch.ones(len(matrix), dtype=matrix.dtype, device=matrix.device) * diagonal
+    return matrix + torch.diag(diagonal)

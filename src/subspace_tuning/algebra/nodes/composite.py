@@ -207,7 +207,7 @@ class Scale(Expression):
         kind = type(self.scalar)  # quicker than isinstance, which asks an abstract class
         if kind is Number:
             return self.scalar.value  # type: ignore[attr-defined,no-any-return]
-        return env[self.scalar.name] if kind is Scalar else self.scalar.compact(env)  # type: ignore[attr-defined,no-any-return]
+        return env[self.scalar.name] if kind is Scalar else self.scalar.compact(env)  # type: ignore[attr-defined,return-value]
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         y = R.as_tensor(self.node.apply(x, env))

@@ -68,7 +68,7 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
     )
     # Without a left scale or a low-rank term there is nothing to add in place: torch's own gradient does as well.
     if left is None and len(lows) == 0:
-        y = composed_rows(flat, cast, _ScaledSum.apply)  # type: ignore[arg-type]
+        y = composed_rows(flat, cast, _ScaledSum.apply)
     elif not torch.is_grad_enabled():
         y, _ = _forward(flat, cast, formed if joins else None)
     else:

@@ -46,7 +46,7 @@ def composed_rows(
     if right is not None and not around:
         y = scaled_sum(y, right, bias)
     if len(lows) > 0:  # dynamo knows no truth of a tuple
-        low, high = (lows[0], highs[0]) if len(lows) == 1 else (parts.low, parts.high)
+        low, high = (torch.cat(lows, 1), torch.cat(highs)) if lows[1:] else (lows[0], highs[0])
         t = torch.mm(rows, low if low.dtype is dtype else low.to(dtype))
         value = t if function is None else NONLINEARITIES[function](t)
         y = torch.addmm(y, value, high if high.dtype is dtype else high.to(dtype), alpha=scale)
