@@ -19,6 +19,7 @@ from subspace_tuning.methods import factors, starts
 from subspace_tuning.methods.schedules import AdaLoRA
 from subspace_tuning.methods.schedules.lora_dash import LoRADash
 from subspace_tuning.tuner import layer as layers
+from subspace_tuning.tuner.evaluation import Evaluation
 from subspace_tuning.tuner.kinds import Conv1DKind
 from subspace_tuning.tuner.scheduling import schedule
 
@@ -145,13 +146,13 @@ def test_a_magnitude_that_never_trains(monkeypatch: Patch) -> None:
             assert not torch.equal(parameter, before[name]), name
 
     def break_it(patch: Patch) -> None:
-        environment = SubspaceLayer._environment
+        environment = Evaluation._environment
 
-        def detached(self: SubspaceLayer, *args: Any, **kwargs: Any) -> Any:
-            env = environment(self, *args, **kwargs)
-            return env | {"D": env["D"].detach()}
+        def detached(self: Evaluation) -> Any:
+            env, bias = environment(self)
+            return env | {"D": env["D"].detach()}, bias
 
-        patch.setattr(SubspaceLayer, "_environment", detached)
+        patch.setattr(Evaluation, "_environment", detached)
 
     passes_and_fails(check, monkeypatch, break_it)
 

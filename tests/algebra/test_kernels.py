@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from subspace_tuning.algebra import Sizes, parse, plan
-from subspace_tuning.algebra.evaluate.kernels import Parts, scaled_low_rank
+from subspace_tuning.algebra.evaluate.kernels import Parts, composed, narrow, scaled_low_rank
 from subspace_tuning.algebra.nodes import EVALUATION, MODE, NONLINEARITIES
 from subspace_tuning.algebra.rows import scale_rows
 
@@ -68,7 +69,7 @@ def by_hand(x: Tensor, parts: Parts) -> Tensor:
     return y if bias is None else y + bias
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     st.sampled_from(FORMS),
     st.integers(1, 12),
@@ -76,18 +77,33 @@ def by_hand(x: Tensor, parts: Parts) -> Tensor:
     st.integers(1, 9),
     st.integers(1, 3),
     st.sets(st.integers(0, 6), max_size=6),
+    st.booleans(),
+    st.booleans(),
 )
-def test_values_and_gradients(form: tuple[Any, ...], rows: int, n: int, m: int, k: int, frozen: set[int]) -> None:
-    """With any of the tensors frozen; the rows come in two dimensions or three."""
+def test_values_and_gradients(
+    form: tuple[Any, ...], rows: int, n: int, m: int, k: int, frozen: set[int], kernel: bool, cut: bool
+) -> None:
+    """With any of the tensors frozen; the rows come in two dimensions or three.
+
+    By the kernel, with what is narrow kept as on the CPU or not, and composed of torch's operations.
+    """
     parts = parts_of(form, n, m, k)
     x = torch.randn(2, rows, n, dtype=torch.float64, requires_grad=True)
     for number in frozen:
         for value in tensors(x, parts)[number : number + 1]:
             value.requires_grad_(False)
-    y = scaled_low_rank(x, parts)
-    wanted = by_hand(x, parts)
-    torch.testing.assert_close(y, wanted)
-    torch.testing.assert_close(scaled_low_rank(x.detach(), parts).detach(), wanted.detach())
+    pattern = scaled_low_rank if kernel else composed
+    with mock.patch.object(narrow, "_is_cut", return_value=cut):
+        y = pattern(x, parts)
+        wanted = by_hand(x, parts)
+        torch.testing.assert_close(y, wanted)
+        torch.testing.assert_close(pattern(x.detach(), parts).detach(), wanted.detach())
+        settled = parts.settled(torch.float64)
+        torch.testing.assert_close(pattern(x.detach(), settled).detach(), wanted.detach())
+        _compare_gradients(x, parts, y, wanted)
+
+
+def _compare_gradients(x: Tensor, parts: Parts, y: Tensor, wanted: Tensor) -> None:
     wanting = [tensor for tensor in tensors(x, parts) if tensor.requires_grad]
     if wanting:
         upstream = torch.randn_like(y)
@@ -189,7 +205,7 @@ def test_what_fits_the_pattern_is_found() -> None:
     }
     for text in fitting:
         stage = plan(parse(text), Sizes(384, 384, 8)).stage(2048)
-        assert str(stage.fused).startswith("fused("), text
+        assert str(stage.fused).startswith("fused(" if fitting[text] or "D" in text else "composed("), text
     for text in (
         "U @ diag(sigma) @ V.T",
         "W + s * (W * (A @ B))",

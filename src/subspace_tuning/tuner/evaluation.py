@@ -61,7 +61,7 @@ class Evaluation:
 
     def _is_raw(self) -> bool:
         """Whether there is nothing to keep: the plan multiplies the rows by the very factors, and none is cast."""
-        reading, weight = self.method.readings[self.kind.one_hot], self.layer.frozen_weight
+        reading, weight = self.method.readings[1 if self.kind.one_hot else 0], self.layer.frozen_weight
         rounded = any(factor.dtype != weight.dtype for factor in self.factors.values())
         return self.fusible and self.plan.keeps_nothing and not (rounded or reading.sums or reading.offsets)
 

@@ -32,7 +32,7 @@ class CostModel:
         return (self.move * count + self.call) * passes
 
 
-CPU = CostModel(move=40.0, call=1e6, kernel=3.2e7)
+CPU = CostModel(move=40.0, call=1e6, kernel=2.5e7)
 """About what current processors do; ``benchmarks/planner`` measures how good the choices are."""
 
 # A current data-centre GPU holds about 2e14 operations a second in bfloat16 products and moves 2e12 bytes a second: a

@@ -1,7 +1,7 @@
 """Products with something narrow, and sums over columns.
 
-A BLAS gives products of float32 with something narrow to one thread, so they are cut into chunks of rows. What is
-narrow is kept transposed, and in chunks: chunks x k x rows per chunk.
+A BLAS of the CPU gives products of float32 with something narrow to one thread, so they are cut into chunks of rows.
+There what is narrow is kept transposed, and in chunks: chunks x k x rows per chunk. Elsewhere it is kept as rows x k.
 """
 
 from __future__ import annotations
@@ -20,20 +20,26 @@ def _chunks(rows: Tensor) -> int:
 
 
 def narrowed(x: Tensor, low: Tensor, scale: float) -> Tensor:
-    """Return scale * x @ low, transposed in chunks."""
+    """Return scale * x @ low, as what is narrow is kept."""
+    if not _is_cut(x):
+        return torch.mm(x, low if scale == 1.0 else low * scale)
     count = _chunks(x)
     turned = (low.T if scale == 1.0 else low.T * scale).contiguous().expand(count, -1, -1)
     return torch.bmm(turned, x.view(count, -1, x.shape[1]).transpose(1, 2))
 
 
+def _is_cut(rows: Tensor) -> bool:
+    return rows.device.type == "cpu"
+
+
 def as_rows(t: Tensor) -> Tensor:
-    """Return what is transposed in chunks as rows x k."""
-    return t.transpose(1, 2).reshape(-1, t.shape[1])
+    """Return what is narrow as rows x k."""
+    return t if t.ndim == 2 else t.transpose(1, 2).reshape(-1, t.shape[1])
 
 
 def row_products(t: Tensor, rows: Tensor) -> Tensor:
-    """Return t.T @ rows for a t that is transposed in chunks."""
-    return torch.bmm(t, rows.view(len(t), -1, rows.shape[1])).sum(0)
+    """Return t.T @ rows for a t that is narrow."""
+    return t.T @ rows if t.ndim == 2 else torch.bmm(t, rows.view(len(t), -1, rows.shape[1])).sum(0)
 
 
 _TILE = 2**18  # numbers: what a processor's own cache holds of three tensors
