@@ -34,6 +34,20 @@ def test_modules_of_one_system_are_imported_where_they_may_be_missing() -> None:
             assert not POSIX & set(names), f"{path}:{node.lineno}"
 
 
+def test_what_is_synchronised_is_open_for_writing() -> None:
+    """Windows refuses to flush a file that is open for reading."""
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.With):
+                continue
+            flushed = any(isinstance(one, ast.Attribute) and one.attr == "fsync" for one in ast.walk(node))
+            opened = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+            for call in opened if flushed else ():
+                modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+                assert any(set(str(mode)) & set("wa+") for mode in modes), f"{path}:{node.lineno}"
+
+
 def test_the_peak_of_memory_is_known_without_resource(monkeypatch: pytest.MonkeyPatch) -> None:
     from subspace_tuning.provenance import peak_memory
 

@@ -171,7 +171,7 @@ def test_the_command_prints_and_saves(
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("curve", ["rows", "rank", "adapters"])
+@pytest.mark.parametrize("curve", [pytest.param("rows", marks=pytest.mark.slow), "rank", "adapters"])
 def test_growth_curves(curve: str, tmp_path: Path) -> None:
     output = tmp_path / "curve.json"
     with pytest.raises(SystemExit) as stopped:

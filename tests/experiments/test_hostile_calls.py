@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
@@ -483,6 +484,7 @@ TOLD = [
     json.JSONDecodeError("Expecting value", "", 0),
     yaml.YAMLError("a mistake\nin two lines"),
     NotLinearError("phi(W) is not one matrix"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
 ]
 
 

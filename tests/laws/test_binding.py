@@ -224,38 +224,35 @@ def forget(model: Any) -> None:
 
 
 @pytest.mark.parametrize(("case", "kind"), CASES)
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("gradients", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_after_every_change_a_call_is_as_if_it_were_the_first(case: Method, kind: str, gradients: bool) -> None:
+def test_after_every_change_a_call_is_as_if_it_were_the_first(
+    case: Method, kind: str, gradients: bool, training: bool
+) -> None:
     torch.manual_seed(0)
     x, begun = KINDS[kind][1](), Net(kind)
     config = config_of(case, kind, init_weights=False)
     start: Any = get_peft_model(begun, config)
     with torch.set_grad_enabled(gradients):
         for change in CHANGES:
-            for training in (False, True):
-                model = copy.deepcopy(start).train(training)
-                if gradients and change in (copied, pickled):
-                    model.requires_grad_(True)
-                known = [output(model, x) for _ in range(3)]  # looked up, computed, kept
-                assert torch.equal(known[0], known[1]) and torch.equal(known[0], known[2])
-                try:
-                    other = change(model, layer_of(model))
-                except RuntimeError as refused:  # such as a leaf that is written to
-                    raise AssertionError(change.__name__) from refused
-                changed = model if other is None else other
-                try:
-                    found = [output(changed, x) for _ in range(3)]
-                except Exception as error:
-                    forget(changed)
-                    with pytest.raises(type(error)):  # and so it would have been without a call before
-                        output(changed, x)
-                    continue
+            model = copy.deepcopy(start).train(training)
+            known = [output(model, x) for _ in range(3)]  # looked up, computed, kept
+            assert torch.equal(known[0], known[1]) and torch.equal(known[0], known[2])
+            other = change(model, layer_of(model))
+            changed = model if other is None else other
+            try:
+                found = [output(changed, x) for _ in range(3)]
+            except Exception as error:
                 forget(changed)
-                wanted = output(changed, x)
-                for one in found:
-                    torch.testing.assert_close(one, wanted, rtol=0, atol=0, equal_nan=True, msg=change.__name__)
-                if other is not None:
-                    assert torch.equal(output(model, x), known[0]), change.__name__
+                with pytest.raises(type(error)):  # and so it would have been without a call before
+                    output(changed, x)
+                continue
+            forget(changed)
+            wanted = output(changed, x)
+            for one in found:
+                torch.testing.assert_close(one, wanted, rtol=0, atol=0, equal_nan=True, msg=change.__name__)
+            if other is not None:
+                assert torch.equal(output(model, x), known[0]), change.__name__
 
 
 @pytest.mark.parametrize("method", ["dora", "ssb", "spectral", "pissa"])
@@ -280,6 +277,24 @@ def test_what_is_kept_follows_its_factors(method: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(evaluation, "unchanged", lambda tensors, known: bool(known) or seen(tensors, known))
     with pytest.raises(AssertionError):
         check()
+
+
+@pytest.mark.parametrize(("case", "kind"), CASES)
+def test_what_is_kept_serves_every_mode_of_inference(case: Method, kind: str) -> None:
+    """Kept in inference mode and used outside, kept in one precision and asked for in another."""
+    torch.manual_seed(0)
+    model: Any = get_peft_model(Net(kind), config_of(case, kind, init_weights=False)).eval()
+    x, found = KINDS[kind][1](), []
+    for _ in range(3):
+        with torch.inference_mode():
+            found.append(output(model, x).clone())
+        with torch.no_grad():
+            found.append(output(model, x))
+            with torch.autocast("cpu", torch.bfloat16):
+                near = output(model, x)
+        found.append(output(model, x))
+        torch.testing.assert_close(near.float(), found[0], rtol=0.05, atol=0.05 * float(found[0].abs().max()))
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 @pytest.mark.parametrize(("case", "kind"), CASES)

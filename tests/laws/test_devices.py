@@ -27,7 +27,7 @@ CASES = [
     for case in METHODS
     if fits(case, kind)
 ]
-LOW = [torch.bfloat16, torch.float16]
+LOW = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 cases = pytest.mark.parametrize(("case", "kind"), CASES)
 needs_cuda = pytest.mark.skipif(not CUDA, reason="compares an accelerator with the CPU")
 

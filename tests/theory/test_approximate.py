@@ -310,6 +310,16 @@ def test_a_tiny_row_or_column_counts(name: str, size: float) -> None:
             assert float(changed) >= found.error * (1.0 - 1e-12)
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-9])
+def test_a_tiny_row_counts_for_both_sides(size: float) -> None:
+    W, _ = matrices()
+    W[0] *= size
+    rows, columns = torch.linspace(1, 2, N).double(), torch.linspace(2, 1, M).double()
+    rows[0] /= size
+    found = approximate("ssb", W, torch.diag(rows) @ W @ torch.diag(columns))
+    assert found.relative_error < 1e-9
+
+
 @pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-8])
 def test_a_feature_that_is_hardly_seen_counts(size: float) -> None:
     W, W_star = matrices()

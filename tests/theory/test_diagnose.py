@@ -101,6 +101,17 @@ def test_task_directions_are_those_that_moved_most() -> None:
     assert found[0][1] == pytest.approx(1 / float(S[15]), rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0])
+def test_task_directions_are_those_of_lora_dash(size: float) -> None:
+    """The change along a direction beside its singular value and 1e-6 (arXiv 2409.01035)."""
+    U, V = orthonormal(40, 20), orthonormal(20, 20, 1)
+    S = size * torch.linspace(4, 1, 20, dtype=torch.float64)
+    found = Diagnosis((U * S) @ V.T, Change(U[:, [2, 15]] * size, V[:, [2, 15]]), 4).task_directions(2)
+    for index, rate in found:
+        assert index in (2, 15)
+        assert rate == pytest.approx(size / (float(S[index]) + 1e-6), rel=1e-5)
+
+
 def test_no_change_is_diagnosed_as_none() -> None:
     found = Diagnosis(diagnosis().W, Change(torch.zeros(40, 2).double(), torch.zeros(20, 2).double()), 4)
     assert (found.size, found.stable_rank, found.effective_rank, found.reconstruction_share) == (0, 0, 0, 0)

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..algebra.evaluate import drops
+from ..compat import plain_tensors, tree_leaves
 from ..errors import SubspaceError
 from ..methods import Method
 from .kinds import Kind
@@ -150,7 +150,7 @@ class CalledOnly(torch.Tensor):
         """Let metadata pass. Raises SubspaceError for everything else."""
         result = None
         if getattr(func, "__name__", "") in _METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with plain_tensors():
                 result = func(*args, **(kwargs or {}))
             if not isinstance(result, Tensor):
                 return result

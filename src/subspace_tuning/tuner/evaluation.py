@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.cuda import is_current_stream_capturing
 
 from ..algebra.evaluate import Fused, Stage, prepare
 from ..algebra.evaluate.kernels import product_dtype
 from ..algebra.nodes import MODE, Environment, Expression, Mode
 from ..algebra.shapes import NodeShapes
+from ..compat import functorch_is_active
 from ..methods import environment
 from .calling import forward_slot, has_hooks
 from .kinds import NormKind
@@ -55,9 +57,11 @@ class Evaluation:
         self._shape: torch.Size | None = None  # of the last input, of which `_found` tells the stage
         self._dtype: torch.dtype | None = None
         self._found: tuple[Stage, Fused | None]
-        self._weight: list[Seen] = []
+        self._weight: list[Seen] = []  # W, when what is computed from it was last compared with it
+        # All that the formula reads, its environment and bias at that time, and by stage and precision what follows.
         self._seen: list[Seen] = []
-        self._kept: dict[Any, Any] = {}
+        self._read: tuple[dict[str, Any], Tensor | None]
+        self._kept: dict[tuple[int, torch.dtype | None], Any] = {}
 
     def _is_raw(self) -> bool:
         """Whether there is nothing to keep: the plan multiplies the rows by the very factors, and none is cast."""
@@ -114,11 +118,11 @@ class Evaluation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the layer's output with the adapter."""
-        # What is bound to the layer can keep what it computes, if autograd does not look on.
+        # What is bound to the layer keeps what it computes, but neither for autograd nor in a graph's own memory.
         keeps = self.keeps and self.layer._evaluation is self and not torch.is_grad_enabled()
-        if keeps and not torch._C._are_functorch_transforms_active():
-            return self._by_kept(x)
-        return self._at(x, *self._environment())
+        if not keeps or functorch_is_active() or (x.is_cuda and is_current_stream_capturing()):
+            return self._at(x, *self._environment())
+        return self._by_kept(x)
 
     def _at(self, x: Tensor, env: dict[str, Any], bias: Tensor | None) -> Tensor:
         """Evaluate the plan, and compute now what it computes from its names."""
@@ -184,21 +188,21 @@ class Evaluation:
             seen = [Seen.of(tensor) for own in tensors for tensor in own if tensor is not None]
             if None in seen:
                 return self._at(x, env, bias)
-            self._seen, self._kept = seen, {None: (env, bias)}  # type: ignore[assignment]
-        kept = self._kept
-        env, bias = kept[None]
+            # In this order: another thread that sees what is new in `_seen` sees the rest, too.
+            self._kept, self._read, self._seen = {}, (env, bias), seen  # type: ignore[assignment]
+        kept, (env, bias) = self._kept, self._read
         stage, fused = self._stage(x, env["W"])
         if fused is not None:
             if not fused.on_weight:  # all of phi(W) is formed
                 return fused.apply(x, env)
             dtype = product_dtype(x)
-            key = stage.rows, dtype
-            if key not in kept:
-                kept[key] = fused.parts(env).settled(dtype)
-            return fused.evaluate(x, kept[key], dtype)
-        if stage.rows not in kept:
+            if (stage.rows, dtype) not in kept:
+                kept[stage.rows, dtype] = fused.parts(env).settled(dtype)
+            return fused.evaluate(x, kept[stage.rows, dtype], dtype)
+        key = stage.rows, None
+        if key not in kept:
             shape = NodeShapes(self.method.formula.shapes, self.layer.sizes[self.name])
             prepared = prepare(stage.expression, shape, env["W"].numel() // _KEPT_SHARE)
-            kept[stage.rows] = prepared.expression, prepared.environment(env)
-        expression, env = kept[stage.rows]
+            kept[key] = prepared.expression, prepared.environment(env)
+        expression, env = kept[key]
         return self._by_nodes(x, expression, env, bias)

@@ -15,10 +15,9 @@ from .parametrised import compute
 from .watch import readable
 
 if TYPE_CHECKING:
-    from peft.tuners._buffer_dict import BufferDict
-
     from ..algebra import Sizes
     from ..methods import Method
+    from .compat import BufferDict
     from .watch import Watch
 
 

@@ -8,8 +8,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from peft.tuners._buffer_dict import BufferDict
-from peft.utils.other import _set_layer_requires_grad
 from torch import Tensor, nn
 
 from ..algebra import Plan, Sizes, plan
@@ -31,6 +29,7 @@ from .calling import (
     tensors_replaced,
     the_input,
 )
+from .compat import BufferDict, set_layer_requires_grad
 from .evaluation import Evaluation
 from .following import follow_loaded
 from .kinds import kind_of
@@ -196,6 +195,12 @@ class SubspaceLayer(MergingLayer):
             plan(formula, sizes, training=False, device=device.type),
         )
 
+    def train(self, mode: bool = True) -> SubspaceLayer:
+        """Set the mode. What evaluation kept is forgotten, also if the mode stays the same."""
+        self._evaluation = None
+        super().train(mode)
+        return self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SubspaceLayer:
         """Move or cast the layer; on another type of device other plans are the cheapest."""
         before = self.frozen_weight.device.type
@@ -285,7 +290,7 @@ class SubspaceLayer(MergingLayer):
         names = {adapter_names} if isinstance(adapter_names, str) else set(adapter_names)
         for name in names:
             if name in self.subspace_params:
-                _set_layer_requires_grad(self.subspace_params[name], requires_grad)
+                set_layer_requires_grad(self.subspace_params[name], requires_grad)
         if requires_grad:
             self.unfrozen.update(names)
         else:

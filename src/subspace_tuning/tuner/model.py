@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import get_pattern_key
@@ -30,6 +30,7 @@ from ..methods.roles import FFN_GATE, FFN_IN, FFN_OUT
 from .budget import entries_in, entries_of, matrix_shape, share_out
 from .calling import BASE, own_forward_problem
 from .card import TAG
+from .compat import include_all_linear_layers
 from .config import SubspaceConfig
 from .exact import exactly
 from .kinds import ConvKind, EmbeddingKind, kind_of, supported
@@ -279,7 +280,7 @@ class SubspaceModel(BaseTuner):
     def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
         """Check every targeted module before the first one is replaced."""
         everything = config.target_modules == "all-linear"
-        _maybe_include_all_linear_layers(config, model)
+        include_all_linear_layers(config, model)
         found = targets(model, config)
         if not found:
             given = config.target_modules or ()

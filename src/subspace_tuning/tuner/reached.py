@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra.nodes import Gate
+from ..compat import functorch_is_active
 from .layer import SubspaceLayer
 
 
@@ -83,7 +84,7 @@ def recorded() -> Iterator[Penalised]:
 
 def note_backward(total: Tensor, sites: Iterable[Penalised]) -> None:
     """Note the factors of these sites as reached when a backward pass reaches a penalty."""
-    if not total.requires_grad or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if not total.requires_grad or torch.compiler.is_compiling() or functorch_is_active():
         return
     keys = [(record(site.layer), [(site.adapter, name) for name in site.factors()]) for site in sites]
 

@@ -30,8 +30,12 @@ class Seen(NamedTuple):
         """Return a tensor as it is now, None if nothing tells of its changes."""
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_inference():
             return None
-        view = sample(tensor) if tensor.device.type == "cpu" else None
-        return cls(tensor, tensor.data_ptr(), tensor._version, view, b"" if view is None else view.tobytes())
+        if tensor.device.type != "cpu":
+            return cls(tensor, tensor.data_ptr(), tensor._version, None, b"")
+        view = sample(tensor)
+        if view.size and view.__array_interface__["data"][0] != tensor.data_ptr():  # a copy, as it has gaps in memory
+            return None
+        return cls(tensor, tensor.data_ptr(), tensor._version, view, view.tobytes())
 
 
 def unchanged(groups: Iterable[Iterable[Tensor | None]], seen: list[Seen]) -> bool:

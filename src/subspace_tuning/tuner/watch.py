@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ..compat import functorch_is_active
 from .seen import sampled
 from .weights import is_partitioned
 
@@ -87,7 +88,7 @@ def readable(weight: Tensor) -> bool:
         type(weight) in (Tensor, nn.Parameter)
         and not is_partitioned(weight)
         and weight.device.type != "meta"
-        and not torch._C._are_functorch_transforms_active()
+        and not functorch_is_active()
     )
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from ....compat import differentiates_forward, functorch_is_active
 from ... import rows as R
 from ...nodes import one_for_zero
 
@@ -111,9 +111,7 @@ def _formed_weight(parts: Parts) -> Tensor:
 
 def is_transformed() -> bool:
     """Whether torch.compile, a transform of torch.func or forward differentiation looks on; they need plain code."""
-    return (
-        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    )
+    return torch.compiler.is_compiling() or functorch_is_active() or differentiates_forward()
 
 
 def scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
