@@ -94,6 +94,24 @@ def test_a_formula_trains_every_factor_without_explicit_starts(text: str) -> Non
     assert all(distance > 0 for distance in moved.values()), moved
 
 
+def test_a_normalisation_is_scaled_and_shifted_from_the_frozen_one() -> None:
+    torch.manual_seed(0)
+    norm, x = nn.LayerNorm(7).double(), torch.randn(12, 7, dtype=torch.float64)
+    wanted = norm(x).detach()
+    config = SubspaceConfig(formula="N @ affine(D1, beta)", target_modules=["0"])
+    model: Any = get_peft_model(nn.Sequential(norm), config)
+    torch.testing.assert_close(model(x), wanted)
+    factors = {n.rpartition(".")[2]: p for n, p in model.named_parameters() if p.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in factors.items()}
+    optimiser = torch.optim.SGD(factors.values(), lr=0.05)
+    for _ in range(2):
+        optimiser.zero_grad()
+        (model(x) - torch.ones_like(wanted)).square().mean().backward()
+        optimiser.step()
+    assert set(factors) == {"D1", "beta"}
+    assert all((factors[name] - before[name]).norm() > 0 for name in factors)
+
+
 @pytest.mark.parametrize("text", TRAINS)
 @pytest.mark.parametrize("one_hot", [False, True], ids=["rows", "indices"])
 def test_inferred_starts_hold_at_every_rank(text: str, one_hot: bool) -> None:

@@ -159,3 +159,24 @@ def test_a_merged_model_with_a_tied_weight_is_saved_and_loaded(
     merged.save_pretrained(tmp_path)
     again = type(merged).from_pretrained(tmp_path)
     torch.testing.assert_close(logits(again, batch), logits(merged, batch))
+
+
+def test_merging_a_computed_weight_in_groups(linear: Variant) -> None:
+    """As the convolution for positions in wav2vec2, whose norms are those of the window's places."""
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        conv = parametrizations.weight_norm(nn.Conv1d(8, 8, 4, padding=2, groups=2), dim=2)
+        return nn.Sequential(OrderedDict(conv=conv, act=nn.Tanh())).eval()
+
+    x = torch.randn(3, 8, 12)
+    plain = build()(x)
+    model: Any = get_peft_model(build(), linear.config(r=2, target_modules=["conv"], init_weights=False)).eval()
+    expected = model(x)
+    assert not torch.allclose(expected, plain, atol=1e-3)
+    for _ in range(2):
+        model.merge_adapter()
+        torch.testing.assert_close(model(x), expected, **ROUNDING)
+        model.unmerge_adapter()
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+    torch.testing.assert_close(model.merge_and_unload(safe_merge=True)(x), expected, **ROUNDING)
