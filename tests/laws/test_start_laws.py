@@ -65,6 +65,17 @@ def after_two_steps(text: str, **given: Any) -> dict[str, torch.Tensor]:
     wanted, target = layer(x).detach(), torch.randn(12, 5, dtype=torch.float64)
     model = get_peft_model(nn.Sequential(layer), SubspaceConfig(formula=text, target_modules=["0"], **given))
     torch.testing.assert_close(model(x), wanted)
+    moved = trained(model, x, target)
+    assert torch.equal(frozen, layer.weight)
+    unmerged = model.eval()(x)
+    if methods.from_formula(text).formula.is_linear:
+        model.merge_adapter()
+        torch.testing.assert_close(model(x), unmerged)
+    return moved
+
+
+def trained(model: Any, x: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Train for two steps and return how far each factor moved."""
     factors = {n.rpartition(".")[2]: p for n, p in model.named_parameters() if p.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in factors.items()}
     optimiser = torch.optim.SGD(factors.values(), lr=0.05)
@@ -72,12 +83,7 @@ def after_two_steps(text: str, **given: Any) -> dict[str, torch.Tensor]:
         optimiser.zero_grad()
         (model(x) - target).square().mean().backward()
         optimiser.step()
-    assert torch.equal(frozen, layer.weight)
-    unmerged = model.eval()(x)
-    if methods.from_formula(text).formula.is_linear:
-        model.merge_adapter()
-        torch.testing.assert_close(model(x), unmerged)
-    return {name: (parameter - before[name]).norm() for name, parameter in factors.items()}
+    return {name: (parameter - before[name]).detach().norm() for name, parameter in factors.items()}
 
 
 @pytest.mark.parametrize("case", METHODS, ids=method_id)
@@ -101,15 +107,9 @@ def test_a_normalisation_is_scaled_and_shifted_from_the_frozen_one() -> None:
     config = SubspaceConfig(formula="N @ affine(D1, beta)", target_modules=["0"])
     model: Any = get_peft_model(nn.Sequential(norm), config)
     torch.testing.assert_close(model(x), wanted)
-    factors = {n.rpartition(".")[2]: p for n, p in model.named_parameters() if p.requires_grad}
-    before = {name: parameter.detach().clone() for name, parameter in factors.items()}
-    optimiser = torch.optim.SGD(factors.values(), lr=0.05)
-    for _ in range(2):
-        optimiser.zero_grad()
-        (model(x) - torch.ones_like(wanted)).square().mean().backward()
-        optimiser.step()
-    assert set(factors) == {"D1", "beta"}
-    assert all((factors[name] - before[name]).norm() > 0 for name in factors)
+    moved = trained(model, x, torch.ones_like(wanted))
+    assert set(moved) == {"D1", "beta"}
+    assert all(distance > 0 for distance in moved.values()), moved
 
 
 @pytest.mark.parametrize("text", TRAINS)
