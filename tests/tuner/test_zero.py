@@ -148,6 +148,7 @@ IN_STEPS: dict[str, tuple[Fields, Fields]] = {
     "orthogonal, in the step": (ORTHOGONAL, ELSEWHERE),
     "orthogonal, accumulated": (ORTHOGONAL, {**ELSEWHERE, "gradient_accumulation_steps": 2}),
     "fish_dip": ({"method": "fish_dip", "schedule": {"interval": 2, "t_final": 1}}, {}),
+    "orthogonal, with a head": ({**ORTHOGONAL, "modules_to_save": ["lm_head"]}, {}),
     "gates": ({"method": "diff_pruning", "gate_weight": 0.01}, ELSEWHERE),
 }
 
@@ -155,12 +156,13 @@ IN_STEPS: dict[str, tuple[Fields, Fields]] = {
 @pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.parametrize("case", IN_STEPS)
-def test_optimiser_in_parts(case: str, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [2, 3])
+def test_optimiser_in_parts(stage: int, case: str, base: Path, tmp_path: Path) -> None:
     config, options = IN_STEPS[case]
     config = {"target_modules": ["q_proj", "v_proj", "down_proj"], **config}
     # With AdamW's own epsilon, the direction of a step is that of rounding errors where a gradient is near zero.
     options = {"max_steps": 6, "adam_epsilon": 1e-3, **options}
-    stage = 1 if case == "gates" else 2
+    stage = 1 if (case, stage) == ("gates", 2) else stage
     alone, parted, written = train(base, tmp_path, stage, config, **options)
     assert "the penalty on the factors has not reached" not in written
     assert parted["losses"] == pytest.approx(alone["losses"], rel=1e-5)

@@ -24,6 +24,7 @@ def deepspeed(stage: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",  # otherwise 1, whatever max_grad_norm says
         "zero_optimization": {"stage": stage, **(STAGE3 if stage == 3 else {})},
     }
 

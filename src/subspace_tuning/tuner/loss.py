@@ -15,7 +15,6 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from .layer import showing
 from .penalties import in_use, penalty_of
 from .reached import Penalised, record
-from .sharding import partitioned
 
 IGNORED = -100  # the label that transformers leaves out of a loss
 PATIENCE = 200
@@ -127,12 +126,10 @@ def _watch(model: nn.Module, sites: list[Penalised]) -> None:
         for held in records:
             held.acted = False
     seen.without_penalty += 1
-    # No optimiser of torch's sees what ZeRO-3 holds in parts: there the loss alone can carry the penalty.
-    patience = 1 if any(partitioned(factor) for factor in sites[0].factors().values()) else PATIENCE
-    if seen.without_penalty > patience and not seen.warned:
+    if seen.without_penalty > PATIENCE and not seen.warned:
         seen.warned = True
         warnings.warn(
-            f"the penalty on the factors has not reached a gradient in {patience} training passes: the loss is not the "
+            f"the penalty on the factors has not reached a gradient in {PATIENCE} training passes: the loss is not the "
             "model's own, and no torch optimiser steps its factors; add penalty(model) to the loss "
             "(subspace_tuning.penalty)",
             UserWarning,

@@ -91,7 +91,7 @@ def _due(optimizer: Optimizer) -> list[Due]:
         for name, factor in site.factors().items():
             part = gradient_part(factor, optimizer)
             if part is not None:
-                gradient, start, place = part[0], part[1], order
+                (gradient, start), place = part, order
             elif id(factor) in places and factor.grad is not None:
                 gradient, start, place = factor.grad, None, places[id(factor)]
             else:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from . import zero
 from .layer import SubspaceLayer
 from .sharding import whole, write
+from .weights import whole as whole_module
 
 _PARTS: WeakKeyDictionary[SubspaceLayer, dict[tuple[str, str], tuple[Tensor, int]]] = WeakKeyDictionary()
 """Of the layers that have a schedule: parts of gradients that ZeRO frees in its step."""
@@ -43,7 +44,8 @@ class LayerSite:
     @property
     def weight(self) -> Tensor:
         """The frozen W (n x m)."""
-        return self.layer.kind.matrix(whole(self.layer.frozen_weight.detach()))
+        with whole_module(self.layer.get_base_layer()):
+            return self.layer.kind.matrix(whole(self.layer.frozen_weight.detach()))
 
     @property
     def scale(self) -> float:

@@ -65,7 +65,7 @@ def change_rates(site: Site) -> tuple[Tensor, Tensor, Tensor]:
 
 def _choose(site: Site) -> Tensor:
     rates, U, V = change_rates(site)
-    index = rates.topk(site.parameters["d"].numel()).indices
+    index = rates.topk(site.constants["U_k"].shape[1]).indices
     site.constants["U_k"].copy_(U[:, index])
     site.constants["V_k"].copy_(V[:, index])
     return index
