@@ -31,7 +31,6 @@ def deepspeed(stage: int) -> dict[str, Any]:
 
 def main(base: str, folder: str, stage: str, config: str, options: str) -> None:
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    loss.PATIENCE = 1  # warn after the first training pass whose penalty did not act
     arguments = TrainingArguments(
         folder,
         deepspeed=deepspeed(int(stage)) if processes > 1 else None,
@@ -51,6 +50,7 @@ def main(base: str, folder: str, stage: str, config: str, options: str) -> None:
         report_to=[],
         **{"max_steps": 4, **json.loads(options)},
     )
+    loss.PATIENCE = arguments.gradient_accumulation_steps  # warn after the first step in which no penalty acted
     model: Any = LlamaForCausalLM.from_pretrained(base)
     # Every process draws other numbers under ZeRO-3, as in training that sets no seed: they must agree all the same.
     # Under ZeRO-1 and ZeRO-2 the engine broadcasts them.
