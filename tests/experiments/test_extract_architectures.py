@@ -22,11 +22,11 @@ from transformers import (
     PretrainedConfig,
 )
 
-from subspace_tuning import SubspaceConfig, SubspaceModel
+from subspace_tuning import SubspaceConfig
 from subspace_tuning.adapters.extract import LEFT_OUT, Extraction, extract
 from subspace_tuning.models.checkpoint import Checkpoint
 from subspace_tuning.models.heads import outermost
-from subspace_tuning.tuner.model import targets
+from subspace_tuning.tuner.targets import place, targets
 
 from ..tuner.test_roles import CASES, Case
 
@@ -73,7 +73,7 @@ def warned_of(experts: list[str]) -> AbstractContextManager[object]:
 def tune(model: Any) -> None:
     """Change the matrices that LoRA adapts, and the output layer."""
     config = SubspaceConfig(method="lora")
-    SubspaceModel.place(model, config)
+    place(model, config)
     modules = [module for _, module in targets(model, config)]
     with suppress(AttributeError, NotImplementedError):
         modules += [model.get_output_embeddings()]

@@ -14,7 +14,6 @@ from torch import nn
 
 from subspace_tuning import SubspaceConfig, SubspaceLayer
 from subspace_tuning.adapters.files import read_adapter
-from subspace_tuning.algebra import Sizes
 from subspace_tuning.methods import Method
 from subspace_tuning.theory.budget import parameters
 
@@ -54,7 +53,7 @@ def test_a_rank_above_the_smaller_side_trains(case: Method, kind: str, tmp_path:
     method, n, m = layer.method["default"], layer.in_features, layer.out_features
     r = min(n, m) if case.takes_triples else RANK
     assert layer.r["default"] == r
-    sizes = Sizes(n, m, RANK, layer.sizes["default"].p, layer.sizes["default"].q, layer.sizes["default"].window)
+    sizes = layer.adapters["default"].sizes._replace(r=RANK)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert sum(parameter.numel() for parameter in trained) == parameters(method, [sizes], RANK)
     optimizer = torch.optim.AdamW(trained, lr=1e-2)

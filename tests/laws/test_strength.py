@@ -63,7 +63,7 @@ def test_scaling_and_unscaling_acts_on_what_is_active(name: str) -> None:
     torch.testing.assert_close(model(x) - frozen, one + other)
     layer.set_scale("unknown", 3.0)  # as peft: nobody's
     model.delete_adapter("other")
-    assert set(layer.strength) == {"default"}
+    assert set(layer.adapters) == {"default"}
     torch.testing.assert_close(model(x) - frozen, one)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,16 @@ def squares(model: Any, batches: list[dict[str, Tensor]], kind: str) -> dict[str
 
 def test_the_methods_that_need_data() -> None:
     assert set(NEED_DATA) == {"fishmask", "fish_dip", "spt", "s_bitfit"}
+
+
+def test_a_replaced_config_keeps_its_masks(bert: Builder, batches: list[dict[str, Tensor]]) -> None:
+    config = calibrate(bert(), SubspaceConfig(method="fishmask"), batches)
+    slower = dataclasses.replace(config, alpha=8.0)
+    for given in (slower, copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert given.positions is not None and config.positions is not None
+        assert all(torch.equal(given.positions[name], mask) for name, mask in config.positions.items())
+    with pytest.raises(SubspaceError, match=r"positions = .* is not a mapping from modules to tensors"):
+        dataclasses.replace(config, positions={"query": [1, 2]})
 
 
 @pytest.mark.parametrize("method", NEED_DATA)

@@ -78,7 +78,7 @@ def test_evaluation_has_no_graph_break_and_few_graphs(variant: Variant) -> None:
     for count in sizes:
         torch.testing.assert_close(compiled(rows(count)), model(rows(count)))
     layer = next(module for module in model.modules() if isinstance(module, SubspaceLayer))
-    stages = len(layer._plans["default"][1].stages)
+    stages = len(layer.adapters["default"].plans[1].stages)
     assert counter.frame_count <= 1 + stages < len(sizes)  # the first batch is taken for one of a fixed size
 
 

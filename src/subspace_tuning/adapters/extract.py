@@ -20,11 +20,11 @@ from ..methods import Method
 from ..models.checkpoint import Checkpoint
 from ..theory.approximate import Approximation, approximate
 from ..theory.budget import energy_rank, read_budget, spread_ranks
-from ..tuner import SubspaceConfig, SubspaceModel
+from ..tuner import SubspaceConfig
 from ..tuner.budget import matrix_shape, share_out
 from ..tuner.exact import exactly
 from ..tuner.lora_form import Layout
-from ..tuner.model import targets
+from ..tuner.targets import check_targets, place, targets
 from .adapter import Adapter, Layer, persistent
 from .carried import kept_whole, left_out, tensors_of
 from .files import check_output, write_adapter
@@ -120,14 +120,14 @@ def _placed(base: Checkpoint, tuned: Checkpoint, wanted: Extraction) -> Subspace
     config = dataclasses.replace(wanted.config, modules_to_save=None)
     asked = () if config.target_modules is None else [name for name, _ in targets(tuned.model, config)]
     config.modules_to_save = kept_whole(base, tuned, asked) or None
-    SubspaceModel.place(tuned.model, config)
+    place(tuned.model, config)
     if config.resolved.formula.has_rank and wanted.energy is None and wanted.budget is None:
         for name, module in targets(tuned.model, config):
             if config.r > min(matrix_shape(module)):
                 raise SubspaceError(
                     f"{name}: rank {config.r} is above min(n, m) = {min(matrix_shape(module))}, the highest of a change"
                 )
-    SubspaceModel.check_targets(tuned.model, config)
+    check_targets(tuned.model, config)
     if config.resolved.formula.masked:
         config.entries = share_out(config, targets(tuned.model, config))
     return config

@@ -17,10 +17,10 @@ from ..methods import Method
 from ..models.checkpoint import Checkpoint
 from ..theory.approximate import approximate
 from ..theory.budget import parameters, read_budget, spread_ranks, uniform_rank
-from ..tuner import SubspaceConfig, SubspaceModel
+from ..tuner import SubspaceConfig
 from ..tuner.calibration import Batch, Loss, evaluating, loss_of
 from ..tuner.kinds import kind_of
-from ..tuner.model import targets
+from ..tuner.targets import place, targets
 from .pairs import check_alike, spectrum
 
 SWEEPS, SETTLED = 20, 1e-3
@@ -104,7 +104,7 @@ def from_gradients(
 def matrices(model: nn.Module) -> list[str]:
     """The names of the matrices that any method adapts: those of LoRA's placement."""
     config = SubspaceConfig(method=_EVENLY)
-    SubspaceModel.place(model, config)
+    place(model, config)
     return [name for name, _ in targets(model, config)]
 
 
@@ -154,7 +154,7 @@ def _placed(model: nn.Module, method: Method, moves: Moves) -> list[str]:
     """The matrices that a method adapts by itself, none where the architecture has no place for it."""
     config = SubspaceConfig(method=method.name)
     try:
-        SubspaceModel.place(model, config)
+        place(model, config)
     except SubspaceError:
         return []
     return [name for name, _ in targets(model, config) if name in moves]

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from .. import methods
 from ..counting.count import budget_in, matched
 from ..errors import SubspaceError
-from ..tuner import SubspaceConfig, SubspaceModel
+from ..tuner import SubspaceConfig
 from ..tuner.calibration import calibrate
-from ..tuner.model import targets
+from ..tuner.targets import placement, targets
 from .choices import Precision
 from .settings import Shape, autocast, freeze, shared_copy, start_gradient_at_embeddings
 
@@ -136,7 +136,7 @@ def _config(arm: Arm, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Peft
     if arm.source == "ours":
         method = config.resolved
         return calibrate(model, config, [inputs]) if method.needs_calibration else config
-    placed = SubspaceConfig(method=arm.name, r=arm.rank, target_modules=SubspaceModel.placement(model, config))
+    placed = SubspaceConfig(method=arm.name, r=arm.rank, target_modules=placement(model, config))
     made: PeftConfig = PEFT[arm.name](arm.rank, [name for name, _ in targets(model, placed)])
     made.task_type = peft.TaskType.SEQ_CLS
     return made

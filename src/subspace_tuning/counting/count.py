@@ -17,12 +17,12 @@ from ..methods import HOSTED
 from ..models.heads import head_modules, parameter_count
 from ..models.meta import architecture_of, without_weights
 from ..theory.budget import read_budget
-from ..tuner import SubspaceConfig, SubspaceLayer, SubspaceModel
+from ..tuner import SubspaceConfig, SubspaceLayer
 from ..tuner.budget import budget_of, fill, share_out
 from ..tuner.exact import exactly
 from ..tuner.mam import mam_model
-from ..tuner.model import targets
 from ..tuner.sizing import peft_config, sized
+from ..tuner.targets import place, targets
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
-    SubspaceModel.place(model, config)
+    place(model, config)
     found = targets(model, config)
     if config.resolved.formula.masked:
         return config.chosen(entries=share_out(config, found))

@@ -36,6 +36,6 @@ def plans_in(architecture: PretrainedConfig, config: SubspaceConfig, rows: int, 
     """
     found: dict[Sizes, list[str]] = {}
     for name, layer in adapt(without_weights(architecture), config).items():
-        found.setdefault(layer.sizes["default"], []).append(name)
+        found.setdefault(layer.adapters["default"].sizes, []).append(name)
     for sizes, modules in found.items():
         yield Planned(sizes, tuple(modules), tuple(alternatives(config.resolved.formula, sizes, rows, training)))

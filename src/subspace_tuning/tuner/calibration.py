@@ -16,7 +16,7 @@ from .config import SubspaceConfig
 from .exact import exactly
 from .kinds import kind_of
 from .layer import SubspaceLayer
-from .model import SubspaceModel, targets
+from .targets import check_targets, place, targets
 from .weights import check_at_hand
 
 Batch = Mapping[str, Any]
@@ -44,8 +44,8 @@ def calibrate(
     if not method.needs_calibration:
         raise SubspaceError(f"method {method.name!r} chooses nothing from data: use its config as it is")
     config = copy.copy(config)
-    SubspaceModel.place(model, config)
-    SubspaceModel.check_targets(model, config)
+    place(model, config)
+    check_targets(model, config)
     found = dict(targets(model, config))
     for name, module in found.items():
         check_at_hand(module, name)

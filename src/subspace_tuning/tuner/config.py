@@ -8,7 +8,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from peft import LoraConfig, PeftConfig
 from torch import Tensor
@@ -99,6 +99,12 @@ class SubspaceConfig(PeftConfig):
     entries: dict[str, list[int]] | None = field(
         default=None, metadata={"help": "set when a mask is chosen: by module name the number of entries, and n and m"}
     )
+    positions: dict[str, Tensor] | None = field(
+        default=None,
+        repr=False,
+        compare=False,
+        metadata={"help": "set by `calibrate`: by module name the entries of its mask, which the adapter's file holds"},
+    )
     layouts: dict[str, list[str | int]] | None = field(
         default=None,
         metadata={"help": "set when the adapter is attached: by module name what is not a linear layer, for exports"},
@@ -131,9 +137,6 @@ class SubspaceConfig(PeftConfig):
         },
     )
     format: int = field(default=FORMAT, metadata={"help": "version of the saved form"})
-
-    # The masks that `calibrate` chose, by module name; they travel to the layers and are saved there.
-    positions: ClassVar[Mapping[str, Tensor] | None] = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -239,7 +242,8 @@ class SubspaceConfig(PeftConfig):
         """
         formula, starts = str(self.resolved.formula), dict(self.resolved.starts) or None
         whole = copy.copy(self)
-        whole.__dict__.update(formula=formula, starts=starts)  # it loads where the method is not registered, too
+        # It loads where the method is not registered, too; masks are in the file of tensors.
+        whole.__dict__.update(formula=formula, starts=starts, positions=None)
         super(SubspaceConfig, whole).save_pretrained(save_directory, **kwargs)
         write_card(save_directory, formula, self.method)
         saved(self, Path(save_directory))
@@ -275,10 +279,7 @@ class SubspaceConfig(PeftConfig):
 
     def chosen(self, **choice: Any) -> SubspaceConfig:
         """Return a copy that carries a choice made from data: ``entries`` and ``positions``, or ``target_modules``."""
-        positions = choice.pop("positions", None)
-        copied = dataclasses.replace(self, calibrated=True, **choice)
-        copied.__dict__["positions"] = positions
-        return copied
+        return dataclasses.replace(self, calibrated=True, **choice)
 
     def _check(self) -> None:
         check_types(self)

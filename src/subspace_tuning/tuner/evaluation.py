@@ -25,7 +25,7 @@ from .seen import Seen, unchanged
 from .weights import is_offloaded
 
 if TYPE_CHECKING:
-    from .layer import SubspaceLayer
+    from .running import RunningLayer
 
 _KEPT_SHARE = 4  # what has fewer entries than W over this is kept between calls: all of W's size would double a model
 
@@ -33,18 +33,18 @@ _KEPT_SHARE = 4  # what has fewer entries than W over this is kept between calls
 class Evaluation:
     """The evaluation of one adapter of a layer, in the mode that the layer is in."""
 
-    def __init__(self, layer: SubspaceLayer, name: str) -> None:
+    def __init__(self, layer: RunningLayer, name: str) -> None:
         self.layer, self.name, self.training = layer, name, layer.training
         self.own, self.base = layer.base_layer, layer.get_base_layer()
         self.kind = layer.kind
         self.active = layer._active_adapter
-        self.plans = layer._plans[name]
-        self.plan = self.plans[0 if self.training else 1]
+        self.state = state = layer.adapters[name]
+        self.plan = state.plans[0 if self.training else 1]
         self.factors = cast(nn.ParameterDict, layer.subspace_params[name])
         self.constants = layer.subspace_constants[name]
-        self.scale = layer.scaling[name]
-        self.mode = Mode(self.training, layer.dropout[name])
-        self.method, self.follows = layer.method[name], bool(layer.computed[name])
+        self.scale = state.scale
+        self.mode = Mode(self.training, state.dropout)
+        self.method, self.follows = state.method, bool(state.computed)
         formula = self.method.formula
         self.norm = layer._plain if formula.wraps_norm else None
         self.fusible = self.kind.fusible and self.own is self.base
@@ -72,24 +72,25 @@ class Evaluation:
     # The state
 
     @classmethod
-    def bound(cls, layer: SubspaceLayer) -> Evaluation | None:
+    def bound(cls, layer: RunningLayer) -> Evaluation | None:
         """Return the evaluation that a call comes to, None if it comes to more than that of one adapter.
 
         None, too, where the base layer has hooks or a forward of its own, and where accelerate holds what is needed.
         """
         names = layer.applied
-        if len(names) != 1 or names[0] in layer.unfilled:
+        states = [layer.adapters[name] for name in names]
+        if len(states) != 1 or states[0].awaits_mask or states[0].strength != 1.0:
             return None
         found = cls(layer, names[0])
         base, factors = found.base, found.factors
-        if found.kind.forms_weight(base) and layer.method[found.name].formula.is_linear:
+        if found.kind.forms_weight(base) and found.method.formula.is_linear:
             return None
         if any(map(is_offloaded, (base, factors, found.constants))) or has_hooks(base):
             return None
         known = layer._knows_forward and forward_slot(base) == "forward"
         return found if known and len(factors._parameters) == found.count and found.holds(layer) else None
 
-    def holds(self, layer: SubspaceLayer) -> bool:
+    def holds(self, layer: RunningLayer) -> bool:
         """Whether the layer is in the state to which this is bound. It calls nothing: calls are what takes the time."""
         base, name, modules = self.base, self.name, layer._modules
         own = base.__dict__
@@ -102,9 +103,7 @@ class Evaluation:
             and modules["base_layer"] is base
             and modules["subspace_params"]._modules[name] is self.factors  # type: ignore[union-attr]
             and modules["subspace_constants"]._modules[name] is self.constants  # type: ignore[union-attr]
-            and layer._plans[name] is self.plans
-            and layer.scaling[name] == self.scale
-            and layer.strength[name] == 1.0
+            and layer.adapters[name] is self.state
             and "weight" in base._parameters
             and "forward" not in own
             and "_hf_hook" not in own
@@ -201,7 +200,7 @@ class Evaluation:
             return fused.evaluate(x, kept[stage.rows, dtype], dtype)
         key = stage.rows, None
         if key not in kept:
-            shape = NodeShapes(self.method.formula.shapes, self.layer.sizes[self.name])
+            shape = NodeShapes(self.method.formula.shapes, self.state.sizes)
             prepared = prepare(stage.expression, shape, env["W"].numel() // _KEPT_SHARE)
             kept[key] = prepared.expression, prepared.environment(env)
         expression, env = kept[key]

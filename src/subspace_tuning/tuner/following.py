@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..algebra import Sizes
     from ..methods import Method
     from .compat import BufferDict
+    from .state import AdapterState
     from .watch import Watch
 
 
@@ -28,23 +29,24 @@ class FollowingLayer(FrozenLayer):
     Every forward pass compares what costs nothing (see ``Watch``); merging, saving and loading compare the content.
     """
 
-    method: dict[str, Method]
-    r: dict[str, int]
-    scaling: dict[str, float]
-    sizes: dict[str, Sizes]
+    adapters: dict[str, AdapterState]
     subspace_constants: nn.ModuleDict
-    computed: dict[str, tuple[str, ...]]  # by adapter: the constants that follow from W
     _watch: Watch
     _given: set[str]  # adapters whose constants came with the weight that is being loaded
 
-    def names_computed(self, name: str) -> tuple[str, ...]:
-        """Return the names of an adapter's constants that follow from W."""
+    @property
+    def follows(self) -> bool:
+        """Whether some adapter has constants that follow from W."""
+        return any(state.computed for state in self.adapters.values())
+
+    def names_computed(self, method: Method, sizes: Sizes, scale: float) -> tuple[str, ...]:
+        """Return the names of a method's constants that follow from W."""
         meta = torch.empty(self.kind.matrix(self.frozen_weight).shape, device="meta")
-        return tuple(self._computed(name, meta))
+        return tuple(self._computed(method, sizes, scale, meta))
 
     def follow_moves(self, name: str) -> None:
         """Follow the weight if it may have changed as far as a forward pass can tell."""
-        if torch.compiler.is_compiling() or not self.computed[name]:
+        if torch.compiler.is_compiling() or not self.adapters[name].computed:
             return
         if self._watch.moved(self.frozen_weight):
             self.follow(thoroughly=True)
@@ -56,31 +58,25 @@ class FollowingLayer(FrozenLayer):
         Args:
             thoroughly: compare the whole content, and not a sample of it.
         """
-        if torch.compiler.is_compiling() or not any(self.computed.values()):
+        if torch.compiler.is_compiling() or not self.follows:
             return
         weight = self.frozen_weight
         if not readable(weight) or not (thoroughly or self._watch.moved(weight, sample=True)):
             return
         if self._watch.changed(weight):
-            for name in self.computed:
-                if self.computed[name] and name not in self._given:
+            for name, state in self.adapters.items():
+                if state.computed and name not in self._given:
                     self._compute_anew(name, weight)
         self._given = set()
 
     def _compute_anew(self, name: str, weight: Tensor) -> None:
         constants: BufferDict = self.subspace_constants[name]  # type: ignore[assignment]
-        for key, tensor in self._computed(name, self.kind.matrix(weight)).items():
+        state = self.adapters[name]
+        for key, tensor in self._computed(state.method, state.sizes, state.scale, self.kind.matrix(weight)).items():
             constants[key] = tensor.to(constants[key].dtype)  # which a cast of the model may have narrowed
 
-    def _computed(self, name: str, matrix: Tensor) -> dict[str, Tensor]:
-        return computed_constants(
-            self.method[name],
-            matrix,
-            self.r[name],
-            one_hot=self.kind.one_hot,
-            scale=self.scaling[name],
-            window=self.sizes[name].window,
-        )
+    def _computed(self, method: Method, sizes: Sizes, scale: float, matrix: Tensor) -> dict[str, Tensor]:
+        return computed_constants(method, matrix, sizes.r, one_hot=self.kind.one_hot, scale=scale, window=sizes.window)
 
     def expect(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Prepare for a state dict: a new weight goes into an unmerged layer, and may bring its constants with it."""
@@ -89,20 +85,21 @@ class FollowingLayer(FrozenLayer):
             self.unmerge()
         given = {
             name
-            for name, names in self.computed.items()
-            if names and all(f"{prefix}subspace_constants.{name}.{key}" in state_dict for key in names)
+            for name, state in self.adapters.items()
+            if state.computed
+            and all(f"{prefix}subspace_constants.{name}.{key}" in state_dict for key in state.computed)
         }
         self._given |= given
         self._watch.look_again()
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        saved = {name for name in self.computed if self._saves_computed(name)}
+        saved = {name for name in self.adapters if self._saves_computed(name)}
         self.follow(thoroughly=bool(saved))
         super()._save_to_state_dict(*args, **kwargs)
 
     def _saves_computed(self, name: str) -> bool:
         volatile = self.subspace_constants[name]._non_persistent_buffers_set
-        return any(key not in volatile for key in self.computed[name])
+        return any(key not in volatile for key in self.adapters[name].computed)
 
     def train(self, mode: bool = True) -> FollowingLayer:
         """Set the mode, and follow the weight where the mode changes."""
@@ -120,7 +117,7 @@ class FollowingLayer(FrozenLayer):
             module._apply(fn)
         after = self.frozen_weight.data
         cast = after.dtype != before.dtype and readable(before) and readable(after)
-        if cast and any(self.computed.values()) and self._watch.knows(before) and torch.equal(before.to(after), after):
+        if cast and self.follows and self._watch.knows(before) and torch.equal(before.to(after), after):
             self._watch.remember(self.frozen_weight)
         return self
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
-from .layer import showing
 from .penalties import in_use, penalty_of
 from .reached import Penalised, record
+from .switching import showing
 
 IGNORED = -100  # the label that transformers leaves out of a loss
 PATIENCE = 200

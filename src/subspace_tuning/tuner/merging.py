@@ -26,7 +26,6 @@ class MergingLayer(FollowingLayer):
     weight is computed, or another part of the model calls the very module, a plain copy takes the base layer's place.
     """
 
-    strength: dict[str, float]
     subspace_params: nn.ModuleDict
     merged_adapters: list[str]
     called_elsewhere: bool  # the base layer has another place in the model, too
@@ -84,13 +83,13 @@ class MergingLayer(FollowingLayer):
 
     def has_dense_form(self, name: str) -> bool:
         """Whether weight and bias of this layer can express an adapter: it is linear, with a bias only where one is."""
-        formula = self.method[name].formula
+        formula = self.adapters[name].method.formula
         return formula.is_linear and not (formula.names_bias and self.frozen_bias is None)
 
     def check_merge(self, name: str) -> None:
         """Raise SubspaceError if an adapter cannot be merged into this layer."""
         check_writable(self.get_base_layer())
-        method = self.method[name]
+        method = self.adapters[name].method
         if not method.formula.is_linear:
             raise SubspaceError(
                 f"method {method.name!r} cannot be merged: {method.formula} has a nonlinearity, so phi(W) is no matrix"
@@ -118,9 +117,9 @@ class MergingLayer(FollowingLayer):
         matrix = W = self.kind.matrix(wide["weight"])
         changed = dict(wide)
         for name in names:
-            env, strength = self._environment(name, wide["weight"], wide.get("bias")), self.strength[name]
+            state, env = self.adapters[name], self._environment(name, wide["weight"], wide.get("bias"))
             env[MODE] = Mode(training)
-            expression = self.method[name].formula.evaluated
+            strength, expression = state.strength, state.method.formula.evaluated
             if isinstance(expression, Affine):
                 delta = strength * self._bias_delta(name, env)
                 changed["bias"] = changed["bias"] + delta if "bias" in changed else delta
@@ -133,7 +132,7 @@ class MergingLayer(FollowingLayer):
         return {key: tensor.to(dtypes[key]).contiguous() for key, tensor in changed.items()}
 
     def _bias_delta(self, name: str, env: dict[str, Any]) -> Tensor:
-        expression = self.method[name].formula.evaluated
+        expression = self.adapters[name].method.formula.evaluated
         assert isinstance(expression, Affine)
         delta: Tensor = expression.bias.compact(env) - env["b"]
         return delta

@@ -116,7 +116,7 @@ def gate_penalty(site: Penalised) -> Tensor | None:
     if not site.gate_weight:
         return None
     total: Tensor | None = None
-    for node in site.layer.method[site.adapter].formula.expression.walk():
+    for node in site.layer.adapters[site.adapter].method.formula.expression.walk():
         if isinstance(node, Gate):
             opened = site.gate_weight * expected_open(dense(node.node, values_of(site.layer, site.adapter, node.names)))
             total = opened if total is None else total + opened
@@ -132,12 +132,13 @@ def pair_of(layer: SubspaceLayer, adapter: str) -> tuple[Tensor, Tensor]:
 def values_of(layer: SubspaceLayer, adapter: str, names: Iterable[str]) -> dict[str, Any]:
     """Return what these names of a formula stand for, gathered from all processes where they are sharded."""
     layer.follow_moves(adapter)
+    state = layer.adapters[adapter]
     parameters: Mapping[str, Any] = layer.subspace_params[adapter]  # type: ignore[assignment]
     constants: Mapping[str, Any] = layer.subspace_constants[adapter]._buffers
-    env: dict[str, Any] = {"s": layer.scaling[adapter], **constants}
+    env: dict[str, Any] = {"s": state.scale, **constants}
     for name in names:
         if name in parameters:
-            reading = layer.method[adapter].readings[layer.kind.one_hot]
+            reading = state.method.readings[layer.kind.one_hot]
             env[name] = reading.value(name, _copied(parameters[name]), constants)
         elif name == "W":
             env[name] = layer.kind.matrix(whole(layer.frozen_weight))
@@ -162,7 +163,7 @@ def pairs(model: nn.Module) -> Iterator[Pair]:
     for name, module in model.named_modules():
         if isinstance(module, SubspaceLayer):
             for adapter in module.active_adapters:
-                if adapter in module.subspace_params and patterns.has_pair(module.method[adapter].formula):
+                if adapter in module.subspace_params and patterns.has_pair(module.adapters[adapter].method.formula):
                     yield Pair(name, adapter, *pair_of(module, adapter), Penalised(module, adapter).enabled())
         elif isinstance(module, LoraLayer):
             for adapter in module.active_adapters:

@@ -29,17 +29,17 @@ class Penalised(NamedTuple):
     @property
     def patterns(self) -> tuple[str, ...]:
         """The patterns, of which some are penalties."""
-        return self.layer.patterns[self.adapter][0]
+        return self.layer.adapters[self.adapter].patterns
 
     @property
     def pattern_weight(self) -> float:
         """The weight of the patterns' penalty on this matrix."""
-        return self.layer.patterns[self.adapter][1]
+        return self.layer.adapters[self.adapter].pattern_weight
 
     @property
     def gate_weight(self) -> float:
         """The weight of each gate that is expected to be open."""
-        return self.layer.gate_weight[self.adapter]
+        return self.layer.adapters[self.adapter].gate_weight
 
     def enabled(self) -> bool:
         """Whether the module's output depends on the adapter now."""
@@ -50,7 +50,7 @@ class Penalised(NamedTuple):
         """Return the factors that the penalty depends on, by name."""
         names: set[str] = {"A", "B"} if self.pattern_weight else set()
         if self.gate_weight:
-            for node in self.layer.method[self.adapter].formula.expression.walk():
+            for node in self.layer.adapters[self.adapter].method.formula.expression.walk():
                 names |= set(node.names) if isinstance(node, Gate) else set()
         held = self.layer.subspace_params[self.adapter]._parameters
         return {name: factor for name, factor in held.items() if factor is not None and name in names}

@@ -50,12 +50,12 @@ class LayerSite:
     @property
     def scale(self) -> float:
         """The scale s."""
-        return self.layer.scaling[self.adapter]
+        return self.layer.adapters[self.adapter].scale
 
     @property
     def rank(self) -> int:
         """The rank r."""
-        return self.layer.r[self.adapter]
+        return self.layer.adapters[self.adapter].r
 
     def value(self, factor: str) -> Tensor:
         """Return the value of a factor's parameter."""

@@ -15,7 +15,7 @@ from ..methods import Hosted
 from ..theory.budget import uniform_rank
 from .budget import matrix_shape
 from .config import SubspaceConfig
-from .model import SubspaceModel, targets
+from .targets import place, targets
 
 
 def sized(model: PreTrainedModel, config: SubspaceConfig, budget: int) -> SubspaceConfig:
@@ -29,7 +29,7 @@ def sized(model: PreTrainedModel, config: SubspaceConfig, budget: int) -> Subspa
     if not method.formula.has_rank:
         return config
     placed = replace(config, r=1)
-    SubspaceModel.place(model, placed)
+    place(model, placed)
     shapes = [matrix_shape(module) for _, module in targets(model, placed)]
     rank = uniform_rank(method, [Sizes(n, m, 1) for n, m in shapes], budget)
     return replace(config, r=rank, alpha=config.alpha * rank / config.r)

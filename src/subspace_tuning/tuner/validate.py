@@ -11,6 +11,8 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import SubspaceError
 
 LARGEST_ALPHA = 1e12
@@ -19,6 +21,10 @@ LARGEST_RANK = 2**20
 """No matrix of a known model has a side as long."""
 RANK_PER_SIDE, FREE_RANK = 16, 1024
 """A rank may be this many times the longer side of its matrix, or as large as ``FREE_RANK`` in a smaller one."""
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _is_text(value: object) -> bool:
@@ -65,6 +71,7 @@ _OPTIONAL: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "budget": (_is_number, "a number"),
     "schedule": (_map_of(_is_number), "a mapping from options to numbers"),
     "entries": (_map_of(_list_of(_is_whole)), "a mapping from modules to their entries, n and m"),
+    "positions": (_map_of(_is_tensor), "a mapping from modules to tensors"),
     "target_modules": (_TEXTS, "a name, a regular expression or a list of names"),
     "exclude_modules": (_TEXTS, "a name, a regular expression or a list of names"),
     "layers_to_transform": (_any(_is_whole, _list_of(_is_whole)), "the index of a layer or a list of indices"),

@@ -1,0 +1,71 @@
+"""What a layer knows of each of its adapters, apart from their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass, replace
+
+from ..algebra import Plan, Sizes
+from ..methods import Method
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """One adapter in one layer. It is immutable: whatever changes comes as a new state.
+
+    So a forward pass sees with one comparison that nothing has changed.
+
+    Attributes:
+        method: the method, on a convolution that for its number of axes.
+        r: the rank.
+        alpha: the scale's numerator.
+        scale: s, alpha / r unless the config says otherwise.
+        sizes: the dimensions of the formula's shapes.
+        plans: how the formula is evaluated in training and in evaluation.
+        dropout: the probability with which inputs of the added terms are dropped in training.
+        patterns: the constraints on A and B.
+        pattern_weight: the weight of their penalty.
+        gate_weight: the weight of each gate that is expected to be open.
+        strength: t in W + t (phi(W) - W).
+        computed: the names of the constants that follow from W.
+        awaits_mask: the mask was chosen from data and has yet to be loaded.
+    """
+
+    method: Method
+    r: int
+    alpha: float
+    scale: float
+    sizes: Sizes
+    plans: tuple[Plan, Plan]
+    dropout: float = 0.0
+    patterns: tuple[str, ...] = ()
+    pattern_weight: float = 0.0
+    gate_weight: float = 0.0
+    strength: float = 1.0
+    computed: tuple[str, ...] = ()
+    awaits_mask: bool = False
+
+
+class Scales(MutableMapping[str, float]):
+    """The scale s of every adapter of a layer, by name, to read and to set as with peft's layers."""
+
+    def __init__(self, adapters: dict[str, AdapterState]) -> None:
+        self._adapters = adapters
+
+    def __getitem__(self, name: str) -> float:
+        return self._adapters[name].scale
+
+    def __setitem__(self, name: str, scale: float) -> None:
+        self._adapters[name] = replace(self._adapters[name], scale=scale)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("an adapter without a scale is none; delete the adapter with delete_adapter")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._adapters)
+
+    def __len__(self) -> int:
+        return len(self._adapters)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))

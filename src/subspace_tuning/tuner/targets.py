@@ -1,0 +1,228 @@
+"""Where an adapter goes: the modules that a config or a placement names, checked before the first one is touched."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.error import NoMatchingPeftModuleError
+from peft.utils.other import get_pattern_key
+from torch import nn
+
+from ..algebra.nodes import Affine, Matrix
+from ..errors import SubspaceError
+from ..methods import EVERY_BIAS
+from ..methods.roles import FFN_GATE, FFN_IN, FFN_OUT
+from .budget import matrix_shape
+from .calling import own_forward_problem
+from .compat import include_all_linear_layers
+from .config import SubspaceConfig
+from .exact import exactly
+from .kinds import kind_of, supported
+from .layer import SubspaceLayer
+from .placement import by_role
+from .recognise import in_short
+from .validate import check_rank
+from .weights import check_weight, whole
+
+_FFN = {FFN_IN, FFN_GATE, FFN_OUT}
+
+
+class NothingToAdaptError(SubspaceError, NoMatchingPeftModuleError):
+    """The targets of an adapter match no module of the model."""
+
+
+def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Module]]:
+    """Return the modules that a config with ``target_modules`` adapts, with their names."""
+    return [(name, module) for name, module in modules_of(model) if check_target_module_exists(config, name)]
+
+
+def place(model: nn.Module, config: SubspaceConfig) -> None:
+    """Give a config without ``target_modules`` those of its method's placement in this model.
+
+    Limits to some layers are then part of the expression, so the config no longer names them.
+    """
+    if config.target_modules is not None:
+        return
+    chosen = placement(model, config)
+    if isinstance(chosen, str):
+        config.target_modules = chosen
+        config.layers_to_transform = config.layers_pattern = None
+    else:
+        config.target_modules = set(chosen)  # type: ignore[assignment]  # as peft expects
+
+
+def placement(model: nn.Module, config: SubspaceConfig) -> list[str] | str:
+    """Return the targets of a method in this model, from its placement."""
+    method = config.resolved
+    uncalled = _uncalled(model)
+    modules = [(name, module) for name, module in modules_of(model) if not name.startswith(uncalled)]
+    if method.placement == EVERY_BIAS:
+        names = [name for name, module in modules if kind_of(module) and getattr(module, "bias", None) is not None]
+    else:
+        model_type = BaseTuner.get_model_config(model).get("model_type")
+        found = by_role(modules, None if model_type == "custom" else model_type, method.placement)
+        if found is None:
+            raise SubspaceError(
+                "Please specify `target_modules` in `peft_config`: nothing in this model"
+                f"{_typed(model_type)} can be recognised as a block with attention or a feed-forward network. "
+                f"{_known(model)}"
+            )
+        names = [name for name, _ in modules if isinstance(found, str) and re.fullmatch(found, name)]
+        if isinstance(found, str) and not names:
+            raise NothingToAdaptError(
+                f"Target modules of method {method.name!r} not found in the base model: it has no "
+                f"{', '.join(method.placement)}"
+            )
+        if config.layers_to_transform is None or not isinstance(found, str):
+            return found
+    chosen = [name for name in names if _selected(config, name)]
+    if not chosen:
+        raise NothingToAdaptError(f"method {method.name!r} finds nothing to adapt in this model{_limits(config)}")
+    return exactly(chosen, (name for name, _ in modules))
+
+
+def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
+    """Check every targeted module before the first one is replaced."""
+    everything = config.target_modules == "all-linear"
+    include_all_linear_layers(config, model)
+    found = targets(model, config)
+    if not found:
+        given = config.target_modules or ()
+        shown = given if isinstance(given, str) else sorted(given)
+        raise NothingToAdaptError(
+            f"Target modules {shown} not found in the base model{_limits(config)}. {_known(model)}"
+        )
+    uncalled = _uncalled(model)
+    for name, module in found:
+        if name.startswith(uncalled):
+            raise SubspaceError(
+                f"{name} is a part of a MultiheadAttention, which reads its weight without calling it; leave it "
+                "out with exclude_modules"
+            )
+        with whole(module):
+            _check_target(name, module, config)
+    _warn_of_left_out(model, config, [name for name, _ in found], everything)
+    _warn_of_ranks(found, config)
+
+
+def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
+    check_weight(module, name)
+    kind, method = kind_of(module), config.resolved
+    if kind is None:
+        raise SubspaceError(
+            f"Target module {name} ({type(module).__name__}) is not supported. Currently, only the following modules "
+            f"are supported: {supported()}"
+        )
+    kind.check(module, name)
+    problem = own_forward_problem(module, kind, method, config.dropout)
+    if problem is not None:
+        raise SubspaceError(f"{name}: {problem}; or leave it out with exclude_modules")
+    expression = method.formula.expression
+    bias_alone = isinstance(expression, Affine) and expression.matrix == Matrix("W")
+    if method.formula.wraps_norm and not kind.wrappable:
+        raise SubspaceError(
+            f"{name} is a {type(module).__name__}; {method.name!r} goes around normalisations of the last dimension "
+            "alone"
+        )
+    if kind.only_bias and not bias_alone and not method.formula.wraps_norm:
+        raise SubspaceError(
+            f"{name} is a {type(module).__name__}, which has no matrix; of it {method.name!r} could adapt nothing"
+        )
+    if bias_alone and getattr(module, "bias", None) is None:
+        raise SubspaceError(f"method {method.name!r} trains biases, and {name} has none")
+    if method.formula.has_rank:
+        check_rank(name, rank_of(config, name), *matrix_shape(module))
+
+
+def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -> None:
+    """Warn once if the rank is above min(n, m) of any matrix, where rank min(n, m) would reach as much."""
+    method = config.resolved
+    if config.inference_mode or method.formula.wraps_norm or not (method.formula.has_rank or config.directions):
+        return
+    wanted = {name: max(rank_of(config, name), config.directions) for name, _ in found}
+    narrow = [(name, *matrix_shape(module)) for name, module in found if wanted[name] > min(matrix_shape(module))]
+    if narrow:
+        (name, n, m), others = narrow[0], f" and of {len(narrow) - 1} more" * (len(narrow) > 1)
+        capped = method.takes_triples or config.directions
+        instead = "it has only as many singular triples, and takes all of them" if capped else "no more is of use there"
+        warnings.warn(
+            f"rank {wanted[name]} is above min(n, m) = {min(n, m)} of {name} ({n} x {m}){others}: {instead}",
+            stacklevel=2,
+        )
+
+
+def rank_of(config: SubspaceConfig, name: str) -> int:
+    """Return the rank that a config gives to a module: 0 where a mask was chosen instead of a low-rank term."""
+    sparse = config.resolved.selection == "sensitivity" and (config.entries or {}).get(name, [0])[0]
+    return 0 if sparse else int(by_pattern(config.rank_pattern, name, config.r))
+
+
+def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """Return the value of the pattern that matches a module's name, or else the default."""
+    return patterns.get(get_pattern_key(list(patterns), name), default)
+
+
+def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of the model proper: an adapted one by its own name, nothing of modules saved whole."""
+    wrapper: str | None = None
+    for name, module in model.named_modules():
+        if wrapper is not None and name.startswith(wrapper):
+            continue
+        wrapper = f"{name}." if isinstance(module, (SubspaceLayer, AuxiliaryTrainingWrapper)) else None
+        yield name, module.get_base_layer() if isinstance(module, SubspaceLayer) else module
+
+
+def _uncalled(model: nn.Module) -> tuple[str, ...]:
+    """Return how the names begin of modules whose forward nobody calls."""
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+
+
+def _selected(config: SubspaceConfig, name: str) -> bool:
+    """Whether the config's limits let in a module that its placement names; peft applies them to suffixes alone."""
+    by_suffix = copy.copy(config)
+    by_suffix.target_modules = [name.rpartition(".")[2]]
+    in_layer = config.layers_to_transform is None or "." in name
+    return in_layer and bool(check_target_module_exists(by_suffix, name))
+
+
+def _limits(config: SubspaceConfig) -> str:
+    """Tell what narrows the targets further."""
+    limits = ("layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")
+    given = [f"{name}={getattr(config, name)!r}" for name in limits if getattr(config, name) not in (None, [], set())]
+    return f" (with {', '.join(given)})" if given else ""
+
+
+def _warn_of_left_out(model: nn.Module, config: SubspaceConfig, found: Sequence[str], everything: bool) -> None:
+    """Warn of listed targets that match nothing, and of experts that are one parameter and no modules."""
+    listed = () if isinstance(config.target_modules, str) or everything else config.target_modules or ()
+    unmatched = sorted(end for end in listed if not any(name == end or name.endswith(f".{end}") for name in found))
+    stacked = [
+        f"{name}.{own}"
+        for name, module in modules_of(model)
+        if kind_of(module) is None and "expert" in name.lower()
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
+    if unmatched:
+        warnings.warn(f"target_modules {', '.join(unmatched)} match nothing in the model", stacklevel=3)
+    if stacked and (everything or unmatched or set(config.resolved.placement) & _FFN):
+        warnings.warn(
+            f"left out: {in_short(stacked)}, which hold all experts in one parameter; only modules are adapted",
+            stacklevel=3,
+        )
+
+
+def _typed(model_type: str | None) -> str:
+    return "" if model_type in (None, "custom") else f" of type {model_type!r}"
+
+
+def _known(model: nn.Module) -> str:
+    """Name the modules that exist, by the ends of their names, the repeated ones once."""
+    ends = {name.rpartition(".")[2] for name, module in modules_of(model) if name and kind_of(module)}
+    return f"Modules that exist: {', '.join(sorted(ends))}"
