@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from ..errors import SubspaceError
-from .console import hush_libraries, shortened, show
+from .console import hush_libraries, shortened, show, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -113,10 +112,7 @@ def _finish(result: Result, to: str, output: Path, overwrite: bool, base: Checkp
         write_lora(output, adapter, overwrite, base=base, uneven=uneven)
     else:
         write_adapter(output, adapter, overwrite)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("matrix", overflow="fold")
-    for column in ("n x m", "rank", "lost", "how"):
-        table.add_column(column, justify="right")
+    table = table_of("matrix", figures=("n x m", "rank", "lost", "how"))
     for name, layer in zip(shortened([layer.module for layer in result.layers]), result.layers, strict=True):
         lost = "nothing" if layer.exact else f"{layer.error:.4f}"
         table.add_row(name, f"{layer.n} x {layer.m}", str(layer.r), lost, layer.how)

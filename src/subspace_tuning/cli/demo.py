@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from .console import show
+from .console import show, table_of
 
 
 def demo(
@@ -30,11 +29,8 @@ def demo(
     for entry, result in zip(ENTRIES, demo(output, seed, overwrite=overwrite, progress=not quiet), strict=True):
         results.append(result)
         typer.echo(f"{len(results)} of {len(ENTRIES)}: {entry.title}  {result.formula}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method", no_wrap=True)
-    table.add_column("formula phi(W)")
-    for column in ("trainable", "per mille", "accuracy", "majority", "seconds"):
-        table.add_column(column, justify="right")
+    figures = ("trainable", "per mille", "accuracy", "majority", "seconds")
+    table = table_of("method", "formula phi(W)", figures=figures)
     for result in results:
         scores = (f"{100 * result.accuracy:.1f} %", f"{100 * result.majority:.1f} %", f"{result.seconds:.0f}")
         table.add_row(result.title, result.formula, f"{result.trainable:,}", f"{result.per_mille:.2f}", *scores)

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from ..errors import SubspaceError
-from .console import hush_libraries, shortened, show
+from .console import hush_libraries, shortened, show, table_of
 from .progress import progress_bar
 
 
@@ -72,11 +70,7 @@ def _diagnose(
     spectra = Spectra(len(found.layers))
     with progress_bar() as bar:
         data = frame(base, found, leading, other, spectra.add, lambda: bar.one_of("matrices", len(found.layers)))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("matrix", overflow="fold")
-    columns = ["|dW|/|W|", "stable rank", "eff. rank", "overlap left", "right", "random", "reconstr.", "random", "new"]
-    for column in [*columns, *(["cosine"] if other else [])]:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = table_of("matrix", figures=[*COLUMNS, *([COSINE] if other else [])])
     for name, (_, row) in zip(shortened(list(data["module"])), data.iterrows(), strict=True):
         cells = [
             f"{row['change']:.4f}",
@@ -115,18 +109,14 @@ def _plan(
     architecture = architecture_of(model)
     if budget is not None:
         config = matched(architecture, config, budget_in(architecture, budget))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("n x m", "matrices", "way"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("GFLOP", justify="right")
-    table.add_column("to the best", justify="right")
-    table.add_column("evaluation", overflow="fold")
+    table = table_of("n x m", "matrices", "way", figures=("GFLOP", "to the best"))
+    table.add_column("evaluation")
     for found in plans_in(architecture, config, rows, not evaluation):
         best = found.ways[0].cost
         for number, way in enumerate(found.ways):
             size = f"{found.sizes.n} x {found.sizes.m}" if number == 0 else ""
             count = f"{len(found.modules)}" if number == 0 else ""
-            cells = (way.name, f"{way.cost / 1e9:.3f}", f"{way.cost / best:.2f}", Text(str(way.expression)))
+            cells = (way.name, f"{way.cost / 1e9:.3f}", f"{way.cost / best:.2f}", str(way.expression))
             table.add_row(size, count, *cells, style=None if number == 0 else "dim")
     show(table)
     what = "forward" if evaluation else "a training step"

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-
-from .console import show
+from .console import show, table_of
 
 if TYPE_CHECKING:
     from ..methods import Hosted, Method
@@ -43,13 +41,13 @@ def methods(
     if name is not None:
         _describe(chosen[0])
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "formula phi(W)", "category", "parameters", "citation"):
-        table.add_column(column, no_wrap=column in ("method", "category"))
-    for known in catalogue.every():
-        table.add_row(known.name, str(known.formula), known.category, known.count or "", known.citation)
-    for outside in catalogue.hosted():
-        table.add_row(outside.name, outside.formula, outside.category, outside.count, outside.citation)
+    table = table_of("method", "formula phi(W)", "parameters", "citation")
+    known = [*catalogue.every(), *catalogue.hosted()]
+    for category in dict.fromkeys(one.category for one in known):
+        table.add_row(f"[{category}]", style="dim")
+        for one in known:
+            if one.category == category:
+                table.add_row(one.name, str(one.formula), one.count or "", one.citation)
     show(table)
     typer.echo("\nW is n x m, the rank is r, k = min(n, m); a mask has p entries, and q directions are chosen.")
     typer.echo("`subspace methods NAME` tells all about one.")

@@ -568,6 +568,22 @@ class SubspaceLayer(MergingLayer):
             return False
         return method.formula.is_linear and not method.formula.names_bias
 
+    def extra_repr(self) -> str:
+        """Return a line for each adapter: formula, rank, scale, trained parameters, patterns."""
+        return "\n".join(f"{name}: {self._described(name)}" for name in self.computed)
+
+    def _described(self, name: str) -> str:
+        formula, sizes = self.method[name].formula, self.sizes[name]
+        names, (patterns, _) = formula.expression.names, self.patterns[name]
+        told = [
+            str(formula),
+            *([f"r={self.r[name]}"] if formula.has_rank else []),
+            *([f"s={self.scaling[name]:g}"] if "s" in names else []),
+            f"{formula.count(sizes):,} trained",  # from the shapes: a factor may be elsewhere, or in parts
+            *([f"pattern={'+'.join(patterns)}"] if patterns else []),
+        ]
+        return ", ".join(told)
+
     def __repr__(self) -> str:
         return "subspace." + super().__repr__()
 
