@@ -43,10 +43,11 @@ def bench(
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file for the figures.")] = Path("bench.json"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Measure training steps of every method against the frozen floor, peft's own version and full fine-tuning.
+    """Measure what a training step of each method costs.
 
-    The frozen floor is the same model with frozen weights, the gradient flowing from the embeddings to the loss. All
-    arms run in one process, a step of each in turn; a ratio is the median over the rounds with its 95 percent interval.
+    It stands beside the frozen floor, peft's own version and full fine-tuning. The frozen floor is the same model with
+    frozen weights, the gradient flowing from the embeddings to the loss. All arms run in one process, a step of each in
+    turn; a ratio is the median over the rounds with its 95 percent interval.
     """
     from ..bench.arms import check, default_methods
     from ..bench.settings import shape_of

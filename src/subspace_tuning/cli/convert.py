@@ -34,9 +34,9 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
-    """Turn an adapter into another method's: exactly where possible, else with the error reported.
+    """Turn an adapter into another method's.
 
-    --to peft-lora writes an adapter that peft loads by itself.
+    Exactly where that is possible, else with the error told. --to peft-lora writes an adapter that peft loads alone.
     """
     from ..adapters.convert import convert_adapter
     from ..adapters.files import check_output, read_adapter
@@ -73,7 +73,7 @@ def combine(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
-    """Add adapters up: the change of every matrix becomes the weighted sum of their changes."""
+    """Add adapters up, as weighted sums of their changes."""
     from ..adapters.combine import combine_adapters
     from ..adapters.files import check_output, read_adapter
 

@@ -18,9 +18,10 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is finished already.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
-    """Fine-tune a real pretrained encoder with three methods, one of them a formula written on the spot.
+    """Fine-tune a pretrained encoder with three methods.
 
-    The task: tell acceptable English sentences from unacceptable ones, with content words never seen in training.
+    One of them is a formula written on the spot. The task: tell acceptable English sentences from unacceptable ones,
+    with content words never seen in training.
     """
     from ..report.demo import plot
     from ..training.demo import ENTRIES, PICTURE, demo

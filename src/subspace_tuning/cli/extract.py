@@ -31,7 +31,7 @@ def extract(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
 ) -> None:
-    """Find the factors that come closest to a fine-tuned model, matrix by matrix, and save them as an adapter.
+    """Find the adapter that comes closest to a fine-tuned model.
 
     Each matrix is read by itself, so memory holds one of them. What is interrupted goes on when called again.
     """

@@ -11,6 +11,19 @@ from ..errors import SubspaceError
 from .console import hush_libraries, shortened, show, table_of
 from .progress import progress_bar
 
+COLUMNS = (
+    "change",
+    "stable rank",
+    "eff. rank",
+    "overlap left",
+    "overlap right",
+    "overlap by chance",
+    "reconstr. share",
+    "reconstr. by chance",
+    "intruders",
+)
+COSINE = "cosine to the other"
+
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A hub name, a local folder, or minilm.", show_default=False)],
@@ -31,11 +44,12 @@ def inspect(
     rows: Annotated[int, typer.Option(min=1, help="For --plan: rows at once, batch x tokens.")] = 2048,
     evaluation: Annotated[bool, typer.Option("--eval", help="For --plan: the forward pass alone.")] = False,
 ) -> None:
-    """Show what an adapter did to the subspaces of a model's weights, matrix by matrix.
+    """Show what an adapter did to a model, or a method's plan.
 
-    An overlap is the mean squared cosine of the angles between the leading singular subspaces of the change and of W;
-    it stands beside that of random subspaces. The reconstruction share is the part of the change within W's leading
-    subspace, the rest is extension. Intruders are leading singular vectors of phi(W) that lie near none of W's.
+    What it did stands matrix by matrix. An overlap is the mean squared cosine of the angles between the leading
+    singular subspaces of the change and of W; it stands beside that of random subspaces. The reconstruction share is
+    the part of the change within W's leading subspace, the rest is extension. Intruders are leading singular vectors of
+    phi(W) that lie near none of W's.
 
     With --plan instead: how a method would be evaluated in the model, which is built without its weights. A cost is an
     estimate in floating point operations, in which moving a number counts as well; the first line of each size runs.
@@ -86,7 +100,9 @@ def _diagnose(
         table.add_row(name, *cells, *([f"{row['other_cosine']:.3f}"] if other else []))
     show(table)
     typer.echo(f"\n{found.method.name}: {found.method.formula}; leading: {leading} directions of W")
-    typer.echo("new: leading left singular vectors of phi(W) near no single one of W / outside the span of W's leading")
+    typer.echo(
+        "intruders: leading left vectors of phi(W) near no single one of W / outside the span of its leading ones"
+    )
     if file is not None:
         write_table(file, data)
         typer.echo(f"table: {file}")

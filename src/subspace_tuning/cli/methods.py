@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from .console import show, table_of
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ def methods(
     markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as a page.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="The formulas in LaTeX.")] = False,
 ) -> None:
-    """List the methods: formula, category, parameters per matrix, where they go, who invented them."""
+    """List the methods: formulas, parameters, who invented them."""
     from .. import methods as catalogue
 
     if name is not None and name in catalogue.HOSTED and not (markdown or latex):
@@ -42,10 +43,10 @@ def methods(
         _describe(chosen[0])
         return
     table = table_of("method", "formula phi(W)", "parameters", "citation")
-    known = [*catalogue.every(), *catalogue.hosted()]
-    for category in dict.fromkeys(one.category for one in known):
-        table.add_row(f"[{category}]", style="dim")
-        for one in known:
+    listed: list[Method | Hosted] = [*catalogue.every(), *catalogue.hosted()]
+    for category in dict.fromkeys(one.category for one in listed):
+        table.add_row(f"{category}:", style="dim")
+        for one in listed:
             if one.category == category:
                 table.add_row(one.name, str(one.formula), one.count or "", one.citation)
     show(table)

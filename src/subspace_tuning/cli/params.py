@@ -24,7 +24,10 @@ def params(
         bool, typer.Option("--paper", help="The paper's rows and budgets beside the paper's own figures.")
     ] = False,
 ) -> None:
-    """Count the trainable parameters of each method in a model, which is built without its weights."""
+    """Count what each method trains in a model.
+
+    The model is built without its weights.
+    """
     hush_libraries()
     if paper:
         if method or formula or budget:

@@ -30,7 +30,7 @@ def recommend(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also a JSON file.")] = None,
 ) -> None:
-    """Rank methods by how much of a change each can take up with a budget of parameters.
+    """Rank methods by how much of a change each can take up.
 
     The change is that of a known fine-tune, or a small step against the gradients of a few rows. A share of 1 is all of
     it, over all the matrices that any method adapts. It says what a method can express, not how well it trains.

@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from .. import tasks
 from ..documented import settings
 from ..errors import SubspaceError, nearest, reading
-from .sections import FULL, HEAD, AdapterSection, RunConfig
+from .sections import FULL, HEAD, SECTIONS, AdapterSection, RunConfig
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -106,9 +106,9 @@ def validate(config: RunConfig) -> RunConfig:
     if tasks.get(task.name).loss is not None and training.label_smoothing:
         raise SubspaceError(f"training.label_smoothing has no meaning with task {task.name}, which has its own loss")
     _check_adapter(config.adapter)
-    for name, section in {"task": task, "adapter": config.adapter, "training": training}.items():
-        for known in settings(type(section)):
-            value = getattr(section, known.name)
+    for name, section in SECTIONS.items():
+        for known in settings(section):
+            value = getattr(getattr(config, name), known.name)
             if known.range is not None and value is not None and value not in known.range:
                 raise SubspaceError(f"{name}.{known.name} is {reprlib.repr(value)}: it must be {known.range}")
     return config

@@ -5,17 +5,17 @@ here, or in ``SubspaceConfig`` where it has the field: ``help``, ``subspace trai
 take it from there.
 """
 
+# ruff: noqa: RUF009 (the calls in the classes make fields)
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
-from ..documented import Range, documented
+from ..documented import Range, documented, settings
 from ..tuner import SubspaceConfig
 
 FULL = "full"
@@ -66,8 +66,9 @@ def _key(default: Any, meaning: str, within: Range | None = None) -> Any:
 
 def _of_config(name: str, meaning: str | None = None) -> Any:
     """A field of ``SubspaceConfig``, whose default holds while it is null."""
-    [known] = [entry for entry in dataclasses.fields(SubspaceConfig) if entry.name == name]
-    return _key(None, meaning or known.metadata["help"])
+    [known] = [one for one in settings(SubspaceConfig) if one.name == name]
+    told = {"help": meaning or known.meaning.replace("None", "null"), "default": known.default}
+    return field(default=None, metadata=told)
 
 
 @documented
@@ -184,6 +185,10 @@ class RunConfig:
     def resolved(self) -> dict[str, Any]:
         """All values as plain data, fit for YAML and JSON; `load` reads them back to an equal config."""
         return {str(key): value for key, value in _plain(dataclasses.asdict(self)).items()}
+
+
+SECTIONS = {"task": TaskSection, "adapter": AdapterSection, "training": TrainingSection}
+"""The sections of a run's config, by their keys."""
 
 
 def _plain(value: Any) -> Any:

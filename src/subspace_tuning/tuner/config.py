@@ -68,9 +68,7 @@ class SubspaceConfig(PeftConfig):
     r: int = field(
         default=8, metadata={"help": "the rank, or the width of a bottleneck", "range": Range(positive=True)}
     )
-    alpha: float = field(
-        default=16.0, metadata={"help": "the scale is s = alpha / r", "range": Range(positive=True)}
-    )
+    alpha: float = field(default=16.0, metadata={"help": "the scale is s = alpha / r", "range": Range(positive=True)})
     rank_stabilised: bool = field(
         default=False, metadata={"help": "the scale is s = alpha / sqrt(r) instead (arXiv 2312.03732)"}
     )
@@ -87,7 +85,7 @@ class SubspaceConfig(PeftConfig):
     pattern_weight: float | None = field(
         default=None,
         metadata={
-            "help": "the weight of the orthogonal and the diagonal pattern in the loss; None: the method's own, or 0.001",
+            "help": "the weight of the orthogonal and the diagonal pattern in the loss; None: the method's, or 0.001",
             "range": Range(),
         },
     )
@@ -320,10 +318,10 @@ class SubspaceConfig(PeftConfig):
         for name, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
             if not isinstance(alpha, (int, float)) or not 0 < alpha < float("inf"):
                 raise SubspaceError(f"the scale {name} = {alpha!r} is not a positive number")
-        for known in settings(type(self)):
-            value = getattr(self, known.name)
-            if known.range is not None and value is not None and value not in known.range:
-                raise SubspaceError(f"{known.name} = {value!r}: it must be {known.range}")
+        for one in settings(SubspaceConfig):
+            value = getattr(self, one.name)
+            if one.range is not None and value is not None and value not in one.range:
+                raise SubspaceError(f"{one.name} = {value!r}: it must be {one.range}")
         if self.pattern_reduction not in REDUCTIONS:
             known = nearest(str(self.pattern_reduction), REDUCTIONS)
             raise SubspaceError(f"unknown pattern_reduction {self.pattern_reduction!r}; {known}")
