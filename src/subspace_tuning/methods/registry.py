@@ -221,9 +221,10 @@ def method(
 
     ``@method`` by itself takes every default.
 
-    >>> @method(count="n")
-    ... def scaled_inputs(W, D1):
-    ...     return D1 @ W
+    Examples:
+        >>> @method(count="n")
+        ... def scaled_inputs(W, D1):
+        ...     return D1 @ W
 
     ``needs`` are the fields of :class:`Method` from ``mode`` on, for the methods that need more than a formula.
 

@@ -47,7 +47,7 @@ _CHECKED = frozenset(
 class SubspaceConfig(PeftConfig):
     """Configuration of a subspace adapter, for every registered method and every formula.
 
-    Example:
+    Examples:
         >>> SubspaceConfig(method="ssb", target_modules="all-linear")
         SubspaceConfig(method='ssb', target_modules='all-linear')
         >>> SubspaceConfig(formula="D1 @ W @ D2 + s * A @ B", r=4)
