@@ -14,8 +14,8 @@ Where to look:
 * ``methods`` is the catalogue: ``methods.every()``, ``methods.get("lora")``; ``method`` declares one of your own.
 * ``calibrate`` chooses from data what a mask trains, for the methods that need it.
 * ``schedule`` and ``ScheduleCallback`` act between optimiser steps, ``penalty``, ``orthogonality`` and
-  ``PenaltyCallback`` tell of the patterns of A and B, ``parameter_groups`` makes groups for an optimiser. All of them can
-  be used with every method, and do nothing where there is nothing to do.
+  ``PenaltyCallback`` tell of the patterns of A and B, ``parameter_groups`` makes groups for an optimiser. All of them
+  can be used with every method, and do nothing where there is nothing to do.
 * ``mam_model`` and ``load_mam`` are peft's prefix tuning around a model with parallel adapters.
 * ``SubspaceModel`` and ``SubspaceLayer`` are what peft makes of a config. ``SubspaceError`` is what bad input raises.
 * ``subspace_tuning.algebra`` reads formulas, ``subspace_tuning.theory`` tells how near a formula comes to a known W*.

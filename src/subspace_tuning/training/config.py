@@ -53,7 +53,14 @@ def _parsed(path: str | Path, overrides: Sequence[str]) -> RunConfig:
         parts = [text]
     if not all(isinstance(part, DictConfig) for part in parts):
         raise SubspaceError(f"{path} does not hold keys with values")
-    return _merge(str(path), parts)
+    return _merge(str(path), [_without_empty_sections(part) for part in parts])
+
+
+def _without_empty_sections(part: DictConfig) -> dict[Any, Any]:
+    """Leave out sections of which every key is commented out: YAML reads them as null."""
+    plain = OmegaConf.to_container(part)
+    assert isinstance(plain, dict)
+    return {key: value for key, value in plain.items() if value is not None or key not in SECTIONS}
 
 
 def _read(path: Path) -> str:

@@ -178,10 +178,11 @@ class SubspaceConfig(PeftConfig):
     def __repr__(self) -> str:
         """Return the call that makes the config, without what is at its default."""
         given = {
-            entry.name: getattr(self, entry.name)
+            entry.name: value
             for entry in dataclasses.fields(self)
             if entry.name not in ("peft_type", "peft_version")  # they fill themselves in
-            and getattr(self, entry.name) != default_of(entry)
+            and (value := getattr(self, entry.name)) != (default := default_of(entry))
+            and (value or default)  # None is as good as empty
         }
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
