@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pydoc
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,17 @@ def stand_ins(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
     }
 
 
-@pytest.mark.slow
+SECONDS = ("params", "recommend", "--markdown", "--pictures", "D1 @ W")  # what makes a command take seconds
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("page", "words"),
-    [(page, words) for page, words in shell_lines() if words[0] == "subspace" and _reason(page, words) is None],
+    [
+        pytest.param(page, words, marks=[pytest.mark.slow] if any(word in " ".join(words) for word in SECONDS) else [])
+        for page, words in shell_lines()
+        if words[0] == "subspace" and _reason(page, words) is None
+    ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[1:4]),
 )
 def test_every_command_runs(
@@ -285,3 +292,16 @@ def _docstrings(of: griffe.Object | griffe.Alias) -> Iterator[griffe.Docstring]:
     for member in of.members.values():
         if not member.is_alias:
             yield from _docstrings(member)
+
+
+# What is shipped
+
+
+def test_the_source_archive_has_examples_docs_and_tests(tmp_path: Path) -> None:
+    sdist = pytest.importorskip("hatchling.builders.sdist", reason="the build backend is not installed")
+    [archive] = sdist.SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with tarfile.open(archive) as held:
+        names = {name.partition("/")[2] for name in held.getnames()}
+    for folder, pattern in {"examples": "*.yaml", "docs": "*.md", "tests": "**/test_*.py"}.items():
+        wanted = {str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(pattern)}
+        assert wanted and wanted <= names
