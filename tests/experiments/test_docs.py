@@ -23,6 +23,7 @@ import typer
 
 import subspace_tuning
 from subspace_tuning import SubspaceConfig, methods
+from subspace_tuning.algebra import parse
 from subspace_tuning.cli import app, main, reference
 from subspace_tuning.cli.inspect import COLUMNS, COSINE
 from subspace_tuning.documented import settings
@@ -235,6 +236,8 @@ def test_the_template_is_a_config(tmp_path: Path) -> None:
     file.write_text(template(), encoding="utf-8")
     run = configs.load(file)
     assert (run.adapter.method, run.training) == ("ssb", SECTIONS["training"]())
+    own = configs.load(file, ["adapter.method=null", "adapter.formula=D1 @ W @ D2 + s * A @ B"])  # of the first hour
+    assert build_adapter(own.adapter, []).resolved.formula == parse("D1 @ W @ D2 + s * A @ B")
     # With every default written out it is the same run; for the adapter's, SubspaceConfig's own are written out.
     head, *lines = template().splitlines()
     whole = [line if line.lstrip()[:2] != "# " else line.replace("# ", "", 1) for line in lines]

@@ -114,7 +114,7 @@ def test_a_method_may_be_declared_again_as_it_is() -> None:
     assert declare() == first == methods.get("scaled")
     assert declare(text="told better").description == methods.get("scaled").description == "told better"
     for other in ({"count": "n + r * n + r * m"}, {"learning_rate": 1e-2}):
-        with pytest.raises(SubspaceError, match="'scaled' exists already: with other fields; replace=True takes it"):
+        with pytest.raises(SubspaceError, match="'scaled' exists already, with other fields; replace=True takes it"):
             declare(**other)
     with pytest.raises(SubspaceError, match=r"'scaled' exists already: D1 @ W \+ s \* A @ B; replace=True takes it"):
         method(name="scaled")(lambda W, D1: D1 @ W)

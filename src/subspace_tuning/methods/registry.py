@@ -290,8 +290,8 @@ def register(new: Method, replace: bool = False) -> Method:
     """
     known = _REGISTRY.get(new.name, new)
     if known != new and not replace:
-        what = known.formula if known.formula != new.formula else "with other fields"
-        raise SubspaceError(f"a method named {new.name!r} exists already: {what}; replace=True takes it over")
+        what = f": {known.formula}" if known.formula != new.formula else ", with other fields"
+        raise SubspaceError(f"a method named {new.name!r} exists already{what}; replace=True takes it over")
     if start_problem(new) is not None:
         new.check_start(rank=1)  # some formulas start at W at low ranks alone; the rank of a config is checked there
     _REGISTRY[new.name] = new

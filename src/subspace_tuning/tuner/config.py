@@ -176,7 +176,7 @@ class SubspaceConfig(PeftConfig):
             raise
 
     def __repr__(self) -> str:
-        """Return the call that makes the config, without what is at its default."""
+        # The call that makes the config.
         given = {
             entry.name: value
             for entry in dataclasses.fields(self)
