@@ -1,5 +1,27 @@
 """Subspace Tuning: a fine-tuning method is a formula phi(W) = g(f(W)) over a frozen weight W.
 
+Write the formula down, or name a method, and adapt a model with peft:
+
+    from peft import get_peft_model
+    from subspace_tuning import SubspaceConfig
+
+    config = SubspaceConfig(formula="D1 @ W @ D2 + s * A @ B", r=4, target_modules="all-linear")
+    model = get_peft_model(model, config)
+
+Where to look:
+
+* ``SubspaceConfig`` has everything that can be set; ``help(SubspaceConfig)`` tells what each field means.
+* ``methods`` is the catalogue: ``methods.every()``, ``methods.get("lora")``; ``method`` declares one of your own.
+* ``calibrate`` chooses from data what a mask trains, for the methods that need it.
+* ``schedule`` and ``ScheduleCallback`` act between optimiser steps, ``penalty``, ``orthogonality`` and
+  ``PenaltyCallback`` tell of the patterns of A and B, ``parameter_groups`` makes groups for an optimiser. All of them
+  can be used with every method, and do nothing where there is nothing to do.
+* ``mam_model`` and ``load_mam`` are peft's prefix tuning around a model with parallel adapters.
+* ``SubspaceModel`` and ``SubspaceLayer`` are what peft makes of a config. ``SubspaceError`` is what bad input raises.
+* ``subspace_tuning.algebra`` reads formulas, ``subspace_tuning.theory`` tells how near a formula comes to a known W*.
+
+On the command line: ``subspace --help``.
+
 ``import subspace_tuning`` imports peft and registers the tuner with it. The formula algebra and the methods
 (``subspace_tuning.algebra``, ``subspace_tuning.methods``) themselves need torch alone.
 """

@@ -89,7 +89,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "learning rate": (BASIC, ("training.learning_rate=0",), "training.learning_rate is 0.0: it must be positive"),
     "infinite": (BASIC, ("training.learning_rate=.inf",), "training.learning_rate is inf: it must be positive"),
     "not a number": (BASIC, ("training.weight_decay=.nan",), "training.weight_decay is nan"),
-    "batch size": (BASIC, ("training.batch_size=-4",), "training.batch_size is -4: it must be positive"),
+    "batch size": (BASIC, ("training.batch_size=-4",), "training.batch_size is -4: it must be 1 to 2,147,483,647"),
     "warm-up": (
         BASIC,
         ("training.warmup_ratio=1.5",),

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
-from subspace_tuning import SubspaceConfig, methods
+from subspace_tuning import SubspaceConfig
 from subspace_tuning import files as writing
 from subspace_tuning.algebra import NotLinearError
 from subspace_tuning.cli import main
@@ -530,33 +530,6 @@ def test_the_filters_of_warnings_stay_as_they_are(capfd: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["params", "minilm", "-m", "ssb"])
     assert warnings.filters == before
-
-
-def test_the_version_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--version"])
-    assert caught.value.code == 0
-    from subspace_tuning import __version__
-
-    assert capfd.readouterr().out == f"subspace-tuning {__version__}\n"
-
-
-@pytest.mark.parametrize("columns", ["40", "80", "200", None])
-def test_names_are_never_cut(
-    columns: str | None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    if columns is not None:
-        monkeypatch.setenv("COLUMNS", columns)
-    with pytest.raises(SystemExit):
-        main(["methods"])
-    printed = capfd.readouterr().out
-    first = [line.split(" ")[0] for line in printed.splitlines()]
-    assert {known.name for known in methods.every()} <= set(first)
-    assert "…" not in printed
-    if columns in ("80", "200"):
-        table = printed.partition("\n\n")[0].splitlines()
-        assert max(map(len, table)) <= int(columns)
 
 
 # Writing

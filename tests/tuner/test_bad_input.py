@@ -84,7 +84,7 @@ def refused(model: nn.Module, config: SubspaceConfig, unchanged: Remember, adapt
         ({"method": "lora", "alpha": float("inf")}, r"the scale alpha = inf"),
         ({"method": "lora", "alpha": "16"}, r"the scale alpha = '16'"),
         ({"method": "lora", "alpha_pattern": {"key": -1.0}}, r"the scale key = -1\.0"),
-        ({"method": "lora", "dropout": 1.0}, r"dropout = 1\.0 is not in \[0, 1\)"),
+        ({"method": "lora", "dropout": 1.0}, r"dropout = 1\.0: it must be at least 0 and below 1"),
         ({"method": "lora", "dropout": -0.1}, r"dropout = -0\.1"),
         ({"method": "lora", "dropout": float("nan")}, r"dropout = nan"),
         ({"method": "lora", "dropout": None}, r"dropout = None"),

@@ -42,6 +42,9 @@ class Formula:
     def __str__(self) -> str:
         return str(self.expression)
 
+    def __repr__(self) -> str:
+        return f"Formula({str(self)!r})"
+
     def __hash__(self) -> int:
         return hash(self.expression)
 

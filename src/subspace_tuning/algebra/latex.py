@@ -14,9 +14,10 @@ _GREEK = {"delta": r"\delta", "sigma": r"\sigma", "Delta": r"\Delta"}
 def latex(node: Expression) -> str:
     r"""Return an expression in LaTeX.
 
-    >>> from subspace_tuning.algebra import parse
-    >>> print(latex(parse("D1 @ W @ D2 + s * A @ B").expression))
-    D_{1} W D_{2} + s A B
+    Examples:
+        >>> from subspace_tuning.algebra import parse
+        >>> print(latex(parse("D1 @ W @ D2 + s * A @ B").expression))
+        D_{1} W D_{2} + s A B
     """
     return node.latex()
 

@@ -45,9 +45,10 @@ class FormulaError(SubspaceError):
 def parse(text: str) -> Formula:
     """Read a formula in the language of docs/formula-language.md.
 
-    >>> formula = parse("D1 @ W @ D2 + s * A @ B")
-    >>> str(formula), formula.shapes["A"]
-    ('D1 @ W @ D2 + s * A @ B', ('n', 'r'))
+    Examples:
+        >>> formula = parse("D1 @ W @ D2 + s * A @ B")
+        >>> str(formula), formula.shapes["A"]
+        ('D1 @ W @ D2 + s * A @ B', ('n', 'r'))
 
     Blanks and line ends between the names make no difference.
 

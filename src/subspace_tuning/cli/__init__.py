@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
-from . import bench, convert, demo, extract, inspect, methods, params, recommend, train
+from . import bench, convert, demo, extract, inspect, methods, params, recommend, reference, train
 from .refuse import told
 
 app = typer.Typer(
     name="subspace",
     add_completion=False,
+    rich_markup_mode=None,  # plain help is wrapped between words, and cuts no option
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
@@ -28,6 +29,7 @@ app.command("inspect")(inspect.inspect)
 app.command("recommend")(recommend.recommend)
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
+app.command("reference")(reference.reference)
 
 
 _INTERRUPTED = 130

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from ..bench.choices import Curve, Precision
-from .console import show
+from .console import show, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ def bench(
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file for the figures.")] = Path("bench.json"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Measure training steps of every method against the frozen floor, peft's own version and full fine-tuning.
+    """Measure what a training step of each method costs.
 
-    The frozen floor is the same model with frozen weights, the gradient flowing from the embeddings to the loss. All
-    arms run in one process, a step of each in turn; a ratio is the median over the rounds with its 95 percent interval.
+    It stands beside the frozen floor, peft's own version and full fine-tuning. The frozen floor is the same model with
+    frozen weights, the gradient flowing from the embeddings to the loss. All arms run in one process, a step of each in
+    turn; a ratio is the median over the rounds with its 95 percent interval.
     """
     from ..bench.arms import check, default_methods
     from ..bench.settings import shape_of
@@ -101,10 +102,8 @@ def _table(
 
 
 def _shown(title: str, rows: list[Row], memory: bool) -> Table:
-    shown = _titled(title)
     columns = ("ms", "to the floor", "95 %", "to peft", "saved MiB", "GFLOP", "build s", "trained")
-    for column in (*columns, *(("peak MiB",) if memory else ())):
-        shown.add_column(column, justify="right")
+    shown = table_of("arm", figures=(*columns, *(("peak MiB",) if memory else ())), title=title)
     for row in rows:
         figures = [
             f"{row.seconds * 1e3:.1f}",
@@ -134,23 +133,12 @@ def _curve(curve: Curve, precision: Precision, names: list[str], rounds: int) ->
         with progress_bar() as bar:
             told = partial(bar.one_of, curve.value, len(values) * (WARM_UP + rounds))
             points += growth(curve, names, precision, rounds, told)
-    shown = Table(
-        title=f"{curve.value}, {precision.value}", box=None, pad_edge=False, header_style="bold", title_justify="left"
-    )
-    shown.add_column("arm", no_wrap=True)
-    for value in values:
-        shown.add_column(f"{value:,}", justify="right")
+    shown = table_of("arm", figures=[f"{value:,}" for value in values], title=f"{curve.value}, {precision.value}")
     for arm in dict.fromkeys(point["arm"] for point in points):
         own = {point["value"]: point for point in points if point["arm"] == arm}
         shown.add_row(arm, *(_point(own[value]) for value in values))
     show(shown)
     return {"curve": curve.value, "precision": precision.value, "rounds": rounds, "points": points}
-
-
-def _titled(title: str) -> Table:
-    table = Table(title=title, box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column("arm", no_wrap=True)
-    return table
 
 
 def _point(point: dict[str, Any]) -> str:

@@ -6,10 +6,10 @@ import os
 import warnings
 from collections.abc import Sequence
 
-from rich.console import Console, RenderableType
-from rich.table import Column, Table
+from rich.console import Console
+from rich.table import Table
 
-_WIDTH = 120
+_UNLIMITED = 10_000
 
 
 def hush_libraries() -> None:
@@ -17,25 +17,29 @@ def hush_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
 
 
+def table_of(*columns: str, figures: Sequence[str] = (), title: str | None = None) -> Table:
+    """Return an empty table with columns of words, whose first one is never wrapped, and then columns of figures."""
+    table = Table(title=title, box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0)
+    for column in figures:
+        table.add_column(column, justify="right")
+    return table
+
+
 def show(table: Table) -> None:
-    """Print a table in the width of the terminal, in COLUMNS where that is set, else 120 wide.
+    """Print a table in the width of the terminal, or in COLUMNS where that is set; piped, as wide as it is.
 
-    Columns that must not wrap, such as names, keep their width; the others break their words before any is cut.
+    Cells are wrapped between words, and no word is ever cut: a terminal too narrow for that gets longer lines.
     """
-    console = Console(stderr=False)
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
-        console = Console(width=_WIDTH)
-    unlimited = console.options.update_width(10_000)
+        console.width = _UNLIMITED
+    unlimited = console.options.update_width(_UNLIMITED)
     for column in table.columns:
-        if column.no_wrap:
-            column.min_width = max(console.measure(cell, options=unlimited).maximum for cell in _cells(column))
-        else:
-            column.overflow = "fold"
+        sizes = [console.measure(cell, options=unlimited) for cell in (column.header, *column.cells)]
+        column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
     console.print(table, crop=False)
-
-
-def _cells(column: Column) -> list[RenderableType]:
-    return [column.header, *column.cells]
 
 
 def shortened(names: Sequence[str]) -> list[str]:

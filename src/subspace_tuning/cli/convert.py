@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from ..errors import SubspaceError
-from .console import hush_libraries, shortened, show
+from .console import hush_libraries, shortened, show, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -35,9 +34,9 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
-    """Turn an adapter into another method's: exactly where possible, else with the error reported.
+    """Turn an adapter into another method's.
 
-    --to peft-lora writes an adapter that peft loads by itself.
+    Exactly where that is possible, else with the error told. --to peft-lora writes an adapter that peft loads alone.
     """
     from ..adapters.convert import convert_adapter
     from ..adapters.files import check_output, read_adapter
@@ -74,7 +73,7 @@ def combine(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
-    """Add adapters up: the change of every matrix becomes the weighted sum of their changes."""
+    """Add adapters up, as weighted sums of their changes."""
     from ..adapters.combine import combine_adapters
     from ..adapters.files import check_output, read_adapter
 
@@ -113,10 +112,7 @@ def _finish(result: Result, to: str, output: Path, overwrite: bool, base: Checkp
         write_lora(output, adapter, overwrite, base=base, uneven=uneven)
     else:
         write_adapter(output, adapter, overwrite)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("matrix", overflow="fold")
-    for column in ("n x m", "rank", "lost", "how"):
-        table.add_column(column, justify="right")
+    table = table_of("matrix", figures=("n x m", "rank", "lost", "how"))
     for name, layer in zip(shortened([layer.module for layer in result.layers]), result.layers, strict=True):
         lost = "nothing" if layer.exact else f"{layer.error:.4f}"
         table.add_row(name, f"{layer.n} x {layer.m}", str(layer.r), lost, layer.how)

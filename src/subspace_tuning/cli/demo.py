@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from .console import show
+from .console import show, table_of
 
 
 def demo(
@@ -19,9 +18,10 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is finished already.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
-    """Fine-tune a real pretrained encoder with three methods, one of them a formula written on the spot.
+    """Fine-tune a pretrained encoder with three methods.
 
-    The task: tell acceptable English sentences from unacceptable ones, with content words never seen in training.
+    One of them is a formula written on the spot. The task: tell acceptable English sentences from unacceptable ones,
+    with content words never seen in training.
     """
     from ..report.demo import plot
     from ..training.demo import ENTRIES, PICTURE, demo
@@ -30,11 +30,8 @@ def demo(
     for entry, result in zip(ENTRIES, demo(output, seed, overwrite=overwrite, progress=not quiet), strict=True):
         results.append(result)
         typer.echo(f"{len(results)} of {len(ENTRIES)}: {entry.title}  {result.formula}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method", no_wrap=True)
-    table.add_column("formula phi(W)")
-    for column in ("trainable", "per mille", "accuracy", "majority", "seconds"):
-        table.add_column(column, justify="right")
+    figures = ("trainable", "per mille", "accuracy", "majority", "seconds")
+    table = table_of("method", "formula phi(W)", figures=figures)
     for result in results:
         scores = (f"{100 * result.accuracy:.1f} %", f"{100 * result.majority:.1f} %", f"{result.seconds:.0f}")
         table.add_row(result.title, result.formula, f"{result.trainable:,}", f"{result.per_mille:.2f}", *scores)

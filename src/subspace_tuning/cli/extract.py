@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from .console import hush_libraries, shortened, show
+from .console import hush_libraries, shortened, show, table_of
 from .progress import progress_bar
 
 _LEFT_OUT = 8  # tensors that are named on the screen
@@ -32,7 +31,7 @@ def extract(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
 ) -> None:
-    """Find the factors that come closest to a fine-tuned model, matrix by matrix, and save them as an adapter.
+    """Find the adapter that comes closest to a fine-tuned model.
 
     Each matrix is read by itself, so memory holds one of them. What is interrupted goes on when called again.
     """
@@ -46,10 +45,8 @@ def extract(
     wanted = Extraction(config, energy, budget)
     with progress_bar() as bar:
         rows = extract(Checkpoint(base), Checkpoint(tuned), wanted, output, overwrite=overwrite, told=bar.at)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("matrix", overflow="fold")
-    for column in ("rank", "parameters", "error of W*", "error of the change", "bound", "change", "how"):
-        table.add_column(column, justify="right")
+    figures = ("rank", "parameters", "error of W*", "error of the change", "bound", "change", "how")
+    table = table_of("matrix", figures=figures)
     for name, row in zip(shortened([row["module"] for row in rows]), rows, strict=True):
         table.add_row(
             name,

@@ -6,12 +6,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from ..errors import SubspaceError
-from .console import hush_libraries, shortened, show
+from .console import hush_libraries, shortened, show, table_of
 from .progress import progress_bar
+
+COLUMNS = (
+    "change",
+    "stable rank",
+    "eff. rank",
+    "overlap left",
+    "overlap right",
+    "overlap by chance",
+    "reconstr. share",
+    "reconstr. by chance",
+    "intruders",
+)
+COSINE = "cosine to the other"
 
 
 def inspect(
@@ -33,11 +44,12 @@ def inspect(
     rows: Annotated[int, typer.Option(min=1, help="For --plan: rows at once, batch x tokens.")] = 2048,
     evaluation: Annotated[bool, typer.Option("--eval", help="For --plan: the forward pass alone.")] = False,
 ) -> None:
-    """Show what an adapter did to the subspaces of a model's weights, matrix by matrix.
+    """Show what an adapter did to a model, or a method's plan.
 
-    An overlap is the mean squared cosine of the angles between the leading singular subspaces of the change and of W;
-    it stands beside that of random subspaces. The reconstruction share is the part of the change within W's leading
-    subspace, the rest is extension. Intruders are leading singular vectors of phi(W) that lie near none of W's.
+    What it did stands matrix by matrix. An overlap is the mean squared cosine of the angles between the leading
+    singular subspaces of the change and of W; it stands beside that of random subspaces. The reconstruction share is
+    the part of the change within W's leading subspace, the rest is extension. Intruders are leading singular vectors of
+    phi(W) that lie near none of W's.
 
     With --plan instead: how a method would be evaluated in the model, which is built without its weights. A cost is an
     estimate in floating point operations, in which moving a number counts as well; the first line of each size runs.
@@ -72,11 +84,7 @@ def _diagnose(
     spectra = Spectra(len(found.layers))
     with progress_bar() as bar:
         data = frame(base, found, leading, other, spectra.add, lambda: bar.one_of("matrices", len(found.layers)))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("matrix", overflow="fold")
-    columns = ["|dW|/|W|", "stable rank", "eff. rank", "overlap left", "right", "random", "reconstr.", "random", "new"]
-    for column in [*columns, *(["cosine"] if other else [])]:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = table_of("matrix", figures=[*COLUMNS, *([COSINE] if other else [])])
     for name, (_, row) in zip(shortened(list(data["module"])), data.iterrows(), strict=True):
         cells = [
             f"{row['change']:.4f}",
@@ -92,7 +100,9 @@ def _diagnose(
         table.add_row(name, *cells, *([f"{row['other_cosine']:.3f}"] if other else []))
     show(table)
     typer.echo(f"\n{found.method.name}: {found.method.formula}; leading: {leading} directions of W")
-    typer.echo("new: leading left singular vectors of phi(W) near no single one of W / outside the span of W's leading")
+    typer.echo(
+        "intruders: leading left vectors of phi(W) near no single one of W / outside the span of its leading ones"
+    )
     if file is not None:
         write_table(file, data)
         typer.echo(f"table: {file}")
@@ -115,18 +125,14 @@ def _plan(
     architecture = architecture_of(model)
     if budget is not None:
         config = matched(architecture, config, budget_in(architecture, budget))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("n x m", "matrices", "way"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("GFLOP", justify="right")
-    table.add_column("to the best", justify="right")
-    table.add_column("evaluation", overflow="fold")
+    table = table_of("n x m", "matrices", "way", figures=("GFLOP", "to the best"))
+    table.add_column("evaluation")
     for found in plans_in(architecture, config, rows, not evaluation):
         best = found.ways[0].cost
         for number, way in enumerate(found.ways):
             size = f"{found.sizes.n} x {found.sizes.m}" if number == 0 else ""
             count = f"{len(found.modules)}" if number == 0 else ""
-            cells = (way.name, f"{way.cost / 1e9:.3f}", f"{way.cost / best:.2f}", Text(str(way.expression)))
+            cells = (way.name, f"{way.cost / 1e9:.3f}", f"{way.cost / best:.2f}", str(way.expression))
             table.add_row(size, count, *cells, style=None if number == 0 else "dim")
     show(table)
     what = "forward" if evaluation else "a training step"

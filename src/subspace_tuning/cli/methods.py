@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from .console import show
+from .console import show, table_of
 
 if TYPE_CHECKING:
     from ..methods import Hosted, Method
@@ -18,7 +17,7 @@ def methods(
     markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as a page.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="The formulas in LaTeX.")] = False,
 ) -> None:
-    """List the methods: formula, category, parameters per matrix, where they go, who invented them."""
+    """List the methods: formulas, parameters, who invented them."""
     from .. import methods as catalogue
 
     if name is not None and name in catalogue.HOSTED and not (markdown or latex):
@@ -43,13 +42,13 @@ def methods(
     if name is not None:
         _describe(chosen[0])
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "formula phi(W)", "category", "parameters", "citation"):
-        table.add_column(column, no_wrap=column in ("method", "category"))
-    for known in catalogue.every():
-        table.add_row(known.name, str(known.formula), known.category, known.count or "", known.citation)
-    for outside in catalogue.hosted():
-        table.add_row(outside.name, outside.formula, outside.category, outside.count, outside.citation)
+    table = table_of("method", "formula phi(W)", "parameters", "citation")
+    listed: list[Method | Hosted] = [*catalogue.every(), *catalogue.hosted()]
+    for category in dict.fromkeys(one.category for one in listed):
+        table.add_row(f"{category}:", style="dim")
+        for one in listed:
+            if one.category == category:
+                table.add_row(one.name, str(one.formula), one.count or "", one.citation)
     show(table)
     typer.echo("\nW is n x m, the rank is r, k = min(n, m); a mask has p entries, and q directions are chosen.")
     typer.echo("`subspace methods NAME` tells all about one.")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ..errors import SubspaceError
-from .console import hush_libraries, show
+from .console import hush_libraries, show, table_of
 
 
 def params(
@@ -25,7 +24,10 @@ def params(
         bool, typer.Option("--paper", help="The paper's rows and budgets beside the paper's own figures.")
     ] = False,
 ) -> None:
-    """Count the trainable parameters of each method in a model, which is built without its weights."""
+    """Count what each method trains in a model.
+
+    The model is built without its weights.
+    """
     hush_libraries()
     if paper:
         if method or formula or budget:
@@ -49,9 +51,8 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
     configs += [SubspaceConfig(formula=text, r=rank) for text in formulas]
     architecture = architecture_of(model)
     wanted = 0 if budget is None else budget_in(architecture, budget)
-    table = _table(
-        "method", "rank", "matrices", "trainable", "per mille", *([] if budget is None else ["to the budget"])
-    )
+    figures = ["rank", "matrices", "trainable", "per mille", *([] if budget is None else ["to the budget"])]
+    table = table_of("method", figures=figures)
     total, left_out = 0, []
     for config in configs:
         try:
@@ -68,13 +69,13 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
             continue
         own = not isinstance(config, str) and counted.method == "formula"
         rank_shown = "-" if counted.rank is None else str(counted.rank)
-        figures: tuple[str, ...] = (f"{counted.matrices}", f"{counted.trainable:,}", f"{counted.per_mille:.3f}")
+        cells = [f"{counted.matrices}", f"{counted.trainable:,}", f"{counted.per_mille:.3f}"]
         if budget is not None:
-            figures = (*figures, f"{counted.trainable - wanted:+,}")
+            cells.append(f"{counted.trainable - wanted:+,}")
         table.add_row(
             str(config.resolved.formula) if own and not isinstance(config, str) else counted.method,
             rank_shown,
-            *figures,
+            *cells,
         )
         total = counted.total
     show(table)
@@ -86,7 +87,8 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
 def _paper(model: str) -> None:
     from ..counting.paper import compare
 
-    table = _table("row of the paper", "budget r", "trainable", "per mille", "paper", "difference", "agrees")
+    figures = ["budget r", "trainable", "per mille", "paper", "difference", "agrees"]
+    table = table_of("row of the paper", figures=figures)
     total = agreeing = rows = 0
     for found in compare(model):
         table.add_row(
@@ -102,11 +104,3 @@ def _paper(model: str) -> None:
     show(table)
     typer.echo(f"\nof {total:,} parameters with a head of two labels, which is not counted as trainable")
     typer.echo(f"{agreeing} of {rows} agree within 0.03 or half a percent of the paper's figure, whichever is larger")
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, no_wrap=True)
-    for column in others:
-        table.add_column(column, justify="right")
-    return table

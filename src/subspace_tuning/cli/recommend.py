@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from ..errors import SubspaceError
-from .console import hush_libraries, show
+from .console import hush_libraries, show, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ def recommend(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also a JSON file.")] = None,
 ) -> None:
-    """Rank methods by how much of a change each can take up with a budget of parameters.
+    """Rank methods by how much of a change each can take up.
 
     The change is that of a known fine-tune, or a small step against the gradients of a few rows. A share of 1 is all of
     it, over all the matrices that any method adapts. It says what a method can express, not how well it trains.
@@ -54,14 +52,11 @@ def recommend(
     base, moves, evidence = _tuned(model, tuned) if tuned is not None else _gradients(model, task or "", data, rows)
     with progress_bar() as bar:
         found = rank_methods(base, moves, budget, chosen, bar.at)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method", no_wrap=True)
-    for column in ("rank", "parameters", "share of the change", "found"):
-        table.add_column(column, justify="right")
-    table.add_column("formula", overflow="fold")
+    table = table_of("method", figures=("rank", "parameters", "share of the change", "found"))
+    table.add_column("formula")
     for row in found:
         rank = "-" if row.rank is None else f"{row.rank:g}" if row.rank == int(row.rank) else f"{row.rank:.1f}"
-        table.add_row(row.method, rank, f"{row.parameters:,}", f"{row.share:.4f}", row.how, Text(row.formula))
+        table.add_row(row.method, rank, f"{row.parameters:,}", f"{row.share:.4f}", row.how, row.formula)
     show(table)
     typer.echo(f"\nevidence: {evidence}; {len(moves)} matrices; budget {budget}")
     for name in without_place(base, moves, chosen):

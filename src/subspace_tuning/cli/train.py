@@ -13,18 +13,31 @@ if TYPE_CHECKING:
     from ..training.run import Outcome
 
 
+def _template(wanted: bool) -> None:
+    if wanted:
+        from ..training.template import template
+
+        typer.echo(template(), nl=False)
+        raise typer.Exit
+
+
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file; examples/ has some.", show_default=False)],
+    config: Annotated[Path, typer.Argument(help="A YAML file; --template prints one.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's, such as training.seed=1."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away a run in the output folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    template: Annotated[
+        bool,
+        typer.Option("--template", callback=_template, is_eager=True, help="Print a file with every key, and exit."),
+    ] = False,
 ) -> None:
     """Fine-tune a model on a GLUE task as a config says.
 
     Given again, the same command goes on with an interrupted run from its last checkpoint and leaves a finished one.
+    `subspace train --template > run.yaml` writes a file to start from, `subspace reference` tells what its keys mean.
     """
     from ..training import config as configs
     from ..training.run import run

@@ -83,8 +83,9 @@ def constrained(method: Method, patterns: Sequence[str], nonlinearity: str = "re
 def penalty(A: Tensor, B: Tensor, patterns: Iterable[str]) -> Tensor:
     """Return the penalty on A (n x r) and B (r x m), in float32 or wider.
 
-    >>> penalty(torch.eye(3)[:, :2], torch.zeros(2, 4), ["orthogonal"])
-    tensor(2.)
+    Examples:
+        >>> penalty(torch.eye(3)[:, :2], torch.zeros(2, 4), ["orthogonal"])
+        tensor(2.)
     """
     grams = _grams(A, B)
     total = grams.A.new_zeros(())

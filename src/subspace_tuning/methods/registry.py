@@ -64,7 +64,7 @@ class Method:
     includes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     learning_rate: float = 1e-3
     citation: str = ""
-    description: str = ""
+    description: str = field(default="", compare=False)
     mode: str = ""
     selection: str | None = None
     budget: float | None = None
@@ -86,6 +86,9 @@ class Method:
             lookup(start)
         if not self.formula.trainable:
             raise SubspaceError(f"method {self.name!r}: the formula {self.formula} has no trainable factor")
+
+    def __repr__(self) -> str:
+        return f"Method({self.name!r}, {str(self.formula)!r})"
 
     def __hash__(self) -> int:
         return hash((self.name, self.formula))
@@ -218,9 +221,10 @@ def method(
 
     ``@method`` by itself takes every default.
 
-    >>> @method(count="n")
-    ... def scaled_inputs(W, D1):
-    ...     return D1 @ W
+    Examples:
+        >>> @method(count="n")
+        ... def scaled_inputs(W, D1):
+        ...     return D1 @ W
 
     ``needs`` are the fields of :class:`Method` from ``mode`` on, for the methods that need more than a formula.
 
@@ -277,11 +281,17 @@ def _formula_of(own: str, function: Callable[..., Any]) -> Formula:
 
 
 def register(new: Method, replace: bool = False) -> Method:
-    """Add a method to the registry, where every command and law finds it."""
-    if new.name in _REGISTRY and not replace:
-        raise SubspaceError(
-            f"a method named {new.name!r} exists already: {_REGISTRY[new.name].formula}; replace=True takes it over"
-        )
+    """Add a method to the registry, where every command and law finds it.
+
+    The same declaration may come again, as it does when a cell of a notebook is run twice.
+
+    Raises:
+        SubspaceError: another method has the name, unless ``replace`` is given.
+    """
+    known = _REGISTRY.get(new.name, new)
+    if known != new and not replace:
+        what = f": {known.formula}" if known.formula != new.formula else ", with other fields"
+        raise SubspaceError(f"a method named {new.name!r} exists already{what}; replace=True takes it over")
     if start_problem(new) is not None:
         new.check_start(rank=1)  # some formulas start at W at low ranks alone; the rank of a config is checked there
     _REGISTRY[new.name] = new

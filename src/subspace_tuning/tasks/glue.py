@@ -4,10 +4,11 @@ Metrics are the ones of GLUE (Wang et al., 2019; https://gluebenchmark.com): Mat
 and Spearman's for STS-B, accuracy and F1 for MRPC and QQP, accuracy for the others. Two figures of one task are
 averaged, as GLUE does.
 
->>> TASKS["mrpc"].primary
-'mean'
->>> TASKS["rte"].score(predictions=np.array([1, 0, 1, 1]), labels=np.array([1, 0, 0, 1]))
-{'accuracy': 0.75}
+Examples:
+    >>> TASKS["mrpc"].primary
+    'mean'
+    >>> TASKS["rte"].score(predictions=np.array([1, 0, 1, 1]), labels=np.array([1, 0, 0, 1]))
+    {'accuracy': 0.75}
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ class Covariance:
     Shrinking follows Ledoit and Wolf (J. Multivariate Analysis 88, 2004), about zero instead of the mean: the best mix
     of the sample's second moment and a multiple of the identity, which makes few rows usable and every direction count.
 
-    >>> seen = Covariance(384)
-    >>> seen.add(inputs)  # (..., 384), as often as there are batches
-    >>> approximate("lora", W, W_star, covariance=seen.shrunk())
+    Examples:
+        >>> seen = Covariance(384)
+        >>> seen.add(inputs)  # (..., 384), as often as there are batches
+        >>> approximate("lora", W, W_star, covariance=seen.shrunk())
     """
 
     def __init__(self, n: int) -> None:

@@ -6,7 +6,7 @@ Every mistake is one line, raised before anything is made.
 from __future__ import annotations
 
 import dataclasses
-import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from .. import tasks
+from ..documented import settings
 from ..errors import SubspaceError, nearest, reading
-from .sections import FULL, HEAD, AdapterSection, RunConfig
-
-_LARGEST = 2**31 - 1  # counts beyond it are slips of the keyboard, and overflow in other libraries
-_THREADS = 4096
+from .sections import FULL, HEAD, SECTIONS, AdapterSection, RunConfig
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -55,7 +53,14 @@ def _parsed(path: str | Path, overrides: Sequence[str]) -> RunConfig:
         parts = [text]
     if not all(isinstance(part, DictConfig) for part in parts):
         raise SubspaceError(f"{path} does not hold keys with values")
-    return _merge(str(path), parts)
+    return _merge(str(path), [_without_empty_sections(part) for part in parts])
+
+
+def _without_empty_sections(part: DictConfig) -> dict[Any, Any]:
+    """Leave out sections of which every key is commented out: YAML reads them as null."""
+    plain = OmegaConf.to_container(part)
+    assert isinstance(plain, dict)
+    return {key: value for key, value in plain.items() if value is not None or key not in SECTIONS}
 
 
 def _read(path: Path) -> str:
@@ -108,45 +113,12 @@ def validate(config: RunConfig) -> RunConfig:
     if tasks.get(task.name).loss is not None and training.label_smoothing:
         raise SubspaceError(f"training.label_smoothing has no meaning with task {task.name}, which has its own loss")
     _check_adapter(config.adapter)
-    _check_positive(config)
-    ranges = {
-        "training.warmup_ratio": (training.warmup_ratio, 1.0),
-        "training.label_smoothing": (training.label_smoothing, 1.0),
-        "training.weight_decay": (training.weight_decay, math.inf),
-        "training.max_grad_norm": (training.max_grad_norm, math.inf),
-        "training.save_steps": (training.save_steps, math.inf),
-        "training.seed": (training.seed, 2**32),  # numpy's range
-    }
-    for key, (number, end) in ranges.items():
-        if not 0 <= number < end:
-            raise SubspaceError(f"{key} is {number}: it must be at least 0 and below {end:g}")
+    for name, section in SECTIONS.items():
+        for known in settings(section):
+            value = getattr(getattr(config, name), known.name)
+            if known.range is not None and value is not None and value not in known.range:
+                raise SubspaceError(f"{name}.{known.name} is {reprlib.repr(value)}: it must be {known.range}")
     return config
-
-
-def _check_positive(config: RunConfig) -> None:
-    task, training = config.task, config.training
-    positive = {
-        "task.max_length": task.max_length,
-        "task.train_rows": task.train_rows,
-        "task.eval_rows": task.eval_rows,
-        "training.learning_rate": training.learning_rate,
-        "training.head_learning_rate": training.head_learning_rate,
-        "training.lora_plus_ratio": training.lora_plus_ratio,
-        "adapter.calibration_rows": config.adapter.calibration_rows,
-        "training.epochs": training.epochs,
-        "training.max_steps": training.max_steps,
-        "training.batch_size": training.batch_size,
-        "training.eval_batch_size": training.eval_batch_size,
-        "training.gradient_accumulation": training.gradient_accumulation,
-        "training.threads": training.threads,
-    }
-    for key, value in positive.items():
-        if value is not None and not 0 < value < math.inf:
-            raise SubspaceError(f"{key} is {value}: it must be positive")
-        if isinstance(value, int) and value > _LARGEST:
-            raise SubspaceError(f"{key} is {value:.3g}: it must be at most {_LARGEST}")
-    if training.threads is not None and training.threads > _THREADS:
-        raise SubspaceError(f"training.threads is {training.threads}: it must be at most {_THREADS}")
 
 
 def _check_adapter(adapter: AdapterSection) -> None:

@@ -1,8 +1,11 @@
 """What a run is: typed sections of a config, which together decide the outcome.
 
-They are plain dataclasses, so that a run can be written in Python as well as in YAML.
+They are plain dataclasses, so that a run can be written in Python as well as in YAML. What their fields mean stands
+here, or in ``SubspaceConfig`` where it has the field: ``help``, ``subspace train --template`` and the page of settings
+take it from there.
 """
 
+# ruff: noqa: RUF009 (the calls in the classes make fields)
 from __future__ import annotations
 
 import dataclasses
@@ -12,10 +15,18 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from ..documented import Range, documented, settings
+from ..tuner import SubspaceConfig
+
 FULL = "full"
 """The `adapter.method` that trains every weight of the model."""
 HEAD = "head"
 """The `adapter.method` that trains the head and nothing else."""
+
+_COUNT = Range(positive=True, below=2**31)  # what is beyond is a slip of the keyboard, and overflows elsewhere
+_POSITIVE = Range(positive=True)
+_FROM_ZERO = Range()
+_SHARE = Range(below=1)
 
 
 class Precision(Enum):
@@ -49,102 +60,124 @@ class Device(Enum):
     cpu = "cpu"
 
 
+def _key(default: Any, meaning: str, within: Range | None = None) -> Any:
+    return field(default=default, metadata={"help": meaning, "range": within})
+
+
+def _of_config(name: str, meaning: str | None = None) -> Any:
+    """A field of ``SubspaceConfig``, whose default holds while it is null."""
+    [known] = [one for one in settings(SubspaceConfig) if one.name == name]
+    told = {"help": meaning or known.meaning.replace("None", "null"), "default": known.default}
+    return field(default=None, metadata=told)
+
+
+@documented
 @dataclass
 class TaskSection:
-    """The data. `max_length` counts tokens; `train_rows` and `eval_rows` keep only the first rows of a split."""
+    """The data."""
 
-    name: str = MISSING
-    data: str = "glue"
-    max_length: int = 128
-    train_rows: int | None = None
-    eval_rows: int | None = None
+    name: str = _key(MISSING, "the task: mrpc, cola, ..., or one that your own module registers")
+    data: str = _key("glue", "the hub's name, or a folder with train and validation files of the hub's columns")
+    max_length: int = _key(128, "tokens of a row; what is longer is cut", _COUNT)
+    train_rows: int | None = _key(None, "keep only so many of the first training rows; null keeps all", _COUNT)
+    eval_rows: int | None = _key(None, "keep only so many of the first validation rows; null keeps all", _COUNT)
 
 
+@documented
 @dataclass
 class AdapterSection:
-    """The method, by name (`full` and `head` among them) or as a formula, with the fields of `SubspaceConfig`.
+    """The method, by name or as a formula, with fields of ``SubspaceConfig``, whose defaults hold for those at null."""
 
-    A field left at null has the default of `SubspaceConfig`. `head` names the modules trained beside the adapter;
-    null stands for the model's classification head and pooler. `calibration_rows` are the training rows from which
-    methods such as fishmask choose what to train; null stands for 64. `parameters` sizes the method instead of `r` or
-    `budget`: the rank, or the number of entries, that comes nearest to "300k" or "0.3permille" of the model.
-    """
+    method: str | None = _of_config(
+        "method", "the name of a method, one of peft's own among them; full trains every weight, head the head alone"
+    )
+    formula: str | None = _of_config("formula")
+    starts: dict[str, str] | None = _of_config("starts")
+    r: int | None = _of_config("r")
+    alpha: float | None = _of_config("alpha")
+    rank_stabilised: bool | None = _of_config("rank_stabilised")
+    dropout: float | None = _of_config("dropout")
+    pattern: str | None = _of_config("pattern")
+    pattern_weight: float | None = _of_config("pattern_weight")
+    pattern_reduction: str | None = _of_config("pattern_reduction")
+    nonlinearity: str | None = _of_config("nonlinearity")
+    gate_weight: float | None = _of_config("gate_weight")
+    budget: int | float | None = _of_config("budget")
+    parameters: str | None = _key(
+        None, "instead of r or budget: the size that comes nearest to 300k, or to 0.3permille of the model"
+    )
+    schedule: dict[str, float] | None = _of_config("schedule")
+    calibration_rows: int | None = _key(
+        None, "training rows from which methods such as fishmask choose what to train; null stands for 64", _COUNT
+    )
+    target_modules: list[str] | str | None = _of_config("target_modules")
+    exclude_modules: list[str] | str | None = _of_config("exclude_modules")
+    layers_to_transform: list[int] | None = _of_config("layers_to_transform")
+    layers_pattern: str | None = _of_config("layers_pattern")
+    rank_pattern: dict[str, int] | None = _of_config("rank_pattern")
+    alpha_pattern: dict[str, float] | None = _of_config("alpha_pattern")
+    head: list[str] | None = _key(
+        None, "the modules trained beside the adapter; null stands for the model's classification head and pooler"
+    )
 
-    method: str | None = None
-    formula: str | None = None
-    starts: dict[str, str] | None = None
-    r: int | None = None
-    alpha: float | None = None
-    rank_stabilised: bool | None = None
-    dropout: float | None = None
-    pattern: str | None = None
-    pattern_weight: float | None = None
-    pattern_reduction: str | None = None
-    nonlinearity: str | None = None
-    gate_weight: float | None = None
-    budget: int | float | None = None
-    parameters: str | None = None
-    schedule: dict[str, float] | None = None
-    calibration_rows: int | None = None
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | None = None
-    layers_pattern: str | None = None
-    rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, float] | None = None
-    head: list[str] | None = None
 
-
+@documented
 @dataclass
 class TrainingSection:
-    """The optimisation.
+    """The optimisation."""
 
-    Attributes:
-        learning_rate: the peak; null stands for the method's own default, which is scaled by nothing.
-        lora_plus_ratio: the rate of every factor B over that of A (LoRA+); null stands for 1.
-        head_learning_rate: the peak for the head; null stands for `learning_rate`, as in the paper. The rates that
-            suit trained scales are too high for a head of dense weights.
-        epochs: passes over the training rows, unless `max_steps` (optimiser steps) is given.
-        batch_size: rows per forward pass; times `gradient_accumulation` makes the rows per optimiser step.
-        warmup_ratio: the share of all steps in which the rate rises from zero.
-        max_grad_norm: the gradients' joint norm is clipped to this; 0 for no clipping.
-        group_by_length: form batches of rows of like length, which saves padding.
-        compile: let torch.compile make the steps' code. The first steps take minutes, and dropout draws other masks
-            than without; else results are equal up to rounding.
-        save_steps: number of steps between checkpoints within an epoch; 0 for none.
-        threads: threads to compute with; null leaves it to torch. Results are equal bit for bit only for equal threads.
-    """
+    learning_rate: float | None = _key(
+        None, "the peak; null stands for the method's own default, which is scaled by nothing", _POSITIVE
+    )
+    head_learning_rate: float | None = _key(
+        None,
+        "the peak for the head, whose dense weights may want a lower one than trained scales; null stands for "
+        "learning_rate, as in the paper",
+        _POSITIVE,
+    )
+    lora_plus_ratio: float | None = _key(
+        None, "the rate of every factor B over that of A (LoRA+); null stands for 1", _POSITIVE
+    )
+    epochs: int = _key(3, "passes over the training rows, unless max_steps is given", _COUNT)
+    max_steps: int | None = _key(None, "optimiser steps, instead of epochs", _COUNT)
+    batch_size: int = _key(32, "rows per forward pass", _COUNT)
+    eval_batch_size: int = _key(64, "rows per forward pass in evaluation", _COUNT)
+    gradient_accumulation: int = _key(1, "forward passes per optimiser step", _COUNT)
+    warmup_ratio: float = _key(0.06, "the share of all steps in which the rate rises from zero", _SHARE)
+    scheduler: Scheduler = _key(Scheduler.linear, "how the rate goes on after the warm-up")
+    weight_decay: float = _key(0.0, "AdamW's; it pulls a factor to its start", _FROM_ZERO)
+    max_grad_norm: float = _key(1.0, "the gradients' joint norm is clipped to this; 0 for no clipping", _FROM_ZERO)
+    label_smoothing: float = _key(0.0, "the share of a label that goes to all classes alike", _SHARE)
+    seed: int = _key(0, "of the head, the factors and the order of the rows", Range(below=2**32))  # numpy's range
+    group_by_length: bool = _key(True, "form batches of rows of like length, which saves padding")
+    gradient_checkpointing: bool = _key(False, "less memory, for a second forward pass")
+    compile: bool = _key(
+        False,
+        "let torch.compile make the steps' code: the first steps take minutes, dropout draws other masks than without, "
+        "else results are equal up to rounding",
+    )
+    save_steps: int = _key(0, "steps between checkpoints within an epoch; 0 for none", _FROM_ZERO)
+    keep: Keep = _key(Keep.last, "save the weights of the last step, or of the epoch with the best validation figure")
+    threads: int | None = _key(
+        None,
+        "threads to compute with; null leaves it to torch. Results are equal bit for bit only for equal threads",
+        Range(positive=True, below=4097),
+    )
+    precision: Precision = _key(
+        Precision.auto,
+        "of the products; weights and the optimiser's state are float32 in any. auto is bfloat16 where the machine has "
+        "instructions for it",
+    )
+    device: Device = _key(Device.auto, "auto takes an accelerator where there is one")
 
-    learning_rate: float | None = None
-    head_learning_rate: float | None = None
-    lora_plus_ratio: float | None = None
-    epochs: int = 3
-    max_steps: int | None = None
-    batch_size: int = 32
-    eval_batch_size: int = 64
-    gradient_accumulation: int = 1
-    warmup_ratio: float = 0.06
-    scheduler: Scheduler = Scheduler.linear
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    label_smoothing: float = 0.0
-    seed: int = 0
-    group_by_length: bool = True
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    save_steps: int = 0
-    keep: Keep = Keep.last
-    threads: int | None = None
-    precision: Precision = Precision.auto
-    device: Device = Device.auto
 
-
+@documented
 @dataclass
 class RunConfig:
-    """One run. `model` is a hub name, a local folder, or "minilm"; `output` is the folder that gets the results."""
+    """One run."""
 
-    model: str = MISSING
-    output: str = MISSING
+    model: str = _key(MISSING, "a hub name, a local folder, or minilm")
+    output: str = _key(MISSING, "the folder that gets the results")
     task: TaskSection = field(default_factory=TaskSection)
     adapter: AdapterSection = field(default_factory=AdapterSection)
     training: TrainingSection = field(default_factory=TrainingSection)
@@ -152,6 +185,10 @@ class RunConfig:
     def resolved(self) -> dict[str, Any]:
         """All values as plain data, fit for YAML and JSON; `load` reads them back to an equal config."""
         return {str(key): value for key, value in _plain(dataclasses.asdict(self)).items()}
+
+
+SECTIONS = {"task": TaskSection, "adapter": AdapterSection, "training": TrainingSection}
+"""The sections of a run's config, by their keys."""
 
 
 def _plain(value: Any) -> Any:

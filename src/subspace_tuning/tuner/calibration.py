@@ -28,8 +28,9 @@ def calibrate(
 ) -> SubspaceConfig:
     """Return the config with its choice made from a few batches; the model is left as it was.
 
-    >>> config = calibrate(model, SubspaceConfig(method="fishmask", budget=0.005), batches)
-    >>> model = get_peft_model(model, config)
+    Examples:
+        >>> config = calibrate(model, SubspaceConfig(method="fishmask", budget=0.005), batches)
+        >>> model = get_peft_model(model, config)
 
     Args:
         model: the model that will be adapted, with its head, not adapted yet.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import methods
 from ..algebra import parse
+from ..documented import Range, default_of, documented, settings
 from ..errors import SubspaceError, nearest
 from ..methods import Method
 from ..methods.patterns import MEAN, NONLINEAR, PENALTIES, REDUCTIONS, constrained, has_pair, read_patterns
@@ -41,14 +42,19 @@ _CHECKED = frozenset(
 )
 
 
-@dataclass
+@documented
+@dataclass(repr=False)
 class SubspaceConfig(PeftConfig):
     """Configuration of a subspace adapter, for every registered method and every formula.
 
-    >>> SubspaceConfig(method="ssb", target_modules=["query", "value"])
-    >>> SubspaceConfig(formula="D1 @ W @ D2 + s * A @ B", r=4)
+    Examples:
+        >>> SubspaceConfig(method="ssb", target_modules="all-linear")
+        SubspaceConfig(method='ssb', target_modules='all-linear')
+        >>> SubspaceConfig(formula="D1 @ W @ D2 + s * A @ B", r=4)
+        SubspaceConfig(formula='D1 @ W @ D2 + s * A @ B', r=4)
 
-    A config is what its fields say: a field may be assigned later, and is checked then.
+    A config is what its fields say: a field may be assigned later, and is checked then. Of peft's own fields give
+    ``task_type`` ("SEQ_CLS", "CAUSAL_LM", ...) where the model has a head; the others fill themselves in.
 
     Raises:
         SubspaceError: an unknown method, a formula that cannot be read or has no start, a number out of range.
@@ -59,12 +65,16 @@ class SubspaceConfig(PeftConfig):
     starts: dict[str, str] | None = field(
         default=None, metadata={"help": "how factors of a formula start, where its form does not tell: {name: start}"}
     )
-    r: int = field(default=8, metadata={"help": "the rank, or the width of a bottleneck"})
-    alpha: float = field(default=16.0, metadata={"help": "the scale is s = alpha / r"})
+    r: int = field(
+        default=8, metadata={"help": "the rank, or the width of a bottleneck", "range": Range(positive=True)}
+    )
+    alpha: float = field(default=16.0, metadata={"help": "the scale is s = alpha / r", "range": Range(positive=True)})
     rank_stabilised: bool = field(
         default=False, metadata={"help": "the scale is s = alpha / sqrt(r) instead (arXiv 2312.03732)"}
     )
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the added terms"})
+    dropout: float = field(
+        default=0.0, metadata={"help": "dropout on the input of the added terms", "range": Range(below=1)}
+    )
     pattern: str | list[str] | None = field(
         default=None,
         metadata={
@@ -73,7 +83,11 @@ class SubspaceConfig(PeftConfig):
         },
     )
     pattern_weight: float | None = field(
-        default=None, metadata={"help": "the weight of the orthogonal and the diagonal pattern in the loss"}
+        default=None,
+        metadata={
+            "help": "the weight of the orthogonal and the diagonal pattern in the loss; None: the method's, or 0.001",
+            "range": Range(),
+        },
     )
     pattern_reduction: str = field(
         default=MEAN,
@@ -81,7 +95,8 @@ class SubspaceConfig(PeftConfig):
     )
     nonlinearity: str = field(default="relu", metadata={"help": "what pattern 'nonlinear' puts behind A"})
     gate_weight: float = field(
-        default=1.25e-7, metadata={"help": "the weight in the loss of every gate that is expected to be open"}
+        default=1.25e-7,
+        metadata={"help": "the weight in the loss of every gate that is expected to be open", "range": Range()},
     )
     budget: float | int | None = field(
         default=None,
@@ -162,6 +177,18 @@ class SubspaceConfig(PeftConfig):
         except SubspaceError:
             super().__setattr__(name, before)
             raise
+
+    def __repr__(self) -> str:
+        # The call that makes the config.
+        given = {
+            entry.name: value
+            for entry in dataclasses.fields(self)
+            if entry.repr
+            and entry.name not in ("peft_type", "peft_version")  # they fill themselves in
+            and (value := getattr(self, entry.name)) != (default := default_of(entry))
+            and (value or default)  # None is as good as empty
+        }
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
     def resolved(self) -> Method:
@@ -294,15 +321,13 @@ class SubspaceConfig(PeftConfig):
         for name, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
             if not isinstance(alpha, (int, float)) or not 0 < alpha < float("inf"):
                 raise SubspaceError(f"the scale {name} = {alpha!r} is not a positive number")
-        if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
-            raise SubspaceError(f"dropout = {self.dropout!r} is not in [0, 1)")
-        if self.pattern_weight is not None and not 0 <= self.pattern_weight < float("inf"):
-            raise SubspaceError(f"pattern_weight = {self.pattern_weight!r} is not a number of at least 0")
+        for one in settings(SubspaceConfig):
+            value = getattr(self, one.name)
+            if one.range is not None and value is not None and value not in one.range:
+                raise SubspaceError(f"{one.name} = {value!r}: it must be {one.range}")
         if self.pattern_reduction not in REDUCTIONS:
             known = nearest(str(self.pattern_reduction), REDUCTIONS)
             raise SubspaceError(f"unknown pattern_reduction {self.pattern_reduction!r}; {known}")
-        if not 0 <= self.gate_weight < float("inf"):
-            raise SubspaceError(f"gate_weight = {self.gate_weight!r} is not a number of at least 0")
         if self.target_parameters:
             raise SubspaceError(
                 f"target_parameters {self.target_parameters!r} cannot be adapted yet: give modules with target_modules"

@@ -2,8 +2,9 @@ r"""A regular expression that matches given module names and no others.
 
 peft matches an expression against whole names. Of a list it takes every module whose name *ends* in an entry.
 
->>> print(exactly(["h.0.fc", "h.1.fc"], among=["h.0.fc", "h.1.fc", "fc"]))
-h\.\d+\.fc
+Examples:
+    >>> print(exactly(["h.0.fc", "h.1.fc"], among=["h.0.fc", "h.1.fc", "fc"]))
+    h\.\d+\.fc
 """
 
 from __future__ import annotations

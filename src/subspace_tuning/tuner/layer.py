@@ -280,6 +280,10 @@ class SubspaceLayer(RunningLayer):
         formula = self.adapters[adapter_name].method.formula
         return formula.is_linear and not formula.names_bias
 
+    def extra_repr(self) -> str:
+        """Return a line for each adapter: formula, rank, scale, trained parameters, patterns."""
+        return "\n".join(f"{name}: {state}" for name, state in self.adapters.items())
+
     def __repr__(self) -> str:
         return "subspace." + super().__repr__()
 

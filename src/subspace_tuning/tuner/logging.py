@@ -20,7 +20,8 @@ class PenaltyCallback(TrainerCallback):
     checkpoint starts both anew, as the Trainer does. With an evaluation goes ``eval_penalty``, the penalty of the
     factors as they are; ``eval_loss`` never contains it.
 
-    >>> trainer = Trainer(model, ..., callbacks=[PenaltyCallback(model)])
+    Examples:
+        >>> trainer = Trainer(model, ..., callbacks=[PenaltyCallback(model)])
 
     Args:
         model: the model that the Trainer trains.

@@ -56,6 +56,9 @@ def _report(model: nn.Module, args: Any, outputs: Any) -> None:
 def _report_idle(model: nn.Module, args: Any, outputs: Any) -> None:
     if model.training or torch.compiler.is_compiling():
         return
+    first = next((part for part in model.modules() if isinstance(part, SubspaceLayer)), None)
+    if first is None or first.disable_adapters or first.merged:  # and so are all: do not look through them every time
+        return
     layers = _applied(model)
     if not layers:
         return

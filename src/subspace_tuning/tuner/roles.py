@@ -4,8 +4,9 @@ A method's placement speaks of roles ("key", "value", "ffn_in"), peft of module 
 A projection that an architecture fuses plays every role it contains: GPT-2's `attn.c_attn` is query, key and value.
 The cross-attention of an encoder-decoder is attention like any other. Poolers and task heads play no role.
 
->>> print(target_modules("bert", ["key", "ffn_in"]))
-(?:.*\.)?(?:attention\.self\.key|intermediate\.dense)
+Examples:
+    >>> print(target_modules("bert", ["key", "ffn_in"]))
+    (?:.*\.)?(?:attention\.self\.key|intermediate\.dense)
 """
 
 from __future__ import annotations

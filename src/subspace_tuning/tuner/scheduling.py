@@ -32,11 +32,12 @@ def schedule(
 ) -> Schedule:
     """Return the schedule of an adapter for a run of so many optimiser steps; it does nothing if its method has none.
 
-    >>> plan = schedule(model, total_steps=1000)
-    >>> for step in range(1, 1001):
-    ...     loss.backward(); optimizer.step()
-    ...     plan.step(step, optimizer)
-    ...     optimizer.zero_grad()
+    Examples:
+        >>> plan = schedule(model, total_steps=1000)
+        >>> for step in range(1, 1001):
+        ...     loss.backward(); optimizer.step()
+        ...     plan.step(step, optimizer)
+        ...     optimizer.zero_grad()
 
     Args:
         model: a model from ``get_peft_model``.
@@ -66,7 +67,8 @@ class ScheduleCallback(TrainerCallback):
     What the schedule remembers is a file beside the adapter in each of the Trainer's checkpoints, written before the
     Trainer's own state, which completes a checkpoint.
 
-    >>> trainer = Trainer(model, ..., callbacks=[ScheduleCallback(model)])
+    Examples:
+        >>> trainer = Trainer(model, ..., callbacks=[ScheduleCallback(model)])
 
     Args:
         model: the model that the Trainer trains.

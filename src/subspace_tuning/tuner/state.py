@@ -45,6 +45,17 @@ class AdapterState:
     computed: tuple[str, ...] = ()
     awaits_mask: bool = False
 
+    def __str__(self) -> str:
+        formula = self.method.formula
+        told = [
+            str(formula),
+            *([f"r={self.r}"] if formula.has_rank else []),
+            *([f"s={self.scale:g}"] if "s" in formula.expression.names else []),
+            f"{formula.count(self.sizes):,} trained",  # from the shapes: a factor may be elsewhere, or in parts
+            *([f"pattern={'+'.join(self.patterns)}"] if self.patterns else []),
+        ]
+        return ", ".join(told)
+
 
 class Scales(MutableMapping[str, float]):
     """The scale s of every adapter of a layer, by name, to read and to set as with peft's layers."""

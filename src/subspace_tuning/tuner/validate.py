@@ -82,6 +82,7 @@ _OPTIONAL: Mapping[str, tuple[Callable[[object], bool], str]] = {
 }
 _REQUIRED: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "rank_stabilised": (_is_switch, "true or false"),
+    "dropout": (_is_number, "a number"),
     "nonlinearity": (_is_text, "the name of a function"),
     "gate_weight": (_is_number, "a number"),
     "calibrated": (_is_switch, "true or false"),

@@ -95,6 +95,12 @@ class Expression(ABC):
     @abstractmethod
     def __str__(self) -> str: ...
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = Expression.__repr__  # type: ignore[method-assign]  # a dataclass keeps what is there
+
     @abstractmethod
     def latex(self) -> str:
         """Return the node in LaTeX."""

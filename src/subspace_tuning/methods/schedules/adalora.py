@@ -16,22 +16,24 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ...documented import Range, documented
 from ...errors import SubspaceError
-from .base import Context, Options, Schedule, steps
+from .base import Context, Options, Schedule, option, steps
 
 FACTORS = ("A", "B", "D")
 
 
+@documented
 @dataclass(frozen=True)
 class AdaLoRAOptions(Options):
-    """``target_rank`` is the mean rank at the end (2/3 of r); steps: warm-up, fixed end, and between two prunings."""
+    """AdaLoRA's settings."""
 
-    target_rank: float | None = None
-    t_init: int | None = None
-    t_final: int | None = None
-    interval: int | None = None
-    beta_sensitivity: float = 0.85
-    beta_uncertainty: float = 0.85
+    target_rank: float | None = option(None, "the mean rank at the end, up to r; None: 2/3 of r", Range(positive=True))
+    t_init: int | None = option(None, "steps of warm-up, before the first pruning; None: 0.15 of the run")
+    t_final: int | None = option(None, "steps at the end in which the ranks are fixed; None: 0.3 of the run")
+    interval: int | None = option(None, "steps from one pruning to the next; None: 0.01 of the run")
+    beta_sensitivity: float = option(0.85, "what the mean of the sensitivity keeps from step to step")
+    beta_uncertainty: float = option(0.85, "what the mean of the uncertainty keeps from step to step")
 
 
 class AdaLoRA(Schedule):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...documented import Range, settings
 from ...errors import SubspaceError, nearest
 
 
@@ -81,13 +82,19 @@ class Options:
     @classmethod
     def read(cls, name: str, given: Mapping[str, Any]) -> Options:
         """Make options from a mapping. Raises SubspaceError for an unknown key or a value that is not a number."""
-        fields = {entry.name for entry in dataclasses.fields(cls)}
+        known = {one.name: one for one in settings(cls)}
         for key, value in given.items():
-            if key not in fields:
-                raise SubspaceError(f"schedule {name} has no option {key!r}; {nearest(key, fields)}")
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-                raise SubspaceError(f"schedule {name}: {key} = {value!r} is not a number of at least 0")
+            if key not in known:
+                raise SubspaceError(f"schedule {name} has no option {key!r}; {nearest(key, known)}")
+            wanted = known[key].range
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or (wanted and value not in wanted):
+                raise SubspaceError(f"schedule {name}: {key} = {value!r} is not a number that is {wanted}")
         return cls(**given)
+
+
+def option(default: Any, meaning: str, within: Range = Range()) -> Any:  # noqa: B008
+    """Declare an option: its default, its meaning, and the numbers that it takes."""
+    return dataclasses.field(default=default, metadata={"help": meaning, "range": within})
 
 
 class Schedule(ABC):

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ...documented import documented
 from ...errors import SubspaceError
-from .base import Context, Options, Schedule, Site, steps
+from .base import Context, Options, Schedule, Site, option, steps
 
 
+@documented
 @dataclass(frozen=True)
 class DynamicMaskOptions(Options):
-    """``interval`` is the number of steps between two renewals; after ``t_final`` before the end there is none."""
+    """FISH-DIP's settings."""
 
-    interval: int | None = None
-    t_final: int | None = None
+    interval: int | None = option(None, "steps from one renewal of the mask to the next; None: 0.1 of the run")
+    t_final: int | None = option(None, "steps at the end in which the mask is fixed; None: 0.1 of the run")
 
 
 class DynamicMask(Schedule):

@@ -21,18 +21,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ...documented import Range, documented
 from ...errors import SubspaceError
-from .base import Context, Options, Schedule, steps
+from .base import Context, Options, Schedule, option, steps
 
 
+@documented
 @dataclass(frozen=True)
 class FlexLoRAOptions(Options):
-    """``target_rank`` is the mean number of active directions, from the start on (half of r); the others are steps."""
+    """FlexLoRA's settings."""
 
-    target_rank: float | None = None
-    t_init: int | None = None
-    t_final: int | None = None
-    interval: int | None = None
+    target_rank: float | None = option(
+        None, "the mean number of active directions, from the start on, up to r; None: half of r", Range(positive=True)
+    )
+    t_init: int | None = option(None, "steps before rank first moves; None: 0.1 of the run")
+    t_final: int | None = option(None, "steps at the end in which the ranks are fixed; None: 0.2 of the run")
+    interval: int | None = option(None, "steps from one move to the next; None: 0.01 of the run")
 
 
 class FlexLoRA(Schedule):

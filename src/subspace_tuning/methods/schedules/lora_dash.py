@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ...documented import documented
 from ...linalg import svd
-from .base import Context, Options, Schedule, Site, steps
+from .base import Context, Options, Schedule, Site, option, steps
 
 EPSILON = 1e-6
 
 
+@documented
 @dataclass(frozen=True)
 class LoRADashOptions(Options):
-    """``launch`` is the step after which the directions are chosen, ``directions`` how many (q)."""
+    """LoRA-Dash's settings."""
 
-    launch: int | None = None
-    directions: int = 8
+    launch: int | None = option(None, "the step after which the directions are chosen; None: 0.1 of the run")
+    directions: int = option(8, "how many directions are chosen in each matrix (q)")
 
 
 class LoRADash(Schedule):

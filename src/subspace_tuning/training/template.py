@@ -1,0 +1,39 @@
+"""A file for `subspace train` with every key, to start from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+from ..documented import Setting, settings
+from .sections import SECTIONS, RunConfig
+
+_GIVEN = {"model": "minilm", "output": "runs/mine", "task.name": "mrpc", "adapter.method": "ssb"}
+
+
+def template(given: Mapping[str, str] = _GIVEN) -> str:
+    """Return a YAML file with every key: those of ``given`` with a value, the others at their defaults behind a #."""
+    lines = [
+        "# Every key of a run; what stands behind a # is the default. `subspace train FILE` runs it.",
+        *_lines(settings(RunConfig), given),
+    ]
+    for name, section in SECTIONS.items():
+        lines += [f"{name}:", *_lines(settings(section), given, f"{name}.")]
+    return "\n".join(lines) + "\n"
+
+
+def as_yaml(value: Any) -> str:
+    """Return a default as it is written in a file."""
+    plain = value.value if isinstance(value, Enum) else value
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
+def _lines(found: Iterable[Setting], given: Mapping[str, str], prefix: str = "") -> Iterator[str]:
+    for one in found:
+        key = f"{prefix}{one.name}"
+        value = given[key] if key in given else as_yaml(one.default)
+        behind = "" if key in given else "# "
+        kind = one.type.removesuffix(" | None")
+        yield f"{'  ' * bool(prefix)}{behind}{one.name}: {value}  # {kind}: {one.meaning}"
