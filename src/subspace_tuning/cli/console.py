@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
 from rich.table import Column, Table
 
-_WIDTH = 120
+_WIDTH, _TEXT_WIDTH = 120, 80
 
 
 def hush_libraries() -> None:
     """Keep quiet what the libraries have to say to their own developers."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+
+
+def text_width() -> int:
+    """Return how wide text may be: the terminal, COLUMNS where that is set, else 80."""
+    return shutil.get_terminal_size((_TEXT_WIDTH, 0)).columns
 
 
 def show(table: Table) -> None:
