@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -139,9 +140,28 @@ class Formula:
         """The names of the masks."""
         return tuple(name for name in self.expression.names if names.is_mask(name))
 
+    @cached_property
+    def axes(self) -> int:
+        """How many axes of a convolution's window the formula treats apart; 0 for a formula on any layer."""
+        return sum(dimension[0] == "w" for dimension in {one for shape in self.shapes.values() for one in shape})
+
+    @cached_property
+    def counted(self) -> str:
+        """The number of trainable parameters as a polynomial in the dimensions, such as ``n * r + m * r``."""
+        terms = Counter(tuple(sorted(self.shapes[name], key=_ORDER.index)) for name in self.trainable)
+        return " + ".join(_monomial(number, dimensions) for dimensions, number in terms.items())
+
     def count(self, sizes: Sizes) -> int:
         """Return the number of trainable parameters for one matrix of these sizes."""
         return sum(math.prod(sizes.of(self.shapes[name])) for name in self.trainable)
+
+
+_ORDER = ("n", "m", "k", "n1", "n2", "m1", "m2", "p", "q", "c", "w1", "w2", "w3", "g", "r", "v1", "v2", "v3")
+
+
+def _monomial(number: int, dimensions: Shape) -> str:
+    powers = [f"{name}**{power}" if power > 1 else name for name, power in Counter(dimensions).items()]
+    return " * ".join(powers if number == 1 and powers else [str(number), *powers])
 
 
 def _affine_form(node: Expression) -> tuple[Expression, Expression | None] | None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench, convert, demo, extract, inspect, methods, params, recommend, reference, train
+from . import bench, convert, demo, explain, extract, inspect, methods, params, recommend, reference, train
 from .refuse import told
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("methods")(methods.methods)
+app.command("explain")(explain.explain)
 app.command("params")(params.params)
 app.command("extract")(extract.extract)
 app.command("convert")(convert.convert)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-_UNLIMITED = 10_000
+_UNLIMITED, _TEXT_WIDTH = 10_000, 80
 
 
 def hush_libraries() -> None:
@@ -25,6 +26,11 @@ def table_of(*columns: str, figures: Sequence[str] = (), title: str | None = Non
     for column in figures:
         table.add_column(column, justify="right")
     return table
+
+
+def text_width() -> int:
+    """Return how wide text may be: the terminal, COLUMNS where that is set, else 80."""
+    return shutil.get_terminal_size((_TEXT_WIDTH, 0)).columns
 
 
 def show(table: Table) -> None:

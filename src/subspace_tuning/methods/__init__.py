@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from .explanation import Explanation, explain
 from .factors import Factors, computed_constants, environment, initial_factors
 from .hosted import HOSTED, Hosted, hosted
 from .registry import Method, every, find, from_formula, get, method, register, unregister
@@ -23,12 +24,14 @@ __all__ = [
     "HOSTED",
     "ROLES",
     "SCALED",
+    "Explanation",
     "Factors",
     "Hosted",
     "Method",
     "computed_constants",
     "environment",
     "every",
+    "explain",
     "find",
     "from_formula",
     "get",

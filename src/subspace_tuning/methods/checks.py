@@ -56,8 +56,7 @@ class _Case:
     def __init__(self, method: Method, rank: int, one_hot: bool) -> None:
         self.method, self.rank, self.one_hot = method, rank, one_hot
         around = method.formula.wraps_norm
-        dimensions = {dimension for shape in method.formula.shapes.values() for dimension in shape}
-        axes = sum(dimension[0] == "w" for dimension in dimensions)
+        axes = method.formula.axes
         n, m = 2 * 3**axes if axes else max(7, rank + 4), max(5, rank + 2)
         self.weight, self.bias = _drawn(n, m), _drawn(m)
         self.rows = torch.eye(n).double() if one_hot and not around else _drawn(_ROWS, m if around else n)

@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import inspect
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -366,7 +367,7 @@ def polynomial(text: str, sizes: Sizes) -> int:
             return _OPERATIONS[type(tree.op)](value(tree.left), value(tree.right))
         if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
             return tree.value
-        if isinstance(tree, ast.Name) and tree.id in "nmkrpq":
+        if isinstance(tree, ast.Name) and re.fullmatch(r"[nmkrpqcg]|[nmwv]\d", tree.id):
             return sizes.dimension(tree.id)
         raise SubspaceError(f"the count {text!r} is not a polynomial in n, m, k, r, p and q")
 

@@ -2,7 +2,7 @@
 
 from .cost import CostModel, cost_model
 from .fuse import Fused
-from .plan import Alternative, Plan, Stage, alternatives, cost, drops, plan
+from .plan import Alternative, Plan, Stage, alternatives, cost, drops, multiply_adds, plan
 from .prepare import Prepared, prepare
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "cost",
     "cost_model",
     "drops",
+    "multiply_adds",
     "plan",
     "prepare",
 ]

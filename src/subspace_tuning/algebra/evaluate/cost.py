@@ -42,6 +42,21 @@ CPU = CostModel(move=40.0, call=1e6, kernel=2.5e7)
 CUDA = CostModel(move=200.0, call=1e9, kernel=2e10)
 
 
+@dataclass(frozen=True)
+class _MultiplyAdds(CostModel):
+    """Multiplications and additions alone, a pass over numbers counted as one of each."""
+
+    def product(self, rows: int, middle: int, columns: int, passes: int = 1) -> float:
+        return float(rows * middle * columns * passes)
+
+    def elements(self, count: int, passes: int = 1) -> float:
+        return float(count * passes)
+
+
+MULTIPLY_ADDS = _MultiplyAdds(move=0.0, call=0.0, kernel=0.0)
+"""Not a device, but a count of multiply-adds, by which ways of evaluation can be told apart."""
+
+
 def cost_model(device_type: str) -> CostModel:
     """Return the prices of a device such as "cpu" or "cuda"; other accelerators count as CUDA does."""
     return CPU if device_type in ("cpu", "meta") else CUDA

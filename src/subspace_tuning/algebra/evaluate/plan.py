@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..formula import Formula
 from ..nodes import Expression, W
 from ..shapes import Sizes
-from .cost import cost_model
+from .cost import MULTIPLY_ADDS, cost_model
 from .fuse import Fused, fuse
 from .planner import CheapestSteps
 from .rewrite import Dropped, with_dropout, without_weight
@@ -136,3 +136,13 @@ def cost(
 ) -> float:
     """Return what a planned expression costs for a number of rows, in floating point operations."""
     return CheapestSteps(formula, sizes, rows, training, cost_model(device), choose=False).apply(expression)[0]
+
+
+def multiply_adds(node: Expression, formula: Formula, sizes: Sizes, rows: int, training: bool = True) -> float:
+    """Return how many multiply-adds a way of evaluation takes (see :class:`Alternative`), for a number of rows."""
+    planner = CheapestSteps(formula, sizes, rows, training, MULTIPLY_ADDS, choose=False)
+    if not isinstance(node, Fused):
+        return planner.apply(node)[0]
+    if node.on_weight:
+        return planner.fused(node)
+    return planner.form(node.weight)[0] + planner.product(rows, *planner.shape(W), True, planner.trains(node.weight))

@@ -1,0 +1,217 @@
+"""Trained factors that add nothing to what phi(W) can be, because another one can take their values up.
+
+``W + s * A @ G @ B`` is no more than ``W + s * A @ B``: whatever G is, A may take the value A @ G. Each rule here
+replaces a part of the formula by a *free* factor in it, one that stands in the formula once, so that it may take any
+value of its shape. What is said is of the values of phi(W) alone, not of how they are reached in training.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import reduce
+from typing import NamedTuple
+
+from . import names
+from .formula import Formula
+from .nodes import (
+    Diag,
+    Diagonal,
+    Expression,
+    Hadamard,
+    Leaf,
+    Matrix,
+    Number,
+    Product,
+    Scalar,
+    Scale,
+    Sparse,
+    Sum,
+    Transpose,
+    Vector,
+    W,
+    add,
+    product,
+    symbol,
+    times,
+)
+from .parse import FormulaError, parse
+from .shapes import NodeShapes, Sizes
+
+
+class Reduction(NamedTuple):
+    """A formula with fewer trained numbers, of which phi(W) can be all that it could be before.
+
+    ``formula`` equals the one before where ``kept``, a free factor of it, takes the ``value``, which is written in the
+    factors before; those of them that are ``gone`` are no longer needed.
+    """
+
+    gone: tuple[str, ...]
+    kept: Expression
+    value: Expression
+    formula: Formula
+
+
+class _Rewritten(NamedTuple):
+    node: Expression
+    kept: Expression
+    value: Expression
+
+
+def reductions(formula: Formula, sizes: Sizes | None = None) -> tuple[Reduction, ...]:
+    """Return what can be taken out of a formula, step by step, each step from the formula that the last one left.
+
+    Args:
+        formula: the formula.
+        sizes: with the numbers of a layer a product through a rank that is no limit there is found, too.
+    """
+    found: list[Reduction] = []
+    while (step := _step(formula, sizes)) is not None:
+        found.append(step)
+        formula = step.formula
+    return tuple(found)
+
+
+def free_factors(expression: Expression) -> Callable[[str], bool]:
+    """Return whether a name is a trained factor that stands once in an expression, and whose start does not."""
+    count = Counter(name for node in expression.walk() for name in node.own_names)
+    return lambda name: not names.is_frozen(name) and count[name] == 1 and names.start_of(name) not in count
+
+
+def scaled_factors(node: Expression) -> Iterator[Expression]:
+    """Yield the factors of a node that carry its scale: c times the node is the node with c times the factor."""
+    if isinstance(node, (Leaf, Sparse)) or (isinstance(node, Diag) and isinstance(node.node, Vector)):
+        yield node
+        return
+    for index in reversed(node.linear_in):
+        if (index,) in node.zero_when:  # linear, and with nothing beside it
+            yield from scaled_factors(node.children[index])
+
+
+def is_constant(node: Expression) -> bool:
+    """Whether a node is a number other than 0 that is not trained."""
+    return (isinstance(node, Number) and node.value != 0.0) or node == Scalar(names.SCALE)
+
+
+def _step(formula: Formula, sizes: Sizes | None) -> Reduction | None:
+    for rewritten in _Rules(formula, sizes).rewritten(formula.expression):
+        try:
+            after = parse(str(rewritten.node))
+        except FormulaError:  # what is left does not use W, or is no matrix of its size
+            continue
+        gone = tuple(name for name in formula.trainable if name not in after.shapes)
+        same = all(formula.shapes.get(name, shape) == shape for name, shape in after.shapes.items())
+        # A factor that another shape is inferred for would be another factor.
+        if gone and same and set(rewritten.kept.names) <= set(after.shapes):
+            return Reduction(gone, rewritten.kept, rewritten.value, after)
+    return None
+
+
+class _Rules:
+    """The rules on one formula. Each yields the node rewritten, and what a factor in it is to be then."""
+
+    def __init__(self, formula: Formula, sizes: Sizes | None) -> None:
+        self.formula, self.sizes = formula, sizes
+        self.is_free = free_factors(formula.expression)
+
+    def rewritten(self, node: Expression) -> Iterator[_Rewritten]:
+        """Yield the ways to rewrite a node, or one below it."""
+        if isinstance(node, Product):
+            yield from self.in_product(node.factors)
+        elif isinstance(node, Sum):
+            yield from self.in_sum(node.terms)
+        elif isinstance(node, Scale):
+            yield from self.in_scale(node)
+        elif isinstance(node, Hadamard):
+            yield from self.in_entries(node.children, node)
+        for index, child in enumerate(node.children):
+            for inner in self.rewritten(child):
+                children = (*node.children[:index], inner.node, *node.children[index + 1 :])
+                yield _Rewritten(node.rebuilt(children), inner.kept, inner.value)
+
+    def in_entries(self, sides: tuple[Expression, ...], node: Expression) -> Iterator[_Rewritten]:
+        for able in (self.is_sparse, self.is_dense):  # the fewer numbers first
+            for kept, other in (sides, sides[::-1]):
+                if able(kept) and self.can_go(other):
+                    yield _Rewritten(kept, kept, node)
+
+    def in_product(self, factors: tuple[Expression, ...]) -> Iterator[_Rewritten]:
+        for place, kept in enumerate(factors):
+            for other, value in self.beside(factors, place):
+                if self.can_go(factors[other]):
+                    rest = factors[:other] + factors[other + 1 :]
+                    inner = kept.node if isinstance(kept, Transpose) else kept
+                    yield _Rewritten(reduce(product, rest), inner, value.T if isinstance(kept, Transpose) else value)
+        if self.sizes is not None:
+            yield from self.through_a_rank(factors, NodeShapes(self.formula.shapes, self.sizes))
+
+    def beside(self, factors: tuple[Expression, ...], place: int) -> Iterator[tuple[int, Expression]]:
+        """Yield the places of the factors that the one at a place can take up, and its value then."""
+        kept = factors[place]
+        for other in (place + 1, place - 1):
+            if not 0 <= other < len(factors):
+                continue
+            pair = (kept, factors[other]) if other > place else (factors[other], kept)
+            dense = self.is_dense(kept.node if isinstance(kept, Transpose) else kept)
+            if dense or (self.is_sparse(kept) and factors[other].diagonal):
+                yield other, reduce(product, pair)
+        if self.is_diagonal(kept):  # diagonals commute
+            for side in (range(place + 1, len(factors)), range(place - 1, -1, -1)):
+                for other in itertools.takewhile(lambda index: factors[index].diagonal, side):
+                    yield other, product(kept, factors[other])
+
+    def through_a_rank(self, factors: tuple[Expression, ...], shape: NodeShapes) -> Iterator[_Rewritten]:
+        """Yield a product of two dense factors, of which the rank is no limit, as one factor."""
+        for place in range(len(factors) - 1):
+            left, right = factors[place : place + 2]
+            if self.is_dense(left) and self.is_dense(right):
+                (n, rank), m = shape(left), shape(right)[1]
+                if rank >= min(n, m):
+                    whole = symbol(self.unused())
+                    rest = (*factors[:place], whole, *factors[place + 2 :])
+                    yield _Rewritten(reduce(product, rest), whole, product(left, right))
+
+    def in_sum(self, terms: tuple[Expression, ...]) -> Iterator[_Rewritten]:
+        for kept in terms:
+            core = kept
+            while isinstance(core, Scale) and is_constant(core.scalar):
+                core = core.node
+            diagonal = self.is_diagonal(core)
+            free = isinstance(core, (Vector, Scalar)) and self.is_free(core.name)
+            if not (diagonal or free or self.is_dense(core)):
+                continue
+            for other in terms:
+                if other != kept and self.can_go(other) and (other.diagonal or not diagonal):
+                    rest = [term for term in terms if term != other]
+                    yield _Rewritten(reduce(add, rest), kept, add(kept, other))
+                    # Where it was the term that holds W, W stays in its place.
+                    yield _Rewritten(reduce(add, [W, *rest]), kept, add(add(kept, other), -W))
+
+    def in_scale(self, node: Scale) -> Iterator[_Rewritten]:
+        if self.can_go(node.scalar):
+            for kept in scaled_factors(node.node):
+                if self.is_free(kept.entries if isinstance(kept, Sparse) else kept.names[0]):
+                    yield _Rewritten(node.node, kept, times(node.scalar, kept))
+
+    def can_go(self, node: Expression) -> bool:
+        """Whether a node trains something, and is a value that another factor could have."""
+        trains = any(not names.is_frozen(name) for name in node.names)
+        return trains and node.has_matrix and not any(part.is_random for part in node.walk())
+
+    def is_dense(self, node: Expression) -> bool:
+        return isinstance(node, Matrix) and self.is_free(node.name)
+
+    def is_sparse(self, node: Expression) -> bool:
+        return isinstance(node, Sparse) and self.is_free(node.entries)
+
+    def is_diagonal(self, node: Expression) -> bool:
+        if isinstance(node, Diag):
+            return isinstance(node.node, Vector) and self.is_free(node.node.name)
+        return isinstance(node, Diagonal) and self.is_free(node.name)
+
+    def unused(self) -> str:
+        """Return a name for a new factor."""
+        taken = self.formula.shapes
+        names_in_turn = itertools.chain(["Delta"], (f"P{number}" for number in itertools.count(1)))
+        return next(name for name in names_in_turn if name not in taken)
