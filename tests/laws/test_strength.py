@@ -77,4 +77,4 @@ def test_the_strength_scales_gradients_and_is_not_saved(tmp_path: Any) -> None:
     torch.testing.assert_close(scaled, 0.25 * full)
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(base, tmp_path)
-    assert layer_of(loaded).strength == {"default": 1.0}
+    assert layer_of(loaded).adapters["default"].strength == 1.0
