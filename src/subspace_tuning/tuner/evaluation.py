@@ -15,7 +15,7 @@ from torch.cuda import is_current_stream_capturing
 
 from ..algebra.evaluate import Fused, Stage, prepare
 from ..algebra.evaluate.kernels import product_dtype
-from ..algebra.nodes import MODE, Environment, Expression, Mode
+from ..algebra.nodes import Environment, Expression
 from ..algebra.shapes import NodeShapes
 from ..compat import functorch_is_active
 from ..methods import environment
@@ -43,7 +43,6 @@ class Evaluation:
         self.factors = cast(nn.ParameterDict, layer.subspace_params[name])
         self.constants = layer.subspace_constants[name]
         self.scale = layer.scaling[name]
-        self.mode = Mode(self.training, layer.dropout[name])
         self.method, self.follows = layer.method[name], bool(layer.computed[name])
         formula = self.method.formula
         self.norm = layer._plain if formula.wraps_norm else None
@@ -163,7 +162,6 @@ class Evaluation:
             self.norm,
             evaluated=True,
         )
-        env[MODE] = self.mode
         if bias is not None and "b" not in env and self.fusible:
             env["b"] = bias
         return env, bias

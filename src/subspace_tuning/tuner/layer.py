@@ -189,7 +189,7 @@ class SubspaceLayer(MergingLayer):
     def _choose_plans(self, adapter_name: str) -> None:
         """Choose how to evaluate an adapter where the weight is."""
         formula, sizes, device = self.method[adapter_name].formula, self.sizes[adapter_name], self.frozen_weight.device
-        dropout = self.dropout[adapter_name] > 0 and not self.kind.one_hot  # of indices there is none to drop
+        dropout = 0.0 if self.kind.one_hot else self.dropout[adapter_name]  # of indices there is none to drop
         self._plans[adapter_name] = (
             plan(formula, sizes, training=True, dropout=dropout, device=device.type),
             plan(formula, sizes, training=False, device=device.type),

@@ -1,7 +1,7 @@
 """The nodes that formulas are made of, each with its rules (see :mod:`.base`)."""
 
 from .affine import Affine, Carried, affine
-from .base import EVALUATION, MODE, Environment, Expression, MatrixNode, Mode, NotLinearError, PlanNode, dense
+from .base import Environment, Expression, MatrixNode, NotLinearError, PlanNode, dense
 from .build import add, product, substitute, symbol, times
 from .composite import Product, Scale, Sum, Transpose
 from .diag import Diag, diag
@@ -21,9 +21,7 @@ W = Matrix("W")
 """The frozen weight."""
 
 __all__ = [
-    "EVALUATION",
     "FUNCTIONS",
-    "MODE",
     "NONLINEARITIES",
     "Activation",
     "Affine",
@@ -42,7 +40,6 @@ __all__ = [
     "Leaf",
     "Matrix",
     "MatrixNode",
-    "Mode",
     "Normalisation",
     "NotLinearError",
     "Number",

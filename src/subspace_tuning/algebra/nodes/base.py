@@ -22,7 +22,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,18 +34,7 @@ from ..shapes import NodeShapes, Shape
 from .planning import Planner, Step
 from .structure import NONE, Structure
 
-
-class Mode(NamedTuple):
-    """How a formula is evaluated, besides what its names stand for: gates are drawn in training, rows are dropped."""
-
-    training: bool = False
-    dropout: float = 0.0
-
-
-Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor] | Mode"]
-MODE = "<mode>"
-"""The key of the :class:`Mode` in an environment. No name of a formula can be equal to it."""
-EVALUATION = Mode()
+Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor]"]
 
 SUM, PRODUCT, UNARY, ATOM = range(4)  # how tightly an operation binds
 
@@ -68,7 +57,7 @@ class Expression(ABC):
     holds_weight = True  # whether W within a child makes this node W reconstructed
     latex_in_brackets = False  # within a product
     acts_as_factor = True  # False: it acts on what stands left of it, as a nonlinearity does
-    is_random = False  # whether the value is drawn anew in training
+    is_random = False  # whether training draws the value anew (see ``drawn``)
     drawn_start: ClassVar[str | None] = None
     """The start of the factors below, where they may start anywhere; None: as any factor."""
     identity_start: ClassVar[str | None] = None
@@ -202,6 +191,10 @@ class Expression(ABC):
     def over(self, children: tuple[Expression, ...]) -> Expression:
         """Return the same node over other children, which stay as they are: no scalar is pulled out of a product."""
         return self.rebuilt(children)
+
+    def drawn(self) -> Expression:
+        """Return the expression as training evaluates it: what is random is drawn anew every time."""
+        return self.over(tuple(child.drawn() for child in self.children)) if self.children else self
 
     def walk(self) -> Iterator[Expression]:
         """Yield this node and all below it, in reading order."""
