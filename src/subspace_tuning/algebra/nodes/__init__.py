@@ -1,8 +1,9 @@
 """The nodes that formulas are made of, each with its rules (see :mod:`.base`)."""
 
 from .affine import Affine, Carried, affine
-from .base import Environment, Expression, MatrixNode, NotLinearError, PlanNode, dense
+from .base import Environment, Expression, NotLinearError, dense
 from .build import add, product, substitute, symbol, times
+from .common import MatrixNode, PlanNode
 from .composite import Product, Scale, Sum, Transpose
 from .diag import Diag, diag
 from .elementwise import NONLINEARITIES, Activation, Elementwise, gelu, relu, silu, tanh

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from ...errors import SubspaceError
-from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes, Shape
 from .planning import Planner, Step
@@ -242,58 +241,6 @@ class Expression(ABC):
     @property
     def T(self) -> Expression:
         return build.transposed(self)
-
-
-class MatrixNode(Expression):
-    """A node of which the rows meet the formed matrix, or the vector of its diagonal."""
-
-    forms_itself = True
-    linear_map = True
-
-    def apply(self, x: Rows, env: Environment) -> Rows:
-        return R.scale(x, self.compact(env)) if self.diagonal else R.matmul(x, self.compact(env))
-
-    def step(self, planner: Planner) -> Step:
-        return planner.by_matrix(self)[0], self
-
-
-class EntrywiseNode(MatrixNode):
-    """A matrix made from the entries of one other of the same shape."""
-
-    node: Expression
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
-
-    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
-        return shapes(self.node)
-
-
-@dataclass(frozen=True)
-class PlanNode(Expression):
-    """A node that occurs only in plans, equal to the node that it holds."""
-
-    node: Expression
-
-    forms_itself = True
-    linear_map = True
-    linear_in = (0,)
-    zero_when = ((0,),)
-    identity_when = (0,)
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
-
-    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
-        return shapes(self.node)
-
-    def compact(self, env: Environment) -> Tensor:
-        return self.node.compact(env)
-
-    def latex(self) -> str:
-        return self.node.latex()
 
 
 def dense(node: Expression, env: Environment) -> Tensor:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import EntrywiseNode, Environment, Expression, dense
+from .base import Environment, Expression, dense
+from .common import EntrywiseNode
 from .language import Call, Typed, function
 
 TEMPERATURE = 2.0 / 3.0
