@@ -28,8 +28,7 @@ from .checks import start_problem
 from .factors import Reading
 from .hosted import HOSTED
 from .roles import ALL_MATRICES
-from .start_rules import infer_starts
-from .starts import fixed_number, lookup, takes_triples
+from .starts import fixed_number, infer_starts, lookup, takes_triples
 
 Category = Literal["reconstruction", "extension", "combination"]
 
@@ -45,7 +44,7 @@ SELECTIONS = {
 class Method:
     """A way to fine-tune a frozen W (n x m).
 
-    ``starts`` names the start of those factors that the formula's form does not settle (see ``infer_starts``);
+    ``starts`` names the start of those factors that the formula's form does not settle (see ``starts.infer_starts``);
     ``count`` is the number of trainable parameters per matrix, a polynomial in the dimensions of ``Sizes``;
     ``includes`` says which methods are special cases, and which factor to replace by what to see it.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import SubspaceError, nearest
 from ..linalg import Part, Spectrum, svd
+from .start_rules import infer_starts as infer_starts
 
 
 @dataclass(frozen=True)

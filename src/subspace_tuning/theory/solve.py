@@ -130,8 +130,8 @@ class _Coupled(NamedTuple):
     """min over x of ||target - left @ diag(x) @ right||_F where the entries of x interact, each by itself of size 1.
 
     The normal equations square the condition of the problem: by themselves they lose the directions in which entries
-    nearly cancel. So they only give the coordinates for conjugate gradients on the problem itself (Bjorck, "Numerical
-    Methods for Least Squares Problems", 1996, section 7.4).
+    nearly cancel. So they only give the coordinates for conjugate gradients on the problem itself (Björck, "Numerical
+    Methods for Least Squares Problems", 1996, chapter 7).
     """
 
     target: Tensor
@@ -150,7 +150,7 @@ class _Coupled(NamedTuple):
         return torch.from_numpy(solution)
 
     def descended(self, x: Tensor, coordinates: Tensor) -> Tensor:
-        """Return the end of conjugate gradients over x = start + coordinates @ y: where the error no longer falls."""
+        """Return the end of conjugate gradients from x on, in coordinates: where the error no longer falls."""
         residual = self.target - self.image(x)
         error, size, step = residual.square().sum(), torch.zeros(()), torch.zeros(())
         for _ in range(_DESCENTS):
