@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from subspace_tuning.algebra import Expression, Identity, NotLinearError, Sizes, dense, parse, plan, relu, symbol
-from subspace_tuning.algebra.nodes import Activation, Number, Product, Scale, substitute
+from subspace_tuning.algebra.nodes import Activation, Number, Product, Scale, gate, substitute
 
 from .expressions import formulas
 
@@ -122,6 +122,25 @@ def test_plans_choose_by_device() -> None:
     assert not str(gpu.stage(256).fused).startswith("fused(")
 
 
+def test_training_draws_gates_and_evaluation_does_not() -> None:
+    formula, sizes = parse("W + gate(L) * Delta"), Sizes(6, 5, 1)
+    env = {name: torch.randn(6, 5) for name in ("W", "L", "Delta")}
+    x = torch.eye(6)
+    for training in (True, False):
+        stage = plan(formula, sizes, training).stage(6)
+        one, other = (stage.expression.apply(x, env) for _ in range(2))
+        assert torch.equal(one, other) is not training
+        assert ("drawn" in str(stage.expression)) is training
+    torch.manual_seed(0)
+    drawn = torch.stack([dense(gate(symbol("L")).drawn(), env) for _ in range(200)])
+    assert ((drawn >= 0) & (drawn <= 1)).all()
+    assert (drawn == 0).any()
+    assert (drawn == 1).any()
+    assert formula.evaluated.drawn().drawn() == formula.evaluated.drawn()
+    plain = parse("unit(W + s * A @ relu @ B) @ D").evaluated
+    assert plain.drawn() == plain
+
+
 def test_dropout_acts_on_added_terms_alone() -> None:
     for text, wanted in {
         "W + s * A @ B": "dropout((s * A) @ B)",
@@ -130,4 +149,4 @@ def test_dropout_acts_on_added_terms_alone() -> None:
         "unit(W + s * A @ B) @ D": "unit(W + dropout((s * A) @ B)) @ D",
         "W + A @ relu @ B": "dropout(A @ relu @ B)",
     }.items():
-        assert str(plan(parse(text), Sizes(64, 64, 4), dropout=True).stage(1).expression) == wanted
+        assert str(plan(parse(text), Sizes(64, 64, 4), dropout=0.1).stage(1).expression) == wanted

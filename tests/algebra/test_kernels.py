@@ -14,7 +14,7 @@ from torch import Tensor
 
 from subspace_tuning.algebra import Sizes, parse, plan
 from subspace_tuning.algebra.evaluate.kernels import Parts, composed, narrow, scaled_low_rank
-from subspace_tuning.algebra.nodes import EVALUATION, MODE, NONLINEARITIES
+from subspace_tuning.algebra.nodes import NONLINEARITIES
 from subspace_tuning.algebra.rows import scale_rows
 
 FUNCTIONS = (None, "relu", "gelu", "silu", "tanh")
@@ -242,7 +242,7 @@ def test_a_bias_within_an_added_term_is_kept_for_any_number_of_rows(text: str) -
     formula, sizes = parse(text), Sizes(24, 18, 3)
     env: dict[str, Any] = {
         name: torch.randn(sizes.of(shape), dtype=torch.float64) for name, shape in formula.shapes.items() if shape
-    } | {"s": 0.5, "b": torch.randn(18, dtype=torch.float64), MODE: EVALUATION}
+    } | {"s": 0.5, "b": torch.randn(18, dtype=torch.float64)}
     x = torch.randn(40, 24, dtype=torch.float64)
     wanted = formula.evaluated.apply(x, env)
     for planned in (plan(formula, sizes), plan(formula, Sizes(768, 768, 3))):

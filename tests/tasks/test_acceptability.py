@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from subspace_tuning.tasks.data import acceptability
 from subspace_tuning.tasks.data.acceptability import MAXIMUM_SIZE, PHENOMENA, Example, Split, generate
 from subspace_tuning.tasks.data.lexicon import FUNCTION_WORDS, TEST, TRAIN, Draw, Lexicon
+from subspace_tuning.tasks.data.templates import TEMPLATES
 
 SPLITS: tuple[tuple[Split, Lexicon], ...] = (("train", TRAIN), ("test", TEST))
 
@@ -96,7 +97,7 @@ def test_no_word_tells_the_label(many: list[Example]) -> None:
 @pytest.mark.parametrize("phenomenon", PHENOMENA)
 def test_every_block_is_closed_under_its_words(_split: Split, lexicon: Lexicon, phenomenon: str) -> None:
     draw = Draw(random.Random(0), lexicon)
-    for template in acceptability._TEMPLATES[phenomenon]:
+    for template in TEMPLATES[phenomenon]:
         for _ in range(50):
             block = template(draw)
             good, bad = (Counter(word for pair in block for word in words(pair[side])) for side in (0, 1))
@@ -193,6 +194,6 @@ BY_HAND = {
 @pytest.mark.parametrize("phenomenon", PHENOMENA)
 def test_first_blocks_are_as_written_by_hand(phenomenon: str) -> None:
     draw = Draw(First(), TRAIN)
-    pairs = [pair for template in acceptability._TEMPLATES[phenomenon] for pair in template(draw)]
+    pairs = [pair for template in TEMPLATES[phenomenon] for pair in template(draw)]
     made = [" | ".join(map(acceptability._finish, pair)) for pair in pairs]
     assert made == [line.strip() for line in BY_HAND[phenomenon].strip().splitlines()]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..algebra import names
-from ..algebra.nodes import MODE, Mode
 from ..errors import SubspaceError
 from .factors import Factors, environment, initial_factors
 
@@ -69,7 +68,8 @@ class _Case:
         env = environment(
             self.method, self.weight, parameters, self.factors.constants, _SCALE, self.bias, self.one_hot, row_norm
         )
-        y = self.method.formula.evaluated.apply(self.rows, {**env, MODE: Mode(training)})
+        expression = self.method.formula.evaluated
+        y = (expression.drawn() if training else expression).apply(self.rows, env)
         assert isinstance(y, Tensor)
         return y
 

@@ -1,49 +1,46 @@
-"""Reading off a formula which of its parts can be solved for, each with the others fixed.
+"""The parts of a formula that can be solved for, each with the others fixed.
 
 With everything else fixed, phi(W) = constant + weight * (left @ X @ right) in a *block* X: a diagonal, a matrix of
-limited rank, entries under a mask, some of W's singular directions. For each of these the best X is known in closed
-form (see ``solve``). A formula of one block is thereby solved; in one of several the blocks take turns.
+limited rank, entries under a mask, some of W's singular directions, a number. For each of these the best X is known
+(see ``solve``). ``reading`` finds the blocks of a formula.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple
 
-from ..algebra.nodes import (
-    Diag,
-    Diagonal,
-    Expression,
-    Gate,
-    Hadamard,
-    Identity,
-    Leaf,
-    Matrix,
-    Product,
-    Scale,
-    Sparse,
-    Sum,
-    Transpose,
-    Unit,
-)
-from .elements import is_free, is_positive, trainable
+import torch
+from torch import Tensor
 
-Kind = Literal["diagonal", "matrix", "entries", "directions", "scalar"]
+from ..algebra import dense
+from ..algebra.nodes import Expression, Product, Sparse
+from ..linalg import svd
+from . import solve
+from .chains import padded, reachable, spread, spread_diagonal
+from .elements import Env, Values, assign, is_positive, trainable
+from .problem import Problem
+from .solve import Side
 
-BY_NORM = "_by_norm"
-"""The suffix of a diagonal D after ``unit(X)`` when it stands for D over the column norms of X."""
+_WEIGHTED_SWEEPS = 20
+
+
+class Equation(NamedTuple):
+    """target = weight * (left @ X @ right), to be solved for X in least squares. None is the identity, or no weight."""
+
+    target: Tensor
+    left: Side
+    right: Side
+    weight: Tensor | None
 
 
 @dataclass(frozen=True)
-class Block:
-    """One free part of a formula and its place: phi = constant + weight * (left @ X @ right), or X.T if ``flipped``.
+class Place:
+    """Where a part X stands: phi(W), or its transpose if ``flipped``, is c + scalars * weight * (left @ X @ right)."""
 
-    ``run`` holds the factors whose product is X; of a "scalar" X is that number and stands before ``right``.
-    """
-
-    kind: Kind
-    run: tuple[Expression, ...]
     left: tuple[Expression, ...] = ()
     right: tuple[Expression, ...] = ()
     scalars: tuple[Expression, ...] = ()
@@ -51,144 +48,190 @@ class Block:
     flipped: bool = False
 
     @property
+    def alone(self) -> bool:
+        """Whether no factor stands beside X."""
+        return not (self.left or self.right)
+
+    def between(self, before: Sequence[Expression], after: Sequence[Expression]) -> Place:
+        """Return the place between some factors of a product that stands here."""
+        return replace(self, left=(*self.left, *before), right=(*after, *self.right))
+
+    def scaled(self, scalar: Expression) -> Place:
+        """Return the place behind a number."""
+        return replace(self, scalars=(*self.scalars, scalar))
+
+    def turned(self) -> Place:
+        """Return the place within a transpose."""
+        left, right = (tuple(factor.T for factor in reversed(side)) for side in (self.right, self.left))
+        weight = None if self.weight is None else self.weight.T
+        return Place(left, right, self.scalars, weight, not self.flipped)
+
+    def scale(self, env: Env) -> float:
+        """Return the numbers before X, multiplied."""
+        return math.prod(float(scalar.compact(env)) for scalar in self.scalars)
+
+    def equation(self, problem: Problem, constant: Tensor, env: Env) -> Equation:
+        """Return what X should solve, if phi(W) is ``constant`` where X is zero."""
+        scale = self.scale(env)
+        target = (problem.W_star - constant) / scale if scale else torch.zeros_like(constant)
+        left, right, root = _side(self.left, env), _side(self.right, env), problem.root
+        if self.flipped:
+            target = target.T
+        if root is not None and self.flipped:
+            target = target @ root.T
+            right = root.T if right is None else solve.times(right, root.T)
+        elif root is not None:
+            target = root @ target
+            left = root if left is None else solve.times(None, root, left)
+        return Equation(target, left, right, None if self.weight is None else dense(self.weight, env))
+
+
+def _side(factors: tuple[Expression, ...], env: Env) -> Side:
+    """Return the product of what stands on one side of a block, None for nothing."""
+    if not factors:
+        return None
+    value = Product(factors).compact(env)
+    return value if value.dim() else None
+
+
+@dataclass(frozen=True)
+class Block(ABC):
+    """A part of a formula whose best value is known, and its place. ``run`` holds the factors whose product it is."""
+
+    run: tuple[Expression, ...]
+    place: Place
+
+    closed: ClassVar[bool] = True
+    """Whether ``solved`` has the best value at once; else a better one than before."""
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The trainable factors in it."""
         return tuple(name for node in self.run for name in trainable(node))
 
+    @abstractmethod
+    def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
+        """Return the factors at which the block solves its equation."""
 
-def find_blocks(expression: Expression) -> list[Block] | None:
-    """Return the blocks of a formula's matrix, None if some trainable factor lies in no place that can be solved."""
-    found: list[Block] = []
-    solvable = _visit(expression, Block("matrix", ()), found)
-    named = [name for block in found for name in block.names]
-    once = all(sum(name in getattr(node, "own_names", ()) for node in expression.walk()) == 1 for name in named)
-    return found if solvable and once else None
+    def zero(self, env: Env) -> Values:
+        """Return factors at which the block is zero."""
+        node = next(node for node in self.run if trainable(node))
+        return assign(node, torch.zeros_like(node.compact(env)), env)
 
+    def rank(self, env: Env, problem: Problem) -> int | None:
+        """Return the largest rank of the block, None if it is limited by more than its rank."""
+        return None
 
-def without_unit(node: Expression) -> Expression:
-    """Write unit(X) @ D as X @ D_by_norm where D is a free diagonal: both reach the same matrices."""
-    node = node.rebuilt(tuple(without_unit(child) for child in node.children)) if node.children else node
-    if not isinstance(node, Product):
-        return node
-    factors: list[Expression] = []
-    for factor in node.factors:
-        before = factors[-1] if factors else None
-        if isinstance(before, Unit) and isinstance(factor, Diagonal) and is_free(factor):
-            factors[-1:] = [before.node, Diagonal(f"{factor.name}{BY_NORM}")]
-        else:
-            factors.append(factor)
-    return Product(tuple(factors))
+    def choice(self, problem: Problem) -> Literal["none", "best", "guess"]:
+        """Return whether solving makes a discrete choice, and whether that is the best one for the block alone."""
+        return "none"
 
 
-def norms_taken(expression: Expression) -> dict[str, Expression]:
-    """Return for each diagonal that ``without_unit`` replaces the matrix whose column norms it is over."""
-    return {
-        factor.name: before.node
-        for node in expression.walk()
-        if isinstance(node, Product)
-        for before, factor in zip(node.factors, node.factors[1:], strict=False)
-        if isinstance(before, Unit) and isinstance(factor, Diagonal) and is_free(factor)
-    }
+class Diagonals(Block):
+    """A product of diagonals."""
+
+    def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
+        target, left, right, _ = equation
+        start = Product(self.run).compact(env)
+        positive = is_positive(self.run[0])
+        return spread_diagonal(self.run, solve.diagonal(target, left, right, start, positive), env)
 
 
-def _visit(node: Expression, place: Block, found: list[Block]) -> bool:
-    """Collect the blocks below a node. Returns whether all trainable factors below it are in blocks."""
-    if not trainable(node):
-        return True
-    if isinstance(node, Sum) and not is_free(node):
-        each = [_visit(term, place, found) for term in node.terms]  # all are visited, also behind one that fails
-        return all(each)
-    if isinstance(node, Scale):
-        return _visit_scale(node, place, found)
-    if isinstance(node, Product):
-        return _visit_chain(node.factors, place, found)
-    if isinstance(node, Sparse):
-        found.append(_at(place, "entries", (node,)))
-        return place.weight is None and not (place.left or place.right)
-    if isinstance(node, Hadamard):
-        outer = [child for child in node.children if not trainable(child) or isinstance(child, Gate)]
-        inner = [child for child in node.children if child not in outer]
-        if len(inner) != 1 or place.left or place.right or place.weight is not None:
-            return False
-        weighted = Block("matrix", (), scalars=place.scalars, weight=outer[0], flipped=place.flipped)
-        return _visit(inner[0], weighted, found)
-    return _visit_chain((node,), place, found)
+class Chain(Block):
+    """A product of free matrices, with diagonals among them: any matrix of limited rank."""
+
+    def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
+        target, left, right, _ = equation
+        shapes = [dense(node, env).shape for node in self.run]
+        found = solve.low_rank(target, left, right, reachable(self.run, shapes, env))
+        return spread(self.run, shapes, found, env)
+
+    def rank(self, env: Env, problem: Problem) -> int:
+        return min(min(dense(node, env).shape) for node in self.run)
 
 
-def _visit_scale(node: Scale, place: Block, found: list[Block]) -> bool:
-    if trainable(node.scalar) and not trainable(node.node):
-        right = place.left if place.flipped else place.right
-        own = Block("scalar", (node.scalar,), place.left, (node.node, *right), place.scalars, None, place.flipped)
-        found.append(own)
-        return place.weight is None and not place.flipped
-    # A trainable scalar before free factors adds nothing to what they reach: it stays where it is.
-    scaled = Block("matrix", (), place.left, place.right, (*place.scalars, node.scalar), place.weight, place.flipped)
-    return _visit(node.node, scaled, found)
+class Entries(Block):
+    """Entries under a mask, which is chosen, too, if it is not given."""
+
+    def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
+        mask, entries = self._names
+        fixed = env[mask] if problem.keeps_mask else None
+        count = min(problem.entries, problem.W_star.numel())
+        positions, values = solve.entries(equation.target, equation.left, count, fixed)
+        return {mask: positions, entries: values}
+
+    def zero(self, env: Env) -> Values:
+        _, entries = self._names
+        return {entries: torch.zeros_like(env[entries])}
+
+    def choice(self, problem: Problem) -> Literal["none", "best", "guess"]:
+        if problem.keeps_mask:
+            return "none"
+        return "best" if problem.root is None else "guess"
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        (node,) = self.run
+        assert isinstance(node, Sparse)
+        return node.mask, node.entries
 
 
-def _visit_chain(factors: Sequence[Expression], place: Block, found: list[Block]) -> bool:
-    solvable, index = True, 0
-    while index < len(factors):
-        end, kind = _run(factors, index)
-        if kind is not None:
-            inner = _between(place, factors[:index], factors[end:])
-            found.append(_at(inner, kind, tuple(factors[index:end])))
-            # Beside an element-wise weight only what stands alone is solved.
-            solvable &= place.weight is None or not (inner.left or inner.right)
-        elif trainable(factors[index]):
-            inner = _between(place, factors[:index], factors[index + 1 :])
-            solvable &= _inside(factors[index], inner, found)
-        index = end
-    return solvable
+class Directions(Block):
+    """``U_k @ diag(sigma) @ V_k.T``: singular directions of W, which are chosen, and their values."""
+
+    def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
+        """Choose the directions that take most off the error; each by itself, for they are orthogonal."""
+        U, _, V = svd(env["W"])
+        images = U if equation.left is None else solve.times(equation.left, U)
+        sizes = images.square().sum(0)
+        products = ((images.T @ equation.target) * V.T).sum(1)
+        values = products / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
+        chosen = (products * values).topk(problem.directions).indices.sort().values
+        return {"U_k": U[:, chosen], "V_k": V[:, chosen]} | assign(self.run[1], values[chosen], env)
+
+    def rank(self, env: Env, problem: Problem) -> int:
+        return problem.directions
+
+    def choice(self, problem: Problem) -> Literal["none", "best", "guess"]:
+        return "best"
 
 
-def _inside(node: Expression, place: Block, found: list[Block]) -> bool:
-    """Visit a factor that is not free as a whole."""
-    if isinstance(node, Transpose):
-        turned = Block(
-            "matrix",
-            (),
-            tuple(factor.T for factor in reversed(place.right)),
-            tuple(factor.T for factor in reversed(place.left)),
-            place.scalars,
-            place.weight,
-            not place.flipped,
-        )
-        return place.weight is None and _visit(node.node, turned, found)
-    if isinstance(node, (Sum, Scale, Product)):
-        return _visit(node, place, found)
-    return False
+class Multiple(Block):
+    """A number before a fixed matrix, which is part of the place."""
+
+    def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
+        target, left, right, _ = equation
+        if right is None or right.dim() == 1:
+            right = torch.diag(target.new_ones(target.shape[1]) if right is None else right)
+        image = solve.times(left, right)
+        square = float(image.square().sum())
+        return assign(self.run[0], (target * image).sum() / square, env) if square else {}
 
 
-def _run(factors: Sequence[Expression], start: int) -> tuple[int, Kind | None]:
-    """Return where the free run ends that starts here, and its kind; None if nothing free starts here."""
-    if _are_directions(factors[start : start + 3]):
-        return start + 3, "directions"
-    if is_positive(factors[start]):
-        return start + 1, "diagonal"
-    if not is_free(factors[start]):
-        return start + 1, None
-    end = start + 1
-    for index in range(start + 1, len(factors)):
-        if is_free(factors[index]) and not _are_directions(factors[index : index + 3]):
-            end = index + 1
-        elif trainable(factors[index]) or not factors[index].diagonal or isinstance(factors[index], Identity):
-            break
-    return end, "diagonal" if all(factor.diagonal for factor in factors[start:end]) else "matrix"
+class Weighted(Block):
+    """A free matrix that another one multiplies element by element."""
+
+    def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
+        target, weight = equation.target, equation.weight
+        assert weight is not None
+        seen = weight.abs() > torch.finfo(weight.dtype).tiny
+        return assign(self.run[0], torch.where(seen, target / torch.where(seen, weight, 1.0), 0.0), env)
 
 
-def _are_directions(factors: Sequence[Expression]) -> bool:
-    if len(factors) != 3:
-        return False
-    left, middle, right = factors
-    chosen = isinstance(left, Matrix) and left.name == "U_k" and right == Transpose(Matrix("V_k"))
-    return chosen and isinstance(middle, Diag) and isinstance(middle.node, Leaf) and is_free(middle)
+class WeightedProduct(Block):
+    """A product of two free matrices that another one multiplies element by element."""
 
+    closed = False
 
-def _between(place: Block, before: Sequence[Expression], after: Sequence[Expression]) -> Block:
-    left, right = (*place.left, *before), (*after, *place.right)
-    return Block("matrix", (), left, right, place.scalars, place.weight, place.flipped)
-
-
-def _at(place: Block, kind: Kind, run: tuple[Expression, ...]) -> Block:
-    return Block(kind, run, place.left, place.right, place.scalars, place.weight, place.flipped)
+    def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
+        target, weight = equation.target, equation.weight
+        assert weight is not None
+        (one, other) = (node.compact(env) for node in self.run)
+        if not weight.any():
+            return {}
+        if not (one @ other).any():  # the start of a method: begin at the best product for a weight that is flat
+            flat = solve.low_rank(target * weight / weight.square().mean(), None, None, one.shape[1])
+            one, other = padded(flat.U * flat.S.sqrt(), one.shape[1]), padded(flat.V * flat.S.sqrt(), one.shape[1]).T
+        for _ in range(_WEIGHTED_SWEEPS):
+            one, other = solve.weighted_low_rank(target, weight, one, other)
+        return assign(self.run[0], one, env) | assign(self.run[1], other, env)

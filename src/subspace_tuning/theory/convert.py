@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +12,16 @@ from torch import Tensor
 
 from ..algebra import Sizes, dense
 from ..algebra.names import CHOSEN_SHAPES
-from ..algebra.nodes import Affine, Matrix, Product, Scale, Sum
+from ..algebra.nodes import Affine, Matrix, Scale, Sum
 from ..errors import SubspaceError
 from ..linalg import Spectrum
 from ..methods import Method, environment, initial_factors
 from .approximate import approximate
-from .blocks import Block, find_blocks
+from .blocks import Chain
 from .chains import spread
 from .change import Change, change_of
 from .elements import trainable
+from .reading import NoRuleError, find_blocks
 
 EXACT = 1e-6
 """The relative error of the change below which a conversion counts as exact: that of factors kept in float32."""
@@ -119,8 +121,10 @@ def factored(target: Method, change: Change, sizes: Sizes, r: int | None, scale:
     started = initial_factors(target, meta, rank)
     empty = environment(target, meta, started.parameters, started.constants, scale)
     shapes = [dense(node, empty).shape for node in block.run]
-    value = Spectrum(U[:, :kept], S[:kept] / scale, V[:, :kept])
-    parameters = spread(block.run, shapes, value, {"s": scale})
+    env = {"s": scale}
+    number = block.place.scale(env)
+    value = Spectrum(U[:, :kept] * math.copysign(1.0, number), S[:kept] / abs(number), V[:, :kept])
+    parameters = spread(block.run, shapes, value, env)
     norm = float(torch.linalg.vector_norm(S))
     lost = float(torch.linalg.vector_norm(S[kept:]))
     return Conversion(parameters, {}, rank, scale, lost / norm if norm else 0.0, "factored")
@@ -143,17 +147,20 @@ def dense_of(method: Method, env: Mapping[str, Any]) -> Tensor:
     return dense(expression.matrix if isinstance(expression, Affine) else expression, env)
 
 
-def _only_block(method: Method) -> Block | None:
+def _only_block(method: Method) -> Chain | None:
+    """Return the chain of a formula W + chain, perhaps scaled by numbers that do not train; None for other formulas."""
     expression = method.formula.expression
     if not isinstance(expression, Sum) or Matrix("W") not in expression.terms or len(expression.terms) != 2:
         return None
     (term,) = (term for term in expression.terms if term != Matrix("W"))
     while isinstance(term, Scale) and not trainable(term.scalar):
         term = term.node
-    blocks = find_blocks(expression)
-    if not blocks or blocks[0].kind != "matrix" or len(blocks[0].run) < 2:
+    try:
+        blocks = find_blocks(expression)
+    except NoRuleError:
         return None
-    return blocks[0] if isinstance(term, Product) and term.factors == blocks[0].run else None
+    whole = [block for block in blocks if isinstance(block, Chain) and block.run == term.factored]
+    return whole[0] if whole and len(term.factored) > 1 else None
 
 
 def _renamed(source: Method, target: Method, env: Mapping[str, Any], sizes: Sizes, r: int | None) -> Conversion | None:

@@ -1,31 +1,34 @@
 """What is free in a formula: the smallest parts that can take any value, and how a value is read back into a factor.
 
-``A`` is free, and so are ``U_r + A``, ``(V_r + B).T``, ``diag(sigma)`` and, among diagonals of no negative entry,
-``relu(S + D)``. Theory asks for the best value of such a part, and ``assign`` says at which value of the trainable
-factor within the part has it.
+``A`` is free, and so are ``U_r + A``, ``(V_r + B).T``, ``diag(sigma)`` and, among diagonals without negative entries,
+``relu(S + D)``. Theory asks for the best value of such a part; ``assign`` then returns the factor that gives it.
+
+Each node has one rule (``_way``): which of its children takes a value for it, and what value that is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import singledispatch
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..algebra import names
-from ..algebra.nodes import (
-    Diag,
-    Diagonal,
-    Elementwise,
-    Expression,
-    Leaf,
-    Matrix,
-    Scale,
-    Sum,
-    Transpose,
-    Vector,
-)
+from ..algebra.nodes import Diag, Elementwise, Expression, Leaf, Scale, Sum, Transpose
+from ..algebra.nodes.compact import added
 
 Values = dict[str, Tensor]
+Env = Mapping[str, Any]
+
+
+class Way(NamedTuple):
+    """How a node takes a value: ``child`` takes ``value(wanted, env)``, and all else below the node stays as it is."""
+
+    child: Expression
+    value: Callable[[Tensor, Env], Tensor]
+    positive: bool = False  # reaches values without a negative entry, and no others
 
 
 def trainable(node: Expression) -> tuple[str, ...]:
@@ -35,34 +38,19 @@ def trainable(node: Expression) -> tuple[str, ...]:
 
 def is_free(node: Expression) -> bool:
     """Whether a node can take any value of its shape (of a diagonal: any diagonal) by its trainable factor."""
-    if isinstance(node, (Matrix, Diagonal)):
+    if isinstance(node, Leaf):
         return not names.is_frozen(node.name)
-    if isinstance(node, Diag):
-        return _is_free_vector(node.node)
-    if isinstance(node, Transpose):
-        return is_free(node.node)
-    if isinstance(node, Scale):
-        return not trainable(node.scalar) and is_free(node.node)
-    return isinstance(node, Sum) and _one_free_term(node, is_free)
+    way = _way(node)
+    return way is not None and not way.positive and is_free(way.child)
 
 
 def is_positive(node: Expression) -> bool:
     """Whether a node can take any diagonal without a negative entry, and nothing else."""
-    return isinstance(node, Elementwise) and node.function == "relu" and node.diagonal and is_free(node.node)
+    way = _way(node)
+    return way is not None and way.positive and is_free(way.child)
 
 
-def _is_free_vector(node: Expression) -> bool:
-    if isinstance(node, Vector):
-        return not names.is_frozen(node.name)
-    return isinstance(node, Sum) and _one_free_term(node, _is_free_vector)
-
-
-def _one_free_term(node: Sum, free: Callable[[Expression], bool]) -> bool:
-    moving = [term for term in node.terms if trainable(term)]
-    return len(moving) == 1 and free(moving[0]) and moving[0].diagonal == node.diagonal
-
-
-def assign(node: Expression, value: Tensor, env: Mapping[str, object]) -> Values:
+def assign(node: Expression, value: Tensor, env: Env) -> Values:
     """Return the trainable factor at which a free node has a value.
 
     Args:
@@ -70,16 +58,57 @@ def assign(node: Expression, value: Tensor, env: Mapping[str, object]) -> Values
         value: in compact form, that is of a diagonal node the vector.
         env: what the frozen names stand for.
     """
-    if isinstance(node, Leaf):
-        return {node.name: value}
-    if isinstance(node, (Diag, Elementwise)):
-        return assign(node.node, value, env)
-    if isinstance(node, Transpose):
-        return assign(node.node, value if node.diagonal else value.T, env)
-    if isinstance(node, Scale):
-        return assign(node.node, value / float(node.value(env)), env)  # type: ignore[arg-type]
-    assert isinstance(node, Sum)
-    for term in node.terms:
-        if not trainable(term):
-            value = value - term.compact(env)  # type: ignore[arg-type]
-    return assign(next(term for term in node.terms if trainable(term)), value, env)
+    while not isinstance(node, Leaf):
+        way = _way(node)
+        assert way is not None
+        node, value = way.child, way.value(value, env)
+    return {node.name: value}
+
+
+@singledispatch
+def _way(node: Expression) -> Way | None:
+    """Return how a node takes a value. One without a rule is not free; what is within it may be."""
+    return None
+
+
+@_way.register
+def _of_diag(node: Diag) -> Way:
+    return Way(node.node, _unchanged)
+
+
+@_way.register
+def _of_transpose(node: Transpose) -> Way:
+    return Way(node.node, lambda value, env: value if node.diagonal else value.T)
+
+
+@_way.register
+def _of_scale(node: Scale) -> Way | None:
+    def divided(value: Tensor, env: Env) -> Tensor:
+        number = float(node.value(env))
+        return value / number if number else torch.zeros_like(value)
+
+    return None if trainable(node.scalar) else Way(node.node, divided)
+
+
+@_way.register
+def _of_sum(node: Sum) -> Way | None:
+    moving = [term for term in node.terms if trainable(term)]
+    if len(moving) != 1 or moving[0].diagonal != node.diagonal:
+        return None
+    fixed = [term for term in node.terms if not trainable(term)]
+
+    def less(value: Tensor, env: Env) -> Tensor:
+        for term in fixed:
+            value = added(value, -term.compact(env))
+        return value
+
+    return Way(moving[0], less)
+
+
+@_way.register
+def _of_entries(node: Elementwise) -> Way | None:
+    return Way(node.node, _unchanged, positive=True) if node.function == "relu" and node.diagonal else None
+
+
+def _unchanged(value: Tensor, env: Env) -> Tensor:
+    return value

@@ -15,6 +15,7 @@ from ..linalg import Spectrum, exact_svd, svd
 
 Side = Tensor | None
 _EXCHANGES = 30
+_DESCENTS = 50
 _TOLERANCE = 1e-12  # beside the largest: what is below is no direction
 
 
@@ -107,9 +108,9 @@ def diagonal(target: Tensor, left: Side, right: Side, start: Tensor, positive: b
         # In units in which every entry counts alike, so that no small row, column or feature is taken for none.
         gram = scale.unsqueeze(1) * gram * scale
         if (gram - torch.diag(gram.diagonal())).abs().max() > _TOLERANCE:
-            moved = start if not positive else torch.zeros_like(start)
-            inner = torch.where(unseen, 0.0, moved / torch.where(unseen, 1.0, scale))
-            best = scale * _coupled(gram, scale * wanted, inner, positive)
+            assert left is not None and right is not None
+            inner = torch.where(unseen, 0.0, start / torch.where(unseen, 1.0, scale))
+            best = scale * _Coupled(target, left * scale, right).best(gram, scale * wanted, inner, positive)
             return torch.where(unseen, start.clamp(min=0.0) if positive else start, best)
     best = torch.where(unseen, start, wanted / torch.where(unseen, 1.0, own))
     return best.clamp(min=0.0) if positive else best
@@ -125,16 +126,51 @@ def _own(gram: Tensor) -> Tensor:
     return gram if gram.dim() == 1 else gram.diagonal()
 
 
-def _coupled(gram: Tensor, wanted: Tensor, start: Tensor, positive: bool) -> Tensor:
-    """Solve normal equations that are not diagonal, and whose diagonal is 1."""
-    squares, vectors = torch.linalg.eigh(gram)
-    kept = squares > _TOLERANCE * squares.max()
-    root, vectors = squares[kept].sqrt(), vectors[:, kept]
-    if not positive:
-        better: Tensor = start + vectors @ ((vectors.T @ (wanted - gram @ start)) / root.square())
-        return better
-    solution, _ = nnls((root.unsqueeze(1) * vectors.T).numpy(), ((vectors.T @ wanted) / root).numpy())
-    return torch.from_numpy(solution)
+class _Coupled(NamedTuple):
+    """min over x of ||target - left @ diag(x) @ right||_F where the entries of x interact, each by itself of size 1.
+
+    The normal equations square the condition of the problem: by themselves they lose the directions in which entries
+    nearly cancel. So they only give the coordinates for conjugate gradients on the problem itself (Björck, "Numerical
+    Methods for Least Squares Problems", 1996, chapter 7).
+    """
+
+    target: Tensor
+    left: Tensor
+    right: Tensor
+
+    def best(self, gram: Tensor, wanted: Tensor, start: Tensor, positive: bool) -> Tensor:
+        """Return x; where it makes no difference it keeps ``start``, or is 0 if it must be ``positive``."""
+        squares, vectors = torch.linalg.eigh(gram)
+        least = len(gram) * torch.finfo(gram.dtype).eps * squares.max()  # below it rounding has written them
+        if not positive:
+            return self.descended(start, vectors / squares.clamp(min=least).sqrt())
+        kept = squares > least
+        root, vectors = squares[kept].sqrt(), vectors[:, kept]
+        solution, _ = nnls((root.unsqueeze(1) * vectors.T).numpy(), ((vectors.T @ wanted) / root).numpy())
+        return torch.from_numpy(solution)
+
+    def descended(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        """Return the end of conjugate gradients from x on, in coordinates: where the error no longer falls."""
+        residual = self.target - self.image(x)
+        error, size, step = residual.square().sum(), torch.zeros(()), torch.zeros(())
+        for _ in range(_DESCENTS):
+            gradient = coordinates.T @ self.products(residual)
+            before, size = size, gradient.square().sum()
+            step = gradient + (size / before if before else 0.0) * step
+            moved = coordinates @ step
+            length = size / self.image(moved).square().sum()
+            residual = self.target - self.image(x + length * moved)
+            if not residual.square().sum() < error:  # also if there is nothing to move
+                break
+            x, error = x + length * moved, residual.square().sum()
+        return x
+
+    def image(self, x: Tensor) -> Tensor:
+        return (self.left * x) @ self.right
+
+    def products(self, residual: Tensor) -> Tensor:
+        """Return the inner products of a residual with what each entry of x moves."""
+        return ((self.left.T @ residual) * self.right).sum(1)
 
 
 def entries(target: Tensor, left: Side, count: int, positions: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch.cuda import is_current_stream_capturing
 
 from ..algebra.evaluate import Fused, Stage, prepare
 from ..algebra.evaluate.kernels import product_dtype
-from ..algebra.nodes import MODE, Environment, Expression, Mode
+from ..algebra.nodes import Environment, Expression
 from ..algebra.shapes import NodeShapes
 from ..compat import functorch_is_active
 from ..methods import environment
@@ -43,7 +43,6 @@ class Evaluation:
         self.factors = cast(nn.ParameterDict, layer.subspace_params[name])
         self.constants = layer.subspace_constants[name]
         self.scale = state.scale
-        self.mode = Mode(self.training, state.dropout)
         self.method, self.follows = state.method, bool(state.computed)
         formula = self.method.formula
         self.norm = layer._plain if formula.wraps_norm else None
@@ -162,7 +161,6 @@ class Evaluation:
             self.norm,
             evaluated=True,
         )
-        env[MODE] = self.mode
         if bias is not None and "b" not in env and self.fusible:
             env["b"] = bias
         return env, bias

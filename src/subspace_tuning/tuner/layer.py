@@ -133,7 +133,7 @@ class SubspaceLayer(RunningLayer):
 
     def _plans(self, method: Method, sizes: Sizes, dropout: float) -> tuple[Plan, Plan]:
         """Return how a method is evaluated where the weight is, in training and in evaluation."""
-        device, drops = self.frozen_weight.device.type, dropout > 0 and not self.kind.one_hot  # indices are not dropped
+        device, drops = self.frozen_weight.device.type, 0.0 if self.kind.one_hot else dropout  # indices are not dropped
         return (
             plan(method.formula, sizes, training=True, dropout=drops, device=device),
             plan(method.formula, sizes, training=False, device=device),

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from ..algebra import dense
-from ..algebra.nodes import MODE, Affine, Matrix, Mode
+from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
 from .following import FollowingLayer
 from .parametrised import is_computed, plain_copy
@@ -118,8 +118,8 @@ class MergingLayer(FollowingLayer):
         changed = dict(wide)
         for name in names:
             state, env = self.adapters[name], self._environment(name, wide["weight"], wide.get("bias"))
-            env[MODE] = Mode(training)
             strength, expression = state.strength, state.method.formula.evaluated
+            expression = expression.drawn() if training else expression
             if isinstance(expression, Affine):
                 delta = strength * self._bias_delta(name, env)
                 changed["bias"] = changed["bias"] + delta if "bias" in changed else delta

@@ -53,23 +53,24 @@ class Plan:
 
 
 @lru_cache(maxsize=1024)
-def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: bool = False, device: str = "cpu") -> Plan:
+def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: float = 0.0, device: str = "cpu") -> Plan:
     """Return the cheapest evaluation of a formula for every number of rows.
 
     Args:
         formula: what to evaluate.
         sizes: n, m and r of the layer.
-        training: count the backward pass, too.
-        dropout: drop entries of the rows that enter the added terms.
+        training: count the backward pass, too, and draw what is random (see :meth:`.Expression.drawn`).
+        dropout: the probability of dropping entries of the rows that enter the added terms.
         device: the type of the device, such as "cpu" or "cuda" (see :func:`.cost.cost_model`).
     """
     model = cost_model(device)
+    expression = formula.evaluated.drawn() if training and formula.has_gates else formula.evaluated
     # Besides the frozen layer's own output its bias would come twice.
-    remainder = None if formula.names_bias else without_weight(formula.evaluated)
-    target = formula.evaluated if remainder is None else remainder
-    fused = () if dropout else _fused(formula.evaluated, CheapestSteps(formula, sizes, 1, training))
+    remainder = None if formula.names_bias else without_weight(expression)
+    target = expression if remainder is None else remainder
+    fused = () if dropout else _fused(expression, CheapestSteps(formula, sizes, 1, training))
     if dropout:
-        target = with_dropout(target, alone=remainder is not None)
+        target = with_dropout(target, dropout, alone=remainder is not None)
     stages: list[Stage] = []
     rows = 1
     while rows <= MOST_ROWS:
@@ -77,7 +78,7 @@ def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: bool = 
         cost, best = planner.apply(target)
         alone = 0.0 if remainder is None else planner.apply(W)[0] + planner.elements(rows * sizes.m)
         options: list[tuple[float, Fused | None]] = [(planner.fused(node), node) for node in fused]
-        options += [] if dropout else planner.whole(formula.evaluated)
+        options += [] if dropout else planner.whole(expression)
         chosen = min([*options, (cost + alone, None)], key=lambda option: option[0])[1]
         if stages and stages[-1][1:] == (best, chosen):
             stages.pop()
@@ -95,7 +96,7 @@ def _fused(expression: Expression, planner: CheapestSteps) -> tuple[Fused, ...]:
 def drops(formula: Formula) -> bool:
     """Whether dropout does anything in a formula: it acts on the rows that enter added terms."""
     remainder = without_weight(formula.evaluated)
-    target = with_dropout(formula.evaluated if remainder is None else remainder, alone=remainder is not None)
+    target = with_dropout(formula.evaluated if remainder is None else remainder, 0.5, alone=remainder is not None)
     return any(isinstance(node, Dropped) for node in target.walk())
 
 

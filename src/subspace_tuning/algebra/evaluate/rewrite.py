@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .. import names
 from .. import rows as R
-from ..nodes import MODE, Environment, Expression, Identity, Leaf, Mode, Planner, PlanNode, Step, Sum, W, dense
+from ..nodes import Environment, Expression, Identity, Leaf, Planner, PlanNode, Step, Sum, W, dense
 from ..rows import Rows
 
 
@@ -32,14 +32,14 @@ class Formed(PlanNode):
 
 @dataclass(frozen=True)
 class Dropped(PlanNode):
-    """Plan only: dropout on the rows that enter an added term, with the probability of the environment's mode."""
+    """Plan only: dropout on the rows that enter an added term."""
+
+    probability: float
 
     linear_map = False
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        mode = env[MODE]
-        assert isinstance(mode, Mode)
-        return self.node.apply(R.dropout(x, mode.dropout), env)
+        return self.node.apply(R.dropout(x, self.probability), env)
 
     # ``compact`` is the node's own: on average. Column norms are taken of this.
 
@@ -48,7 +48,7 @@ class Dropped(PlanNode):
 
     def step(self, planner: Planner) -> Step:
         cost, inner = planner.apply(self.node)
-        return cost + planner.elements(planner.rows * planner.shape(self)[0]), Dropped(inner)
+        return cost + planner.elements(planner.rows * planner.shape(self)[0]), Dropped(inner, self.probability)
 
 
 def without_weight(expression: Expression) -> Expression | None:
@@ -59,17 +59,22 @@ def without_weight(expression: Expression) -> Expression | None:
     return terms[0] if len(terms) == 1 else Sum(tuple(terms))
 
 
-def with_dropout(node: Expression, alone: bool = False) -> Expression:
+def with_dropout(node: Expression, probability: float, alone: bool = False) -> Expression:
     """Put dropout before every added term: one that stands beside W (``alone``), or beside a term that holds W."""
     if alone or isinstance(node, Sum):
         terms = node.terms if isinstance(node, Sum) else (node,)
         # Beside W itself a term with singular vectors of W is an addition, too.
         spectral = frozenset() if alone else frozenset(names.SPECTRAL_SHAPES)
-        return Sum(tuple(with_dropout(term) if _carries_weight(term, spectral) else Dropped(term) for term in terms))
+        return Sum(
+            tuple(
+                with_dropout(term, probability) if _carries_weight(term, spectral) else Dropped(term, probability)
+                for term in terms
+            )
+        )
     if node.rows_enter is None:
         return node
     children = list(node.children)
-    children[node.rows_enter] = with_dropout(children[node.rows_enter])
+    children[node.rows_enter] = with_dropout(children[node.rows_enter], probability)
     return node.rebuilt(tuple(children))
 
 

@@ -1,8 +1,9 @@
 """The nodes that formulas are made of, each with its rules (see :mod:`.base`)."""
 
 from .affine import Affine, Carried, affine
-from .base import EVALUATION, MODE, Environment, Expression, MatrixNode, Mode, NotLinearError, PlanNode, dense
+from .base import Environment, Expression, NotLinearError, dense
 from .build import add, product, substitute, symbol, times
+from .common import MatrixNode, PlanNode
 from .composite import Product, Scale, Sum, Transpose
 from .diag import Diag, diag
 from .elementwise import NONLINEARITIES, Activation, Elementwise, gelu, relu, silu, tanh
@@ -21,9 +22,7 @@ W = Matrix("W")
 """The frozen weight."""
 
 __all__ = [
-    "EVALUATION",
     "FUNCTIONS",
-    "MODE",
     "NONLINEARITIES",
     "Activation",
     "Affine",
@@ -42,7 +41,6 @@ __all__ = [
     "Leaf",
     "Matrix",
     "MatrixNode",
-    "Mode",
     "Normalisation",
     "NotLinearError",
     "Number",

@@ -22,30 +22,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ...errors import SubspaceError
-from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes, Shape
 from .planning import Planner, Step
 from .structure import NONE, Structure
 
-
-class Mode(NamedTuple):
-    """How a formula is evaluated, besides what its names stand for: gates are drawn in training, rows are dropped."""
-
-    training: bool = False
-    dropout: float = 0.0
-
-
-Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor] | Mode"]
-MODE = "<mode>"
-"""The key of the :class:`Mode` in an environment. No name of a formula can be equal to it."""
-EVALUATION = Mode()
+Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor]"]
 
 SUM, PRODUCT, UNARY, ATOM = range(4)  # how tightly an operation binds
 
@@ -68,7 +56,7 @@ class Expression(ABC):
     holds_weight = True  # whether W within a child makes this node W reconstructed
     latex_in_brackets = False  # within a product
     acts_as_factor = True  # False: it acts on what stands left of it, as a nonlinearity does
-    is_random = False  # whether the value is drawn anew in training
+    is_random = False  # whether training draws the value anew (see ``drawn``)
     drawn_start: ClassVar[str | None] = None
     """The start of the factors below, where they may start anywhere; None: as any factor."""
     identity_start: ClassVar[str | None] = None
@@ -209,6 +197,10 @@ class Expression(ABC):
         """Return the same node over other children, which stay as they are: no scalar is pulled out of a product."""
         return self.rebuilt(children)
 
+    def drawn(self) -> Expression:
+        """Return the expression as training evaluates it: what is random is drawn anew every time."""
+        return self.over(tuple(child.drawn() for child in self.children)) if self.children else self
+
     def walk(self) -> Iterator[Expression]:
         """Yield this node and all below it, in reading order."""
         yield self
@@ -255,58 +247,6 @@ class Expression(ABC):
     @property
     def T(self) -> Expression:
         return build.transposed(self)
-
-
-class MatrixNode(Expression):
-    """A node of which the rows meet the formed matrix, or the vector of its diagonal."""
-
-    forms_itself = True
-    linear_map = True
-
-    def apply(self, x: Rows, env: Environment) -> Rows:
-        return R.scale(x, self.compact(env)) if self.diagonal else R.matmul(x, self.compact(env))
-
-    def step(self, planner: Planner) -> Step:
-        return planner.by_matrix(self)[0], self
-
-
-class EntrywiseNode(MatrixNode):
-    """A matrix made from the entries of one other of the same shape."""
-
-    node: Expression
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
-
-    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
-        return shapes(self.node)
-
-
-@dataclass(frozen=True)
-class PlanNode(Expression):
-    """A node that occurs only in plans, equal to the node that it holds."""
-
-    node: Expression
-
-    forms_itself = True
-    linear_map = True
-    linear_in = (0,)
-    zero_when = ((0,),)
-    identity_when = (0,)
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
-
-    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
-        return shapes(self.node)
-
-    def compact(self, env: Environment) -> Tensor:
-        return self.node.compact(env)
-
-    def latex(self) -> str:
-        return self.node.latex()
 
 
 def dense(node: Expression, env: Environment) -> Tensor:

@@ -12,7 +12,8 @@ from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
 from . import structure as S
-from .base import PRODUCT, SUM, UNARY, Environment, Expression, MatrixNode
+from .base import PRODUCT, SUM, UNARY, Environment, Expression
+from .common import MatrixNode, UnaryNode
 from .compact import added, multiplied
 from .leaves import Leaf, Number, Scalar
 from .planning import Planner, Step
@@ -264,7 +265,7 @@ def _times(scalars: Sequence[Expression], node: Expression) -> Expression:
 
 
 @dataclass(frozen=True)
-class Transpose(MatrixNode):
+class Transpose(UnaryNode, MatrixNode):
     """A transposed matrix."""
 
     node: Expression
@@ -273,10 +274,6 @@ class Transpose(MatrixNode):
     zero_when = ((0,),)
     identity_when = (0,)
     _passes = 0
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         return self.node.apply(x, env) if self.diagonal else R.matmul(x, self.compact(env))

@@ -6,33 +6,22 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .. import rows as R
-from ..rows import Rows
 from ..shapes import Dimension, NodeShapes
 from .base import Environment, Expression
 from .build import as_vectors
+from .common import DiagonalNode, UnaryNode
 from .language import Call, Typed, function
-from .planning import Planner, Step
-from .structure import DIAGONAL, Structure
 
 
 @dataclass(frozen=True)
-class Diag(Expression):
+class Diag(UnaryNode, DiagonalNode):
     """``diag(v)``: the diagonal matrix of a vector."""
 
     node: Expression
 
-    linear_map = True
     linear_in = (0,)
     zero_when = ((0,),)
     identity_when = (0,)
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
-
-    def apply(self, x: Rows, env: Environment) -> Rows:
-        return R.scale(x, self.compact(env))
 
     def compact(self, env: Environment) -> Tensor:
         return self.node.compact(env)
@@ -45,12 +34,6 @@ class Diag(Expression):
 
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
         return shapes(self.node)
-
-    def step(self, planner: Planner) -> Step:
-        return planner.by_matrix(self)[0], self
-
-    def _structure(self) -> Structure:
-        return DIAGONAL
 
 
 def diag(vector: Expression) -> Diag:

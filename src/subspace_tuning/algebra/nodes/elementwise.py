@@ -13,7 +13,8 @@ from ...errors import SubspaceError
 from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
-from .base import EntrywiseNode, Environment, Expression, NotLinearError
+from .base import Environment, Expression, NotLinearError
+from .common import EntrywiseNode
 from .language import Call, Typed, function
 from .planning import Planner, Step
 from .structure import Structure, of_entries

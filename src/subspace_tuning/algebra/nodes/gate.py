@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import EVALUATION, MODE, EntrywiseNode, Environment, Expression, Mode, dense
+from .base import Environment, Expression, dense
+from .common import EntrywiseNode
 from .language import Call, Typed, function
 
 TEMPERATURE = 2.0 / 3.0
@@ -18,7 +19,7 @@ OPEN = 1.5  # logits at the start: nine tenths of the gates open, where the grad
 
 @dataclass(frozen=True)
 class Gate(EntrywiseNode):
-    """``gate(L)``: entries in [0, 1], drawn in training around sigmoid(L), and in evaluation their middle."""
+    """``gate(L)``: entries in [0, 1], in evaluation the middle of those that training draws around sigmoid(L)."""
 
     node: Expression
 
@@ -29,19 +30,33 @@ class Gate(EntrywiseNode):
     identity_when = (0,)
 
     def compact(self, env: Environment) -> Tensor:
-        logits = dense(self.node, env)
-        mode = env.get(MODE, EVALUATION)
-        assert isinstance(mode, Mode)
-        if mode.training:
-            uniform = torch.rand_like(logits).clamp(1e-6, 1.0 - 1e-6)
-            logits = (logits + torch.logit(uniform)) / TEMPERATURE
-        return (torch.sigmoid(logits) * (HIGH - LOW) + LOW).clamp(0.0, 1.0)
+        return _stretched(dense(self.node, env))
+
+    def drawn(self) -> Expression:
+        return Drawn(self.node.drawn())
 
     def __str__(self) -> str:
         return f"gate({self.node})"
 
     def latex(self) -> str:
         return rf"\operatorname{{gate}}({self.node.latex()})"
+
+
+@dataclass(frozen=True)
+class Drawn(Gate):
+    """Plan only: gates that are drawn anew every time, as in training."""
+
+    def compact(self, env: Environment) -> Tensor:
+        logits = dense(self.node, env)
+        uniform = torch.rand_like(logits).clamp(1e-6, 1.0 - 1e-6)
+        return _stretched((logits + torch.logit(uniform)) / TEMPERATURE)
+
+    def __str__(self) -> str:
+        return f"drawn({super().__str__()})"
+
+
+def _stretched(logits: Tensor) -> Tensor:
+    return (torch.sigmoid(logits) * (HIGH - LOW) + LOW).clamp(0.0, 1.0)
 
 
 def gate(node: Expression) -> Gate:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..shapes import NodeShapes
 from . import structure as S
-from .base import PRODUCT, Environment, Expression, MatrixNode, dense
+from .base import PRODUCT, Environment, Expression, dense
+from .common import MatrixNode
 
 
 @dataclass(frozen=True)

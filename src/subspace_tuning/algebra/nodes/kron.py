@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..rows import Rows
 from ..shapes import NodeShapes
-from .base import Environment, Expression, MatrixNode, dense
+from .base import Environment, Expression, dense
+from .common import MatrixNode
 from .language import Call, Typed, function
 from .planning import Planner, Step
 

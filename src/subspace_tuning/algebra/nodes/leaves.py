@@ -14,10 +14,11 @@ from .. import rows as R
 from ..latex import name_in_latex
 from ..rows import Rows
 from ..shapes import NodeShapes, Shape
-from .base import Environment, Expression, MatrixNode, NotLinearError
+from .base import Environment, Expression, NotLinearError
+from .common import DiagonalNode, MatrixNode
 from .compact import zero_dim
 from .planning import Planner, Step
-from .structure import DIAGONAL, IDENTITY, NONE, Structure
+from .structure import IDENTITY, NONE, Structure
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,11 @@ class Matrix(Leaf, MatrixNode):
         return Structure.LOW_RANK if {"r", "q"} & set(shape) else NONE
 
 
-class Diagonal(Leaf):
+class Diagonal(Leaf, DiagonalNode):
     """A diagonal matrix, held as the vector of its diagonal."""
-
-    linear_map = True
-
-    def apply(self, x: Rows, env: Environment) -> Rows:
-        return R.scale(x, self.compact(env))
 
     def held_shape(self, name: str, shape: Shape) -> Shape:
         return shape[:1]
-
-    def _structure(self) -> Structure:
-        return DIAGONAL
 
 
 class Normalisation(Leaf):

@@ -11,6 +11,7 @@ from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
 from .base import Environment, Expression, dense
+from .common import UnaryNode
 from .language import Call, Typed, function
 from .planning import Planner, Step
 from .structure import Structure
@@ -18,7 +19,7 @@ from .unit import one_for_zero
 
 
 @dataclass(frozen=True)
-class Reflect(Expression):
+class Reflect(UnaryNode):
     """``reflect(A)``: H_1 H_2 ... H_r, n x n and orthogonal, with H_i = I - 2 v v.T / |v|^2 for the column v_i of A.
 
     It is I - A T A.T with T upper triangular (Joffrin, Low and van de Geijn, "Accumulating Householder transformations,
@@ -33,10 +34,6 @@ class Reflect(Expression):
     identity_when = ()
     identity_start = "paired"
     drawn_start = "kaiming_uniform"
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         V, T = self._factors(env)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..latex import name_in_latex
 from ..shapes import NodeShapes, Shape
-from .base import PRODUCT, Environment, MatrixNode
+from .base import PRODUCT, Environment
+from .common import MatrixNode
 from .structure import Structure
 
 

@@ -10,16 +10,17 @@ from torch import Tensor
 from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
-from .base import PRODUCT, Environment, Expression, PlanNode, dense
+from .base import PRODUCT, Environment, Expression, dense
+from .common import DiagonalNode, PlanNode, UnaryNode
 from .composite import Product, Scale, Sum, multiplied_out
 from .language import Call, Typed, function
 from .leaves import Identity
 from .planning import Planner, Step
-from .structure import DIAGONAL, Structure
+from .structure import Structure
 
 
 @dataclass(frozen=True)
-class Unit(Expression):
+class Unit(UnaryNode):
     """A matrix with its columns scaled to norm 1.
 
     The norms are constants to the gradient, as in DoRA (arXiv 2402.09353, section 4.3).
@@ -32,10 +33,6 @@ class Unit(Expression):
     linear_in = ()
     zero_when = ((0,),)
     identity_when = (0,)
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
 
     @property
     def factored(self) -> tuple[Expression, ...]:
@@ -72,22 +69,14 @@ class Unit(Expression):
 
 
 @dataclass(frozen=True)
-class Norms(Expression):
+class Norms(UnaryNode, DiagonalNode):
     """Plan only: the diagonal matrix of a matrix's column norms."""
 
     node: Expression
 
-    linear_map = True
     linear_in = ()
     zero_when = ()
     identity_when = ()
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
-
-    def apply(self, x: Rows, env: Environment) -> Rows:
-        return R.scale(x, self.compact(env))
 
     def compact(self, env: Environment) -> Tensor:
         return column_norms(self.node, env)
@@ -101,12 +90,6 @@ class Norms(Expression):
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
         columns = shapes(self.node)[1]
         return columns, columns
-
-    def step(self, planner: Planner) -> Step:
-        return planner.by_matrix(self)[0], self
-
-    def _structure(self) -> Structure:
-        return DIAGONAL
 
 
 @dataclass(frozen=True)

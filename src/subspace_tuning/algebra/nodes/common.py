@@ -1,0 +1,81 @@
+"""What several nodes have in common: how rows meet them, or that they stand over one other node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .. import rows as R
+from ..rows import Rows
+from ..shapes import NodeShapes
+from .base import Environment, Expression
+from .planning import Planner, Step
+from .structure import DIAGONAL, Structure
+
+
+class MatrixNode(Expression):
+    """A node of which the rows meet the formed matrix, or the vector of its diagonal."""
+
+    forms_itself = True
+    linear_map = True
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return R.scale(x, self.compact(env)) if self.diagonal else R.matmul(x, self.compact(env))
+
+    def step(self, planner: Planner) -> Step:
+        return planner.by_matrix(self)[0], self
+
+
+class DiagonalNode(Expression):
+    """A diagonal matrix, of which the rows meet the vector."""
+
+    linear_map = True
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        return R.scale(x, self.compact(env))
+
+    def step(self, planner: Planner) -> Step:
+        return planner.by_matrix(self)[0], self
+
+    def _structure(self) -> Structure:
+        return DIAGONAL
+
+
+class UnaryNode(Expression):
+    """A node over one other."""
+
+    node: Expression
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return (self.node,)
+
+
+class EntrywiseNode(UnaryNode, MatrixNode):
+    """A matrix made from the entries of one other of the same shape."""
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        return shapes(self.node)
+
+
+@dataclass(frozen=True)
+class PlanNode(UnaryNode):
+    """A node that occurs only in plans, equal to the node that it holds."""
+
+    node: Expression
+
+    forms_itself = True
+    linear_map = True
+    linear_in = (0,)
+    zero_when = ((0,),)
+    identity_when = (0,)
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        return shapes(self.node)
+
+    def compact(self, env: Environment) -> Tensor:
+        return self.node.compact(env)
+
+    def latex(self) -> str:
+        return self.node.latex()
