@@ -17,7 +17,7 @@ from .nodes import (
     tanh,
     unit,
 )
-from .parse import nearest, parse
+from .parse import nearest_formula, parse
 from .refusal import FormulaError
 from .shapes import Sizes
 
@@ -36,7 +36,7 @@ __all__ = [
     "diag",
     "gate",
     "gelu",
-    "nearest",
+    "nearest_formula",
     "parse",
     "plan",
     "relu",

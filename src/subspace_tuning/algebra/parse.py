@@ -60,17 +60,17 @@ def parse(text: str, usable: Callable[[Formula], bool] | None = None) -> Formula
     try:
         return _Reader(text).read()
     except FormulaError as error:
-        found = nearest(error.formula, usable)
+        found = nearest_formula(error.formula, usable)
         suggestion = None if found is None else str(found)
         raise FormulaError(error.reason, error.formula, error.span, suggestion) from None
 
 
-def nearest(text: str, usable: Callable[[Formula], bool] | None = None) -> Formula | None:
+def nearest_formula(text: str, usable: Callable[[Formula], bool] | None = None) -> Formula | None:
     """Return the nearest formula that works for one that does not, None if none is found.
 
     Args:
         text: the formula that is refused.
-        usable: what must hold for the other, besides that it can be read.
+        usable: what must hold for the other, besides that it can be read and has something to train.
     """
     read: list[Formula] = []
 
@@ -79,7 +79,8 @@ def nearest(text: str, usable: Callable[[Formula], bool] | None = None) -> Formu
             read.append(_Reader(other).read())
         except FormulaError:
             return False
-        return (usable is None or usable(read[-1])) and str(read[-1]) != text
+        formula = read[-1]
+        return bool(formula.trainable) and str(formula) != text and (usable is None or usable(formula))
 
     return read[-1] if suggest.nearest(text, FUNCTIONS, works) is not None else None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..algebra import Formula, FormulaError, names, nearest
+from ..algebra import Formula, FormulaError, names, nearest_formula
 from ..algebra.nodes import MODE, Mode
 from ..errors import SubspaceError
 from .factors import Factors, environment, initial_factors
@@ -76,7 +76,7 @@ def start_refusal(method: Method, rank: int, one_hot: bool, reason: str) -> Form
     for starts in _other_starts(method):
         if starts_at_weight(method.formula, starts):
             return FormulaError(reason, formula, span, formula, starts, named)
-    found = nearest(formula, lambda other: starts_at_weight(other, {}))
+    found = nearest_formula(formula, lambda other: starts_at_weight(other, {}))
     if found is None:
         return FormulaError(f"{reason}; say how the factors start, with starts", formula, span, method=named)
     return FormulaError(reason, formula, span, str(found), method=named)

@@ -1,14 +1,14 @@
-"""A function as a formula: what it says is the formula of the names of its parameters, refused as a string would be.
+"""A function as a formula: what it writes with its parameters' names is read as a string is, and refused as one.
 
-A function that Python cannot carry out on formulas, such as ``A % B`` or ``A.t()``, is called once more with names that
-only write down what is done with them. What it writes is then read, and refused with place, reason and suggestion.
+The function is called with names that write down whatever Python's operators, and the functions of torch and numpy, do
+with them. So both ways of writing a formula have one set of operations, and one set of messages.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ from torch import Tensor
 from ..algebra import Expression, Formula, FormulaError, parse, symbol
 from ..algebra.names import problem
 from ..algebra.nodes import Matrix
-from ..errors import SubspaceError
+from ..algebra.nodes.base import ATOM, PRODUCT, SUM, UNARY
+from ..errors import SubspaceError, described
+
+_LOWEST = SUM - 1  # comparisons and operations on bits
 
 
 def formula_of(own: str, function: Callable[..., Any], usable: Callable[[Formula], bool]) -> Formula:
@@ -53,104 +56,131 @@ def formula_of(own: str, function: Callable[..., Any], usable: Callable[[Formula
 
 
 def _text_of(own: str, function: Callable[..., Any], names: Sequence[str]) -> str:
-    """Return what the function says of the names, as text."""
+    """Return what the function says of the names, as text. Raises SubspaceError if it fails."""
     try:
-        expression = function(*map(symbol, names))
+        written = function(*map(Name, names))
     except NameError as error:
         raise SubspaceError(f"method {own!r}: {error}; every name of the formula is a parameter") from None
-    except Exception as error:
-        return _written(own, function, names, error)
-    if not isinstance(expression, Expression):
-        return _written(own, function, names, f"the function returns {type(expression).__name__}, not a formula")
-    return str(expression)
-
-
-def _written(own: str, function: Callable[..., Any], names: Sequence[str], why: Exception | str) -> str:
-    """Return what the function writes with names that refuse nothing. Raises SubspaceError if it fails even then."""
-    try:
-        expression = function(*map(_Written, names))
-        if isinstance(expression, Expression):
-            return ast.unparse(ast.parse(str(expression), mode="eval"))
     except SubspaceError as error:
-        why = error
-    except Exception:  # what was raised first is told
-        pass
-    told = why if isinstance(why, (str, SubspaceError)) else f"not a formula ({_line(why)})"
-    raise SubspaceError(f"method {own!r}: {told}") from None
+        raise SubspaceError(f"method {own!r}: {error}") from None
+    except Exception as error:
+        # Of what Python itself cannot do with a name, its words are told; of the function's own mistakes the kind, too.
+        told = str(error) if isinstance(error, (TypeError, AttributeError)) else described(error)
+        raise SubspaceError(f"method {own!r}: not a formula ({' '.join(told.split())})") from None
+    if not isinstance(written, Expression):
+        raise SubspaceError(f"method {own!r}: the function returns {type(written).__name__}, not a formula")
+    return str(written)
 
 
-def _line(error: Exception) -> str:
-    """Return what an error says in one line; of an error without words its kind."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Written(Matrix):
-    """A part of a formula as it is written, with whatever Python can do with it. It is printed, and never evaluated."""
+class Name(Matrix):
+    """A part of a formula as text. It is combined and printed, and never evaluated."""
 
     __iter__ = None  # it has parts by number, and no last one
     __contains__ = None
+    precedence: int
 
-    def __getattr__(self, name: str) -> _Written:
+    def __init__(self, text: str, precedence: int = ATOM) -> None:
+        super().__init__(text)
+        object.__setattr__(self, "precedence", precedence)
+
+    def __bool__(self) -> bool:
+        raise SubspaceError("a formula has no conditions: a name is neither true nor false")
+
+    def __getattr__(self, name: str) -> Name:
         if name.startswith("_"):
-            raise AttributeError(name)
-        return _Written(f"{self}.{name}")
+            raise AttributeError(f"a name has no {name}")
+        return Name(f"{self.inside(UNARY)}.{name}")
 
-    def __call__(self, *arguments: object) -> _Written:
-        return _Written(f"{self}({', '.join(map(_told, arguments))})")
-
-    def __getitem__(self, index: object) -> _Written:
-        return _Written(f"{self}[{_told(index)}]")
+    def __abs__(self) -> Name:
+        return Name(f"abs({self})")
 
     @property
     def T(self) -> Expression:
-        return _Written(f"{self}.T")
+        return Name(f"{self.inside(UNARY)}.T")
+
+    def __call__(self, *arguments: object) -> Name:
+        return Name(f"{self.inside(UNARY)}({_listed(arguments)})")
+
+    def __getitem__(self, index: object) -> Name:
+        return Name(f"{self.inside(UNARY)}[{_listed(index if isinstance(index, tuple) else (index,))}]")
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> _Written:
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Name:
         return _called("torch", function, arguments)
 
-    def __array_function__(self, function: Any, types: Any, arguments: Any, keywords: Any) -> _Written:
+    def __array_function__(self, function: Any, types: Any, arguments: Any, keywords: Any) -> Name:
         return _called("np", function, arguments)
 
-    def __array_ufunc__(self, function: Any, method: str, *arguments: Any, **keywords: Any) -> _Written:
+    def __array_ufunc__(self, function: Any, method: str, *arguments: Any, **keywords: Any) -> Name:
         return _called("np", function, arguments)
 
 
-def _called(library: str, function: Any, arguments: Sequence[object]) -> _Written:
-    return _Written(f"{library}.{function.__name__.strip('_')}({', '.join(map(_told, arguments))})")
+_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "matmul": "@", "truediv": "/", "floordiv": "//", "mod": "%"}
+_OPERATORS |= {"pow": "**", "and": "&", "or": "|", "xor": "^", "lshift": "<<", "rshift": ">>"}
+_COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_UNARY = {"neg": "-", "pos": "+", "invert": "~"}
+_BINDS = {"+": SUM, "-": SUM} | dict.fromkeys(("*", "@", "/", "//", "%"), PRODUCT)
 
 
-def _told(operand: object) -> str:
-    """Return an operand as it stands in a formula. Raises SubspaceError for a tensor."""
+def _called(library: str, function: Any, arguments: Sequence[object]) -> Name:
+    """Return the call of another library's function; the operation where it is that of a number: ``tensor * A``."""
+    name = function.__name__.strip("_")
+    operator = _OPERATORS.get({"multiply": "mul", "subtract": "sub", "divide": "truediv"}.get(name, name))
+    if operator is not None and len(arguments) == 2 and not isinstance(arguments[0], Expression):
+        return _joined(arguments[0], arguments[1], operator)
+    return Name(f"{library}.{name}({_listed(arguments)})")
+
+
+def _listed(operands: Sequence[object]) -> str:
+    return ", ".join(map(str, map(_operand, operands)))
+
+
+def _operand(operand: object) -> Expression:
+    """Return an operand as it stands in a formula. Raises SubspaceError for a tensor that is no number."""
+    if isinstance(operand, Expression):
+        return operand
     if isinstance(operand, (Tensor, np.ndarray)):
         if operand.ndim:
             raise SubspaceError("a tensor is no part of a formula, whose names stand for all tensors")
-        return str(operand.item())
+        return _operand(operand.item())
     if isinstance(operand, slice):
-        return ":"
+        return Name(":")
     if isinstance(operand, (tuple, list)):
-        return f"[{', '.join(map(_told, operand))}]"
-    return repr(operand) if isinstance(operand, str) else str(operand)
+        return Name(f"[{_listed(operand)}]")
+    if operand is None or isinstance(operand, (bool, str)):
+        return Name(repr(operand))
+    if isinstance(operand, Real):
+        return Name(str(int(operand)) if isinstance(operand, Integral) else repr(float(operand)))
+    raise SubspaceError(f"{operand!r} is no part of a formula, which has names and numbers")
 
 
-def _infix(sign: str, turned: bool = False) -> Callable[[_Written, object], _Written]:
-    def written(self: _Written, other: object) -> _Written:
-        left, right = (other, self) if turned else (self, other)
-        return _Written(f"({_told(left)} {sign} {_told(right)})")
-
-    return written
+def _joined(left: object, right: object, sign: str) -> Name:
+    binds = _BINDS.get(sign, _LOWEST)
+    first, second = _operand(left).inside(max(binds - 1, _LOWEST)), _operand(right).inside(max(binds, SUM))
+    return Name(f"{first} {sign} {second}", binds)
 
 
-def _prefix(sign: str) -> Callable[[_Written], _Written]:
-    return lambda self: _Written(f"({sign}({self}))")
+def _infix(sign: str) -> Callable[[object, object], Name]:
+    return lambda self, other: _joined(self, other, sign)
 
 
-_INFIX = {"matmul": "@", "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**"}
-_INFIX |= {"and": "&", "or": "|", "xor": "^", "lshift": "<<", "rshift": ">>"}
-for _name, _sign in _INFIX.items():
-    setattr(_Written, f"__{_name}__", _infix(_sign))
-    setattr(_Written, f"__r{_name}__", _infix(_sign, turned=True))
-for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}.items():
-    setattr(_Written, f"__{_name}__", _infix(_sign))
-for _name, _sign in {"neg": "-", "pos": "+", "invert": "~", "abs": "abs"}.items():
-    setattr(_Written, f"__{_name}__", _prefix(_sign))
+def _turned(sign: str) -> Callable[[object, object], Name]:
+    return lambda self, other: _joined(other, self, sign)
+
+
+def _sum_begun(self: Name, other: object) -> Name:
+    """Return ``other + self``; the name alone for the 0 at which Python's ``sum`` begins."""
+    return self if type(other) is int and other == 0 else _joined(other, self, "+")
+
+
+def _prefix(sign: str) -> Callable[[Name], Name]:
+    return lambda self: Name(f"{sign}{self.inside(UNARY)}", UNARY)
+
+
+for _name, _sign in (_OPERATORS | _COMPARISONS).items():
+    setattr(Name, f"__{_name}__", _infix(_sign))
+for _name, _sign in _OPERATORS.items():
+    setattr(Name, f"__r{_name}__", _turned(_sign))
+Name.__radd__ = _sum_begun  # type: ignore[assignment]
+for _name, _sign in _UNARY.items():
+    setattr(Name, f"__{_name}__", _prefix(_sign))

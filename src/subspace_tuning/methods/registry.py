@@ -20,8 +20,7 @@ from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, overload
 
-from ..algebra import Formula, FormulaError, Sizes, parse
-from ..algebra import nearest as nearest_formula
+from ..algebra import Formula, FormulaError, Sizes, nearest_formula, parse
 from ..algebra.nodes import Leaf
 from ..errors import SubspaceError, nearest
 from .checks import start_problem, start_refusal

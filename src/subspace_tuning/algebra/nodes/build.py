@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from numbers import Real
 
 from ...errors import SubspaceError
 from .. import names
@@ -105,9 +104,7 @@ def _as_expression(value: object) -> Expression | None:
     """Return a node, or a number as one; None for what stands in no formula."""
     if isinstance(value, Expression):
         return value
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return None
-    return Number(float(value))
+    return Number(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def either(build: Callable[[Expression, Expression], Expression], node: Expression, other: object) -> Expression:

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
-_TRANSPOSES = r"(?:\^\s*\{?\s*(?:T\b|⊤|\\top)\s*\}?|ᵀ|⊤|['’′])"  # noqa: RUF001
+_TRANSPOSES = r"(?:\^\s*\{?\s*(?:T\b|⊤|\\top)\s*\}?|ᵀ|⊤)"  # noqa: RUF001
 _OPERATORS = {
     "@": "·⋅∙•×✕",
     "*": "⊙∘∗⊛⊚",  # noqa: RUF001
@@ -57,7 +57,8 @@ _SLIPS = (
         "a formula is what stands right of the equals sign, phi(W) itself",
     ),
     _slip(r"^(.*?)([-+*@/])=\s*(.*)$", r"\1\2 (\3)", "a formula is all of phi(W), not what changes W in place"),
-    _slip(rf"(?<=[\w)\]'’])\s*{_TRANSPOSES}", ".T", "the transpose is written .T"),  # noqa: RUF001
+    _slip(rf"(?<=[\w)\]])\s*{_TRANSPOSES}", ".T", "the transpose is written .T"),
+    _slip(r"(?<=[\w)\]])['’′]", ".T", "the transpose is written .T", False),  # noqa: RUF001
     _slip(r"(?:\\Delta|[Δ∆])\s*W\w*", "Delta", "the change of W is a matrix with a name of its own, such as Delta"),
     _slip(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"(\1 / \2)", "a quotient is written with /"),
     _slip(r"/\s*\|\|?([^|]*)\|\|?", r"/ norm(\1)", "unit(X) scales the columns of X to norm 1"),
