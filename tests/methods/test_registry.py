@@ -127,10 +127,10 @@ def test_a_function_says_what_a_string_says() -> None:
         (lambda W, A, B: W + A, "does not use the parameter B"),
         (lambda W, keys: W + keys, "attribute of torch.nn.ParameterDict"),
         (lambda W, A, B: W @ (1 + A @ B), "a number"),
-        (lambda W, A: W + "A", "not a formula"),
-        (lambda W, A: W @ 2, "not a formula"),
+        (lambda W, A: W + "A", "without quotes"),
+        (lambda W, A: W @ 2, "@ takes a matrix"),
         (lambda W, A: A / 0 + W, "divided by 0"),
-        (lambda W, A: W + float("inf") * A, "not finite"),
+        (lambda W, A: W + float("inf") * A, "not a finite number"),
     ],
 )
 def test_a_function_that_is_no_formula_is_told_in_one_line(function, problem: str) -> None:

@@ -50,7 +50,7 @@ def refused(model: nn.Module, config: SubspaceConfig, unchanged: Remember, adapt
         ({"method": "lora", "formula": "D1 @ W"}, r"method 'lora' is W \+ s \* A @ B here, not D1 @ W"),
         ({"formula": "W @"}, r"^formula '.*': not a formula"),
         ({"formula": "A @ B"}, r"phi\(W\) does not use W"),
-        ({"formula": "A @ B @ W"}, r"is not W at its start, at rank 8 .*say how the factors start"),
+        ({"formula": "A @ B @ W"}, r"is not W at its start, at rank 8 .*write '\(I \+ A @ B\) @ W'"),
         ({"formula": "W + A @ sin @ B"}, r"sin"),
         ({"formula": "V_r @ A + W"}, r"formula '>>>V_r @ A \+ W<<<': the left side is m x \?, the right side n x m"),
         ({"formula": "__import__('os').system('true')"}, r"unknown function"),

@@ -17,7 +17,8 @@ from .nodes import (
     tanh,
     unit,
 )
-from .parse import FormulaError, parse
+from .parse import nearest_formula, parse
+from .refusal import FormulaError
 from .shapes import Sizes
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "diag",
     "gate",
     "gelu",
+    "nearest_formula",
     "parse",
     "plan",
     "relu",

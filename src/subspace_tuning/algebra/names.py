@@ -69,7 +69,7 @@ def is_frozen(name: str) -> bool:
 def problem(name: str) -> str | None:
     """Return why a name can stand in no formula, None if it can: every factor is also the name of a parameter."""
     if not _NAME.fullmatch(name):
-        return "a name is made of letters, digits and _, starts with a letter and does not end in _"
+        return "a name is made of A to Z, a to z, digits and _, starts with a letter and does not end in _"
     if name in ("nan", "inf"):
         return f"{name} is not a finite number"
     if name in _KEPT_AS:

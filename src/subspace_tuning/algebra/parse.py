@@ -7,14 +7,13 @@ Every intermediate result carries its shape, so that an error names the place in
 from __future__ import annotations
 
 import ast
-import difflib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import SubspaceError
-from . import names
+from . import names, suggest
 from .formula import Formula
 from .nodes import (
     FUNCTIONS,
@@ -32,17 +31,14 @@ from .nodes import (
     symbol,
     times,
 )
+from .refusal import FormulaError
 from .shapes import Dimension
 
 _LONGEST = 1000  # characters of a formula as it is printed, so that whatever is read can be printed and read again
 _DEEPEST = 120  # operations within operations; keeps the recursion below Python's limit
 
 
-class FormulaError(SubspaceError):
-    """A formula that cannot be read; the message marks the place and says the shapes."""
-
-
-def parse(text: str) -> Formula:
+def parse(text: str, usable: Callable[[Formula], bool] | None = None) -> Formula:
     """Read a formula in the language of docs/formula-language.md.
 
     Examples:
@@ -52,12 +48,42 @@ def parse(text: str) -> Formula:
 
     Blanks and line ends between the names make no difference.
 
+    Args:
+        text: the formula.
+        usable: what else must hold for a formula that the error of another suggests.
+
     Raises:
-        FormulaError: a name, operation or shape that does not fit, with the place marked as ``>>>here<<<``.
+        FormulaError: a name, operation or shape that does not fit, with the place marked as ``>>>here<<<`` and, where
+            one is found, the nearest formula that works.
     """
     if not isinstance(text, str):
         raise FormulaError(f"a formula is a string such as 'W + s * A @ B', not {type(text).__name__}")
-    return _Reader(text).read()
+    try:
+        return _Reader(text).read()
+    except FormulaError as error:
+        found = nearest_formula(error.formula, usable)
+        suggestion = None if found is None else str(found)
+        raise FormulaError(error.reason, error.formula, error.span, suggestion) from None
+
+
+def nearest_formula(text: str, usable: Callable[[Formula], bool] | None = None) -> Formula | None:
+    """Return the nearest formula that works for one that does not, None if none is found.
+
+    Args:
+        text: the formula that is refused.
+        usable: what must hold for the other, besides that it can be read and has something to train.
+    """
+    read: list[Formula] = []
+
+    def works(other: str) -> bool:
+        try:
+            read.append(_Reader(other).read())
+        except FormulaError:
+            return False
+        formula = read[-1]
+        return bool(formula.trainable) and str(formula) != text and (usable is None or usable(formula))
+
+    return read[-1] if suggest.nearest(text, FUNCTIONS, works) is not None else None
 
 
 class _Reader:
@@ -93,9 +119,9 @@ class _Reader:
                 tree = ast.parse(self.text, mode="eval")
         except (SyntaxError, ValueError) as error:
             column = getattr(error, "offset", None) or 1
-            place = self.text[: column - 1] + ">>>" + self.text[column - 1 : column] + "<<<" + self.text[column:]
-            reason = _printable(str(getattr(error, "msg", error)))
-            raise FormulaError(f"formula '{_printable(place)}': not a formula ({reason})") from None
+            found = (column - 1, column), f"not a formula ({getattr(error, 'msg', error)})"
+            span, reason = suggest.fault(self.text) or found
+            raise FormulaError(reason, self.text, span) from None
         except (RecursionError, MemoryError):
             raise FormulaError(f"a formula in which more than {_DEEPEST} operations stand within each other") from None
         level: list[ast.AST] = [tree.body]
@@ -110,7 +136,8 @@ class _Reader:
         for name in formula.shapes:
             stem = names.started(name)
             if stem is not None and stem not in formula.trainable:
-                raise self.error(place, f"{name} is the frozen start of {stem}, which the formula does not train")
+                found = f"{name} is the frozen start of {stem}, which the formula does not train"
+                raise self.error(place, f"{found}; a factor that stays as it was drawn is not in the language")
         for node in formula.expression.walk():
             if isinstance(node, Scalar) and formula.shapes[node.name]:
                 raise self.error(place, f"{node.name} is a vector in one place and a number in another")
@@ -129,10 +156,9 @@ class _Reader:
             raise self.error(place, message.format(*told))
 
     def error(self, place: ast.expr, message: str) -> FormulaError:
-        start, end = place.col_offset, place.end_col_offset or len(self.text)
-        # ast counts bytes; a formula with other letters is refused anyway, so a cut in the wrong place does no harm.
-        marked = f"{self.text[:start]}>>>{self.text[start:end]}<<<{self.text[end:]}"
-        return FormulaError(_printable(f"formula '{marked}': {message}"))
+        written = self.text.encode()  # ast counts bytes
+        start, end = (len(written[:at].decode()) for at in (place.col_offset, place.end_col_offset))
+        return FormulaError(message, self.text, (start, end))
 
     # Syntax
 
@@ -155,14 +181,14 @@ class _Reader:
             return self.transpose(tree)
         if isinstance(tree, ast.Call):
             return self.call(tree)
-        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
+        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, (ast.USub, ast.UAdd)):
             inner = self.visit(tree.operand)
-            return Typed(-inner.node, inner.shape)
+            return inner if isinstance(tree.op, ast.UAdd) else Typed(-inner.node, inner.shape)
         if isinstance(tree, ast.BinOp):
             for operator, rule in self.rules.items():
                 if isinstance(tree.op, operator):
                     return rule(self, tree, self.visit(tree.left), self.visit(tree.right))
-        raise self.error(tree, "only names, numbers, + - * @ .T and the functions " + ", ".join(sorted(FUNCTIONS)))
+        raise self.error(tree, suggest.reason(tree))
 
     def name(self, tree: ast.Name) -> Typed:
         name = tree.id
@@ -203,11 +229,9 @@ class _Reader:
         return Typed(inner.node.T, inner.shape[::-1])
 
     def call(self, tree: ast.Call) -> Typed:
-        name = tree.func.id if isinstance(tree.func, ast.Name) else "that is called"
+        name = tree.func.id if isinstance(tree.func, ast.Name) else ""
         if name not in FUNCTIONS:
-            close = difflib.get_close_matches(name, FUNCTIONS, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise self.error(tree.func, f"unknown function {name}; {hint}There are {', '.join(sorted(FUNCTIONS))}")
+            raise self.error(tree.func, suggest.unknown(tree, FUNCTIONS))
         function = FUNCTIONS[name]
         if tree.keywords or not function.least <= len(tree.args) <= function.most:
             raise self.error(tree, f"{name} takes {function.arguments}")
@@ -227,7 +251,8 @@ class _Reader:
 
     def need_matrix(self, place: ast.expr, operand: Typed, operation: str) -> None:
         if len(operand.shape) != 2:
-            raise self.error(place, f"{operation} takes a matrix, this is {_kind(operand)}")
+            way = suggest.beside(operand.node.names)
+            raise self.error(place, f"{operation} takes a matrix, and this is {_kind(operand)}{way}")
 
     def matmul(self, tree: ast.BinOp, left: Typed, right: Typed) -> Typed:
         for place, side in ((tree.left, left), (tree.right, right)):
@@ -238,7 +263,8 @@ class _Reader:
         return Typed(product(left.node, right.node), (left.shape[0], right.shape[1]))
 
     def add(self, tree: ast.BinOp, left: Typed, right: Typed) -> Typed:
-        self.unify(tree, left.shape, right.shape, f"the left side is {left}, the right side {right}")
+        message = f"the left side is {left}, the right side {right}, and only equal shapes are added"
+        self.unify(tree, left.shape, right.shape, message)
         subtract = isinstance(tree.op, ast.Sub)
         return Typed(left.node - right.node if subtract else left.node + right.node, left.shape)
 
@@ -252,11 +278,17 @@ class _Reader:
             raise self.error(tree, "a mask M stands in front of its entries: M * Delta")
         return Typed(node, left.shape or right.shape)
 
+    def divide(self, tree: ast.BinOp, left: Typed, right: Typed) -> Typed:
+        if not isinstance(right.node, Number):
+            raise self.error(tree.right, "/ divides by a number that is written out; s is alpha / r already")
+        return Typed(left.node / right.node.value, left.shape)
+
     rules: ClassVar[dict[type[ast.operator], Callable[[_Reader, ast.BinOp, Typed, Typed], Typed]]] = {
         ast.MatMult: matmul,
         ast.Add: add,
         ast.Sub: add,
         ast.Mult: multiply,
+        ast.Div: divide,
     }
 
 
@@ -289,11 +321,6 @@ class _Call:
 
     def known(self, *dimensions: str) -> tuple[Dimension, ...]:
         return self.reader.known(*dimensions)
-
-
-def _printable(text: str) -> str:
-    """Return a text in one line, with what does not print as Python writes it in a string."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _kind(typed: Typed) -> str:

@@ -36,7 +36,8 @@ from .nodes import (
     symbol,
     times,
 )
-from .parse import FormulaError, parse
+from .parse import parse
+from .refusal import FormulaError
 from .shapes import NodeShapes, Sizes
 
 

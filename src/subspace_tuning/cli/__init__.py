@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from . import bench, convert, demo, explain, extract, inspect, methods, params, recommend, reference, train
-from .refuse import told
+from .refuse import drawn, told
 
 app = typer.Typer(
     name="subspace",
@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 bad input (one line on stderr), 130 interrupted.
 
     What the operating system refuses and files that cannot be read count as bad input; ``refuse.told`` says which
-    errors these are. Any other error is a fault of the code and shows its traceback.
+    errors these are. On a terminal the error of a formula has more lines. Any other error is a fault of the code and
+    shows its traceback.
 
     Args:
         arguments: the words after `subspace`; None takes the process's own.
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = told(error)
         if message is None:
             raise
-        print(f"subspace: {message}", file=sys.stderr)
+        shown = drawn(error) if sys.stderr.isatty() else None
+        print(f"subspace: {shown or message}", file=sys.stderr)
         sys.exit(2)
     if code == _INTERRUPTED:  # typer itself turns an interruption within a command into this code
         print("subspace: interrupted", file=sys.stderr)

@@ -1,4 +1,7 @@
-"""Which errors are the input's or the machine's fault, and are reported in one line; all others are bugs."""
+"""Which errors are the input's or the machine's fault, and are reported in one line; all others are bugs.
+
+On a terminal the error of a formula has more lines, with the place underlined.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import json
 import traceback
 from typing import Any
 
+from rich.cells import cell_len
+
+from ..algebra import FormulaError
 from ..errors import SubspaceError, described
 
 _FORMATS = {  # by name, since importing the libraries takes seconds
@@ -36,6 +42,20 @@ def told(error: BaseException) -> str | None:
     # A mistake in the words themselves. typer carries its own copy of click and has no public name for its errors.
     words: Any = getattr(error, "format_message", None)
     return None if words is None else _line(words())
+
+
+def drawn(error: BaseException) -> str | None:
+    """Return the error of a formula in several lines, the place underlined, for a terminal; None for any other."""
+    if not isinstance(error, FormulaError) or not error.formula:
+        return None
+    before, place, after = error.parts
+    way = error.hint.removeprefix("; ")
+    lines = [
+        f"{error.of}{error.reason}",
+        f"  {before}{place}{after}",
+        f"  {' ' * cell_len(before)}{'^' * max(1, cell_len(place))}",
+    ]
+    return "\n".join([*lines, way] if way else lines)
 
 
 def _line(text: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..algebra import names
+from ..algebra import Formula, FormulaError, names, nearest_formula
 from ..errors import SubspaceError
 from .factors import Factors, environment, initial_factors
 
@@ -20,6 +22,8 @@ _HIGHEST = 16  # rank; what holds there holds above
 _SCALE, _ENTRIES, _DIRECTIONS = 2.0, 6, 2
 _STEP = 0.1  # of the entry that moves most
 _ZERO = 1e-10  # beside the size of the upstream gradient
+_NO_VALUE = "phi(W) cannot be evaluated"
+_STILL = re.compile(r"never moves (\w+)")
 
 
 def row_norm(rows: Tensor) -> Tensor:
@@ -44,9 +48,46 @@ def start_problem(method: Method, rank: int = 3, one_hot: bool = False) -> str |
             torch.manual_seed(0)
             return _Case(method, min(rank, _HIGHEST), one_hot).problem()
     except SubspaceError as error:
-        return f"phi(W) = {method.formula} cannot be evaluated: {error}"
+        return f"{_NO_VALUE}: {error}"
     except RuntimeError as error:  # torch's, of shapes that do not fit after all
-        return f"phi(W) = {method.formula} cannot be evaluated: {str(error).splitlines()[0]}"
+        return f"{_NO_VALUE}: {str(error).splitlines()[0]}"
+
+
+def start_refusal(method: Method, rank: int, one_hot: bool, reason: str) -> FormulaError:
+    """Return the error of a method with a problem at its start, with the nearest formula or starts without one.
+
+    Args:
+        method: the method.
+        rank: r.
+        one_hot: the rows of W are looked up.
+        reason: what ``start_problem`` says.
+    """
+    formula, named = str(method.formula), method.name if method.is_named else None
+    still = _STILL.search(reason)
+    place = re.search(rf"\b{still[1]}\b", formula) if still else None
+    span = place.span() if place else None
+    if reason.startswith(_NO_VALUE):  # the rank or the layer is at fault
+        return FormulaError(reason, formula, span, method=named)
+
+    def starts_at_weight(other: Formula, starts: Mapping[str, str]) -> bool:
+        return bool(other.trainable) and start_problem(method.like(other, starts), rank, one_hot) is None
+
+    for starts in _other_starts(method):
+        if starts_at_weight(method.formula, starts):
+            return FormulaError(reason, formula, span, formula, starts, named)
+    found = nearest_formula(formula, lambda other: starts_at_weight(other, {}))
+    if found is None:
+        return FormulaError(f"{reason}; say how the factors start, with starts", formula, span, method=named)
+    return FormulaError(reason, formula, span, str(found), method=named)
+
+
+def _other_starts(method: Method) -> Iterator[dict[str, str]]:
+    """Yield other starts for the same formula: the inferred ones, and each dense factor at zero, the others drawn."""
+    if method.starts:
+        yield {}
+    dense = [name for name in method.formula.trainable if len(method.formula.shapes[name]) == 2]
+    for zero in dense if len(dense) > 1 else ():
+        yield {name: "zeros" if name == zero else "kaiming_uniform" for name in dense}
 
 
 class _Case:
@@ -75,16 +116,18 @@ class _Case:
 
     def problem(self) -> str | None:
         formula = self.method.formula
-        told = ", ".join(f"{name} at {start}" for name, start in self.method.starts_for(self.one_hot).items())
+        shapes = {name: f" ({' x '.join(shape)})" if shape else "" for name, shape in formula.shapes.items()}
+        starts = self.method.starts_for(self.one_hot)
+        told = ", ".join(f"{name}{shapes[name]} at {start}" for name, start in starts.items())
         y, wanted = self.output(training=False), self.frozen()
         if y.shape != wanted.shape or not torch.allclose(y, wanted):
             where = f", at rank {self.rank}" if formula.has_rank else ""
-            return f"phi(W) = {formula} is not W at its start{where} ({told}); say how the factors start"
+            return f"phi(W) is not W at its start{where}: {told}"
         upstream = _drawn(*y.shape)
         gradients = self.gradients(upstream)
         moving = _moving(gradients, upstream)
         if not moving:
-            return f"phi(W) = {formula} cannot leave its start ({told}): every gradient is 0 there"
+            return f"phi(W) cannot leave its start, where every gradient is 0: {told}"
         largest = max(float(gradients[name].abs().max()) for name in moving)
         for name in moving:
             moved = self.leaves[name] - gradients[name] * (_STEP / largest)
@@ -92,7 +135,7 @@ class _Case:
         moving |= _moving(self.gradients(upstream), upstream)
         still = [name for name in self.leaves if name not in moving]
         if still:
-            return f"phi(W) = {formula} never moves {', '.join(still)} from the start ({told}): the gradient is 0"
+            return f"phi(W) never moves {', '.join(still)} from the start, since the gradient is 0: {told}"
         return None
 
     def frozen(self) -> Tensor:

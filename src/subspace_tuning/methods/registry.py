@@ -21,15 +21,17 @@ from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, overload
 
-from ..algebra import Expression, Formula, Sizes, parse, symbol
-from ..algebra.names import problem
+from ..algebra import Formula, FormulaError, Sizes, nearest_formula, parse
 from ..algebra.nodes import Leaf
 from ..errors import SubspaceError, nearest
-from .checks import start_problem
+from .checks import start_problem, start_refusal
 from .factors import Reading
+from .functions import formula_of
 from .hosted import HOSTED
 from .roles import ALL_MATRICES
 from .starts import fixed_number, infer_starts, lookup, takes_triples
+
+_UNNAMED = "formula"  # what a formula in a config is called
 
 Category = Literal["reconstruction", "extension", "combination"]
 
@@ -86,13 +88,26 @@ class Method:
         for start in self.starts.values():
             lookup(start)
         if not self.formula.trainable:
-            raise SubspaceError(f"method {self.name!r}: the formula {self.formula} has no trainable factor")
+            written, named = str(self.formula), self.name if self.is_named else None
+            found = nearest_formula(written, starts_at_weight)
+            raise FormulaError(
+                "phi(W) has no trainable factor", written, None, None if found is None else str(found), method=named
+            )
 
     def __repr__(self) -> str:
         return f"Method({self.name!r}, {str(self.formula)!r})"
 
     def __hash__(self) -> int:
         return hash((self.name, self.formula))
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the method has a name of its own, unlike a formula in a config."""
+        return self.name != _UNNAMED
+
+    def like(self, formula: Formula, starts: Mapping[str, str]) -> Method:
+        """Return a method of the same name with another formula and other starts, and nothing else."""
+        return Method(self.name, formula, self.category, starts=starts)
 
     def starts_for(self, one_hot: bool = False) -> Mapping[str, str]:
         """Return the start of every trainable factor; ``one_hot`` for an embedding, whose rows are looked up."""
@@ -167,10 +182,11 @@ class Method:
         return start_problem(self)
 
     def check_start(self, rank: int = 3, one_hot: bool = False) -> None:
-        """Raise SubspaceError if phi(W) is not W at the start, or if some factor cannot leave it."""
-        found = start_problem(self, rank if self.formula.has_rank else 3, one_hot)
+        """Raise FormulaError if phi(W) is not W at the start, or if some factor cannot leave it."""
+        rank = rank if self.formula.has_rank else 3
+        found = start_problem(self, rank, one_hot)
         if found is not None:
-            raise SubspaceError(f"method {self.name!r}: {found}")
+            raise start_refusal(self, rank, one_hot, found)
 
 
 @lru_cache(maxsize=256)
@@ -236,7 +252,7 @@ def method(
 
     def declare(function: Callable[..., Any]) -> Method:
         own = name or function.__name__
-        formula = _formula_of(own, function)
+        formula = formula_of(own, function, starts_at_weight)
         declared = Method(
             name=own,
             formula=formula,
@@ -253,32 +269,6 @@ def method(
         return register(declared, replace=replace)
 
     return declare if function is None else declare(function)
-
-
-def _formula_of(own: str, function: Callable[..., Any]) -> Formula:
-    """Return the formula that a function makes of the names of its parameters."""
-    parameters = inspect.signature(function).parameters
-    for parameter in parameters.values():
-        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            raise SubspaceError(f"method {own!r}: the parameter {parameter} is not a name of the formula")
-        if parameter.default is not parameter.empty:
-            raise SubspaceError(
-                f"method {own!r}: the parameter {parameter.name} has a default, and a formula's names have none; write "
-                "the number into the formula"
-            )
-        if problem(parameter.name) is not None:
-            raise SubspaceError(f"method {own!r}: {problem(parameter.name)}")
-    try:
-        expression = function(*map(symbol, parameters))
-    except TypeError as error:
-        raise SubspaceError(f"method {own!r}: not a formula ({error})") from None
-    if not isinstance(expression, Expression):
-        raise SubspaceError(f"method {own!r}: the function returns {type(expression).__name__}, not a formula")
-    formula = parse(str(expression))
-    unused = [name for name in parameters if name not in formula.expression.names and symbol(name).names]
-    if unused:
-        raise SubspaceError(f"method {own!r}: the formula {formula} does not use the parameter {unused[0]}")
-    return formula
 
 
 def register(new: Method, replace: bool = False) -> Method:
@@ -327,9 +317,9 @@ def every() -> Iterator[Method]:
     return iter(sorted(_REGISTRY.values(), key=lambda known: (order.index(known.category), known.name)))
 
 
-def from_formula(text: str, starts: Mapping[str, str] | None = None, name: str = "formula") -> Method:
+def from_formula(text: str, starts: Mapping[str, str] | None = None, name: str = _UNNAMED) -> Method:
     """Return an unregistered method for a formula string. Raises FormulaError, or SubspaceError on a wrong start."""
-    formula = parse(text)
+    formula = parse(text, starts_at_weight)
     return Method(
         name,
         formula,
@@ -339,6 +329,11 @@ def from_formula(text: str, starts: Mapping[str, str] | None = None, name: str =
         budget=0.005 if formula.masked else None,
         schedule="lora_dash" if formula.chooses_directions and {"A", "B", "d"} <= set(formula.trainable) else None,
     )
+
+
+def starts_at_weight(formula: Formula) -> bool:
+    """Whether a formula by itself starts at phi(W) = W and can leave it."""
+    return bool(formula.trainable) and start_problem(Method(_UNNAMED, formula, "extension")) is None
 
 
 def categorise(formula: Formula) -> Category:

@@ -18,7 +18,10 @@ class Typed:
     shape: tuple[Dimension, ...]
 
     def __str__(self) -> str:
-        return " x ".join(map(str, self.shape)) if self.shape else "a number"
+        if not self.shape:
+            return "a number"
+        told = " x ".join(map(str, self.shape))
+        return "a matrix" if told == "? x ?" else told
 
 
 class Call(Protocol):
