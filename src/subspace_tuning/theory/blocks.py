@@ -26,6 +26,7 @@ from ..algebra.nodes import (
     Sum,
     Transpose,
     Unit,
+    times,
 )
 from .elements import is_free, is_positive, trainable
 
@@ -110,20 +111,23 @@ def _visit(node: Expression, place: Block, found: list[Block]) -> bool:
         inner = [child for child in node.children if child not in outer]
         if len(inner) != 1 or place.left or place.right or place.weight is not None:
             return False
-        weighted = Block("matrix", (), scalars=place.scalars, weight=outer[0], flipped=place.flipped)
+        weighted = Block("matrix", (), scalars=place.scalars, weight=times(*outer), flipped=place.flipped)
         return _visit(inner[0], weighted, found)
     return _visit_chain((node,), place, found)
 
 
 def _visit_scale(node: Scale, place: Block, found: list[Block]) -> bool:
-    if trainable(node.scalar) and not trainable(node.node):
-        right = place.left if place.flipped else place.right
-        own = Block("scalar", (node.scalar,), place.left, (node.node, *right), place.scalars, None, place.flipped)
+    moving = [index for index, scalar in enumerate(node.scalars) if trainable(scalar)]
+    if moving and not trainable(node.node):
+        last, right = moving[-1], place.left if place.flipped else place.right
+        scaled, scalars = times(*node.scalars[last + 1 :], node.node), (*place.scalars, *node.scalars[:last])
+        own = Block("scalar", node.scalars[last : last + 1], place.left, (scaled, *right), scalars, None, place.flipped)
         found.append(own)
         return place.weight is None and not place.flipped
     # A trainable scalar before free factors adds nothing to what they reach: it stays where it is.
-    scaled = Block("matrix", (), place.left, place.right, (*place.scalars, node.scalar), place.weight, place.flipped)
-    return _visit(node.node, scaled, found)
+    scalars = (*place.scalars, *node.scalars)
+    inner = Block("matrix", (), place.left, place.right, scalars, place.weight, place.flipped)
+    return _visit(node.node, inner, found)
 
 
 def _visit_chain(factors: Sequence[Expression], place: Block, found: list[Block]) -> bool:

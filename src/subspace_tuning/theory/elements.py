@@ -42,7 +42,7 @@ def is_free(node: Expression) -> bool:
     if isinstance(node, Transpose):
         return is_free(node.node)
     if isinstance(node, Scale):
-        return not trainable(node.scalar) and is_free(node.node)
+        return not any(map(trainable, node.scalars)) and is_free(node.node)
     return isinstance(node, Sum) and _one_free_term(node, is_free)
 
 

@@ -10,7 +10,7 @@ from ..nodes import MODE, Environment, Expression, Identity, Leaf, Mode, Planner
 from ..rows import Rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Formed(PlanNode):
     """Plan only: the matrix is formed first, then the rows are multiplied by it."""
 
@@ -30,7 +30,7 @@ class Formed(PlanNode):
         return cost, Formed(inner)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dropped(PlanNode):
     """Plan only: dropout on the rows that enter an added term, with the probability of the environment's mode."""
 

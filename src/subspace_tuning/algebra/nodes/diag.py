@@ -16,7 +16,7 @@ from .planning import Planner, Step
 from .structure import DIAGONAL, Structure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diag(Expression):
     """``diag(v)``: the diagonal matrix of a vector."""
 

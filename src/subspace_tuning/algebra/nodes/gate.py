@@ -16,7 +16,7 @@ LOW, HIGH = -0.1, 1.1  # a sigmoid is stretched to this interval and cut to [0, 
 OPEN = 1.5  # logits at the start: nine tenths of the gates open, where the gradient does not vanish
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gate(EntrywiseNode):
     """``gate(L)``: entries in [0, 1], drawn in training around sigmoid(L), and in evaluation their middle."""
 

@@ -13,7 +13,7 @@ from .base import PRODUCT, Environment, MatrixNode
 from .structure import Structure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sparse(MatrixNode):
     """``M * Delta``: a matrix like W that is zero outside a mask.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
 from .base import PRODUCT, Environment, Expression, PlanNode, dense
+from .compact import added
 from .composite import Product, Scale, Sum, multiplied_out
 from .language import Call, Typed, function
 from .leaves import Identity
@@ -18,7 +21,7 @@ from .planning import Planner, Step
 from .structure import DIAGONAL, Structure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unit(Expression):
     """A matrix with its columns scaled to norm 1.
 
@@ -71,7 +74,7 @@ class Unit(Expression):
         return Structure.NORMALISED_COLUMNS | self.node.structure & kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Norms(Expression):
     """Plan only: the diagonal matrix of a matrix's column norms."""
 
@@ -109,7 +112,7 @@ class Norms(Expression):
         return DIAGONAL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InverseNorms(Norms):
     """Plan only: the diagonal matrix by which a matrix X has columns of norm 1, so unit(X) = X @ InverseNorms(X)."""
 
@@ -123,7 +126,7 @@ class InverseNorms(Norms):
         return rf"{super().latex()}^{{-1}}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Divided(PlanNode):
     """Plan only: a matrix with its columns divided by the entries of a diagonal matrix."""
 
@@ -173,12 +176,12 @@ def one_for_zero(norms: Tensor) -> Tensor:
 def column_norms(node: Expression, env: Environment) -> Tensor:
     """Return the norms of the matrix's columns, detached, in float32 or wider; 1 for a column of zeros.
 
-    For a sum of terms the squares are sum_ij <T_i, T_j> column by column, and a low-rank term L @ R enters through
-    (M.T @ L).T * R and (L1.T @ L2) @ R2 * R1: it is never multiplied out.
+    The squares of a sum M + L @ R are those of M and of L @ R, and twice <M, L @ R>, column by column. The terms of low
+    rank enter together, through (M.T @ L).T * R and (L.T @ L) @ R * R: they are not multiplied out.
     """
     device = next(value.device.type for value in env.values() if isinstance(value, Tensor))
     with torch.autocast(device, enabled=False):
-        terms = [_split(term, env) for term in (node.terms if isinstance(node, Sum) else (node,))]
+        terms = _dense_and_narrow([_split(term, env) for term in (node.terms if isinstance(node, Sum) else (node,))])
         total = torch.zeros(())
         for i, left in enumerate(terms):
             total = total + _inner(left, left)
@@ -187,8 +190,27 @@ def column_norms(node: Expression, env: Environment) -> Tensor:
         return one_for_zero(total.detach().clamp_min(0.0).sqrt())
 
 
-def _split(term: Expression, env: Environment) -> tuple[Tensor | None, Tensor]:
-    """Return (L, R) with term = L @ R, L None for the identity."""
+_Split: TypeAlias = "tuple[Tensor | None, Tensor]"
+"""(L, R) stands for L @ R, of low rank; (None, M) for M in compact form."""
+
+
+def _dense_and_narrow(terms: list[_Split]) -> list[_Split]:
+    """Return the sum of terms as one matrix and one product of low rank; either may be missing."""
+    narrow = [term for term in terms if term[0] is not None]
+    dense = [right for left, right in terms if left is None]
+    if len(narrow) > 1:
+        left, right = torch.cat([left for left, _ in narrow if left is not None], 1), torch.cat([r for _, r in narrow])
+        narrow = [(left, right)]
+        if left.shape[1] >= min(left.shape[0], right.shape[1]):
+            narrow, dense = [], [*dense, left @ right]
+    if dense:
+        matrix = reduce(added, dense)
+        return [(None, matrix if matrix.ndim == 2 else torch.diag(matrix)), *narrow]
+    return narrow
+
+
+def _split(term: Expression, env: Environment) -> _Split:
+    """Return a term as a product of low rank, or as it is."""
     if isinstance(term, Scale) and isinstance(term.node, Product):
         left, right = _split(term.node, env)
         return left, right * term.value(env)
@@ -197,10 +219,10 @@ def _split(term: Expression, env: Environment) -> tuple[Tensor | None, Tensor]:
         right = right if right.dim() == 2 else torch.diag(right)
         if left.shape[1] < min(left.shape[0], right.shape[1]):
             return _detached(left), _detached(right)
-    return None, _detached(dense(term, env))
+    return None, _detached(term.compact(env))
 
 
-def _inner(a: tuple[Tensor | None, Tensor], b: tuple[Tensor | None, Tensor]) -> Tensor:
+def _inner(a: _Split, b: _Split) -> Tensor:
     """Return the inner products of the columns of two split terms."""
     (a_left, a_right), (b_left, b_right) = a, b
     if a_left is None and b_left is None:
