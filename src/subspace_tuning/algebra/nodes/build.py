@@ -57,7 +57,7 @@ def times(*parts: Expression) -> Expression:
 
 
 def negative(node: Expression) -> Expression:
-    """Return ``-node``; the sign joins the number in front, or goes into a sum."""
+    """Return ``-node``; the sign joins the number in front."""
     number, scalars, core = _coefficients(node)
     return _scaled(-number, scalars, core)
 
@@ -136,8 +136,6 @@ def _scaled(number: float, scalars: Sequence[Expression], core: Expression | Non
         if not scalars:
             return Number(number)
         scalars, core = scalars[:-1], scalars[-1]
-    if number == -1.0 and isinstance(core, Sum) and not scalars:
-        return Sum(tuple(-term for term in core.terms))
     front = (*scalars,) if number == 1.0 else (Number(number), *scalars)
     return Scale(front, core) if front else core
 
@@ -188,4 +186,6 @@ def _factors(node: Expression) -> tuple[Expression, ...]:
 
 
 def _terms(node: Expression) -> tuple[Expression, ...]:
+    if isinstance(node, Scale) and node.scalars == (Number(-1.0),) and isinstance(node.node, Sum):
+        return tuple(-term for term in node.node.terms)
     return node.terms if isinstance(node, Sum) else (node,)

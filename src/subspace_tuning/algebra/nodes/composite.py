@@ -223,13 +223,7 @@ class Scale(Expression):
         shown = [scalar.inside(PRODUCT) for scalar in self.scalars[signed:]]
         # A product needs no parentheses: the parser pulls the scalars in front of it again.
         shown.append(str(self.node) if isinstance(self.node, Product) else self.node.inside(PRODUCT))
-        text = " * ".join(shown)
-        if not signed:
-            return text
-        first = self.children[1]
-        first = first.factors[0] if isinstance(first, Product) else first
-        # The sign would go into a sum that stands first.
-        return f"-({text})" if isinstance(first, Sum) else f"-{text}"
+        return "-" * signed + " * ".join(shown)
 
     def latex(self) -> str:
         signed = self.scalars[0] == Number(-1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import TypeAlias
 
@@ -22,23 +22,37 @@ from .structure import DIAGONAL, Structure
 
 
 @dataclass(frozen=True, eq=False)
-class Unit(Expression):
+class _ByNorms(Expression):
+    """What is made with the column norms of a matrix."""
+
+    node: Expression
+    nests: bool = field(init=False, repr=False)  # whether norms are taken within the matrix, too
+
+    linear_map = True
+    linear_in = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "nests", any(isinstance(part, _ByNorms) for part in self.node.walk()))
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return (self.node,)
+
+    def norms(self, env: Environment) -> Tensor:
+        return column_norms(self.node, env, self.nests)
+
+
+@dataclass(frozen=True, eq=False)
+class Unit(_ByNorms):
     """A matrix with its columns scaled to norm 1.
 
     The norms are constants to the gradient, as in DoRA (arXiv 2402.09353, section 4.3).
     """
 
-    node: Expression
-
-    linear_map = True
     rows_enter = 0
-    linear_in = ()
     zero_when = ((0,),)
     identity_when = (0,)
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
 
     @property
     def factored(self) -> tuple[Expression, ...]:
@@ -49,11 +63,12 @@ class Unit(Expression):
         return Divided(self.node, Norms(self.node))
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        return divided(self.node.apply(x, env), column_norms(self.node, env))
+        return divided(self.node.apply(x, env), self.norms(env))
 
     def compact(self, env: Environment) -> Tensor:
         matrix = dense(self.node, env)
-        return matrix / column_norms(self.node, env).to(matrix.dtype)
+        norms = norms_of(matrix) if self.nests else self.norms(env)
+        return matrix / norms.to(matrix.dtype)
 
     def __str__(self) -> str:
         return f"unit({self.node})"
@@ -75,25 +90,17 @@ class Unit(Expression):
 
 
 @dataclass(frozen=True, eq=False)
-class Norms(Expression):
+class Norms(_ByNorms):
     """Plan only: the diagonal matrix of a matrix's column norms."""
 
-    node: Expression
-
-    linear_map = True
-    linear_in = ()
     zero_when = ()
     identity_when = ()
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return (self.node,)
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         return R.scale(x, self.compact(env))
 
     def compact(self, env: Environment) -> Tensor:
-        return column_norms(self.node, env)
+        return self.norms(env)
 
     def __str__(self) -> str:
         return f"norms({self.node})"
@@ -117,7 +124,7 @@ class InverseNorms(Norms):
     """Plan only: the diagonal matrix by which a matrix X has columns of norm 1, so unit(X) = X @ InverseNorms(X)."""
 
     def compact(self, env: Environment) -> Tensor:
-        return column_norms(self.node, env).reciprocal()
+        return self.norms(env).reciprocal()
 
     def __str__(self) -> str:
         return f"1/{super().__str__()}"
@@ -173,14 +180,17 @@ def one_for_zero(norms: Tensor) -> Tensor:
     return torch.where(norms > 0, norms, torch.ones_like(norms))
 
 
-def column_norms(node: Expression, env: Environment) -> Tensor:
+def column_norms(node: Expression, env: Environment, formed: bool = False) -> Tensor:
     """Return the norms of the matrix's columns, detached, in float32 or wider; 1 for a column of zeros.
 
     The squares of a sum M + L @ R are those of M and of L @ R, and twice <M, L @ R>, column by column. The terms of low
-    rank enter together, through (M.T @ L).T * R and (L.T @ L) @ R * R: they are not multiplied out.
+    rank enter together, through (M.T @ L).T * R and (L.T @ L) @ R * R: they are not multiplied out, unless all of it is
+    ``formed``: of norms within norms each would otherwise double the work.
     """
     device = next(value.device.type for value in env.values() if isinstance(value, Tensor))
     with torch.autocast(device, enabled=False):
+        if formed:
+            return norms_of(dense(node, env))
         terms = _dense_and_narrow([_split(term, env) for term in (node.terms if isinstance(node, Sum) else (node,))])
         total = torch.zeros(())
         for i, left in enumerate(terms):
@@ -188,6 +198,11 @@ def column_norms(node: Expression, env: Environment) -> Tensor:
             for right in terms[i + 1 :]:
                 total = total + 2.0 * _inner(left, right)
         return one_for_zero(total.detach().clamp_min(0.0).sqrt())
+
+
+def norms_of(matrix: Tensor) -> Tensor:
+    """Return the norms of the columns, detached, in float32 or wider; 1 for a column of zeros."""
+    return one_for_zero(torch.linalg.vector_norm(_detached(matrix), dim=0))
 
 
 _Split: TypeAlias = "tuple[Tensor | None, Tensor]"
