@@ -79,7 +79,7 @@ def test_normal_form() -> None:
     negative = -W
     assert -negative == W
     assert str(s * A @ relu @ B) == "s * A @ relu @ B"
-    assert Scale(Number(2.0), W) == 2 * W
+    assert Scale((Number(2.0),), W) == 2 * W
 
 
 def test_identity_fits_every_size() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 
 from . import names
 from .nodes import (
@@ -27,6 +26,8 @@ from .nodes import (
     times,
 )
 from .shapes import Shape, Sizes
+
+_MOST_FACTORS = 12  # of a product whose change is written out: its terms have as many factors each as there are terms
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class Formula:
     @cached_property
     def offsets(self) -> tuple[str, ...]:
         """The trainable factors whose offset from their start is evaluated."""
-        return tuple(name for name in self.trainable if f"{name}{names.OFFSET}" in self.evaluated.names)
+        evaluated = set(self.evaluated.names)
+        return tuple(name for name in self.trainable if f"{name}{names.OFFSET}" in evaluated)
 
     @cached_property
     def has_rank(self) -> bool:
@@ -178,19 +180,24 @@ def _affine_form(node: Expression) -> tuple[Expression, Expression | None] | Non
     if isinstance(node, Affine):
         return matrices[0], _total([biases[0], node.bias])
     if isinstance(node, Scale):
-        return times(*matrices), None if biases[1] is None else times(node.scalar, biases[1])
+        return times(*matrices), None if biases[-1] is None else times(*node.scalars, biases[-1])
     if isinstance(node, Sum):
-        return reduce(add, matrices), _total(biases)
-    carried = [
-        bias if bias is None or index + 1 == len(matrices) else Carried(bias, reduce(product, matrices[index + 1 :]))
-        for index, bias in enumerate(biases)
-    ]
-    return reduce(product, matrices), _total(carried)
+        return add(*matrices), _total(biases)
+    return product(*matrices), _carried(matrices, biases)
+
+
+def _carried(matrices: list[Expression], biases: list[Expression | None]) -> Expression | None:
+    """Return the bias of a product of affine maps. By halves: one by one, their number would be squared."""
+    if len(matrices) == 1:
+        return biases[0]
+    half = len(matrices) // 2
+    first, last = _carried(matrices[:half], biases[:half]), _carried(matrices[half:], biases[half:])
+    return _total([None if first is None else Carried(first, product(*matrices[half:])), last])
 
 
 def _total(biases: list[Expression | None]) -> Expression | None:
     given = [bias for bias in biases if bias is not None]
-    return reduce(add, given) if given else None
+    return add(*given) if given else None
 
 
 def _by_offsets(node: Expression) -> Expression:
@@ -198,31 +205,40 @@ def _by_offsets(node: Expression) -> Expression:
     node = node.rebuilt(tuple(_by_offsets(child) for child in node.children)) if node.children else node
     if not isinstance(node, Sum):
         return node
-    terms = list(node.terms)
-    for moved, start in itertools.permutations(node.terms, 2):
-        change = _telescoped(moved, -start) if moved in terms and start in terms else None
-        if change is not None:
-            terms = [change if term == moved else term for term in terms if term != start]
-    return reduce(add, terms)
+    terms: dict[int, Expression] = dict(enumerate(node.terms))
+    starts: dict[str, dict[int, Product]] = {}  # by the first factor, which must stand in what has moved, too
+    for index, term in terms.items():
+        if isinstance(term, Scale) and isinstance(start := -term, Product) and start.names:
+            first = start.names[0]
+            starts.setdefault(names.started(first) or first, {})[index] = start
+    for index, moved in enumerate(node.terms):
+        if not isinstance(moved, Product):
+            continue
+        for first, other in [(name, other) for name in moved.names for other in starts.get(name, ())]:
+            change = _telescoped(moved, starts[first][other])
+            if change is not None:
+                terms[index] = change
+                del terms[other], starts[first][other]
+                break
+    return add(*terms.values())
 
 
-def _telescoped(moved: Expression, start: Expression) -> Expression | None:
+def _telescoped(moved: Product, start: Product) -> Expression | None:
     """Return moved - start as a sum with one changed factor per term, None if their factors do not correspond.
 
     Of the factors of such a term those before the changed one are at their start, those behind it as they are.
     """
-    if not (isinstance(moved, Product) and isinstance(start, Product) and len(moved.factors) == len(start.factors)):
+    if len(moved.factors) != len(start.factors) or len(moved.factors) > _MOST_FACTORS:
         return None
-    pairs = list(zip(moved.factors, start.factors, strict=True))
-    changes = [None if now == before else _moved(now, before) for now, before in pairs]
-    if any(change is None and now != before for change, (now, before) in zip(changes, pairs, strict=True)):
-        return None
-    terms = [
-        reduce(product, (*start.factors[:index], change, *moved.factors[index + 1 :]))
-        for index, change in enumerate(changes)
-        if change is not None
-    ]
-    return reduce(add, terms) if terms else None
+    changes: dict[int, Expression] = {}
+    for index, (now, before) in enumerate(zip(moved.factors, start.factors, strict=True)):
+        if now != before:
+            change = _moved(now, before)
+            if change is None:
+                return None
+            changes[index] = change
+    terms = [product(*start.factors[:index], change, *moved.factors[index + 1 :]) for index, change in changes.items()]
+    return add(*terms) if terms else None
 
 
 def _moved(now: Expression, before: Expression) -> Expression | None:
@@ -233,5 +249,6 @@ def _moved(now: Expression, before: Expression) -> Expression | None:
     if isinstance(now, Leaf) and before == symbol(names.start_of(now.name)):
         return symbol(f"{now.name}{names.OFFSET}")
     if isinstance(now, Sum) and before in now.terms:
-        return reduce(add, (term for term in now.terms if term != before))
+        place = now.terms.index(before)
+        return add(*now.terms[:place], *now.terms[place + 1 :])
     return None

@@ -26,6 +26,7 @@ SCALE = "s"  # alpha / r
 _DIAGONAL = re.compile(r"S|S_r|D\d*")
 _MASK = re.compile(r"M\d*")
 _NAME = re.compile(r"[A-Za-z](\w*[A-Za-z0-9])?", re.ASCII)
+_LONGEST = 64
 _KEPT_AS = frozenset(dir(nn.ParameterDict()))  # what holds the factors of a layer has these attributes
 
 
@@ -70,6 +71,8 @@ def problem(name: str) -> str | None:
     """Return why a name can stand in no formula, None if it can: every factor is also the name of a parameter."""
     if not _NAME.fullmatch(name):
         return "a name is made of A to Z, a to z, digits and _, starts with a letter and does not end in _"
+    if len(name) > _LONGEST:
+        return f"a name has at most {_LONGEST} letters, digits and _"
     if name in ("nan", "inf"):
         return f"{name} is not a finite number"
     if name in _KEPT_AS:

@@ -67,20 +67,20 @@ def sum_of_products(node: Expression) -> list[tuple[Expression, ...]]:
     if isinstance(node, Sum):
         return [term for part in node.terms for term in sum_of_products(part)]
     if isinstance(node, Scale):
-        return [(node.scalar, *term) for term in sum_of_products(node.node)]
-    if W not in node.walk():
+        return [(*node.scalars, *term) for term in sum_of_products(node.node)]
+    if "W" not in node.names:
         return [tuple(_factors(node))]
     factors = node.factored
     if factors == (node,):
         return [factors]
-    holder = next(index for index, factor in enumerate(factors) if W in factor.walk())
+    holder = next(index for index, factor in enumerate(factors) if "W" in factor.names)
     before, after = factors[:holder], factors[holder + 1 :]
     return [(*before, *term, *after) for term in sum_of_products(factors[holder])]
 
 
 def _factors(node: Expression) -> list[Expression]:
     if isinstance(node, Scale):
-        return [node.scalar, *_factors(node.node)]
+        return [*node.scalars, *_factors(node.node)]
     return list(node.factors) if isinstance(node, Product) else [node]
 
 
@@ -90,10 +90,7 @@ def chained(factors: Sequence[Expression]) -> Expression | None:
     matrices = tuple(factor for factor in factors if not factor.is_number)
     if not matrices:
         return None
-    node = matrices[0] if len(matrices) == 1 else Product(matrices)
-    for scalar in scalars:
-        node = times(scalar, node)
-    return node
+    return times(*reversed(scalars), matrices[0] if len(matrices) == 1 else Product(matrices))
 
 
 def _cut(factors: Sequence[Expression], shape: Shape) -> Cut | None:

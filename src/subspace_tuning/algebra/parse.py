@@ -7,10 +7,12 @@ Every intermediate result carries its shape, so that an error names the place in
 from __future__ import annotations
 
 import ast
+import itertools
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from ..errors import SubspaceError
 from . import names, suggest
@@ -27,6 +29,7 @@ from .nodes import (
     Number,
     Scalar,
     Typed,
+    add,
     product,
     symbol,
     times,
@@ -34,8 +37,15 @@ from .nodes import (
 from .refusal import FormulaError
 from .shapes import Dimension
 
-_LONGEST = 1000  # characters of a formula as it is printed, so that whatever is read can be printed and read again
-_DEEPEST = 120  # operations within operations; keeps the recursion below Python's limit
+# What is read can be printed and read again: the printed form has no more operations than the one that was given, and
+# they are nested no deeper.
+_MOST = 1000  # operations: they and the names between them bound all that is done with a formula
+_DEEPEST = 100  # of them within each other; keeps the recursion below Python's limit
+_LONGEST = 100_000  # characters, more than a formula of so many operations needs
+
+
+_OPERATIONS = (ast.BinOp, ast.UnaryOp, ast.Attribute, ast.Call)
+_TOO_MANY = f"a formula of more than {_MOST} operations; no longer one is read"
 
 
 def parse(text: str, usable: Callable[[Formula], bool] | None = None) -> Formula:
@@ -86,12 +96,15 @@ def nearest_formula(text: str, usable: Callable[[Formula], bool] | None = None) 
     return read[-1] if suggest.nearest(text, FUNCTIONS, works) is not None else None
 
 
+Rule: TypeAlias = "Callable[[_Reader, Sequence[Any], Typed], Typed]"
+
+
 class _Reader:
     def __init__(self, text: str) -> None:
         self.text = " ".join(text.split())
         self.shapes: dict[str, tuple[Dimension, ...]] = {}
         self.dimensions: dict[str, Dimension] = {}
-        self.found: list[Typed] = []
+        self.level = 0  # of the operation that is read, within others
 
     def read(self) -> Formula:
         tree = self.syntax()
@@ -110,9 +123,8 @@ class _Reader:
 
     def syntax(self) -> ast.Expression:
         """Return the formula's syntax tree, of a size that can be walked."""
-        written = len(self.text.replace(" ", ""))
-        if written > _LONGEST:
-            raise FormulaError(f"a formula of {written} characters; the longest that is read has {_LONGEST}")
+        if len(self.text) > _LONGEST:
+            raise FormulaError(f"a formula of {len(self.text)} characters; the longest that is read has {_LONGEST}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Python's, of syntax that is refused below
@@ -122,13 +134,10 @@ class _Reader:
             found = (column - 1, column), f"not a formula ({getattr(error, 'msg', error)})"
             span, reason = suggest.fault(self.text) or found
             raise FormulaError(reason, self.text, span) from None
-        except (RecursionError, MemoryError):
-            raise FormulaError(f"a formula in which more than {_DEEPEST} operations stand within each other") from None
-        level: list[ast.AST] = [tree.body]
-        for _ in range(_DEEPEST):
-            level = [child for node in level for child in ast.iter_child_nodes(node)]
-        if level:
-            raise FormulaError(f"a formula in which more than {_DEEPEST} operations stand within each other")
+        except (RecursionError, MemoryError):  # Python's own, of a formula far beyond the limits
+            raise FormulaError(_TOO_MANY) from None
+        if sum(isinstance(node, _OPERATIONS) for node in ast.walk(tree)) > _MOST:
+            raise FormulaError(_TOO_MANY)
         return tree
 
     def check(self, place: ast.expr, formula: Formula) -> None:
@@ -141,9 +150,8 @@ class _Reader:
         for node in formula.expression.walk():
             if isinstance(node, Scalar) and formula.shapes[node.name]:
                 raise self.error(place, f"{node.name} is a vector in one place and a number in another")
-        printed = len(str(formula))
-        if printed > _LONGEST:
-            raise FormulaError(f"a formula of {printed} characters; the longest that is read has {_LONGEST}")
+            if isinstance(node, Matrix) and names.is_mask(node.name):
+                raise self.error(place, f"a mask {node.name} stands in front of its entries: {node.name} * Delta")
 
     # Dimensions
 
@@ -163,31 +171,43 @@ class _Reader:
     # Syntax
 
     def visit(self, tree: ast.expr) -> Typed:
+        """Read a tree. Only what stands in brackets or binds more tightly is read within: a chain is read in a loop."""
+        chain: list[tuple[Rule, ast.expr]] = []
+        place = tree
+        while (found := self.operation(place)) is not None:
+            rule, first = found
+            chain.append((rule, place))
+            place = first
+        nests = bool(chain) or isinstance(place, ast.Call)
+        self.level += nests
         try:
-            return self.visited(tree)
+            self.need_shallow(place, self.level)
+            result = self.operand(place)
+            for rule, run in itertools.groupby(reversed(chain), key=operator.itemgetter(0)):
+                trees = [tree for _, tree in run]
+                place = trees[-1]
+                result = rule(self, trees, result)
+                self.need_shallow(place, result.node.depth)
         except FormulaError:
             raise
         except OverflowError:
-            raise self.error(tree, "the number is too large") from None
+            raise self.error(place, "the number is too large") from None
         except SubspaceError as error:  # a number that is not finite, written or by arithmetic
-            raise self.error(tree, str(error)) from None
+            raise self.error(place, str(error)) from None
+        self.level -= nests
+        return result
 
-    def visited(self, tree: ast.expr) -> Typed:
+    def need_shallow(self, place: ast.expr, depth: int) -> None:
+        if depth > _DEEPEST:
+            raise self.error(place, f"more than {_DEEPEST} operations stand within each other here")
+
+    def operand(self, tree: ast.expr) -> Typed:
         if isinstance(tree, ast.Name):
             return self.name(tree)
         if isinstance(tree, ast.Constant) and type(tree.value) in (int, float):
             return Typed(Number(float(tree.value)), ())  # type: ignore[arg-type]
-        if isinstance(tree, ast.Attribute) and tree.attr == "T":
-            return self.transpose(tree)
         if isinstance(tree, ast.Call):
             return self.call(tree)
-        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, (ast.USub, ast.UAdd)):
-            inner = self.visit(tree.operand)
-            return inner if isinstance(tree.op, ast.UAdd) else Typed(-inner.node, inner.shape)
-        if isinstance(tree, ast.BinOp):
-            for operator, rule in self.rules.items():
-                if isinstance(tree.op, operator):
-                    return rule(self, tree, self.visit(tree.left), self.visit(tree.right))
         raise self.error(tree, suggest.reason(tree))
 
     def name(self, tree: ast.Name) -> Typed:
@@ -223,10 +243,25 @@ class _Reader:
             return (size, size)
         return (Dimension(), Dimension())
 
-    def transpose(self, tree: ast.Attribute) -> Typed:
-        inner = self.visit(tree.value)
-        self.need_matrix(tree.value, inner, ".T")
-        return Typed(inner.node.T, inner.shape[::-1])
+    # Operations: of one kind, one after the other, from the innermost on
+
+    def operation(self, tree: ast.expr) -> tuple[Rule, ast.expr] | None:
+        """Return how an operation is read, and its first operand; None for anything else."""
+        if isinstance(tree, ast.BinOp) and type(tree.op) in self.binary:
+            return self.binary[type(tree.op)], tree.left
+        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, (ast.USub, ast.UAdd)):
+            return _Reader.sign, tree.operand
+        if isinstance(tree, ast.Attribute) and tree.attr == "T":
+            return _Reader.transpose, tree.value
+        return None
+
+    def sign(self, run: Sequence[ast.UnaryOp], inner: Typed) -> Typed:
+        minuses = sum(isinstance(tree.op, ast.USub) for tree in run)
+        return Typed(-inner.node if minuses % 2 else inner.node, inner.shape)
+
+    def transpose(self, run: Sequence[ast.Attribute], inner: Typed) -> Typed:
+        self.need_matrix(run[0].value, inner, ".T")
+        return Typed(inner.node.T, inner.shape[::-1]) if len(run) % 2 else inner
 
     def call(self, tree: ast.Call) -> Typed:
         name = tree.func.id if isinstance(tree.func, ast.Name) else ""
@@ -247,6 +282,8 @@ class _Reader:
             if self.shapes[name] and not self.shapes[name][0].unify(length):
                 raise self.error(place, f"{name} has {self.shapes[name][0]} numbers, {length} are wanted here")
             self.shapes[name] = (length,)
+        if len(argument.shape) == 2:
+            raise self.error(place, f"a vector is wanted here, this is {_kind(argument)}")
         return argument.node
 
     def need_matrix(self, place: ast.expr, operand: Typed, operation: str) -> None:
@@ -254,36 +291,49 @@ class _Reader:
             way = suggest.beside(operand.node.names)
             raise self.error(place, f"{operation} takes a matrix, and this is {_kind(operand)}{way}")
 
-    def matmul(self, tree: ast.BinOp, left: Typed, right: Typed) -> Typed:
-        for place, side in ((tree.left, left), (tree.right, right)):
-            # s * A is a matrix already; what is left here are bare scalars and vectors.
-            self.need_matrix(place, side, "@")
-        message = f"{{0}} columns meet {{1}} rows: the left side is {left}, the right side {right}"
-        self.unify(tree, left.shape[1:], right.shape[:1], message)
-        return Typed(product(left.node, right.node), (left.shape[0], right.shape[1]))
+    def matmul(self, run: Sequence[ast.BinOp], first: Typed) -> Typed:
+        nodes, left = [first.node], first
+        for tree in run:
+            right = self.visit(tree.right)
+            for place, side in ((tree.left, left), (tree.right, right)):
+                # s * A is a matrix already; what is left here are bare scalars and vectors.
+                self.need_matrix(place, side, "@")
+            message = f"{{0}} columns meet {{1}} rows: the left side is {left}, the right side {right}"
+            self.unify(tree, left.shape[1:], right.shape[:1], message)
+            nodes.append(right.node)
+            left = Typed(right.node, (left.shape[0], right.shape[1]))
+        return Typed(product(*nodes), left.shape)
 
-    def add(self, tree: ast.BinOp, left: Typed, right: Typed) -> Typed:
-        message = f"the left side is {left}, the right side {right}, and only equal shapes are added"
-        self.unify(tree, left.shape, right.shape, message)
-        subtract = isinstance(tree.op, ast.Sub)
-        return Typed(left.node - right.node if subtract else left.node + right.node, left.shape)
+    def add(self, run: Sequence[ast.BinOp], first: Typed) -> Typed:
+        nodes = [first.node]
+        for tree in run:
+            right = self.visit(tree.right)
+            message = f"the left side is {first}, the right side {right}, and only equal shapes are added"
+            self.unify(tree, first.shape, right.shape, message)
+            nodes.append(-right.node if isinstance(tree.op, ast.Sub) else right.node)
+        return Typed(add(*nodes), first.shape)
 
-    def multiply(self, tree: ast.BinOp, left: Typed, right: Typed) -> Typed:
-        if left.shape and right.shape:
-            self.unify(
-                tree, left.shape, right.shape, f"* is element by element: left {left}, right {right}; @ multiplies"
-            )
-        node = times(left.node, right.node)
-        if any(isinstance(leaf, Matrix) and names.is_mask(leaf.name) for leaf in node.walk()):
-            raise self.error(tree, "a mask M stands in front of its entries: M * Delta")
-        return Typed(node, left.shape or right.shape)
+    def multiply(self, run: Sequence[ast.BinOp], first: Typed) -> Typed:
+        nodes, left = [first.node], first
+        for tree in run:
+            right = self.visit(tree.right)
+            if left.shape and right.shape:
+                message = f"* is element by element: left {left}, right {right}; @ multiplies"
+                self.unify(tree, left.shape, right.shape, message)
+            nodes.append(right.node)
+            left = left if left.shape else right
+        return Typed(times(*nodes), left.shape)
 
-    def divide(self, tree: ast.BinOp, left: Typed, right: Typed) -> Typed:
-        if not isinstance(right.node, Number):
-            raise self.error(tree.right, "/ divides by a number that is written out; s is alpha / r already")
-        return Typed(left.node / right.node.value, left.shape)
+    def divide(self, run: Sequence[ast.BinOp], first: Typed) -> Typed:
+        node = first.node
+        for tree in run:
+            right = self.visit(tree.right)
+            if not isinstance(right.node, Number):
+                raise self.error(tree.right, "/ divides by a number that is written out; s is alpha / r already")
+            node = node / right.node.value
+        return Typed(node, first.shape)
 
-    rules: ClassVar[dict[type[ast.operator], Callable[[_Reader, ast.BinOp, Typed, Typed], Typed]]] = {
+    binary: ClassVar[dict[type[ast.operator], Rule]] = {
         ast.MatMult: matmul,
         ast.Add: add,
         ast.Sub: add,
@@ -307,8 +357,8 @@ class _Call:
 
     def sized_matrix(self, index: int) -> Typed:
         typed = self.matrix(index)
-        if typed.node.names == () and typed.node.diagonal:
-            message = f"{self.name} takes a matrix with a size of its own, and I has none"
+        if typed.node.is_shapeless:
+            message = f"{self.name} takes a matrix with a size of its own, and {typed.node} has none"
             raise self.reader.error(self.places[index], message)
         return typed
 

@@ -125,17 +125,17 @@ class _Rules:
         elif isinstance(node, Scale):
             yield from self.in_scale(node)
         elif isinstance(node, Hadamard):
-            yield from self.in_entries(node.children, node)
+            yield from self.in_entries(node.children)
         for index, child in enumerate(node.children):
             for inner in self.rewritten(child):
                 children = (*node.children[:index], inner.node, *node.children[index + 1 :])
                 yield _Rewritten(node.rebuilt(children), inner.kept, inner.value)
 
-    def in_entries(self, sides: tuple[Expression, ...], node: Expression) -> Iterator[_Rewritten]:
+    def in_entries(self, sides: tuple[Expression, ...]) -> Iterator[_Rewritten]:
         for able in (self.is_sparse, self.is_dense):  # the fewer numbers first
-            for kept, other in (sides, sides[::-1]):
+            for kept, other in itertools.permutations(sides, 2):
                 if able(kept) and self.can_go(other):
-                    yield _Rewritten(kept, kept, node)
+                    yield _Rewritten(times(*(side for side in sides if side is not other)), kept, times(kept, other))
 
     def in_product(self, factors: tuple[Expression, ...]) -> Iterator[_Rewritten]:
         for place, kept in enumerate(factors):
@@ -175,9 +175,7 @@ class _Rules:
 
     def in_sum(self, terms: tuple[Expression, ...]) -> Iterator[_Rewritten]:
         for kept in terms:
-            core = kept
-            while isinstance(core, Scale) and is_constant(core.scalar):
-                core = core.node
+            core = kept.node if isinstance(kept, Scale) and all(map(is_constant, kept.scalars)) else kept
             diagonal = self.is_diagonal(core)
             free = isinstance(core, (Vector, Scalar)) and self.is_free(core.name)
             if not (diagonal or free or self.is_dense(core)):
@@ -190,10 +188,12 @@ class _Rules:
                     yield _Rewritten(reduce(add, [W, *rest]), kept, add(add(kept, other), -W))
 
     def in_scale(self, node: Scale) -> Iterator[_Rewritten]:
-        if self.can_go(node.scalar):
-            for kept in scaled_factors(node.node):
-                if self.is_free(kept.entries if isinstance(kept, Sparse) else kept.names[0]):
-                    yield _Rewritten(node.node, kept, times(node.scalar, kept))
+        for index, scalar in enumerate(node.scalars):
+            if self.can_go(scalar):
+                rest = times(*node.scalars[:index], *node.scalars[index + 1 :], node.node)
+                for kept in scaled_factors(rest):
+                    if kept.names and self.is_free(kept.names[-1]):  # of masked entries the mask stands first
+                        yield _Rewritten(rest, kept, times(scalar, kept))
 
     def can_go(self, node: Expression) -> bool:
         """Whether a node trains something, and is a value that another factor could have."""

@@ -73,17 +73,19 @@ class NodeShapes:
 
     def __init__(self, shapes: Mapping[str, Shape], sizes: Sizes) -> None:
         self.shapes, self.sizes = shapes, sizes
+        self._known: dict[str, tuple[int, int]] = {}
 
     def __call__(self, node: Sized) -> tuple[int, int]:
         return node.shape(self)
 
     def named(self, name: str) -> tuple[int, int]:
         """Return rows and columns of what a name stands for: of a vector its length twice, of a number 1 and 1."""
-        if name == "W":
-            return self.sizes.n, self.sizes.m
-        name = name.removesuffix(names.OFFSET)
-        size = self.sizes.of(self.shapes.get(name, names.SPECTRAL_SHAPES.get(name, ())))
-        return (size[0], size[-1]) if size else (1, 1)
+        if name not in self._known:
+            stem = name.removesuffix(names.OFFSET)
+            shape = ("n", "m") if name == "W" else self.shapes.get(stem, names.SPECTRAL_SHAPES.get(stem, ()))
+            size = self.sizes.of(shape)
+            self._known[name] = (size[0], size[-1]) if size else (1, 1)
+        return self._known[name]
 
 
 class Dimension:
@@ -96,6 +98,7 @@ class Dimension:
     def root(self) -> Dimension:
         dimension = self
         while dimension.parent is not None:
+            dimension.parent = dimension.parent.parent or dimension.parent  # shortens the way for the next time
             dimension = dimension.parent
         return dimension
 

@@ -34,6 +34,7 @@ from .nodes import (
     Vector,
     add,
     substitute,
+    times,
 )
 from .reduce import free_factors, is_constant, scaled_factors
 from .shapes import Shape
@@ -91,7 +92,7 @@ def is_any_matrix(formula: Formula) -> bool:
     terms = formula.matrix.terms if isinstance(formula.matrix, Sum) else (formula.matrix,)
     is_free = free_factors(formula.expression)
     for term in terms:
-        while isinstance(term, Scale) and is_constant(term.scalar):
+        if isinstance(term, Scale) and all(map(is_constant, term.scalars)):
             term = term.node
         if isinstance(term, Matrix) and is_free(term.name) and formula.shapes[term.name] == ("n", "m"):
             return formula.is_linear and formula.bias is None
@@ -167,12 +168,14 @@ def _without_constants(node: Expression) -> Expression:
     is_free = free_factors(node)
 
     def cleared(part: Expression) -> Expression:
-        if isinstance(part, Scale) and is_constant(part.scalar) and any(map(carries, scaled_factors(part.node))):
-            return cleared(part.node)
+        if isinstance(part, Scale) and any(map(is_constant, part.scalars)):
+            rest = times(*(scalar for scalar in part.scalars if not is_constant(scalar)), part.node)
+            if any(map(carries, scaled_factors(rest))):
+                return cleared(rest)
         return part.rebuilt(tuple(map(cleared, part.children)))
 
     def carries(factor: Expression) -> bool:
-        return is_free(factor.entries if isinstance(factor, Sparse) else factor.names[0])
+        return bool(factor.names) and is_free(factor.names[-1])  # of masked entries the mask stands first
 
     return cleared(node)
 

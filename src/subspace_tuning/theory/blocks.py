@@ -56,9 +56,9 @@ class Place:
         """Return the place between some factors of a product that stands here."""
         return replace(self, left=(*self.left, *before), right=(*after, *self.right))
 
-    def scaled(self, scalar: Expression) -> Place:
-        """Return the place behind a number."""
-        return replace(self, scalars=(*self.scalars, scalar))
+    def scaled(self, *scalars: Expression) -> Place:
+        """Return the place behind numbers."""
+        return replace(self, scalars=(*self.scalars, *scalars))
 
     def turned(self) -> Place:
         """Return the place within a transpose."""

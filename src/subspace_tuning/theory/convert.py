@@ -153,7 +153,7 @@ def _only_block(method: Method) -> Chain | None:
     if not isinstance(expression, Sum) or Matrix("W") not in expression.terms or len(expression.terms) != 2:
         return None
     (term,) = (term for term in expression.terms if term != Matrix("W"))
-    while isinstance(term, Scale) and not trainable(term.scalar):
+    if isinstance(term, Scale) and not any(map(trainable, term.scalars)):
         term = term.node
     try:
         blocks = find_blocks(expression)

@@ -87,7 +87,7 @@ def _of_scale(node: Scale) -> Way | None:
         number = float(node.value(env))
         return value / number if number else torch.zeros_like(value)
 
-    return None if trainable(node.scalar) else Way(node.node, divided)
+    return None if any(map(trainable, node.scalars)) else Way(node.node, divided)
 
 
 @_way.register

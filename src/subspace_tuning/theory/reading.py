@@ -8,7 +8,7 @@ several the blocks take turns; one that is not made of blocks is left to a gener
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce, singledispatch
+from functools import singledispatch
 
 from ..algebra.nodes import (
     Diagonal,
@@ -120,17 +120,17 @@ def _in_transpose(node: Transpose, place: Place) -> list[Block]:
 
 @_within.register
 def _in_scale(node: Scale, place: Place) -> list[Block]:
-    scalar, inner = node.scalar, node.node
-    if not trainable(scalar):
-        return _blocks(inner, place.scaled(scalar))
-    if trainable(inner):
-        if not _can_vanish(inner):
-            raise NoRuleError(f"{scalar} multiplies more than the blocks of {inner}")
-        # It adds nothing to what the blocks reach, and stays where it is.
-        return _blocks(inner, place.scaled(scalar))
+    moving = [index for index, scalar in enumerate(node.scalars) if trainable(scalar)]
+    if trainable(node.node):
+        if moving and not _can_vanish(node.node):
+            raise NoRuleError(f"{node.scalars[moving[0]]} multiplies more than the blocks of {node.node}")
+        # Trained numbers add nothing to what the blocks reach, and stay where they are.
+        return _blocks(node.node, place.scaled(*node.scalars))
+    last = moving[-1]  # for the same reason one of them is enough
+    scalar, fixed = node.scalars[last], times(*node.scalars[last + 1 :], node.node)
     if not is_free(scalar) or place.weight is not None:
         raise NoRuleError(f"there is no rule for the number {scalar} in {node}")
-    return [Multiple((scalar,), place.between((), (inner,)))]
+    return [Multiple((scalar,), place.scaled(*node.scalars[:last]).between((), (fixed,)))]
 
 
 @_within.register
@@ -139,7 +139,7 @@ def _in_hadamard(node: Hadamard, place: Place) -> list[Block]:
     moving = [child for child in node.children if trainable(child) and not child.is_random]
     if len(moving) != 1 or not place.alone or place.weight is not None:
         raise NoRuleError(f"there is no rule for {node} beside other factors")
-    weight = reduce(times, (child for child in node.children if child is not moving[0]))
+    weight = times(*(child for child in node.children if child is not moving[0]))
     return _blocks(moving[0], Place(scalars=place.scalars, weight=weight, flipped=place.flipped))
 
 

@@ -15,7 +15,7 @@ from ..rows import Rows
 from .kernels import Parts, can_fold, composed, product_dtype, scaled_low_rank
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fused(PlanNode):
     """Plan only: ``(left @ weight + scale * low @ f @ high) @ right + bias`` in one step (see ``kernels``).
 
@@ -42,7 +42,7 @@ class Fused(PlanNode):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "on_weight", self.weight == W)
-        object.__setattr__(self, "_rounds_weight", not self.on_weight and W in self.weight.walk())
+        object.__setattr__(self, "_rounds_weight", not self.on_weight and "W" in self.weight.names)
 
     @property
     def keeps_nothing(self) -> bool:

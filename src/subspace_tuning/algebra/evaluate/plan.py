@@ -7,6 +7,7 @@ multiplied out before the rows meet it: ``U @ diag(sigma) @ V.T`` stays as it is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from .fuse import Fused, fuse
 from .planner import CheapestSteps
 from .rewrite import Dropped, with_dropout, without_weight
 
-MOST_ROWS = 2**20
+MOST_DOUBLINGS = 20  # of one row
 
 
 class Stage(NamedTuple):
@@ -71,20 +72,35 @@ def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: float =
     fused = () if dropout else _fused(expression, CheapestSteps(formula, sizes, 1, training))
     if dropout:
         target = with_dropout(target, dropout, alone=remainder is not None)
-    stages: list[Stage] = []
-    rows = 1
-    while rows <= MOST_ROWS:
-        planner = CheapestSteps(formula, sizes, rows, training, model)
+    any_rows = CheapestSteps(formula, sizes, 1, training, model)
+
+    def stage(doublings: int) -> Stage:
+        planner = replace(any_rows, rows=2**doublings)
         cost, best = planner.apply(target)
-        alone = 0.0 if remainder is None else planner.apply(W)[0] + planner.elements(rows * sizes.m)
+        alone = 0.0 if remainder is None else planner.apply(W)[0] + planner.elements(planner.rows * sizes.m)
         options: list[tuple[float, Fused | None]] = [(planner.fused(node), node) for node in fused]
         options += [] if dropout else planner.whole(expression)
         chosen = min([*options, (cost + alone, None)], key=lambda option: option[0])[1]
-        if stages and stages[-1][1:] == (best, chosen):
-            stages.pop()
-        stages.append(Stage(rows, best, chosen))
-        rows *= 2
-    return Plan(remainder is not None, tuple(stages))
+        return Stage(planner.rows, best, chosen)
+
+    return Plan(remainder is not None, tuple(_changes(stage, 0, MOST_DOUBLINGS)))
+
+
+def _changes(stage: Callable[[int], Stage], first: int, last: int) -> list[Stage]:
+    """Return the last of every run of equal stages.
+
+    What a way of evaluation costs is linear in the rows. So what is the cheapest at both ends is so between them.
+    """
+    stages = {first: stage(first), last: stage(last)}
+    ahead = [(first, last)]
+    while ahead:
+        low, high = ahead.pop()
+        if high - low > 1 and stages[low][1:] != stages[high][1:]:
+            middle = (low + high) // 2
+            stages[middle] = stage(middle)
+            ahead += [(low, middle), (middle, high)]
+    known = [stages[doublings] for doublings in sorted(stages)]
+    return [one for one, later in zip(known, [*known[1:], None], strict=True) if later is None or one[1:] != later[1:]]
 
 
 def _fused(expression: Expression, planner: CheapestSteps) -> tuple[Fused, ...]:

@@ -6,8 +6,10 @@ node's rule (``step``, ``form_step``); here are the choices between forming a ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
+from typing import NamedTuple
 
 from .. import names
 from ..formula import Formula
@@ -17,6 +19,18 @@ from ..shapes import NodeShapes, Sizes
 from .cost import CPU, CostModel
 from .fuse import Fused
 from .rewrite import Formed
+
+_MOST_FACTORS = 12  # of a chain of which every order is weighed, which takes the cube of their number
+
+
+class _Part(NamedTuple):
+    """A part of a chain: how its matrix is formed, and what its product with another one costs."""
+
+    step: Step
+    rows: int
+    columns: int
+    trains: bool
+    diagonal: bool
 
 
 @dataclass
@@ -29,7 +43,8 @@ class CheapestSteps:
     training: bool
     model: CostModel = CPU
     choose: bool = True
-    known: dict[tuple[str, Expression], Step] = field(default_factory=dict)
+    formed: dict[Expression, Step] = field(default_factory=dict)  # holds for every number of rows
+    applied: dict[Expression, Step] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.shape: Callable[[Expression], tuple[int, int]] = NodeShapes(self.formula.shapes, self.sizes)
@@ -74,18 +89,16 @@ class CheapestSteps:
 
     def apply(self, node: Expression) -> Step:
         """Return the cheapest way to multiply the rows by the node."""
-        key = ("apply", node)
-        if key not in self.known:
-            self.known[key] = self._cheapest(node)
-        return self.known[key]
+        if node not in self.applied:
+            self.applied[node] = self._cheapest(node)
+        return self.applied[node]
 
     def form(self, node: Expression) -> Step:
         """Return the cheapest way to form the node's matrix."""
-        key = ("form", node)
-        if key not in self.known:
+        if node not in self.formed:
             vector = node.diagonal and not isinstance(node, Product)
-            self.known[key] = (0.0, node) if vector else node.form_step(self)
-        return self.known[key]
+            self.formed[node] = (0.0, node) if vector else node.form_step(self)
+        return self.formed[node]
 
     def _cheapest(self, node: Expression) -> Step:
         if node.diagonal and not isinstance(node, Identity):
@@ -109,13 +122,14 @@ class CheapestSteps:
 
     def chain(self, factors: tuple[Expression, ...]) -> Step:
         """Multiply the rows by a chain: each step takes one factor, or several that are formed into one matrix."""
+        weighs = self.choose and len(factors) <= _MOST_FACTORS
         width = [0, *(0 for _ in factors)]
         best: list[tuple[float, tuple[Expression, ...]]] = [(0.0, ())]
         for end in range(1, len(factors) + 1):
             options = []
-            for start in range(end):
+            for start in range(0 if weighs else end - 1, end):
                 part = factors[start:end]
-                if len(part) > 1 and not (self.choose and all(factor.has_matrix for factor in part)):
+                if len(part) > 1 and not all(factor.has_matrix for factor in part):
                     continue
                 if len(part) == 1 and part[0].is_shapeless:
                     step: Step = (self.elements(self.rows * width[start]), part[0])
@@ -130,28 +144,30 @@ class CheapestSteps:
         return cost, steps[0] if len(steps) == 1 else Product(steps)
 
     def formed_chain(self, factors: tuple[Expression, ...]) -> Step:
-        """Matrix chain order by dynamic programming."""
-        count = len(factors)
-        best: dict[tuple[int, int], Step] = {(i, i): self.form(factor) for i, factor in enumerate(factors)}
-        for length in range(2, count + 1):
-            for i in range(count - length + 1):
-                j = i + length - 1
-                splits = [(i, k, j) for k in range(i, j)] if self.choose else [(i, j - 1, j)]
-                best[i, j] = min((self._split(best, factors, *split) for split in splits), key=lambda step: step[0])
-        return best[0, count - 1]
+        """Matrix chain order by dynamic programming; from left to right if the chain is long."""
+        parts = [self._part(factor) for factor in factors]
+        if not self.choose or len(parts) > _MOST_FACTORS:
+            return reduce(self._joined, parts).step[0], Product(tuple(part.step[1] for part in parts))
+        best = {(i, i + 1): part for i, part in enumerate(parts)}
+        for length in range(2, len(parts) + 1):
+            for i in range(len(parts) - length + 1):
+                j = i + length
+                options = [self._joined(best[i, k], best[k, j]) for k in range(i + 1, j)]
+                best[i, j] = min(options, key=lambda option: option.step[0])
+        return best[0, len(parts)].step
 
-    def _split(
-        self, best: Mapping[tuple[int, int], Step], factors: tuple[Expression, ...], i: int, k: int, j: int
-    ) -> Step:
-        left, right = Product(factors[i : k + 1]), Product(factors[k + 1 : j + 1])
-        (rows, middle), columns = self.shape(left), self.shape(right)[1]
-        cost = best[i, k][0] + best[k + 1, j][0]
-        trains = self.trains(left), self.trains(right)
+    def _part(self, factor: Expression) -> _Part:
+        return _Part(self.form(factor), *self.shape(factor), self.trains(factor), factor.diagonal)
+
+    def _joined(self, left: _Part, right: _Part) -> _Part:
+        cost = left.step[0] + right.step[0]
         if left.diagonal or right.diagonal:
-            cost += self.elements(rows * columns, 1 + sum(trains))
+            cost += self.elements(left.rows * right.columns, 1 + left.trains + right.trains)
         else:
-            cost += self.product(rows, middle, columns, *trains)
-        return cost, Product((best[i, k][1], best[k + 1, j][1]))
+            cost += self.product(left.rows, left.columns, right.columns, left.trains, right.trains)
+        formed = Product((left.step[1], right.step[1]))
+        trains, diagonal = left.trains or right.trains, left.diagonal and right.diagonal
+        return _Part((cost, formed), left.rows, right.columns, trains, diagonal)
 
     # Units of work
 

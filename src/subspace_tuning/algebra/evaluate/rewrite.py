@@ -10,7 +10,7 @@ from ..nodes import Environment, Expression, Identity, Leaf, Planner, PlanNode, 
 from ..rows import Rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Formed(PlanNode):
     """Plan only: the matrix is formed first, then the rows are multiplied by it."""
 
@@ -30,7 +30,7 @@ class Formed(PlanNode):
         return cost, Formed(inner)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dropped(PlanNode):
     """Plan only: dropout on the rows that enter an added term."""
 

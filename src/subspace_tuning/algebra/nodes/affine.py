@@ -16,7 +16,7 @@ from .language import Call, Typed, function
 from .planning import Planner, Step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Affine(Expression):
     """``affine(A, b)``: the augmented matrix [A; b], the map x -> x @ A + b."""
 
@@ -54,7 +54,7 @@ class Affine(Expression):
         return cost + planner.elements(planner.rows * planner.shape(self)[1]), Affine(matrix, self.bias)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Carried(Expression):
     """Plan only: a vector as a row times a matrix, which is how a bias passes through what follows it."""
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -42,12 +43,14 @@ class NotLinearError(SubspaceError):
     """The expression is not one matrix: it has a nonlinearity between its factors, or a bias."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expression(ABC):
     """A node of a formula. Build them with ``+ - * @ .T``, the functions of this package, or ``parse``."""
 
-    structure: Structure = field(init=False, repr=False, compare=False)
-    diagonal: bool = field(init=False, repr=False, compare=False)
+    structure: Structure = field(init=False, repr=False)
+    diagonal: bool = field(init=False, repr=False)
+    depth: int = field(init=False, repr=False)
+    """How many nodes stand within each other, this one included."""
 
     # Defaults that hold for every node; one that differs says so.
     precedence = ATOM
@@ -67,6 +70,32 @@ class Expression(ABC):
         structure = self._structure()
         object.__setattr__(self, "structure", structure)
         object.__setattr__(self, "diagonal", Structure.DIAGONAL in structure)
+        object.__setattr__(self, "depth", 1 + max((child.depth for child in self.children), default=0))
+
+    # Nodes are equal if they are written alike. They never change, so each is hashed once and never copied.
+
+    @cached_property
+    def _written(self) -> tuple[object, ...]:
+        return tuple(getattr(self, one.name) for one in fields(self) if one.init)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((type(self), self._written))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other or type(self) is not type(other):
+            return self is other
+        assert isinstance(other, Expression)
+        return self._hash == other._hash and self._written == other._written
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Expression:
+        return self
+
+    def __reduce__(self) -> tuple[type[Expression], tuple[object, ...]]:
+        return type(self), self._written  # without the hash, which another process has another of
 
     # Evaluation
 
@@ -112,10 +141,12 @@ class Expression(ABC):
         """Whether the form alone says that this is a number and not a matrix, such as ``s`` or ``1 - t``."""
         return False
 
-    @property
+    @cached_property
     def is_shapeless(self) -> bool:
         """Whether the node takes rows of any width and keeps it, as ``I`` and ``relu`` do; or is a number."""
-        return self.is_number or (bool(self.children) and all(child.is_shapeless for child in self.children))
+        if self.is_number or not self.children:
+            return self.is_number
+        return all(node.is_shapeless for node in self.walk() if not node.children)
 
     @abstractmethod
     def step(self, planner: Planner) -> Step:
@@ -144,10 +175,10 @@ class Expression(ABC):
     def linear_map(self) -> bool:
         """Whether the map on rows is linear as far as this node goes, and acts on all rows alike."""
 
-    @property
+    @cached_property
     def has_matrix(self) -> bool:
         """Whether the node and all below it are linear maps on rows."""
-        return self.linear_map and all(child.has_matrix for child in self.children)
+        return all(node.linear_map for node in self.walk())
 
     @property
     @abstractmethod
@@ -203,11 +234,13 @@ class Expression(ABC):
 
     def walk(self) -> Iterator[Expression]:
         """Yield this node and all below it, in reading order."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        ahead = [self]
+        while ahead:
+            node = ahead.pop()
+            yield node
+            ahead.extend(reversed(node.children))
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The names of the tensors and scalars used, in reading order, each once."""
         return tuple(dict.fromkeys(name for node in self.walk() for name in node.own_names))

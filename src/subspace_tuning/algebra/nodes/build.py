@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 from ...errors import SubspaceError
 from .. import names
@@ -14,38 +16,48 @@ from .leaves import Diagonal, Identity, Leaf, Matrix, Normalisation, Number, Sca
 from .sparse import Sparse
 
 
-def product(left: Expression, right: Expression) -> Expression:
-    """Return ``left @ right``, flat, with scalars in front and without identities."""
-    (number, scalars, first), (factor, others, last) = _coefficients(left), _coefficients(right)
-    if first is None or last is None:  # refused where the formula is read, with its place
-        return Product((*_factors(left), *_factors(right)))
-    factors = tuple(part for part in (*_factors(first), *_factors(last)) if not isinstance(part, Identity))
-    whole = Identity() if not factors else factors[0] if len(factors) == 1 else Product(factors)
-    return _scaled(number * factor, (*scalars, *others), whole)
+def product(*parts: Expression) -> Expression:
+    """Return ``A @ B @ ...``, flat, with scalars in front and without identities."""
+    number, scalars, cores = _gathered(parts)
+    if len(cores) < len(parts):  # a number, which is refused where the formula is read, with its place
+        return Product(tuple(factor for part in parts for factor in _factors(part)))
+    factors = [factor for core in cores for factor in _factors(core) if not isinstance(factor, Identity)]
+    whole = Identity() if not factors else factors[0] if len(factors) == 1 else Product(tuple(factors))
+    return _scaled(number, scalars, whole)
 
 
-def add(left: Expression, right: Expression) -> Expression:
-    """Return ``left + right``, flat; numbers and multiples of the identity are added up."""
-    if isinstance(left, Number) and isinstance(right, Number):
-        return Number(left.value + right.value)
-    (number, scalars, first), (factor, others, last) = _coefficients(left), _coefficients(right)
-    if isinstance(first, Identity) and isinstance(last, Identity):
-        return times(add(_scaled(number, scalars, None), _scaled(factor, others, None)), Identity())
-    return Sum((*_terms(left), *_terms(right)))
+def add(*parts: Expression) -> Expression:
+    """Return ``A + B + ...``, flat; numbers are added up, and so are multiples of the identity."""
+    terms = [term for part in parts for term in _terms(part)]
+    terms = _merged(terms, lambda term: isinstance(term, Number), _total)
+    terms = _merged(terms, _is_multiple_of_identity, _total_of_identities)
+    return terms[0] if len(terms) == 1 else Sum(tuple(terms))
 
 
-def times(left: Expression, right: Expression) -> Expression:
-    """Return ``left * right``: scalar times node, mask times entries, or the element-wise product.
+def _total(numbers: Sequence[Expression]) -> Expression:
+    return Number(reduce(operator.add, (number.value for number in numbers if isinstance(number, Number))))
+
+
+def _is_multiple_of_identity(node: Expression) -> bool:
+    return isinstance(node.node if isinstance(node, Scale) else node, Identity)
+
+
+def _total_of_identities(nodes: Sequence[Expression]) -> Expression:
+    coefficients = [_scaled(*_coefficients(node)[:2], None) for node in nodes]
+    return times(add(*coefficients), Identity())
+
+
+def times(*parts: Expression) -> Expression:
+    """Return ``A * B * ...``: scalars times a node, mask times entries, or the element-wise product.
 
     Numbers are multiplied out and stand first, then come scalars in their order.
     """
-    (number, scalars, first), (factor, others, last) = _coefficients(left), _coefficients(right)
-    core = last if first is None else first if last is None else _elementwise(first, last)
-    return _scaled(number * factor, (*scalars, *others), core)
+    number, scalars, cores = _gathered(parts)
+    return _scaled(number, scalars, _elementwise(cores) if cores else None)
 
 
 def negative(node: Expression) -> Expression:
-    """Return ``-node``; the sign joins the number in front, or goes into a sum."""
+    """Return ``-node``; the sign joins the number in front."""
     number, scalars, core = _coefficients(node)
     return _scaled(-number, scalars, core)
 
@@ -67,37 +79,65 @@ def transposed(node: Expression) -> Expression:
     return node if isinstance(_coefficients(node)[2], Identity) else Transpose(node)
 
 
-def _elementwise(left: Expression, right: Expression) -> Expression:
-    if isinstance(left, Matrix) and isinstance(right, Matrix) and names.is_mask(left.name):
-        return Sparse(left.name, right.name)
-    return Hadamard(left, right)
+def _elementwise(nodes: Sequence[Expression]) -> Expression:
+    factors = [factor for node in nodes for factor in (node.factors if isinstance(node, Hadamard) else (node,))]
+    first, second = factors[0], factors[1] if len(factors) > 1 else None
+    if _is_mask(first) and isinstance(second, Matrix) and not _is_mask(second):
+        assert isinstance(first, Matrix)
+        factors[:2] = [Sparse(first.name, second.name)]
+    factors = _merged(factors, lambda factor: isinstance(factor, Identity), lambda found: found[0])  # I * I is I
+    return factors[0] if len(factors) == 1 else Hadamard(tuple(factors))
+
+
+def _is_mask(node: Expression) -> bool:
+    return isinstance(node, Matrix) and names.is_mask(node.name)
+
+
+def _merged(
+    nodes: list[Expression],
+    alike: Callable[[Expression], bool],
+    merge: Callable[[list[Expression]], Expression],
+) -> list[Expression]:
+    """Return nodes with one in the place of the first of those that are alike."""
+    found = [node for node in nodes if alike(node)]
+    if len(found) < 2:
+        return nodes
+    place = next(index for index, node in enumerate(nodes) if alike(node))
+    return [*nodes[:place], merge(found), *(node for node in nodes[place:] if not alike(node))]
 
 
 def _coefficients(node: Expression) -> tuple[float, tuple[Expression, ...], Expression | None]:
     """Return (c, (s, t, ...), X) for the node c * s * t * X; X is None if the node is a number itself."""
     if isinstance(node, Number):
         return node.value, (), None
-    if isinstance(node, Scale):
-        number, scalars, core = _coefficients(node.node)
-        if isinstance(node.scalar, Number):
-            return node.scalar.value * number, scalars, core
-        return number, (node.scalar, *scalars), core
-    return (1.0, (node,), None) if node.is_number else (1.0, (), node)
+    if not isinstance(node, Scale):
+        return (1.0, (node,), None) if node.is_number else (1.0, (), node)
+    first, number = node.scalars[0], 1.0
+    scalars, core = node.scalars, node.node
+    if isinstance(first, Number):
+        number, scalars = first.value, scalars[1:]
+    return (number, (*scalars, core), None) if core.is_number else (number, scalars, core)
 
 
-def _scaled(number: float, scalars: tuple[Expression, ...], core: Expression | None) -> Expression:
+def _gathered(nodes: Sequence[Expression]) -> tuple[float, list[Expression], list[Expression]]:
+    """Return the number, the scalars and the matrices of a product of nodes, whatever its kind."""
+    number, scalars, cores = 1.0, list[Expression](), list[Expression]()
+    for node in nodes:
+        factor, own, core = _coefficients(node)
+        number *= factor
+        scalars += own
+        cores += [] if core is None else [core]
+    return number, scalars, cores
+
+
+def _scaled(number: float, scalars: Sequence[Expression], core: Expression | None) -> Expression:
     """Return number * scalars * core in normal form."""
     if core is None:
         if not scalars:
             return Number(number)
         scalars, core = scalars[:-1], scalars[-1]
-    for scalar in reversed(scalars):
-        core = Scale(scalar, core)
-    if number == 1.0:
-        return core
-    if number == -1.0 and isinstance(core, Sum):
-        return Sum(tuple(-term for term in core.terms))
-    return Scale(Number(number), core)
+    front = (*scalars,) if number == 1.0 else (Number(number), *scalars)
+    return Scale(front, core) if front else core
 
 
 def _as_expression(value: object) -> Expression | None:
@@ -138,14 +178,7 @@ def as_vectors(node: Expression) -> Expression:
     """Return the expression with its lower-case names, which are scalars elsewhere, as vectors."""
     if isinstance(node, Scalar):
         return Vector(node.name)
-    if isinstance(node, Sum):
-        return Sum(tuple(as_vectors(term) for term in node.terms))
-    if isinstance(node, Scale):
-        inner = as_vectors(node.node)
-        return (
-            Scale(node.scalar, inner) if isinstance(node.scalar, Number) else Hadamard(as_vectors(node.scalar), inner)
-        )
-    return node
+    return node.rebuilt(tuple(as_vectors(child) for child in node.children))
 
 
 def _factors(node: Expression) -> tuple[Expression, ...]:
@@ -153,4 +186,6 @@ def _factors(node: Expression) -> tuple[Expression, ...]:
 
 
 def _terms(node: Expression) -> tuple[Expression, ...]:
+    if isinstance(node, Scale) and node.scalars == (Number(-1.0),) and isinstance(node.node, Sum):
+        return tuple(-term for term in node.node.terms)
     return node.terms if isinstance(node, Sum) else (node,)

@@ -59,7 +59,7 @@ class EntrywiseNode(UnaryNode, MatrixNode):
         return shapes(self.node)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlanNode(UnaryNode):
     """A node that occurs only in plans, equal to the node that it holds."""
 

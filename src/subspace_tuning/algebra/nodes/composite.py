@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from .leaves import Leaf, Number, Scalar
 from .planning import Planner, Step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Product(Expression):
     """Factors in the order in which the data flows."""
 
@@ -38,7 +38,7 @@ class Product(Expression):
         return self.factors
 
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
-        return reduce(build.product, children)
+        return build.product(*children)
 
     def over(self, children: tuple[Expression, ...]) -> Expression:
         return Product(children)
@@ -99,7 +99,7 @@ def multiplied_out(factors: Sequence[Expression], env: Environment) -> Tensor:
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sum(Expression):
     """Terms of one shape: matrices, or vectors."""
 
@@ -119,7 +119,7 @@ class Sum(Expression):
         return all(term.is_number for term in self.terms)
 
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
-        return reduce(build.add, children)
+        return build.add(*children)
 
     def over(self, children: tuple[Expression, ...]) -> Expression:
         return Sum(children)
@@ -173,26 +173,23 @@ class Sum(Expression):
 
 
 def _is_negative(term: Expression) -> bool:
-    number = term.scalar if isinstance(term, Scale) else term
+    number = term.scalars[0] if isinstance(term, Scale) else term
     return isinstance(number, Number) and number.value < 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scale(Expression):
-    """A number times a node: ``s * A``, ``2 * A``, ``(1 - t) * A``."""
+    """Numbers times a node: ``s * A``, ``2 * t * A``, ``(1 - t) * A``."""
 
-    scalar: Expression
+    scalars: tuple[Expression, ...]
     node: Expression
 
     precedence = PRODUCT
     linear_map = True
-    linear_in = (0, 1)
-    zero_when = ((0,), (1,))
-    identity_when = (0, 1)
 
     @property
     def children(self) -> tuple[Expression, ...]:
-        return (self.scalar, self.node)
+        return (*self.scalars, self.node)
 
     @property
     def is_number(self) -> bool:
@@ -202,13 +199,7 @@ class Scale(Expression):
         return build.times(*children)
 
     def over(self, children: tuple[Expression, ...]) -> Expression:
-        return Scale(*children)
-
-    def value(self, env: Environment) -> Tensor | float:
-        kind = type(self.scalar)  # quicker than isinstance, which asks an abstract class
-        if kind is Number:
-            return self.scalar.value  # type: ignore[attr-defined,no-any-return]
-        return env[self.scalar.name] if kind is Scalar else self.scalar.compact(env)  # type: ignore[attr-defined,return-value]
+        return Scale(children[:-1], children[-1])
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         y = R.as_tensor(self.node.apply(x, env))
@@ -218,53 +209,63 @@ class Scale(Expression):
     def compact(self, env: Environment) -> Tensor:
         return self.node.compact(env) * self.value(env)
 
+    def value(self, env: Environment) -> Tensor | float:
+        """Return the product of the scalars."""
+        product: Any = None
+        scalar: Any
+        for scalar in self.scalars:
+            kind = type(scalar)  # quicker than isinstance, which asks an abstract class
+            value = scalar.value if kind is Number else env[scalar.name] if kind is Scalar else scalar.compact(env)
+            product = value if product is None else product * value
+        return product  # type: ignore[no-any-return]
+
     def __str__(self) -> str:
-        # A product needs no parentheses: the parser pulls the scalar in front of it again.
-        inner = str(self.node) if isinstance(self.node, (Product, Scale)) else self.node.inside(PRODUCT)
-        if self.scalar != Number(-1.0):
-            return f"{self.scalar.inside(PRODUCT)} * {inner}"
-        first = self.node
-        while isinstance(first, (Product, Scale)):
-            first = first.children[0]
-        # The sign would go into a sum that stands first.
-        return f"-({inner})" if isinstance(first, Sum) else f"-{inner}"
+        signed = self.scalars[0] == Number(-1.0)
+        shown = [scalar.inside(PRODUCT) for scalar in self.scalars[signed:]]
+        # A product needs no parentheses: the parser pulls the scalars in front of it again.
+        shown.append(str(self.node) if isinstance(self.node, Product) else self.node.inside(PRODUCT))
+        return "-" * signed + " * ".join(shown)
 
     def latex(self) -> str:
-        inner = self.node.inside_latex()
-        return f"-{inner}" if self.scalar == Number(-1.0) else f"{self.scalar.inside_latex()} {inner}"
+        signed = self.scalars[0] == Number(-1.0)
+        return "-" * signed + " ".join(child.inside_latex() for child in self.children[signed:])
 
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
         return shapes(self.node)
 
     def step(self, planner: Planner) -> Step:
         """Scale where the rows are narrowest, but never before a nonlinearity."""
-        scalars, core = [self.scalar], self.node
-        while isinstance(core, Scale):
-            scalars, core = [*scalars, core.scalar], core.node
+        scalars, core = self.scalars, self.node
         if isinstance(core, Sum) and planner.choose:
-            return planner.apply(Sum(tuple(_times(scalars, term) for term in core.terms)))
+            return planner.apply(Sum(tuple(Scale(scalars, term) for term in core.terms)))
         if isinstance(core, Product) and planner.choose:
             factors = core.factors
             first = max((i + 1 for i, factor in enumerate(factors) if not factor.has_matrix), default=0)
             places = [i for i in range(first, len(factors)) if isinstance(factors[i], (Leaf, Sum))]
             if places:
                 place = min(places, key=lambda i: planner.shape(factors[i])[1])
-                return planner.chain((*factors[:place], _times(scalars, factors[place]), *factors[place + 1 :]))
+                return planner.chain((*factors[:place], Scale(scalars, factors[place]), *factors[place + 1 :]))
         cost, inner = planner.apply(core)
         passes = planner.elements(planner.rows * planner.shape(self)[1], len(scalars))
-        return cost + passes, _times(scalars, inner)
+        return cost + passes, Scale(scalars, inner)
 
     def _structure(self) -> S.Structure:
         return S.of_multiple(self.node.structure)
 
+    @property
+    def linear_in(self) -> tuple[int, ...]:
+        return tuple(range(len(self.children)))
 
-def _times(scalars: Sequence[Expression], node: Expression) -> Expression:
-    for scalar in reversed(scalars):
-        node = Scale(scalar, node)
-    return node
+    @property
+    def zero_when(self) -> tuple[tuple[int, ...], ...]:
+        return tuple((index,) for index in range(len(self.children)))
+
+    @property
+    def identity_when(self) -> tuple[int, ...]:
+        return tuple(range(len(self.children)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transpose(UnaryNode, MatrixNode):
     """A transposed matrix."""
 

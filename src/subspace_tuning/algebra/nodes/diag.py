@@ -13,7 +13,7 @@ from .common import DiagonalNode, UnaryNode
 from .language import Call, Typed, function
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diag(UnaryNode, DiagonalNode):
     """``diag(v)``: the diagonal matrix of a vector."""
 

@@ -28,7 +28,7 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activation(Expression):
     """An element-wise nonlinearity that stands between two factors; called, it acts on a matrix's entries."""
 
@@ -63,7 +63,7 @@ class Activation(Expression):
         return 0.0, self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Elementwise(EntrywiseNode):
     """A nonlinearity of a matrix's entries. The map on rows stays linear."""
 

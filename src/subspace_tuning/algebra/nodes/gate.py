@@ -17,7 +17,7 @@ LOW, HIGH = -0.1, 1.1  # a sigmoid is stretched to this interval and cut to [0, 
 OPEN = 1.5  # logits at the start: nine tenths of the gates open, where the gradient does not vanish
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gate(EntrywiseNode):
     """``gate(L)``: entries in [0, 1], in evaluation the middle of those that training draws around sigmoid(L)."""
 
@@ -42,7 +42,7 @@ class Gate(EntrywiseNode):
         return rf"\operatorname{{gate}}({self.node.latex()})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawn(Gate):
     """Plan only: gates that are drawn anew every time, as in training."""
 

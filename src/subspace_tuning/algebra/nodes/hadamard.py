@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from functools import reduce
 
 from torch import Tensor
 
@@ -12,46 +14,58 @@ from .base import PRODUCT, Environment, Expression, dense
 from .common import MatrixNode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hadamard(MatrixNode):
-    """The element-wise product of two matrices. Where one of them is diagonal, so is the product."""
+    """The element-wise product of matrices, or of vectors. Where one of them is diagonal, so is the product."""
 
-    left: Expression
-    right: Expression
+    factors: tuple[Expression, ...]
 
     precedence = PRODUCT
     holds_weight = False
     latex_in_brackets = True
-    linear_in = (0, 1)
-    zero_when = ((0,), (1,))
-    identity_when = (0, 1)
 
     @property
     def children(self) -> tuple[Expression, ...]:
-        return (self.left, self.right)
+        return self.factors
 
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         return build.times(*children)
 
     def compact(self, env: Environment) -> Tensor:
         if self.diagonal:
-            left, right = (
-                side.compact(env) if side.diagonal else side.compact(env).diagonal() for side in self.children
-            )
-            return left * right
-        return dense(self.left, env) * dense(self.right, env)
+            return reduce(operator.mul, (_diagonal_of(factor, env) for factor in self.factors))
+        result = dense(self.factors[0], env)
+        for factor in self.factors[1:]:
+            result = result * dense(factor, env)
+        return result
 
     def __str__(self) -> str:
-        return f"{self.left.inside(PRODUCT)} * {self.right.inside(PRODUCT)}"
+        return " * ".join([factor.inside(PRODUCT) for factor in self.factors])
 
     def latex(self) -> str:
-        return rf"{self.left.inside_latex()} \odot {self.right.inside_latex()}"
+        return r" \odot ".join(factor.inside_latex() for factor in self.factors)
 
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
-        return shapes(self.right if self.left.is_shapeless else self.left)
+        return shapes(next(factor for factor in self.factors if not factor.is_shapeless))
 
     def _structure(self) -> S.Structure:
-        return S.of_hadamard(self.left.structure, self.right.structure)
+        return S.of_hadamard([factor.structure for factor in self.factors])
+
+    @property
+    def linear_in(self) -> tuple[int, ...]:
+        return tuple(range(len(self.factors)))
+
+    @property
+    def zero_when(self) -> tuple[tuple[int, ...], ...]:
+        return tuple((index,) for index in range(len(self.factors)))
+
+    @property
+    def identity_when(self) -> tuple[int, ...]:
+        return tuple(range(len(self.factors)))
+
+
+def _diagonal_of(node: Expression, env: Environment) -> Tensor:
+    return node.compact(env) if node.diagonal else node.compact(env).diagonal()
 
 
 from . import build  # noqa: E402 (normal form is built from the class above)

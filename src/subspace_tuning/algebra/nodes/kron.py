@@ -24,7 +24,7 @@ AXES = 3  # of a convolution's window, at most
 _WINDOW = re.compile(r"C\d*(_?0)?")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kron(MatrixNode):
     """``kron(A, C1, C2)``: the Kronecker product, which acts on each axis of a convolution's patch by itself."""
 
@@ -63,7 +63,7 @@ class Kron(MatrixNode):
         return tuple(range(len(self.factors)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kronecker(Kron):
     """``kron(A, B)`` of W's own shape: A is n1 x m1 and B is n2 x m2, with n = n1 n2 and m = m1 m2.
 

@@ -21,7 +21,7 @@ from .planning import Planner, Step
 from .structure import IDENTITY, NONE, Structure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Leaf(Expression):
     """A named tensor of the environment."""
 
@@ -110,7 +110,7 @@ class Scalar(Leaf):
         raise NotLinearError(f"the scalar {self.name!r} is not a map; multiply a matrix with it by *")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Number(Expression):
     """A literal number in front of a term.
 
@@ -150,7 +150,7 @@ class Number(Expression):
         raise NotLinearError(f"the number {self} is not a map; multiply a matrix with it by *")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Identity(Expression):
     """The identity of whatever size its neighbours ask for."""
 

@@ -18,7 +18,7 @@ from .structure import Structure
 from .unit import one_for_zero
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reflect(UnaryNode):
     """``reflect(A)``: H_1 H_2 ... H_r, n x n and orthogonal, with H_i = I - 2 v v.T / |v|^2 for the column v_i of A.
 

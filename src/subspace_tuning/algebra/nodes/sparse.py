@@ -14,7 +14,7 @@ from .common import MatrixNode
 from .structure import Structure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sparse(MatrixNode):
     """``M * Delta``: a matrix like W that is zero outside a mask.
 

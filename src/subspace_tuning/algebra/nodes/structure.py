@@ -61,9 +61,9 @@ def of_multiple(part: Structure) -> Structure:
     return part & _BY_NUMBER
 
 
-def of_hadamard(left: Structure, right: Structure) -> Structure:
-    """Return the structure of an element-wise product: zero where either is."""
-    return (left | right) & _ZEROS
+def of_hadamard(parts: Sequence[Structure]) -> Structure:
+    """Return the structure of an element-wise product: zero where any of them is."""
+    return reduce(or_, parts) & _ZEROS
 
 
 def of_transpose(part: Structure) -> Structure:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from ..rows import Rows
 from ..shapes import NodeShapes
 from .base import PRODUCT, Environment, Expression, dense
 from .common import DiagonalNode, PlanNode, UnaryNode
+from .compact import added
 from .composite import Product, Scale, Sum, multiplied_out
 from .language import Call, Typed, function
 from .leaves import Identity
@@ -19,18 +22,32 @@ from .planning import Planner, Step
 from .structure import Structure
 
 
-@dataclass(frozen=True)
-class Unit(UnaryNode):
+@dataclass(frozen=True, eq=False)
+class _ByNorms(UnaryNode):
+    """What is made with the column norms of a matrix."""
+
+    node: Expression
+    nests: bool = field(init=False, repr=False)  # whether norms are taken within the matrix, too
+
+    linear_map = True
+    linear_in = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "nests", any(isinstance(part, _ByNorms) for part in self.node.walk()))
+
+    def norms(self, env: Environment) -> Tensor:
+        return column_norms(self.node, env, self.nests)
+
+
+@dataclass(frozen=True, eq=False)
+class Unit(_ByNorms):
     """A matrix with its columns scaled to norm 1.
 
     The norms are constants to the gradient, as in DoRA (arXiv 2402.09353, section 4.3).
     """
 
-    node: Expression
-
-    linear_map = True
     rows_enter = 0
-    linear_in = ()
     zero_when = ((0,),)
     identity_when = (0,)
 
@@ -43,11 +60,12 @@ class Unit(UnaryNode):
         return Divided(self.node, Norms(self.node))
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        return divided(self.node.apply(x, env), column_norms(self.node, env))
+        return divided(self.node.apply(x, env), self.norms(env))
 
     def compact(self, env: Environment) -> Tensor:
         matrix = dense(self.node, env)
-        return matrix / column_norms(self.node, env).to(matrix.dtype)
+        norms = norms_of(matrix) if self.nests else self.norms(env)
+        return matrix / norms.to(matrix.dtype)
 
     def __str__(self) -> str:
         return f"unit({self.node})"
@@ -68,18 +86,15 @@ class Unit(UnaryNode):
         return Structure.NORMALISED_COLUMNS | self.node.structure & kept
 
 
-@dataclass(frozen=True)
-class Norms(UnaryNode, DiagonalNode):
+@dataclass(frozen=True, eq=False)
+class Norms(_ByNorms, DiagonalNode):
     """Plan only: the diagonal matrix of a matrix's column norms."""
 
-    node: Expression
-
-    linear_in = ()
     zero_when = ()
     identity_when = ()
 
     def compact(self, env: Environment) -> Tensor:
-        return column_norms(self.node, env)
+        return self.norms(env)
 
     def __str__(self) -> str:
         return f"norms({self.node})"
@@ -92,12 +107,12 @@ class Norms(UnaryNode, DiagonalNode):
         return columns, columns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InverseNorms(Norms):
     """Plan only: the diagonal matrix by which a matrix X has columns of norm 1, so unit(X) = X @ InverseNorms(X)."""
 
     def compact(self, env: Environment) -> Tensor:
-        return column_norms(self.node, env).reciprocal()
+        return self.norms(env).reciprocal()
 
     def __str__(self) -> str:
         return f"1/{super().__str__()}"
@@ -106,7 +121,7 @@ class InverseNorms(Norms):
         return rf"{super().latex()}^{{-1}}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Divided(PlanNode):
     """Plan only: a matrix with its columns divided by the entries of a diagonal matrix."""
 
@@ -153,15 +168,18 @@ def one_for_zero(norms: Tensor) -> Tensor:
     return torch.where(norms > 0, norms, torch.ones_like(norms))
 
 
-def column_norms(node: Expression, env: Environment) -> Tensor:
+def column_norms(node: Expression, env: Environment, formed: bool = False) -> Tensor:
     """Return the norms of the matrix's columns, detached, in float32 or wider; 1 for a column of zeros.
 
-    For a sum of terms the squares are sum_ij <T_i, T_j> column by column, and a low-rank term L @ R enters through
-    (M.T @ L).T * R and (L1.T @ L2) @ R2 * R1: it is never multiplied out.
+    The squares of a sum M + L @ R are those of M and of L @ R, and twice <M, L @ R>, column by column. The terms of low
+    rank enter together, through (M.T @ L).T * R and (L.T @ L) @ R * R: they are not multiplied out, unless all of it is
+    ``formed``: of norms within norms each would otherwise double the work.
     """
     device = next(value.device.type for value in env.values() if isinstance(value, Tensor))
     with torch.autocast(device, enabled=False):
-        terms = [_split(term, env) for term in (node.terms if isinstance(node, Sum) else (node,))]
+        if formed:
+            return norms_of(dense(node, env))
+        terms = _dense_and_narrow([_split(term, env) for term in (node.terms if isinstance(node, Sum) else (node,))])
         total = torch.zeros(())
         for i, left in enumerate(terms):
             total = total + _inner(left, left)
@@ -170,8 +188,32 @@ def column_norms(node: Expression, env: Environment) -> Tensor:
         return one_for_zero(total.detach().clamp_min(0.0).sqrt())
 
 
-def _split(term: Expression, env: Environment) -> tuple[Tensor | None, Tensor]:
-    """Return (L, R) with term = L @ R, L None for the identity."""
+def norms_of(matrix: Tensor) -> Tensor:
+    """Return the norms of the columns, detached, in float32 or wider; 1 for a column of zeros."""
+    return one_for_zero(torch.linalg.vector_norm(_detached(matrix), dim=0))
+
+
+_Split: TypeAlias = "tuple[Tensor | None, Tensor]"
+"""(L, R) stands for L @ R, of low rank; (None, M) for M in compact form."""
+
+
+def _dense_and_narrow(terms: list[_Split]) -> list[_Split]:
+    """Return the sum of terms as one matrix and one product of low rank; either may be missing."""
+    narrow = [term for term in terms if term[0] is not None]
+    dense = [right for left, right in terms if left is None]
+    if len(narrow) > 1:
+        left, right = torch.cat([left for left, _ in narrow if left is not None], 1), torch.cat([r for _, r in narrow])
+        narrow = [(left, right)]
+        if left.shape[1] >= min(left.shape[0], right.shape[1]):
+            narrow, dense = [], [*dense, left @ right]
+    if dense:
+        matrix = reduce(added, dense)
+        return [(None, matrix if matrix.ndim == 2 else torch.diag(matrix)), *narrow]
+    return narrow
+
+
+def _split(term: Expression, env: Environment) -> _Split:
+    """Return a term as a product of low rank, or as it is."""
     if isinstance(term, Scale) and isinstance(term.node, Product):
         left, right = _split(term.node, env)
         return left, right * term.value(env)
@@ -180,10 +222,10 @@ def _split(term: Expression, env: Environment) -> tuple[Tensor | None, Tensor]:
         right = right if right.dim() == 2 else torch.diag(right)
         if left.shape[1] < min(left.shape[0], right.shape[1]):
             return _detached(left), _detached(right)
-    return None, _detached(dense(term, env))
+    return None, _detached(term.compact(env))
 
 
-def _inner(a: tuple[Tensor | None, Tensor], b: tuple[Tensor | None, Tensor]) -> Tensor:
+def _inner(a: _Split, b: _Split) -> Tensor:
     """Return the inner products of the columns of two split terms."""
     (a_left, a_right), (b_left, b_right) = a, b
     if a_left is None and b_left is None:
