@@ -212,7 +212,7 @@ def test_a_refused_start_is_told_first_and_the_rest_is_explained() -> None:
         ("lroa", {}, "unknown method 'lroa'; did you mean lora"),
         ("prefix_tuning", {}, "is no formula over one matrix"),
         ("W", {}, "has no trainable factor"),
-        ("W + ", {}, "not a formula"),
+        ("W + ", {}, r"nothing stands behind '\+'"),
         ("W + W @ W", {}, "meet"),
         (3, {}, "is wanted, not int"),
         ("lora", {"rank": 0}, "rank = 0"),
