@@ -70,6 +70,8 @@ def transposed(node: Expression) -> Expression:
 def _elementwise(left: Expression, right: Expression) -> Expression:
     if isinstance(left, Matrix) and isinstance(right, Matrix) and names.is_mask(left.name):
         return Sparse(left.name, right.name)
+    if isinstance(left, Identity) and isinstance(right, Identity):
+        return left
     return Hadamard(left, right)
 
 
