@@ -16,8 +16,8 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     names = sorted(known)
     lowered = {known.lower(): known for known in names}
     close = [lowered[one] for one in difflib.get_close_matches(name.lower(), lowered, n=limit, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"{hint}Known: {', '.join(names)}"
+    hint = f"did you mean {' or '.join(close)}? Known" if close else "known"
+    return f"{hint}: {', '.join(names)}"
 
 
 def described(error: BaseException, limit: int = 300) -> str:

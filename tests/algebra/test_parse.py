@@ -160,6 +160,7 @@ def test_names_decide_what_is_trained() -> None:
         ("W + 1e16 * A", "W + 1e+16 * A"),
         ("I @ W @ I + A @ I @ B", "W + A @ B"),
         ("W @ (I + t * I)", "(1 + t) * W"),
+        ("W + (I * 2 * I) @ A", "W + 2 * A"),
         ("W + (1 - 0.5) * A @ B", "W + 0.5 * A @ B"),
         ("W +\n  A @ B", "W + A @ B"),
     ],

@@ -82,6 +82,7 @@ sum([W, A @ B])
 A @ B
 W
 W + keys @ A
+W + lambda_ * A @ B
 W + A @ B if 1 else W
 """.strip().splitlines()
 

@@ -48,9 +48,9 @@ def refused(model: nn.Module, config: SubspaceConfig, unchanged: Remember, adapt
         ({"method": ""}, r"unknown method ''; Known: adalora, bitfit"),
         ({}, r"give a method \(see `subspace methods`\) or a formula"),
         ({"method": "lora", "formula": "D1 @ W"}, r"method 'lora' is W \+ s \* A @ B here, not D1 @ W"),
-        ({"formula": "W @"}, r"^formula '.*': not a formula"),
+        ({"formula": "W @"}, r"^formula '.*': nothing stands behind"),
         ({"formula": "A @ B"}, r"phi\(W\) does not use W"),
-        ({"formula": "A @ B @ W"}, r"is not W at its start, at rank 8 .*write '\(I \+ A @ B\) @ W'"),
+        ({"formula": "A @ B @ W"}, r"is not W at its start, at rank 8: .*write '\(I \+ A @ B\) @ W'"),
         ({"formula": "W + A @ sin @ B"}, r"sin"),
         ({"formula": "V_r @ A + W"}, r"formula '>>>V_r @ A \+ W<<<': the left side is m x \?, the right side n x m"),
         ({"formula": "__import__('os').system('true')"}, r"unknown function"),
@@ -266,7 +266,7 @@ def test_an_adapter_whose_method_has_another_formula_here(bert: Builder, tmp_pat
     edited(tmp_path, formula="W + s * A @ G @ B")
     wrong(tmp_path, bert(), r"method 'lora' is W \+ s \* A @ B here, not W \+ s \* A @ G @ B", unchanged)
     edited(tmp_path, method="loro", formula="W +")
-    wrong(tmp_path, bert(), r"^formula '.*': not a formula", unchanged)
+    wrong(tmp_path, bert(), r"^formula '.*': nothing stands behind", unchanged)
     edited(tmp_path, method="ssb", formula=str(methods.get("ssb").formula), starts={"D1": "zeros"})
     wrong(tmp_path, bert(), r"method 'ssb' has its own \(inferred ones\)", unchanged)
 

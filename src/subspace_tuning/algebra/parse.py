@@ -87,7 +87,7 @@ def nearest_formula(text: str, usable: Callable[[Formula], bool] | None = None) 
 
     def works(other: str) -> bool:
         try:
-            read.append(_Reader(other).read())
+            read.append(_Reader(str(_Reader(other).read())).read())  # as it will be printed
         except FormulaError:
             return False
         formula = read[-1]

@@ -1,8 +1,8 @@
 """The nearest formula that works, for one that is refused.
 
 Slips of writing are mended first, then what Python's grammar reads and a formula has not is replaced, and then the
-rules of :mod:`.rewrites` are tried, one after another and on what they made. Nothing is suggested that was not read
-again and found to work.
+rules of :mod:`.fitting` and :mod:`.starting` are tried, one after another and on what they made. Nothing is suggested
+that was not read again and found to work.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ import ast
 import warnings
 from collections.abc import Callable, Collection, Iterator
 
-from . import constructs, rewrites, text
+from . import constructs, fitting, starting, text  # noqa: F401 (their rules are registered, in this order)
+from .rules import RULES
 
 LONGEST = 200  # characters of a formula for which another is searched
 _TRIED = 80  # formulas
 _STEPS = 3  # rules after one another
 
-fault = text.fault
 reason = constructs.reason
 beside = constructs.beside
 unknown = constructs.unknown
+
+
+def fault(written: str) -> tuple[tuple[int, int], str] | None:
+    """Return place and reason of what keeps Python's grammar from reading a text; None if no rule knows it."""
+    return None if len(written) > LONGEST else text.fault(written)
 
 
 def nearest(written: str, functions: Collection[str], works: Callable[[str], bool]) -> str | None:
@@ -47,11 +52,11 @@ def _candidates(written: str, functions: Collection[str]) -> Iterator[str]:
     told = ast.unparse(constructs.translated(tree, functions))
     yield told
     seen = {written, told}
-    level = [ast.parse(told, mode="eval").body]
+    level = _trees(told)
     for _ in range(_STEPS):
         following: list[ast.expr] = []
         for tree in level:
-            for changed in (new for rule in rewrites.RULES for new in rule(tree)):
+            for changed in (new for rule in RULES for new in rule(tree)):
                 told = ast.unparse(changed)
                 if told in seen:
                     continue
@@ -59,8 +64,14 @@ def _candidates(written: str, functions: Collection[str]) -> Iterator[str]:
                     return
                 seen.add(told)
                 yield told
-                following.append(ast.parse(told, mode="eval").body)
+                following += _trees(told)
         level = following
+
+
+def _trees(written: str) -> list[ast.expr]:
+    """Return the syntax tree of a text in a list, which is empty if Python's grammar does not read it."""
+    tree = _tree(written)
+    return [] if tree is None else [tree]
 
 
 def _tree(written: str) -> ast.expr | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import keyword
 import re
 from collections.abc import Collection
 
@@ -280,7 +281,9 @@ def _nearest_name(written: str) -> str:
         return "b"
     if written in _NONLINEAR:
         return "tanh"
-    plain = written.strip("_") or "A"
+    plain = re.sub(r"^[\d_]+|_+$", "", written) or "A"
+    if keyword.iskeyword(plain):
+        return "lam" if plain == "lambda" else f"{plain}1"
     if names.problem(plain) is None:
         return plain
     return plain.removesuffix(names.OFFSET) if plain.endswith(names.OFFSET) else f"{plain}1"

@@ -112,3 +112,13 @@ def expressions(tree: ast.expr) -> Iterator[ast.expr]:
     for node in ast.walk(tree):
         if isinstance(node, ast.expr) and id(node) not in called:
             yield node
+
+
+def matrices(node: ast.BinOp) -> list[ast.expr]:
+    """Return those sides of an operation that stand for matrices."""
+    return [side for side in (node.left, node.right) if is_matrix(side)]
+
+
+def is_call(tree: ast.expr, *functions: str) -> bool:
+    """Whether the tree is a call of one of the functions."""
+    return isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in functions

@@ -1,40 +1,16 @@
-"""What to write instead of a formula that can be read and does not fit together, or is not W at its start.
+"""What to write instead of a formula whose names and shapes do not fit.
 
-Each rule takes the whole tree and yields other trees, the nearest first. None of them is sure to work: they are tried.
-Two letters stand in the comments for any part: F of the formula, X and Y of an operation.
+F stands for the formula, X and Y for any part of it.
 """
 
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from .. import names
-from ..nodes import NONLINEARITIES
 from . import trees
-
-Rule = Callable[[ast.expr], Iterator[ast.expr]]
-RULES: list[Rule] = []
-
-
-def rule(function: Rule) -> Rule:
-    """Register a rule on whole formulas. The rules are tried in the order of this file."""
-    RULES.append(function)
-    return function
-
-
-def part(function: Rule) -> Rule:
-    """Register a rule on parts: it yields what to write in the place of one operand or operation."""
-
-    def everywhere(tree: ast.expr) -> Iterator[ast.expr]:
-        for node in trees.expressions(tree):
-            for new in function(node):
-                yield trees.replaced(tree, node, new)
-
-    RULES.append(everywhere)
-    return function
-
+from .rules import part, rule
 
 # Names of another kind
 
@@ -63,7 +39,7 @@ def spectral_name(tree: ast.expr) -> Iterator[ast.expr]:
 @part
 def number_in_front(node: ast.expr) -> Iterator[ast.expr]:
     """s @ X -> s * X."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult) and len(_matrices(node)) == 1:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult) and len(trees.matrices(node)) == 1:
         yield trees.binary(node.left, ast.Mult(), node.right)
 
 
@@ -85,7 +61,7 @@ def capitals(tree: ast.expr) -> Iterator[ast.expr]:
 @part
 def vector_name(node: ast.expr) -> Iterator[ast.expr]:
     """diag(A) and diag(s) -> diag(d); affine(X, s) -> affine(X, d)."""
-    if isinstance(node, ast.Call) and _is_call(node, "diag", "affine") and node.args:
+    if isinstance(node, ast.Call) and trees.is_call(node, "diag", "affine") and node.args:
         vector = node.args[-1]
         if isinstance(vector, ast.Name) and (trees.is_matrix(vector) or vector.id == names.SCALE):
             name = {"Sigma": "sigma", "S": "sigma"}.get(vector.id, trees.fresh(node, "d"))
@@ -95,7 +71,7 @@ def vector_name(node: ast.expr) -> Iterator[ast.expr]:
 @part
 def own_bias(node: ast.expr) -> Iterator[ast.expr]:
     """affine(C, b) without W in it -> affine(C, c): b is the layer's own."""
-    if isinstance(node, ast.Call) and _is_call(node, "affine") and node.args and "W" not in trees.used(node):
+    if isinstance(node, ast.Call) and trees.is_call(node, "affine") and node.args and "W" not in trees.used(node):
         yield ast.Call(node.func, [node.args[0], trees.name(trees.fresh(node, "c"))], [])
 
 
@@ -159,7 +135,7 @@ def identity_for_one(node: ast.expr) -> Iterator[ast.expr]:
 def bias_beside(tree: ast.expr) -> Iterator[ast.expr]:
     """F + b -> F, to which the layer adds its bias; F + d -> affine(F, b + d), a trained bias."""
     terms = trees.chain(tree, ast.Add)
-    if isinstance(terms[0], ast.Call) and _is_call(terms[0], "affine") and len(terms) == len(terms[0].args) == 2:
+    if isinstance(terms[0], ast.Call) and trees.is_call(terms[0], "affine") and len(terms) == len(terms[0].args) == 2:
         yield trees.call("affine", terms[0].args[0], trees.binary(terms[0].args[1], ast.Add(), terms[1]))
     vectors = [term for term in terms if not trees.is_matrix(term) and not trees.is_number(term)]
     matrices = [term for term in terms if trees.is_matrix(term)]
@@ -177,7 +153,7 @@ def bias_beside(tree: ast.expr) -> Iterator[ast.expr]:
 @part
 def product_for_entries(node: ast.expr) -> Iterator[ast.expr]:
     """X * Y -> X @ Y, as for D * W."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and len(_matrices(node)) == 2:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and len(trees.matrices(node)) == 2:
         yield trees.binary(node.left, ast.MatMult(), node.right)
 
 
@@ -206,113 +182,6 @@ def weight_once(node: ast.expr) -> Iterator[ast.expr]:
     places = [index for index, factor in enumerate(factors) if isinstance(factor, ast.Name) and factor.id == "W"]
     if len(places) > 1:
         yield trees.joined([factor for index, factor in enumerate(factors) if index not in places[:-1]], ast.MatMult())
-
-
-# Starts
-
-
-@part
-def without_number(node: ast.expr) -> Iterator[ast.expr]:
-    """2 * X -> X, and -X -> X."""
-    if isinstance(node, ast.UnaryOp):
-        yield node.operand
-    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div)):
-        if trees.is_number(node.left):
-            yield node.right
-        if trees.is_number(node.right):
-            yield node.left
-
-
-@rule
-def gates(tree: ast.expr) -> Iterator[ast.expr]:
-    """gate(X) * W -> W + gate(L) * Delta: gates are open in part at the start, entries behind them zero."""
-    if any(isinstance(node, ast.Name) and node.id == "gate" for node in ast.walk(tree)):
-        gated = trees.call("gate", trees.name("L"))
-        yield trees.binary(trees.name("W"), ast.Add(), trees.binary(gated, ast.Mult(), trees.name("Delta")))
-
-
-@part
-def flowing(node: ast.expr) -> Iterator[ast.expr]:
-    """X @ relu(Y) -> X @ relu @ Y, and relu(X) -> X."""
-    factors = trees.chain(node)
-    for index, bent in enumerate(factors[1:], start=1):
-        if isinstance(bent, ast.Call) and _is_call(bent, *NONLINEARITIES):
-            yield trees.joined([*factors[:index], bent.func, *bent.args, *factors[index + 1 :]], ast.MatMult())
-    if isinstance(node, ast.Call) and _is_call(node, *NONLINEARITIES) and node.args:
-        yield node.args[0]
-
-
-@part
-def norms(node: ast.expr) -> Iterator[ast.expr]:
-    """d * unit(X), D @ unit(X) and unit(X) -> unit(X) @ D."""
-    factors = trees.chain(node)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _is_call(node.right, "unit"):
-        yield trees.binary(node.right, ast.MatMult(), trees.name(trees.fresh(node, "D")))
-    for index, factor in enumerate(factors):
-        if _is_call(factor, "unit"):
-            diagonal = trees.name(trees.fresh(node, "D"))
-            yield trees.joined([factor, *factors[:index], *factors[index + 1 :]], ast.MatMult())
-            yield trees.joined([*factors[: index + 1], diagonal, *factors[index + 1 :]], ast.MatMult())
-
-
-@part
-def near_identity(node: ast.expr) -> Iterator[ast.expr]:
-    """X @ W -> (I + X) @ W; with factors of one stem, B1 @ B2 @ W -> (I + B1) @ (I + B2) @ W."""
-    factors = trees.chain(node)
-    place = next((index for index, one in enumerate(factors) if "W" in trees.used(one)), None)
-    if len(factors) < 2 or place is None:
-        return
-    for single in (True, False):
-        sides = [_near(side, single) for side in (factors[:place], factors[place + 1 :])]
-        yield trees.joined([*sides[0], factors[place], *sides[1]], ast.MatMult())
-
-
-@part
-def near_values(node: ast.expr) -> Iterator[ast.expr]:
-    """U @ S @ V.T -> U @ diag(sigma) @ V.T, and U @ X @ V.T -> U @ (S + X) @ V.T."""
-    factors = trees.chain(node)
-    if ast.unparse(node) == "U @ S @ V.T":
-        yield trees.renamed(node, "S", trees.call("diag", trees.name("sigma")))
-    if len(factors) == 3 and [*trees.used(factors[0]), *trees.used(factors[2])] in (["U", "V"], ["U_r", "V_r"]):
-        values = trees.name("S" if "U" in trees.used(factors[0]) else "S_r")
-        yield trees.joined([factors[0], trees.binary(values, ast.Add(), factors[1]), factors[2]], ast.MatMult())
-
-
-@rule
-def beside_weight(tree: ast.expr) -> Iterator[ast.expr]:
-    """F -> W + F, and F @ W."""
-    yield trees.binary(trees.name("W"), ast.Add(), tree)
-    if "W" not in trees.used(tree):
-        yield trees.binary(tree, ast.MatMult(), trees.name("W"))
-
-
-@rule
-def something_trained(tree: ast.expr) -> Iterator[ast.expr]:
-    """W -> D1 @ W, and F -> W + D1 @ F."""
-    if not trees.trained(tree):
-        if trees.used(tree) == ["W"] and not any(isinstance(node, ast.Call) for node in ast.walk(tree)):
-            yield trees.binary(trees.name("D1"), ast.MatMult(), trees.name("W"))
-        scaled = trees.binary(trees.name("D1"), ast.MatMult(), tree)
-        yield scaled
-        yield trees.binary(trees.name("W"), ast.Add(), scaled)
-
-
-def _matrices(node: ast.BinOp) -> list[ast.expr]:
-    """Return those sides of an operation that stand for matrices."""
-    return [side for side in (node.left, node.right) if trees.is_matrix(side)]
-
-
-def _is_call(tree: ast.expr, *functions: str) -> bool:
-    """Whether the tree is a call of one of the functions."""
-    return isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in functions
-
-
-def _near(factors: list[ast.expr], single: bool) -> list[ast.expr]:
-    """Return I + the product of factors in a list; I + each of them if they are single and share their name's stem."""
-    stems = {re.sub(r"\d+", "", one.id) if isinstance(one, ast.Name) else "" for one in factors}
-    apart = single and len(factors) > 1 and len(stems) == 1 and "" not in stems
-    parts = factors if apart else [trees.joined(factors, ast.MatMult())] if factors else []
-    return [trees.binary(trees.name("I"), ast.Add(), one) for one in parts]
 
 
 def _turned(tree: ast.expr) -> ast.expr:
