@@ -12,9 +12,9 @@ for every node. The rest of the library derives what it needs from them and know
 
 How a function of the language is read stands beside its node, too (see :mod:`.language`).
 
-``+ - * @ .T`` build nodes in normal form: products, element-wise products and sums are flat, so that a tree is as deep
-as its brackets, and scalars stand in front of the product that they multiply. A scalar therefore scales the *whole* product, also across a nonlinearity: ``s * A @ relu @ B`` is s
-times (A @ relu @ B).
+``+ - * @ .T`` build nodes in normal form: products, element-wise products and sums are flat, so that a chain is no
+deeper for its length, and scalars stand in front of the product that they multiply. A scalar therefore scales the
+*whole* product, also across a nonlinearity: ``s * A @ relu @ B`` is s times (A @ relu @ B).
 """
 
 from __future__ import annotations
