@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from subspace_tuning.algebra import Expression, diag, relu, symbol, unit
-from subspace_tuning.algebra.nodes import Elementwise, Number
+from subspace_tuning.algebra import Expression, diag, gate, relu, symbol, unit
+from subspace_tuning.algebra.nodes import Elementwise, Number, Reflect
+from subspace_tuning.algebra.nodes.kron import Kronecker
 
 # The leaves of each shape; a name always has the same shape, so any of them can be joined.
 LEAVES = {
-    "nm": ["W", "P", "Q"],
-    "nr": ["A", "U_r"],
-    "rm": ["B"],
+    "nm": ["W", "P", "Q10"],
+    "nr": ["A", "U_r", "A123"],
+    "rm": ["B", "B10"],
     "nn": ["D1", "K", "I"],
     "mm": ["D2", "R", "I"],
-    "rr": ["D", "G", "S_r", "I"],
+    "rr": ["D20", "G", "S_r", "I"],
     "mr": ["V_r", "C"],
 }
 
@@ -49,9 +50,17 @@ def matrices(shape: str, depth: int) -> st.SearchStrategy[Expression]:
         options.append(matrices(shape[::-1], depth - 1).map(lambda node: node.T))
     sized = matrices(shape, depth - 1).filter(lambda node: bool(set(node.names) - set(SCALARS)))  # I has no entries
     options.append(sized.map(unit))
+    options.append(sized.map(gate))
     options.append(sized.map(lambda node: Elementwise("tanh", node)))
     options.append(st.tuples(sized, matrices(shape, 0)).map(lambda pair: pair[0] * pair[1]))
     options.append(matrices(shape, depth - 1).map(lambda node: -node))
+    options.append(matrices(shape, depth - 1).map(lambda node: symbol("s") * node - (symbol("t") - 1) * -node))
+    if shape == "nm":
+        factors = [symbol("KA"), symbol("KB"), -symbol("KB"), 2 * symbol("KA") + symbol("KA")]
+        options.append(st.sampled_from([Kronecker((factors[0], one)) for one in (factors[1], factors[2])]))
+        options.append(st.just(Kronecker((factors[3], factors[1]))))
+    if shape == "nn":
+        options.append(matrices("nr", depth - 1).map(Reflect))
     if shape[0] == shape[1]:
         options.append(st.sampled_from(["a", "c"]).map(lambda name: diag(symbol(f"{name}{shape[0]}"))))
         options.append(st.sampled_from(["a", "c"]).map(lambda name: diag(1 - 2 * symbol(f"{name}{shape[0]}"))))

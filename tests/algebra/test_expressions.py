@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from random import Random
 from typing import Any
 
 import pytest
@@ -9,9 +11,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subspace_tuning.algebra import Expression, Identity, NotLinearError, Sizes, dense, parse, plan, relu, symbol
+from subspace_tuning.algebra import (
+    Expression,
+    FormulaError,
+    Identity,
+    NotLinearError,
+    Sizes,
+    dense,
+    parse,
+    plan,
+    relu,
+    symbol,
+)
 from subspace_tuning.algebra.nodes import Activation, Number, Product, Scale, gate, substitute
 
+from ..grammar import Grammar
 from .expressions import formulas
 
 quick = settings(
@@ -30,6 +44,26 @@ def environment_for(expression: Expression, sizes: Sizes) -> dict[str, Any]:
 @given(formulas())
 def test_printed_and_parsed_is_the_same(expression: Expression) -> None:
     assert parse(str(expression)).expression == expression
+
+
+def test_what_is_printed_is_read_as_it_was() -> None:
+    """With masks, biases, starts and all else of the grammar, and no more operations than were written."""
+    grammar, count, kept = Grammar(Random(0)), 300, 0
+    for _ in range(count):
+        text = grammar.formula(4)
+        try:
+            formula = parse(text)
+        except FormulaError:
+            continue
+        kept += 1
+        assert parse(str(formula)) == formula, text
+        assert operations(str(formula)) <= operations(text), text
+    assert kept > 0.8 * count
+
+
+def operations(text: str) -> int:
+    kinds = (ast.BinOp, ast.UnaryOp, ast.Attribute, ast.Call)
+    return sum(isinstance(node, kinds) for node in ast.walk(ast.parse(text)))
 
 
 @quick

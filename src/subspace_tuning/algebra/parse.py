@@ -308,6 +308,12 @@ class _Reader:
         nodes = [first.node]
         for tree in run:
             right = self.visit(tree.right)
+            if len(first.shape) + len(right.shape) == 1:  # a vector that is known as one already, and what is to be one
+                length = (first.shape or right.shape)[0]
+                first, right = (
+                    Typed(self.vector(place, side, length), (length,))
+                    for place, side in ((tree.left, first), (tree.right, right))
+                )
             message = f"the left side is {first}, the right side {right}, and only equal shapes are added"
             self.unify(tree, first.shape, right.shape, message)
             nodes.append(-right.node if isinstance(tree.op, ast.Sub) else right.node)

@@ -61,6 +61,8 @@ class _Rules:
             start = "identity" if isinstance(node, Matrix) and square else self.drawn_start(node.name)
             self.start(node.name, start)
         else:
+            for name in node.own_names:  # entries under a mask
+                self.start(name, "zeros")
             for index, child in enumerate(node.children):
                 if index in node.identity_when or _holds_weight(child):
                     self.keep(child)

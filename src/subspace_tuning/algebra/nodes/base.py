@@ -12,16 +12,16 @@ for every node. The rest of the library derives what it needs from them and know
 
 How a function of the language is read stands beside its node, too (see :mod:`.language`).
 
-``+ - * @ .T`` build nodes in normal form: products and sums are flat, and scalars stand in front of the product that
-they multiply. A scalar therefore scales the *whole* product, also across a nonlinearity: ``s * A @ relu @ B`` is s
-times (A @ relu @ B).
+``+ - * @ .T`` build nodes in normal form: products, element-wise products and sums are flat, so that a chain is no
+deeper for its length, and scalars stand in front of the product that they multiply. A scalar therefore scales the
+*whole* product, also across a nonlinearity: ``s * A @ relu @ B`` is s times (A @ relu @ B).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, TypeAlias
 
@@ -51,6 +51,8 @@ class Expression(ABC):
     diagonal: bool = field(init=False, repr=False)
     depth: int = field(init=False, repr=False)
     """How many nodes stand within each other, this one included."""
+    _written: tuple[object, ...] = field(init=False, repr=False)
+    _hash: int = field(init=False, repr=False)
 
     # Defaults that hold for every node; one that differs says so.
     precedence = ATOM
@@ -66,21 +68,16 @@ class Expression(ABC):
     """The start of the factors below at which the node is the identity; None: by ``identity_when``."""
 
     def __post_init__(self) -> None:
-        # Computed once, because the forward pass reads it.
+        # Computed once, because the forward pass and the planner read it.
+        written = tuple(self.__dict__.values())  # what the node was made of, and nothing else yet
+        object.__setattr__(self, "_written", written)
+        object.__setattr__(self, "_hash", hash((type(self), written)))
         structure = self._structure()
         object.__setattr__(self, "structure", structure)
         object.__setattr__(self, "diagonal", Structure.DIAGONAL in structure)
         object.__setattr__(self, "depth", 1 + max((child.depth for child in self.children), default=0))
 
     # Nodes are equal if they are written alike. They never change, so each is hashed once and never copied.
-
-    @cached_property
-    def _written(self) -> tuple[object, ...]:
-        return tuple(getattr(self, one.name) for one in fields(self) if one.init)
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash((type(self), self._written))
 
     def __hash__(self) -> int:
         return self._hash

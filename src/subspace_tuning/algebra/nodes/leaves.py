@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ...errors import SubspaceError
@@ -164,7 +163,7 @@ class Identity(Expression):
         return x
 
     def compact(self, env: Environment) -> Tensor:
-        return torch.ones(())  # broadcasts to any length, on any device, and in any precision
+        return zero_dim(1.0)  # broadcasts to any length, on any device, and in any precision
 
     def __str__(self) -> str:
         return "I"
