@@ -13,6 +13,7 @@ import textwrap
 import typing
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Setting(NamedTuple):
     meaning: str
 
 
+@lru_cache
 def settings(cls: type) -> tuple[Setting, ...]:
     """Return a dataclass's own fields that say what they mean, in their order."""
     own, hints = inspect.get_annotations(cls), typing.get_type_hints(cls)
