@@ -12,7 +12,7 @@ class SubspaceError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """Return a hint such as ``did you mean lora, flora? Known: ...`` for a name that is not among ``known``."""
+    """Return a hint such as ``did you mean lora, flora? known: ...`` for a name that is not among ``known``."""
     names = sorted(known)
     lowered = {known.lower(): known for known in names}
     close = [lowered[one] for one in difflib.get_close_matches(name.lower(), lowered, n=limit, cutoff=0.5)]

@@ -46,6 +46,7 @@ NOT_RUN = {
     ("README.md", "subspace demo"): "takes minutes",
     ("README.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
     ("counts.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
+    ("explain.md", "subspace explain --watch"): "reads a terminal or a pipe; test_explain_command.py has it",
     ("first-hour.md", "subspace train run.yaml"): "trains on the hub's MRPC",
     ("speed.md", "subspace bench"): "takes minutes",
 }
@@ -213,7 +214,7 @@ def test_the_page_of_settings_is_the_codes() -> None:
 
 @pytest.mark.parametrize("cls", [SubspaceConfig, RunConfig, *SECTIONS.values()], ids=lambda cls: cls.__name__)
 def test_every_field_says_what_it_means(cls: type) -> None:
-    own = [name for name in inspect.get_annotations(cls) if name not in (*SECTIONS, "positions")]
+    own = [name for name in inspect.get_annotations(cls) if name not in SECTIONS]
     assert own and own == [one.name for one in settings(cls)]
     text = pydoc.plain(pydoc.render_doc(cls))
     for one in settings(cls):

@@ -133,8 +133,9 @@ def explain(
 ) -> Explanation:
     """Explain a method by name, a formula as a string, or a :class:`Method`.
 
-    >>> explain("W + s * A @ G @ B", shape=(768, 768)).advice[0].after
-    'W + s * A @ B'
+    Examples:
+        >>> explain("W + s * A @ G @ B", shape=(768, 768)).advice[0].after
+        'W + s * A @ B'
 
     Args:
         what: the name of a registered method, a formula, or what ``@method`` made.
