@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 RowMap = Callable[[Tensor], Tensor]
 FUNCTIONS: dict[str, RowMap] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
-NOISE = 1e-10  # a column as short as that is what rounding left of a difference
+NOISE = 1e-10  # a column no longer than that is nothing, or what rounding left of a difference
 
 
 class CancelledError(Exception):
@@ -116,9 +116,9 @@ class _Interpreter:
         (matrix,) = factors
         if name == "unit":
             norms = torch.linalg.vector_norm(matrix.detach(), dim=0)
-            if ((norms > 0) & (norms < NOISE)).any():
+            if (norms < NOISE).any():
                 raise CancelledError
-            return _one(matrix / torch.where(norms > 0, norms, 1.0))
+            return _one(matrix / norms)
         if name == "gate":
             return _one((torch.sigmoid(matrix) * 1.2 - 0.1).clamp(0, 1))
         if name == "reflect":

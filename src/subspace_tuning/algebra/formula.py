@@ -55,6 +55,8 @@ class Formula:
         for name, value in vars(type(self)).items():
             if isinstance(value, cached_property):
                 getattr(self, name)
+        for node in (*self.expression.walk(), *self.evaluated.walk()):
+            _ = node.names, node.has_matrix, node.is_shapeless
 
     @cached_property
     def collected(self) -> Expression:
