@@ -257,10 +257,11 @@ def test_help_on_the_package_tells_every_public_name() -> None:
 
 
 def test_the_columns_of_inspect_are_those_of_its_page(
-    stand_ins: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stand_ins: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pandas as pd
 
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist's
     words = ["inspect", stand_ins["MODEL"], stand_ins["ADAPTER"], "--against", stand_ins["OTHER"], "-k", "4"]
     with pytest.raises(SystemExit) as ended:
         main([*words, "-o", str(tmp_path / "table.csv")])

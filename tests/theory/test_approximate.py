@@ -161,8 +161,14 @@ INCLUSIONS = [
 ]
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "activations"])
-@pytest.mark.parametrize(("inner", "outer"), INCLUSIONS)
+@pytest.mark.parametrize(
+    ("inner", "outer", "weighted"),
+    [
+        pytest.param(*pair, weighted, marks=[pytest.mark.slow] if weighted and index % 3 else [])
+        for index, pair in enumerate(INCLUSIONS)
+        for weighted in (False, True)
+    ],
+)
 def test_inclusions_order_the_errors(inner: str, outer: str, weighted: bool) -> None:
     for seed in range(3):
         W, W_star = matrices(seed)
