@@ -49,9 +49,13 @@ class Setting(NamedTuple):
     meaning: str
 
 
-@lru_cache
 def settings(cls: type) -> tuple[Setting, ...]:
     """Return a dataclass's own fields that say what they mean, in their order."""
+    return _settings(cls)
+
+
+@lru_cache
+def _settings(cls: Any) -> tuple[Setting, ...]:
     own, hints = inspect.get_annotations(cls), typing.get_type_hints(cls)
     return tuple(
         Setting(
