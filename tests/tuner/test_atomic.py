@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from peft import get_peft_model, inject_adapter_in_model
 from torch import nn
 
 from subspace_tuning import SubspaceConfig, SubspaceError, SubspaceLayer
 
-from .conftest import Builder
+from .conftest import Builder, Variant
 
 Enter = Callable[[Any, SubspaceConfig, str], Any]
 
@@ -82,6 +83,22 @@ def test_a_first_adapter(
     assert not [hook for hook in model._forward_hooks.values() if hook.__name__ == "<lambda>"]
     ALONE[door](model, config, "own")  # nothing is in the way of a second try
     assert any(isinstance(module, SubspaceLayer) for module in model.modules())
+
+
+def test_a_failure_at_any_layer(bert: Builder, variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every method, whichever layer it is that fails: as many layers are adapted before it as there are."""
+    whole: Any = get_peft_model(bert(), variant.config())
+    layers = sum(isinstance(module, SubspaceLayer) for module in whole.modules())
+    assert layers > 1
+    for after in range(layers):
+        model: Any = bert()
+        before, tensors = everything(model), {name: value.clone() for name, value in model.state_dict().items()}
+        with monkeypatch.context() as patch:
+            breaking(patch, RuntimeError, after)
+            with pytest.raises(RuntimeError, match="in the midst"):
+                get_peft_model(model, variant.config())
+        assert everything(model) == before
+        assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
 
 
 @every_failure

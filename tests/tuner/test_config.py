@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from torch import nn
 
@@ -80,3 +82,57 @@ def test_a_wrong_value_is_refused_and_not_taken(name: str, value: object) -> Non
         setattr(config, name, value)
     assert "\n" not in str(caught.value)
     assert getattr(config, name) == before
+
+
+FIELDS = {
+    "r": st.integers(1, 5),
+    "alpha": st.sampled_from([0.5, 3, 16.0]),
+    "rank_stabilised": st.booleans(),
+    "dropout": st.sampled_from([0.0, 0.25]),
+    "pattern": st.sampled_from([None, "none", "orthogonal", "diagonal", "nonlinear", ["orthogonal", "nonlinear"]]),
+    "pattern_weight": st.sampled_from([None, 0.0, 0.5]),
+    "pattern_reduction": st.sampled_from(["mean", "sum"]),
+    "nonlinearity": st.sampled_from(["relu", "gelu", "tanh"]),
+    "gate_weight": st.sampled_from([0.0, 1e-3]),
+    "budget": st.sampled_from([None, 0.5, 7]),
+    "schedule": st.sampled_from([None, {}, {"t_init": 3}]),
+    "target_modules": st.sampled_from(["0|2", ["0", "2"], "all-linear"]),
+    "rank_pattern": st.sampled_from([{}, {"0": 3}]),
+    "alpha_pattern": st.sampled_from([{}, {"2": 3.0}]),
+    "init_weights": st.booleans(),
+    "save_constants": st.booleans(),
+}
+HOW = [{"method": known.name} for known in methods.every() if not known.needs_calibration] + [
+    {"formula": "D1 @ W @ D2 + s * A @ B"},
+    {"formula": "W + s * A @ G @ B", "starts": {"A": "normal(0.02)", "B": "zeros"}},
+]
+
+
+def test_what_can_be_set_can_be_saved_and_loaded(tmp_path: Path) -> None:
+    """Any fields together: they are refused, or the adapter is the same after loading."""
+    loaded: list[dict[str, Any]] = []
+
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
+
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    @given(st.sampled_from(HOW), st.fixed_dictionaries({}, optional=FIELDS))
+    def check(how: dict[str, Any], fields: dict[str, Any]) -> None:
+        try:
+            config = SubspaceConfig(**how, **{"target_modules": ["0", "2"], **fields})
+            model = get_peft_model(net(), config).eval()
+        except SubspaceError:
+            return
+        model.save_pretrained(tmp_path)
+        again = PeftModel.from_pretrained(net(), tmp_path).eval()
+        x = torch.randn(3, 6)
+        assert torch.equal(again(x), model(x))
+        kept = SubspaceConfig.from_pretrained(str(tmp_path))
+        assert kept.resolved.formula == config.resolved.formula
+        assert all(getattr(kept, name) == getattr(config, name) for name in fields)
+        loaded.append(fields)
+
+    check()
+    assert len(loaded) > 30
+    assert {name for fields in loaded for name in fields} >= FIELDS.keys() - {"schedule", "budget"}
