@@ -265,7 +265,7 @@ def test_the_paper_has_no_figures_for_other_models(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as ended:
         main(["params", "minilm", "--paper"])
     assert ended.value.code == 2
-    assert "the paper has no figures for 'minilm'; Known: deberta-v3-base, roberta-base" in capsys.readouterr().err
+    assert "the paper has no figures for 'minilm'; known: deberta-v3-base, roberta-base" in capsys.readouterr().err
 
 
 def test_params_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def refused(model: nn.Module, config: SubspaceConfig, unchanged: Remember, adapt
     [
         ({"method": "loar"}, r"unknown method 'loar'; did you mean lora"),
         ({"method": "sam-parser"}, r"did you mean sam_parser"),
-        ({"method": ""}, r"unknown method ''; Known: adalora, bitfit"),
+        ({"method": ""}, r"unknown method ''; known: adalora, bitfit"),
         ({}, r"give a method \(see `subspace methods`\) or a formula"),
         ({"method": "lora", "formula": "D1 @ W"}, r"method 'lora' is W \+ s \* A @ B here, not D1 @ W"),
         ({"formula": "W @"}, r"^formula '.*': nothing stands behind"),
