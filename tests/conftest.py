@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from subspace_tuning import methods
+
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -22,6 +24,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Leave the registry as it was before the test."""
+    before = {known.name: known for known in methods.every()}
+    yield
+    for known in list(methods.every()):
+        if known.name not in before:
+            methods.unregister(known.name)
+    for known in before.values():
+        methods.register(known, replace=True)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ import transformers
 import typer
 
 import subspace_tuning
-from subspace_tuning import SubspaceConfig, methods
+from subspace_tuning import SubspaceConfig
 from subspace_tuning.algebra import parse
 from subspace_tuning.cli import app, main, reference
 from subspace_tuning.cli.inspect import COLUMNS, COSINE
@@ -68,15 +68,6 @@ def shell_lines() -> Iterator[tuple[str, list[str]]]:
 
 
 # Snippets
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    before = {known.name for known in methods.every()}
-    yield
-    for known in list(methods.every()):
-        if known.name not in before:
-            methods.unregister(known.name)
 
 
 @pytest.fixture

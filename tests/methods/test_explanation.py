@@ -154,15 +154,6 @@ def test_inclusions_through_another_method() -> None:
     assert "_wide" in {one.method for one in explain("trilora").contained}
 
 
-@pytest.fixture
-def registry() -> Iterator[None]:
-    before = {known.name for known in methods.every()}
-    yield
-    for known in list(methods.every()):
-        if known.name not in before:
-            methods.unregister(known.name)
-
-
 # Advice
 
 

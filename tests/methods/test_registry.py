@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from subspace_tuning import SubspaceError, methods
@@ -12,17 +10,6 @@ from subspace_tuning.methods import method
 from subspace_tuning.methods.registry import categorise, polynomial
 
 TWELVE = "ssl ssb ia3 sam_parser bitfit lora trilora flora dora svdiff spectral parallel_adapter".split()
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    before = {known.name: known for known in methods.every()}
-    yield
-    for known in list(methods.every()):
-        if known.name not in before:
-            methods.unregister(known.name)
-    for known in before.values():
-        methods.register(known, replace=True)
 
 
 def test_the_catalogue() -> None:

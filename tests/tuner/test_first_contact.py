@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -90,15 +89,6 @@ def test_a_printed_config_is_the_call_that_makes_it(variant: Variant, fields: di
 
 
 # Cells that are run again
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    before = {known.name for known in methods.every()}
-    yield
-    for known in list(methods.every()):
-        if known.name not in before:
-            methods.unregister(known.name)
 
 
 @pytest.mark.usefixtures("registry")
