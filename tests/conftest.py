@@ -12,6 +12,11 @@ import torch
 from subspace_tuning import methods
 
 
+def pytest_collectstart() -> None:
+    """Let what modules draw when they are imported be the same in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

@@ -70,8 +70,8 @@ def test_it_is_lokr() -> None:
 @pytest.mark.parametrize(
     ("layer", "x"),
     [
-        (nn.Conv2d(4, 6, 3), torch.randn(2, 4, 5, 5)),
-        (nn.Embedding(12, 6), torch.tensor([[0, 11], [5, 5]])),
+        (nn.Conv2d(4, 6, 3, dtype=torch.float64), torch.randn(2, 4, 5, 5, dtype=torch.float64)),
+        (nn.Embedding(12, 6, dtype=torch.float64), torch.tensor([[0, 11], [5, 5]])),
     ],
     ids=["convolution", "embedding"],
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from subspace_tuning import __version__, cli, methods
@@ -52,6 +52,7 @@ def test_names_are_never_cut(
 
 
 @given(st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=4), st.sampled_from([None, 20, 40, 80, 120]))
+@example([("", "1", ""), ("1" * 18, "", "")], 20)
 @settings(max_examples=25, deadline=None)
 def test_no_table_cuts_a_word(rows: list[tuple[str, str, str]], columns: int | None) -> None:
     table = table_of("name of it", "what it is", figures=("some figures",))

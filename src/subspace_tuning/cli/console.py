@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 _UNLIMITED, _TEXT_WIDTH = 10_000, 80
+_PADDING = 2  # of a column
 
 
 def hush_libraries() -> None:
@@ -45,6 +46,9 @@ def show(table: Table) -> None:
     for column in table.columns:
         sizes = [console.measure(cell, options=unlimited) for cell in (column.header, *column.cells)]
         column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+    # rich reduces columns below their least width rather than leave its own width.
+    least = sum((column.min_width or 0) + _PADDING for column in table.columns)
+    console.width = max(console.width, least)
     console.print(table, crop=False)
 
 
