@@ -114,7 +114,7 @@ def test_what_can_be_set_can_be_saved_and_loaded(tmp_path: Path) -> None:
 
     def net() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
+        return nn.Sequential(nn.Linear(9, 12), nn.Tanh(), nn.Linear(12, 10))
 
     @settings(max_examples=150, deadline=None, derandomize=True)
     @given(st.sampled_from(HOW), st.fixed_dictionaries({}, optional=FIELDS))
@@ -126,7 +126,7 @@ def test_what_can_be_set_can_be_saved_and_loaded(tmp_path: Path) -> None:
             return
         model.save_pretrained(tmp_path)
         again = PeftModel.from_pretrained(net(), tmp_path).eval()
-        x = torch.randn(3, 6)
+        x = torch.randn(3, 9)
         assert torch.equal(again(x), model(x))
         kept = SubspaceConfig.from_pretrained(str(tmp_path))
         assert kept.resolved.formula == config.resolved.formula
