@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from .following import follow_loaded
 from .kinds import kind_of
 from .parametrised import compute
 from .running import RunningLayer
-from .state import AdapterState, Scales
+from .state import AdapterState, SettableView, View
 from .watch import Watch
 
 
@@ -193,24 +193,24 @@ class SubspaceLayer(RunningLayer):
     # What others find on the layer: of the adapters by name what peft's own layers have, too
 
     @property
-    def method(self) -> dict[str, Method]:
+    def method(self) -> Mapping[str, Method]:
         """The method of every adapter."""
-        return {name: state.method for name, state in self.adapters.items()}
+        return View(self.adapters, "method")
 
     @property
-    def r(self) -> dict[str, int]:
+    def r(self) -> Mapping[str, int]:
         """The rank of every adapter."""
-        return {name: state.r for name, state in self.adapters.items()}
+        return View(self.adapters, "r")
 
     @property
-    def alpha(self) -> dict[str, float]:
+    def alpha(self) -> Mapping[str, float]:
         """The scale's numerator of every adapter."""
-        return {name: state.alpha for name, state in self.adapters.items()}
+        return View(self.adapters, "alpha")
 
     @property
-    def scaling(self) -> Scales:
+    def scaling(self) -> SettableView:
         """The scale s of every adapter; setting one changes the adapter."""
-        return Scales(self.adapters)
+        return SettableView(self.adapters, "scale")
 
     def __getattr__(self, name: str) -> Any:
         """Return a public attribute of the base layer, such as ``stride`` or ``eps``, that the layer itself has not."""

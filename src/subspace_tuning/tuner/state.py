@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..algebra import Plan, Sizes
 from ..methods import Method
@@ -57,20 +58,14 @@ class AdapterState:
         return ", ".join(told)
 
 
-class Scales(MutableMapping[str, float]):
-    """The scale s of every adapter of a layer, by name, to read and to set as with peft's layers."""
+class View(Mapping[str, Any]):
+    """One field of the states of a layer's adapters, by name. It follows the adapters as they come and go."""
 
-    def __init__(self, adapters: dict[str, AdapterState]) -> None:
-        self._adapters = adapters
+    def __init__(self, adapters: dict[str, AdapterState], field: str) -> None:
+        self._adapters, self._field = adapters, field
 
-    def __getitem__(self, name: str) -> float:
-        return self._adapters[name].scale
-
-    def __setitem__(self, name: str, scale: float) -> None:
-        self._adapters[name] = replace(self._adapters[name], scale=scale)
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError("an adapter without a scale is none; delete the adapter with delete_adapter")
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self._adapters[name], self._field)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._adapters)
@@ -80,3 +75,10 @@ class Scales(MutableMapping[str, float]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+
+class SettableView(View):
+    """A field that can be set, as the scale can with peft's layers."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._adapters[name] = replace(self._adapters[name], **{self._field: value})
