@@ -42,7 +42,7 @@ def meaning(text: str, layer: Any, x: Tensor, leaves: dict[str, Tensor]) -> Tens
     """Return the layer's output as the language defines it."""
     base = layer.get_base_layer()
     W, b = base.weight.T, base.bias
-    constants = dict(layer.subspace_constants["default"].named_buffers())
+    constants = dict(layer.subspace_constants["default"].named_buffers(remove_duplicate=False))
     named = dict(environment(layer.method["default"], W, leaves, constants, layer.scaling["default"], b))
     named |= {"b": b}
     if {"U_r", "S_r", "V_r"} <= set(named):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import reduce
 from typing import NamedTuple
 
 from . import names
@@ -143,7 +142,7 @@ class _Rules:
                 if self.can_go(factors[other]):
                     rest = factors[:other] + factors[other + 1 :]
                     inner = kept.node if isinstance(kept, Transpose) else kept
-                    yield _Rewritten(reduce(product, rest), inner, value.T if isinstance(kept, Transpose) else value)
+                    yield _Rewritten(product(*rest), inner, value.T if isinstance(kept, Transpose) else value)
         if self.sizes is not None:
             yield from self.through_a_rank(factors, NodeShapes(self.formula.shapes, self.sizes))
 
@@ -156,7 +155,7 @@ class _Rules:
             pair = (kept, factors[other]) if other > place else (factors[other], kept)
             dense = self.is_dense(kept.node if isinstance(kept, Transpose) else kept)
             if dense or (self.is_sparse(kept) and factors[other].diagonal):
-                yield other, reduce(product, pair)
+                yield other, product(*pair)
         if self.is_diagonal(kept):  # diagonals commute
             for side in (range(place + 1, len(factors)), range(place - 1, -1, -1)):
                 for other in itertools.takewhile(lambda index: factors[index].diagonal, side):
@@ -171,7 +170,7 @@ class _Rules:
                 if rank >= min(n, m):
                     whole = symbol(self.unused())
                     rest = (*factors[:place], whole, *factors[place + 2 :])
-                    yield _Rewritten(reduce(product, rest), whole, product(left, right))
+                    yield _Rewritten(product(*rest), whole, product(left, right))
 
     def in_sum(self, terms: tuple[Expression, ...]) -> Iterator[_Rewritten]:
         for kept in terms:
@@ -183,9 +182,9 @@ class _Rules:
             for other in terms:
                 if other != kept and self.can_go(other) and (other.diagonal or not diagonal):
                     rest = [term for term in terms if term != other]
-                    yield _Rewritten(reduce(add, rest), kept, add(kept, other))
+                    yield _Rewritten(add(*rest), kept, add(kept, other))
                     # Where it was the term that holds W, W stays in its place.
-                    yield _Rewritten(reduce(add, [W, *rest]), kept, add(add(kept, other), -W))
+                    yield _Rewritten(add(W, *rest), kept, add(kept, other, -W))
 
     def in_scale(self, node: Scale) -> Iterator[_Rewritten]:
         for index, scalar in enumerate(node.scalars):

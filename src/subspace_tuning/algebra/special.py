@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Iterator, Mapping
-from functools import lru_cache, reduce
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -137,7 +137,7 @@ def _without(node: Expression, name: str) -> Expression | None:
     children = tuple(_without(child, name) for child in node.children)
     left = [child for child in children if child is not None]
     if isinstance(node, Sum):
-        return reduce(add, left) if left else None
+        return add(*left) if left else None
     if isinstance(node, Affine) and children[0] is not None and children[1] is None:
         return children[0]
     if isinstance(node, Product) and len(left) < len(children):

@@ -318,9 +318,6 @@ class SubspaceConfig(PeftConfig):
         for name, rank in {"r": self.r, **self.rank_pattern}.items():
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
                 raise SubspaceError(f"the rank {name} = {rank!r} is not a positive whole number")
-        for name, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
-            if not isinstance(alpha, (int, float)) or not 0 < alpha < float("inf"):
-                raise SubspaceError(f"the scale {name} = {alpha!r} is not a positive number")
         for one in settings(SubspaceConfig):
             value = getattr(self, one.name)
             if one.range is not None and value is not None and value not in one.range:

@@ -14,6 +14,32 @@ from .planning import Planner, Step
 from .structure import DIAGONAL, Structure
 
 
+class MultilinearNode(Expression):
+    """A node that is linear in each child, zero where one of them is, and the identity where all are."""
+
+    @property
+    def linear_in(self) -> tuple[int, ...]:
+        return tuple(range(len(self.children)))
+
+    @property
+    def zero_when(self) -> tuple[tuple[int, ...], ...]:
+        return tuple((index,) for index in range(len(self.children)))
+
+    @property
+    def identity_when(self) -> tuple[int, ...]:
+        return tuple(range(len(self.children)))
+
+
+class FactorsNode(MultilinearNode):
+    """A product of any number of factors, of whatever kind."""
+
+    factors: tuple[Expression, ...]
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return self.factors
+
+
 class MatrixNode(Expression):
     """A node of which the rows meet the formed matrix, or the vector of its diagonal."""
 

@@ -13,14 +13,14 @@ from ..rows import Rows
 from ..shapes import NodeShapes
 from . import structure as S
 from .base import PRODUCT, SUM, UNARY, Environment, Expression
-from .common import MatrixNode, UnaryNode
+from .common import FactorsNode, MatrixNode, MultilinearNode, UnaryNode
 from .compact import added, multiplied
 from .leaves import Leaf, Number, Scalar
 from .planning import Planner, Step
 
 
 @dataclass(frozen=True, eq=False)
-class Product(Expression):
+class Product(FactorsNode):
     """Factors in the order in which the data flows."""
 
     factors: tuple[Expression, ...]
@@ -28,10 +28,6 @@ class Product(Expression):
     precedence = PRODUCT
     linear_map = True
     rows_enter = 0
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return self.factors
 
     @property
     def factored(self) -> tuple[Expression, ...]:
@@ -80,14 +76,6 @@ class Product(Expression):
         """The factors behind the last nonlinearity."""
         bends = [index for index, factor in enumerate(self.factors) if not factor.has_matrix]
         return tuple(range(bends[-1] + 1 if bends else 0, len(self.factors)))
-
-    @property
-    def zero_when(self) -> tuple[tuple[int, ...], ...]:
-        return tuple((index,) for index in range(len(self.factors)))
-
-    @property
-    def identity_when(self) -> tuple[int, ...]:
-        return tuple(range(len(self.factors)))
 
 
 def multiplied_out(factors: Sequence[Expression], env: Environment) -> Tensor:
@@ -178,7 +166,7 @@ def _is_negative(term: Expression) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Scale(Expression):
+class Scale(MultilinearNode):
     """Numbers times a node: ``s * A``, ``2 * t * A``, ``(1 - t) * A``."""
 
     scalars: tuple[Expression, ...]
@@ -251,18 +239,6 @@ class Scale(Expression):
 
     def _structure(self) -> S.Structure:
         return S.of_multiple(self.node.structure)
-
-    @property
-    def linear_in(self) -> tuple[int, ...]:
-        return tuple(range(len(self.children)))
-
-    @property
-    def zero_when(self) -> tuple[tuple[int, ...], ...]:
-        return tuple((index,) for index in range(len(self.children)))
-
-    @property
-    def identity_when(self) -> tuple[int, ...]:
-        return tuple(range(len(self.children)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..shapes import NodeShapes
 from . import structure as S
 from .base import PRODUCT, Environment, Expression, dense
-from .common import MatrixNode
+from .common import FactorsNode, MatrixNode
 
 
 @dataclass(frozen=True, eq=False)
-class Hadamard(MatrixNode):
+class Hadamard(FactorsNode, MatrixNode):
     """The element-wise product of matrices, or of vectors. Where one of them is diagonal, so is the product."""
 
     factors: tuple[Expression, ...]
@@ -24,17 +24,13 @@ class Hadamard(MatrixNode):
     holds_weight = False
     latex_in_brackets = True
 
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return self.factors
-
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         return build.times(*children)
 
     def compact(self, env: Environment) -> Tensor:
         if self.diagonal:
             return reduce(operator.mul, (_diagonal_of(factor, env) for factor in self.factors))
-        result = dense(self.factors[0], env)
+        result = dense(self.factors[0], env)  # a loop takes fewer calls than a generator
         for factor in self.factors[1:]:
             result = result * dense(factor, env)
         return result
@@ -50,18 +46,6 @@ class Hadamard(MatrixNode):
 
     def _structure(self) -> S.Structure:
         return S.of_hadamard([factor.structure for factor in self.factors])
-
-    @property
-    def linear_in(self) -> tuple[int, ...]:
-        return tuple(range(len(self.factors)))
-
-    @property
-    def zero_when(self) -> tuple[tuple[int, ...], ...]:
-        return tuple((index,) for index in range(len(self.factors)))
-
-    @property
-    def identity_when(self) -> tuple[int, ...]:
-        return tuple(range(len(self.factors)))
 
 
 def _diagonal_of(node: Expression, env: Environment) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..rows import Rows
 from ..shapes import NodeShapes
 from .base import Environment, Expression, dense
-from .common import MatrixNode
+from .common import FactorsNode, MatrixNode
 from .language import Call, Typed, function
 from .planning import Planner, Step
 
@@ -25,14 +25,10 @@ _WINDOW = re.compile(r"C\d*(_?0)?")
 
 
 @dataclass(frozen=True, eq=False)
-class Kron(MatrixNode):
+class Kron(FactorsNode, MatrixNode):
     """``kron(A, C1, C2)``: the Kronecker product, which acts on each axis of a convolution's patch by itself."""
 
     factors: tuple[Expression, ...]
-
-    @property
-    def children(self) -> tuple[Expression, ...]:
-        return self.factors
 
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         return Kron(children)
@@ -49,18 +45,6 @@ class Kron(MatrixNode):
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
         rows, columns = zip(*map(shapes, self.factors), strict=True)
         return math.prod(rows), math.prod(columns)
-
-    @property
-    def linear_in(self) -> tuple[int, ...]:
-        return tuple(range(len(self.factors)))
-
-    @property
-    def zero_when(self) -> tuple[tuple[int, ...], ...]:
-        return tuple((index,) for index in range(len(self.factors)))
-
-    @property
-    def identity_when(self) -> tuple[int, ...]:
-        return tuple(range(len(self.factors)))
 
 
 @dataclass(frozen=True, eq=False)
