@@ -202,7 +202,7 @@ class Expression(ABC):
 
     @property
     def opened(self) -> tuple[Expression, ...]:
-        """The terms of a sum equal to the node, over which a product that holds it is multiplied out; alone if none is."""
+        """The terms of a sum equal to the node, over which a product is multiplied out; alone if there is none."""
         return (self,)
 
     @property
