@@ -19,7 +19,8 @@ from peft import (
     ShiraConfig,
     get_peft_model,
 )
-from torch import Tensor, nn
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from subspace_tuning import SubspaceConfig, methods
 from subspace_tuning.methods import Method
@@ -85,6 +86,33 @@ def test_a_pass_makes_no_more_calls_than_with_peft(case: Method, training: bool)
     assert own <= MORE.get(case.name, (theirs, theirs))[not training]
 
 
+@pytest.mark.parametrize("name", ["lokr", "hra"])
+def test_a_step_begins_no_more_operations_than_with_peft(name: str) -> None:
+    counts = []
+    for config in (
+        SubspaceConfig(method=name, r=4, **TARGET),
+        {"lokr": LoKrConfig, "hra": HRAConfig}[name](r=4, **TARGET),
+    ):
+        model: Any = get_peft_model(nn.Sequential(nn.Linear(96, 96)), config)
+        with Begun() as begun:
+            model(torch.ones(32, 96)).sum().backward()
+        counts.append(len(begun.names))
+    assert 5 < counts[0] <= counts[1]
+
+
+class Begun(TorchDispatchMode):
+    """Notes the operations that torch begins, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 def test_dora_decodes_as_lora_does() -> None:
     dora, lora = (operations(layer(SubspaceConfig(method=name, **TARGET)).eval()) for name in ("dora", "lora"))
     assert len(dora) <= len(lora) + 1  # it scales the columns, too
@@ -92,19 +120,9 @@ def test_dora_decodes_as_lora_does() -> None:
 
 def operations(module: nn.Module) -> list[str]:
     """Return what torch begins in a call without gradients."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Noted(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, Tensor) and not result._is_view():
-                found.append(str(func))
-            return result
-
-    found: list[str] = []
     with torch.no_grad():
         for _ in range(3):
             module(torch.ones(8, 64))
-        with Noted():
+        with Begun() as begun:
             module(torch.ones(8, 64))
-    return found
+    return begun.names

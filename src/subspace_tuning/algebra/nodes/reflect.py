@@ -111,7 +111,8 @@ def folded(V: Tensor) -> Tensor:
     products = wide.T @ wide
     squares = products.diagonal()
     inverse = products.diagonal_scatter(squares / 2.0 + (squares == 0.0))  # a column of zeros stays one
-    return torch.linalg.solve_triangular(inverse, wide.T, upper=True)  # which reads nothing below the diagonal
+    solved: Tensor = torch.linalg.solve_triangular(inverse, wide.T, upper=True)  # reads nothing below the diagonal
+    return solved
 
 
 def reflect(vectors: Expression) -> Reflect:
