@@ -15,6 +15,7 @@ SOURCE = Path(subspace_tuning.__file__).parent
 # From the inside out; a ring may import what stands before it.
 RINGS = (
     "errors",
+    "extras",
     "documented",
     "compat",
     "files",

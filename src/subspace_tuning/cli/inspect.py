@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import SubspaceError
+from ..extras import needs
 from .console import hush_libraries, shortened, show, table_of
 from .progress import progress_bar
 
@@ -72,12 +73,12 @@ def _diagnose(
     from ..adapters.files import read_adapter
     from ..files import check_folder
     from ..models.checkpoint import Checkpoint
-    from ..report.figures import Spectra, available, draw
+    from ..report.figures import Spectra, draw
     from ..report.tables import check_table, write_table
 
     file = None if output is None else check_table(output)
     if pictures is not None:
-        available()
+        needs("drawing", "report")
         check_folder(pictures)
     base, found = Checkpoint(model), read_adapter(path)
     other = None if against is None else read_adapter(against)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import SubspaceError
+from ..extras import needs
 from ..files import written
 from ..theory.diagnose import Diagnosis
 
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 _SPECTRA = 6  # matrices whose spectra are drawn
-
-
-def available() -> None:
-    """Raise SubspaceError if there is nothing to draw with."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise SubspaceError("pictures need matplotlib: pip install 'subspace-tuning[report]'") from None
 
 
 @dataclass
@@ -47,8 +39,12 @@ class Spectra:
 
 
 def draw(folder: Path, table: pd.DataFrame, spectra: Spectra, title: str) -> list[Path]:
-    """Draw the three pictures into a folder and return their paths."""
-    available()
+    """Draw the three pictures into a folder and return their paths.
+
+    Raises:
+        SubspaceError: matplotlib is not installed.
+    """
+    needs("drawing", "report")
     folder.mkdir(parents=True, exist_ok=True)
     figures = {
         "spectra.png": _spectra(spectra, title),

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from torch.func import jacfwd, jacrev, jvp, vjp
 
 from ..algebra import dense
 from ..algebra.nodes import Expression
+from ..extras import needs
 from .elements import Values, trainable
 
 STARTS = 3
@@ -38,7 +37,13 @@ def least_squares(
 
     Returns:
         The best end of a few searches, each a local minimum.
+
+    Raises:
+        SubspaceError: SciPy is not installed.
     """
+    needs("the search for factors that have no closed form", "theory")
+    import scipy.optimize
+
     names = [name for name in trainable(expression) if isinstance(env[name], Tensor)]
     shapes = [env[name].shape for name in names]
     sizes = [shape.numel() for shape in shapes]
@@ -91,6 +96,8 @@ def _matrix(function: Callable[[Tensor], Tensor], at: Tensor) -> Any:
 
 
 def _operator(function: Callable[[Tensor], Tensor], at: Tensor) -> Any:
+    from scipy.sparse.linalg import LinearOperator
+
     value, pull = vjp(function, at)  # type: ignore[misc]  # three with has_aux alone
     return LinearOperator(
         (len(value), len(at)),

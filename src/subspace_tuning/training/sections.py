@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING as MISSING
 
 from ..documented import Range, documented, settings
 from ..tuner import SubspaceConfig
