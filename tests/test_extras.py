@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -45,7 +45,7 @@ OF_RING = {
     "report": "report",
     "cli": "cli",
 }
-GUARDED = {"adapters", "tasks", "training"}  # rings that need their extra as soon as they are imported
+GUARDED = ("adapters", "cli", "tasks", "training")  # rings that check their extra before any of their modules loads
 OF_ITS_WEIGHTS = {"deepspeed"}  # imported only for a weight that DeepSpeed itself made
 
 
@@ -109,17 +109,15 @@ def test_the_core_is_small() -> None:
 
 
 def test_the_extras_are_those_of_pyproject() -> None:
-    declared = {extra: set(requirements(extra)) for extra in PROJECT["optional-dependencies"]}
-    assert {extra: set(packages) for extra, packages in EXTRAS.items() if extra != "demo"} == {
-        extra: declared[extra] for extra in EXTRAS if extra != "demo"
-    }
-    assert declared["demo"] == {package for extra in ("demo", "cli", "train", "report") for package in EXTRAS[extra]}
-    assert declared["all"] == {package for packages in EXTRAS.values() for package in packages}
-    assert declared["all"] <= declared["dev"]
+    for extra, packages in EXTRAS.items():
+        assert set(packages) == set(requirements(extra)), extra
+    assert set(requirements("all")) == {package for packages in EXTRAS.values() for package in packages}
+    assert set(requirements("all")) <= set(requirements("dev"))
+    assert set(PROJECT["optional-dependencies"]) == {*EXTRAS, "all", "docs", "dev"}
 
 
 class Imports(ast.NodeVisitor):
-    """Collects the imports of a file that run, each with the extras that its functions check with ``needs``."""
+    """Collects the modules that a file imports when it runs, each with those that ``needs`` checks in its function."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, frozenset[str]]] = []
@@ -144,56 +142,60 @@ class Imports(ast.NodeVisitor):
 
 
 def checked(node: ast.AST) -> frozenset[str]:
-    """Return the extras that are named in calls of ``needs``."""
-    calls = [one for one in ast.walk(node) if isinstance(one, ast.Call) and ast.unparse(one.func) == "needs"]
-    return frozenset(arg.value for call in calls for arg in call.args[1:] if isinstance(arg, ast.Constant))  # type: ignore[misc]
+    """Return the modules that calls of ``needs`` ask for."""
+    found: set[str] = set()
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "needs":
+            extra, *packages = (ast.literal_eval(word) for word in call.args[1:])
+            found |= {EXTRAS[extra][package] for package in packages or EXTRAS[extra]}
+    return frozenset(found)
 
 
-def third_party() -> Iterator[tuple[Path, str, str, frozenset[str]]]:
-    """Every import of another distribution's module: file, ring, module, and what is checked before."""
+@cache
+def third_party() -> list[tuple[Path, str, str, frozenset[str]]]:
+    """Every import of another distribution's module: file, ring, module, and the modules that are checked before."""
+    found = []
     for path in SOURCE.rglob("*.py"):
         visitor = Imports()
         visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
         name = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        for module, before in visitor.found:
-            if module not in sys.stdlib_module_names and module not in OF_ITS_WEIGHTS:
-                yield path, name, module, before
+        found += [
+            (path, name, module, before)
+            for module, before in visitor.found
+            if module not in sys.stdlib_module_names and module not in OF_ITS_WEIGHTS
+        ]
+    return found
 
 
 def test_every_import_is_of_a_declared_package() -> None:
+    """What is not of the core is of the ring's extra, and is looked for before it is imported."""
     core = {name.replace("-", "_") for name in CORE | ON_TOP}
-    seen = 0
-    for path, name, module, before in third_party():
-        seen += 1
-        if module in core:
-            continue
-        extra = OF_RING.get(name, "")
-        assert module in EXTRAS.get(extra, {}).values(), f"{path} imports {module}"
-        entered = name == "cli" or name in GUARDED  # main() checks what the command needs
-        assert entered or extra in before, f"{path} imports {module} and does not check that it is installed"
-    assert seen > 100
+    optional = [found for found in third_party() if found[2] not in core]
+    assert len(optional) > 20
+    for path, name, module, before in optional:
+        assert module in EXTRAS.get(OF_RING.get(name, ""), {}).values(), f"{path} imports {module}"
+        if name not in GUARDED:
+            assert module in before, f"{path} imports {module} and does not check that it is installed"
 
 
-def test_guarded_rings_check_their_extra_first() -> None:
-    for name in GUARDED:
-        body = ast.parse((SOURCE / name / "__init__.py").read_text(encoding="utf-8")).body
-        calls = [number for number, node in enumerate(body) if OF_RING[name] in checked(node)]
-        assert calls, name
-        assert all(
-            ast.unparse(node).startswith("from ..extras")
-            or isinstance(node, ast.Expr)
-            or "__future__" in ast.unparse(node)
-            for node in body[: calls[0]]
-        ), name
+@pytest.mark.parametrize("name", GUARDED)
+def test_guarded_rings_check_their_extra_first(name: str) -> None:
+    body = ast.parse((SOURCE / name / "__init__.py").read_text(encoding="utf-8")).body
+    first = next(number for number, node in enumerate(body) if checked(node))
+    assert checked(body[first]) == set(EXTRAS[OF_RING[name]].values())
+    own = [node.module for node in body[:first] if isinstance(node, ast.ImportFrom) and node.level]
+    # What tells a person of errors is needed before anything else is.
+    assert own == (["extras", "refuse"] if name == "cli" else ["extras"])
 
 
 def test_nothing_is_declared_that_nobody_imports() -> None:
-    imported = {(OF_RING.get(name, ""), module) for _, name, module, _ in third_party()}
-    modules = {module for _, module in imported}
-    assert {name.replace("-", "_") for name in CORE | ON_TOP} <= modules
+    imported = {(OF_RING.get(name), module) for _, name, module, _ in third_party()}
+    assert {name.replace("-", "_") for name in CORE | ON_TOP} <= {module for _, module in imported}
     for extra, packages in EXTRAS.items():
-        for module in packages.values():
-            assert (extra, module) in imported or _named(extra, module), f"[{extra}] declares {module}"
+        others = {package for other in EXTRAS if other != extra for package in EXTRAS[other]} if extra == "demo" else ()
+        for package in packages.keys() - others:
+            module = packages[package]
+            assert (extra, module) in imported or _named(extra, module), f"[{extra}] declares {package}"
 
 
 def _named(extra: str, module: str) -> bool:

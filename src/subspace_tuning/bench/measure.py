@@ -41,7 +41,7 @@ class Ratio(NamedTuple):
 
 def _median_interval(ordered: Sequence[float]) -> tuple[float, float]:
     """Return the order statistics between which the median lies, by the binomial distribution."""
-    needs("the interval of a measurement", "train")
+    needs("the interval of a measurement", "train", "scipy")
     from scipy.stats import binom
 
     below = int(binom.ppf(0.025, len(ordered), 0.5))

@@ -78,7 +78,7 @@ def _diagnose(
 
     file = None if output is None else check_table(output)
     if pictures is not None:
-        needs("drawing", "report")
+        needs("drawing", "report", "matplotlib")
         check_folder(pictures)
     base, found = Checkpoint(model), read_adapter(path)
     other = None if against is None else read_adapter(against)

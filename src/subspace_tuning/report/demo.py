@@ -19,7 +19,7 @@ def plot(results: list[Result], path: Path) -> None:
     Raises:
         SubspaceError: matplotlib is not installed.
     """
-    needs("drawing", "report")
+    needs("drawing", "report", "matplotlib")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.6), layout="constrained")  # not pyplot's, which would choose a backend for everyone

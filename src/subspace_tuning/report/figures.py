@@ -44,13 +44,12 @@ def draw(folder: Path, table: pd.DataFrame, spectra: Spectra, title: str) -> lis
     Raises:
         SubspaceError: matplotlib is not installed.
     """
-    needs("drawing", "report")
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {
         "spectra.png": _spectra(spectra, title),
         "angles.png": _angles(table, title),
         "projection.png": _projection(table, title),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
         path = folder / name
@@ -61,6 +60,7 @@ def draw(folder: Path, table: pd.DataFrame, spectra: Spectra, title: str) -> lis
 
 
 def _figure(width: float, height: float) -> Figure:
+    needs("drawing", "report", "matplotlib")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

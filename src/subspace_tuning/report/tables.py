@@ -26,7 +26,7 @@ def check_table(path: str | Path) -> Path:
     if file.suffix not in FORMATS:
         raise SubspaceError(f"output {str(path)!r} must end in {', '.join(FORMATS)}")
     if file.suffix == ".parquet":
-        needs("a table in Parquet", "report")
+        needs("a table in Parquet", "report", "pyarrow")
     return check_file(file)
 
 

@@ -6,6 +6,7 @@ The Jacobian is a matrix where it is small, else only what it does to vectors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,9 @@ def least_squares(
     Raises:
         SubspaceError: SciPy is not installed.
     """
-    needs("the search for factors that have no closed form", "theory")
+    needs("the search for factors that have no closed form", "theory", "scipy")
     import scipy.optimize
+    from scipy.sparse.linalg import LinearOperator
 
     names = [name for name in trainable(expression) if isinstance(env[name], Tensor)]
     shapes = [env[name].shape for name in names]
@@ -66,7 +68,7 @@ def least_squares(
         found = scipy.optimize.least_squares(
             _on_arrays(residual),
             spread.numpy(),
-            jac=_on_points(_matrix if small else _operator, residual),
+            jac=_on_points(_matrix if small else partial(_operator, LinearOperator), residual),
             method="trf",
             tr_solver="exact" if small else "lsmr",
             max_nfev=STEPS,
@@ -95,11 +97,9 @@ def _matrix(function: Callable[[Tensor], Tensor], at: Tensor) -> Any:
     return along(function)(at).numpy()
 
 
-def _operator(function: Callable[[Tensor], Tensor], at: Tensor) -> Any:
-    from scipy.sparse.linalg import LinearOperator
-
+def _operator(made: Callable[..., Any], function: Callable[[Tensor], Tensor], at: Tensor) -> Any:
     value, pull = vjp(function, at)  # type: ignore[misc]  # three with has_aux alone
-    return LinearOperator(
+    return made(
         (len(value), len(at)),
         matvec=lambda change: jvp(function, (at,), (torch.from_numpy(np.array(change)).flatten(),))[1].numpy(),
         rmatvec=lambda change: pull(torch.from_numpy(np.array(change)).flatten())[0].numpy(),

@@ -144,7 +144,7 @@ class _Coupled(NamedTuple):
         least = len(gram) * torch.finfo(gram.dtype).eps * squares.max()  # below it rounding has written them
         if not positive:
             return self.descended(start, vectors / squares.clamp(min=least).sqrt())
-        needs("the best positive diagonal", "theory")
+        needs("the best positive diagonal", "theory", "scipy")
         from scipy.optimize import nnls
 
         kept = squares > least
