@@ -188,6 +188,15 @@ def test_guarded_rings_check_their_extra_first(name: str) -> None:
     assert own == (["extras", "refuse"] if name == "cli" else ["extras"])
 
 
+def test_subcommands_import_what_is_heavy_when_they_run() -> None:
+    """So that `subspace --help` takes no longer than to import the package, and needs no extra but its own."""
+    light = {"errors", "extras", "algebra", "bench.choices"}
+    for path in (SOURCE / "cli").glob("*.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        own = {str(node.module) for node in body if isinstance(node, ast.ImportFrom) and node.level == 2}
+        assert own <= light, path
+
+
 def test_nothing_is_declared_that_nobody_imports() -> None:
     imported = {(OF_RING.get(name), module) for _, name, module, _ in third_party()}
     assert {name.replace("-", "_") for name in CORE | ON_TOP} <= {module for _, module in imported}
