@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from ..errors import SubspaceError
 from ..extras import needs
 from .console import hush_libraries, shortened, show, table_of
 from .progress import progress_bar
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
 
 COLUMNS = (
     "change",
@@ -85,7 +89,21 @@ def _diagnose(
     spectra = Spectra(len(found.layers))
     with progress_bar() as bar:
         data = frame(base, found, leading, other, spectra.add, lambda: bar.one_of("matrices", len(found.layers)))
-    table = table_of("matrix", figures=[*COLUMNS, *([COSINE] if other else [])])
+    show(_table(data, COSINE if other else None))
+    typer.echo(f"\n{found.method.name}: {found.method.formula}; leading: {leading} directions of W")
+    typer.echo(
+        "intruders: leading left vectors of phi(W) near no single one of W / outside the span of its leading ones"
+    )
+    if file is not None:
+        write_table(file, data)
+        typer.echo(f"table: {file}")
+    if pictures is not None:
+        for picture in draw(pictures, data, spectra, found.method.name):
+            typer.echo(f"picture: {picture}")
+
+
+def _table(data: pd.DataFrame, besides: str | None) -> Table:
+    table = table_of("matrix", figures=[*COLUMNS, *([besides] if besides else [])])
     for name, (_, row) in zip(shortened(list(data["module"])), data.iterrows(), strict=True):
         cells = [
             f"{row['change']:.4f}",
@@ -98,18 +116,8 @@ def _diagnose(
             f"{row['reconstruction_share_random']:.4f}",
             f"{row['intruders']}/{row['intruders_subspace']}",
         ]
-        table.add_row(name, *cells, *([f"{row['other_cosine']:.3f}"] if other else []))
-    show(table)
-    typer.echo(f"\n{found.method.name}: {found.method.formula}; leading: {leading} directions of W")
-    typer.echo(
-        "intruders: leading left vectors of phi(W) near no single one of W / outside the span of its leading ones"
-    )
-    if file is not None:
-        write_table(file, data)
-        typer.echo(f"table: {file}")
-    if pictures is not None:
-        for picture in draw(pictures, data, spectra, found.method.name):
-            typer.echo(f"picture: {picture}")
+        table.add_row(name, *cells, *([f"{row['other_cosine']:.3f}"] if besides else []))
+    return table
 
 
 def _plan(
