@@ -49,9 +49,10 @@ def entries_in(config: SubspaceConfig, name: str, layer: SubspaceLayer) -> int:
     entries, *shape = config.entries[name]
     here = [layer.in_features, layer.out_features]
     if shape != here:
+        mask = config.resolved.formula.masked[0]
         raise SubspaceError(
-            f"{name}: the adapter's mask has the shape {tuple(shape)}, here it needs {tuple(here)}: it was trained "
-            "on another base model"
+            f"{name}: the adapter's factor {mask} has the shape {tuple(shape)}, here it needs {tuple(here)}: it was "
+            "trained on another base model"
         )
     return entries
 

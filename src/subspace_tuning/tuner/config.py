@@ -77,8 +77,8 @@ class SubspaceConfig(PeftConfig):
     pattern: str | list[str] | None = field(
         default=None,
         metadata={
-            "help": "constraints on A and B: orthogonal, diagonal, nonlinear, or several joined by +; None: the "
-            "method's own; 'none': not even these"
+            "help": "constraints on A and B, the factors that lead down to the rank and back up: orthogonal, diagonal, "
+            "nonlinear, or several joined by +; None: the method's own; 'none': not even these"
         },
     )
     pattern_weight: float | None = field(

@@ -52,7 +52,7 @@ def penalty(
         reduction: with ``pattern`` or ``weight``: the "mean" over each adapter's matrices, or their "sum".
 
     Raises:
-        SubspaceError: a pattern is given, and the model has no factors A and B, or no such pattern exists.
+        SubspaceError: a pattern is given, and the model has no low-rank term, or no such pattern exists.
     """
     if reduction not in patterns.REDUCTIONS:
         raise SubspaceError(f"unknown reduction {reduction!r}; {nearest(reduction, patterns.REDUCTIONS)}")
