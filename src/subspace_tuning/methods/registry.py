@@ -1,9 +1,11 @@
-"""The registry of methods. A method is data, and its declaration *is* its formula::
+"""The registry of methods: declared, found by name, listed, or made from the text of a formula.
 
-@method(category="reconstruction", placement=SCALED, count="n + m", citation="arXiv:2407.05417")
-def ssb(W, D1, D2):
-    '''Scale the rows and the columns of W.'''
-    return D1 @ W @ D2
+The declaration *is* the formula::
+
+    @method(category="reconstruction", placement=SCALED, count="n + m", citation="arXiv:2407.05417")
+    def ssb(W, D1, D2):
+        '''Scale the rows and the columns of W.'''
+        return D1 @ W @ D2
 """
 
 from __future__ import annotations

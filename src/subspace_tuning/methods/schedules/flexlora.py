@@ -73,8 +73,8 @@ class FlexLoRA(Schedule):
         if self.t_init < step <= self.total - self.t_final and step % self.interval == 0:
             self._trade()
         for site in self.sites:
-            diagonal = _diagonal(site)
             name = triplets_of(site.formula).diagonal
+            diagonal = site.value(name)
             site.write(name, diagonal * self.active[site.name].to(diagonal))
 
     def _trade(self) -> None:
