@@ -93,7 +93,7 @@ def rank_axis(shape: Shape) -> int | None:
 
 
 def _matrix(factor: Expression) -> Expression:
-    """Return the matrix of an affine factor, that of the channels of one on a convolution's window, else the factor."""
+    """Return the matrix of an affine factor, the channels' factor of a Kronecker product, else the factor itself."""
     if isinstance(factor, Affine):
         return factor.matrix
     return factor.factors[0] if isinstance(factor, Kron) else factor

@@ -107,7 +107,6 @@ class Method(AnyMethod):
             raise FormulaError(
                 "phi(W) has no trainable factor", written, None, None if found is None else str(found), method=named
             )
-
         lacking = None if self.schedule is None else SCHEDULES[self.schedule].lacking(self.formula)
         if lacking is not None:
             raise SubspaceError(
