@@ -166,8 +166,8 @@ def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -
 
 def rank_of(config: SubspaceConfig, name: str) -> int:
     """Return the rank that a config gives to a module: 0 where a mask was chosen instead of a low-rank term."""
-    sparse = config.resolved.selection == "sensitivity" and (config.entries or {}).get(name, [0])[0]
-    return 0 if sparse else int(by_pattern(config.rank_pattern, name, config.r))
+    rank, chooser = int(by_pattern(config.rank_pattern, name, config.r)), config.resolved.chooser
+    return rank if chooser is None else chooser.rank(rank, (config.entries or {}).get(name, [0])[0])
 
 
 def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
