@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_for_many_rows_and_for_few_no_square_matrix_is_formed() -> None:
     assert all("[reflect" not in str(chosen.stage(rows).expression) for rows in (1, 128))
 
 
-def test_it_starts_at_w_with_an_even_rank_and_leaves_it() -> None:
+def test_it_starts_at_w_and_leaves_it() -> None:
     torch.manual_seed(0)
     base, x = nn.Linear(9, 7), torch.randn(6, 9)
 
@@ -68,13 +69,15 @@ def test_it_starts_at_w_with_an_even_rank_and_leaves_it() -> None:
         config = SubspaceConfig(formula="reflect(A) @ W", r=rank, target_modules=["0"])
         return get_peft_model(nn.Sequential(base), config)
 
-    model = adapted(4)
-    torch.testing.assert_close(model(x), base(x))
-    model(x).square().sum().backward()
-    factor = model.base_model.model[0].subspace_params["default"]["A"]
-    assert factor.grad.abs().max() > 1e-3
-    with pytest.raises(SubspaceError, match="choose an even rank"):
-        adapted(3)
+    for rank in (4, 5):
+        with pytest.warns(UserWarning, match="choose an even rank") if rank % 2 else nullcontext():
+            model = adapted(rank)
+        torch.testing.assert_close(model(x), base(x))
+        model(x).square().sum().backward()
+        gradient = model.base_model.model[0].subspace_params["default"]["A"].grad
+        assert (gradient.abs().amax(dim=0) > 1e-3).tolist() == [index < 4 for index in range(rank)]
+    with pytest.raises(SubspaceError, match="cannot leave its start"):
+        adapted(1)
 
 
 def test_it_is_hra() -> None:

@@ -57,7 +57,7 @@ class Extraction:
             raise SubspaceError(
                 f"method {method.name!r} cannot be extracted: {method.formula} has a nonlinearity and is no matrix"
             )
-        if method.selection in ("sensitivity", "importance"):
+        if method.chooses_form:
             raise SubspaceError(
                 f"method {method.name!r} cannot be extracted: which form each matrix has it chooses from data; extract "
                 "lora, fishmask or bitfit"

@@ -103,6 +103,12 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
     return Adapter(config, layers, saved, config.base_model_name_or_path, source)
 
 
+def _pair(method: methods.Method) -> tuple[str, str]:
+    """The names of a LoRA's factors A and B."""
+    (term,) = method.formula.low_rank
+    return str(term.down), str(term.up)
+
+
 def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -> Adapter:
     _check_plain(config, source)
     pairs: dict[str, dict[str, Tensor]] = {}
@@ -115,17 +121,18 @@ def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -
         else:
             saved[name] = tensor
     lora = methods.get("lora")
+    down, up = _pair(lora)
     layers, layouts = {}, {}
     for module, factors in pairs.items():
         try:
             layout, A, B = from_peft(factors)
         except SubspaceError as error:
             raise SubspaceError(f"adapter {source!r}: {module}: {error}") from None
-        check_factors(source, module, lora, A.shape[1], {"A": A, "B": B}, {})
+        check_factors(source, module, lora, A.shape[1], {down: A, up: B}, {})
         alpha = _pattern(config.alpha_pattern or {}, module, config.lora_alpha)
         r = next(tensor.shape[0] for name, tensor in factors.items() if name.startswith(("lora_A", "lora_embedding_A")))
         scale = alpha / (r**0.5 if config.use_rslora else r)
-        layers[module] = Layer(module, lora, A.shape[1], scale, {"A": A.contiguous(), "B": B.contiguous()})
+        layers[module] = Layer(module, lora, A.shape[1], scale, {down: A.contiguous(), up: B.contiguous()})
         if layout != Layout():
             layouts[module] = layout.written()
     alphas = {key: layer.scale * (layer.r**0.5 if config.use_rslora else layer.r) for key, layer in layers.items()}
@@ -199,7 +206,7 @@ def write_lora(
         ranks = {module: r if layouts[module].groups == 1 else rank for module, rank in ranks.items()}
     tensors: dict[str, Tensor] = {}
     for module, layer in adapter.layers.items():
-        A, B = (layer.parameters[name].double() for name in ("A", "B"))
+        A, B = (layer.parameters[name].double() for name in _pair(layer.method))
         try:
             parts = to_peft(layouts[module], A, B * layer.scale, ranks[module])
         except SubspaceError as error:

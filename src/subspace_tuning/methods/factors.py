@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..algebra import Sizes, names
 from ..linalg import Spectrum, svd
+from .selections import Selection
 from .starts import Place, fixed_number, lookup, reads_weight, value_at_start
 
 if TYPE_CHECKING:
-    from .registry import Method
+    from .method import Method
 
 
 class Factors(NamedTuple):
@@ -137,10 +138,10 @@ def _kept(method: Method, weight: Tensor, constants: Mapping[str, Tensor]) -> di
 def _positions(method: Method, weight: Tensor, entries: int, positions: Tensor | None, random: bool) -> Tensor:
     if positions is not None:
         return positions
-    if method.selection == "magnitude" and not weight.is_meta:
-        magnitudes = weight.detach().abs().flatten().float()
-        return magnitudes.topk(entries, largest=False).indices.sort().values
-    return torch.randperm(weight.numel())[:entries] if random else torch.zeros(entries, dtype=torch.int64)
+    chooser = method.chooser or Selection()
+    if random and chooser.needs_data:
+        return torch.randperm(weight.numel())[:entries]
+    return chooser.without_data(weight, entries)
 
 
 def _directions(method: Method, sizes: Sizes, random: bool) -> dict[str, Tensor]:

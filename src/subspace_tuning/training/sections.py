@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING as MISSING
 
 from ..documented import Range, documented, settings
 from ..tuner import SubspaceConfig
@@ -136,7 +136,9 @@ class TrainingSection:
         _POSITIVE,
     )
     lora_plus_ratio: float | None = _key(
-        None, "the rate of every factor B over that of A (LoRA+); null stands for 1", _POSITIVE
+        None,
+        "the rate of every factor B, which leads up from the rank, over all else (LoRA+); null stands for 1",
+        _POSITIVE,
     )
     epochs: int = _key(3, "passes over the training rows, unless max_steps is given", _COUNT)
     max_steps: int | None = _key(None, "optimiser steps, instead of epochs", _COUNT)

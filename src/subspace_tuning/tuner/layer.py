@@ -98,7 +98,8 @@ class SubspaceLayer(RunningLayer):
             positions=positions,
         )
         parameters = {name: tensor.to(weight.dtype) for name, tensor in factors.parameters.items()}  # peft may raise it
-        self.subspace_params[adapter_name] = nn.ParameterDict(parameters)
+        # Pairs keep the formula's order, in which norms are summed; a dict would be sorted by names.
+        self.subspace_params[adapter_name] = nn.ParameterDict(parameters.items())
         chosen_from_data = bool(method.formula.masked) and method.needs_calibration
         state = AdapterState(
             method=method,

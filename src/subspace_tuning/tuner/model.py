@@ -101,7 +101,7 @@ class SubspaceModel(BaseTuner):
                 if name in places:
                     check_weight(module, name)
             if config.entries is None and config.resolved.formula.masked:
-                config.entries = entries_of(state, self.prefix, dict(modules_of(model)))
+                config.entries = entries_of(config, state, self.prefix, dict(modules_of(model)))
         walked, before = Outside(model, touched), sum(1 for _ in layers_of(model))
         self._places = Counter(chain.from_iterable(parent._modules.values() for parent in walked.modules()))
         super().inject_adapter(walked, adapter_name, *args, **kwargs)
@@ -183,7 +183,7 @@ class SubspaceModel(BaseTuner):
                 f"method {method.name!r} chooses what it trains from data: config = calibrate(model, config, batches) "
                 "with a few batches, then use that config"
             )
-        if method.selection == "magnitude" and config.entries is None:
+        if method.chooses_by_weight and config.entries is None:
             config.entries = share_out(config, targets(model, config))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

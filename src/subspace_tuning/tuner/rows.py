@@ -51,6 +51,10 @@ class Patches:
         if groups > 1:
             kernel = kernel.repeat(groups, *(1 for _ in window))
         y: Tensor = self.module._conv_forward(self.x, kernel, None).movedim(-self.module.weight.dim() + 1, -1)
+        if len(kernel) < self.module.out_channels:
+            # The next product copies these narrow rows, or else multiplies them batch by batch, with other last bits,
+            # according to whether its matrix trains. So a loaded adapter would not be the saved one bit for bit.
+            y = y.contiguous()
         return y.unflatten(-1, (groups, -1)) if groups > 1 else y
 
     def scale(self, vector: Tensor) -> Patches:

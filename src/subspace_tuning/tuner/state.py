@@ -25,7 +25,7 @@ class AdapterState:
         sizes: the dimensions of the formula's shapes.
         plans: how the formula is evaluated in training and in evaluation.
         dropout: the probability with which inputs of the added terms are dropped in training.
-        patterns: the constraints on A and B.
+        patterns: the constraints on the factors of the low-rank terms.
         pattern_weight: the weight of their penalty.
         gate_weight: the weight of each gate that is expected to be open.
         strength: t in W + t (phi(W) - W).

@@ -146,6 +146,13 @@ def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -
     method = config.resolved
     if config.inference_mode or method.formula.wraps_norm or not (method.formula.has_rank or config.directions):
         return
+    paired = config.init_weights and "paired" in method.starts_for().values()
+    if paired and (odd := [name for name, _ in found if rank_of(config, name) % 2]):
+        warnings.warn(
+            f"rank {rank_of(config, odd[0])} of {odd[0]} is odd: reflections start in pairs, and the last, without a "
+            "partner, stays at zero; choose an even rank",
+            stacklevel=2,
+        )
     wanted = {name: max(rank_of(config, name), config.directions) for name, _ in found}
     narrow = [(name, *matrix_shape(module)) for name, module in found if wanted[name] > min(matrix_shape(module))]
     if narrow:
@@ -160,8 +167,8 @@ def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -
 
 def rank_of(config: SubspaceConfig, name: str) -> int:
     """Return the rank that a config gives to a module: 0 where a mask was chosen instead of a low-rank term."""
-    sparse = config.resolved.selection == "sensitivity" and (config.entries or {}).get(name, [0])[0]
-    return 0 if sparse else int(by_pattern(config.rank_pattern, name, config.r))
+    rank, chooser = int(by_pattern(config.rank_pattern, name, config.r)), config.resolved.chooser
+    return rank if chooser is None else chooser.rank(rank, (config.entries or {}).get(name, [0])[0])
 
 
 def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..formula import Formula
 from ..nodes import Expression, W
+from ..normal_form import opened
 from ..shapes import Sizes
 from .cost import MULTIPLY_ADDS, cost_model
 from .fuse import Fused, fuse
@@ -65,7 +66,7 @@ def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: float =
         device: the type of the device, such as "cpu" or "cuda" (see :func:`.cost.cost_model`).
     """
     model = cost_model(device)
-    expression = formula.evaluated.drawn() if training and formula.has_gates else formula.evaluated
+    expression = opened(formula.evaluated.drawn() if training and formula.has_gates else formula.evaluated)
     # Besides the frozen layer's own output its bias would come twice.
     remainder = None if formula.names_bias else without_weight(expression)
     target = expression if remainder is None else remainder

@@ -58,6 +58,9 @@ class Expression(ABC):
     precedence = ATOM
     forms_itself = False  # whether ``apply`` multiplies the rows by the formed matrix
     rows_enter: ClassVar[int | None] = None  # the child whose rows are this node's, where dropout may act
+    scaled_child: ClassVar[int | None] = (
+        None  # the child that takes the numbers before this node, where that is cheaper
+    )
     holds_weight = True  # whether W within a child makes this node W reconstructed
     latex_in_brackets = False  # within a product
     acts_as_factor = True  # False: it acts on what stands left of it, as a nonlinearity does
@@ -195,6 +198,11 @@ class Expression(ABC):
     @property
     def factored(self) -> tuple[Expression, ...]:
         """The node as the factors of a product that is equal to it; alone if it is none."""
+        return (self,)
+
+    @property
+    def opened(self) -> tuple[Expression, ...]:
+        """The terms of a sum equal to the node, over which a product is multiplied out; alone if there is none."""
         return (self,)
 
     @property

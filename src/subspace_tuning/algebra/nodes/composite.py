@@ -233,6 +233,10 @@ class Scale(MultilinearNode):
             if places:
                 place = min(places, key=lambda i: planner.shape(factors[i])[1])
                 return planner.chain((*factors[:place], Scale(scalars, factors[place]), *factors[place + 1 :]))
+        if core.scaled_child is not None and planner.choose:
+            children = list(core.children)
+            children[core.scaled_child] = Scale(scalars, children[core.scaled_child])
+            return planner.apply(core.over(tuple(children)))
         cost, inner = planner.apply(core)
         passes = planner.elements(planner.rows * planner.shape(self)[1], len(scalars))
         return cost + passes, Scale(scalars, inner)
