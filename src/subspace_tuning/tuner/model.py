@@ -71,22 +71,15 @@ class SubspaceModel(BaseTuner):
         touched = {adapter_name, *self.active_adapters}.union(*(layer.unfrozen for _, layer in layers_of(model)))
         try:
             with undone_on_failure(Outside(self, touched)):
-                self._inject(model, adapter_name, config, touched, *args, **kwargs)
+                self._inject(model, adapter_name, touched, *args, **kwargs)
         except BaseException:
             self.peft_config.pop(adapter_name)
             vars(config).clear()
             vars(config).update(fields)
             raise
 
-    def _inject(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        config: SubspaceConfig,
-        touched: Collection[str],
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def _inject(self, model: nn.Module, adapter_name: str, touched: Collection[str], *args: Any, **kwargs: Any) -> None:
+        config = _own(self.peft_config[adapter_name])
         check_name(adapter_name, self.peft_config)
         config.check_assigned()
         place(model, config)
@@ -95,14 +88,14 @@ class SubspaceModel(BaseTuner):
             check_targets(model, config)
             self._check_choice(model, config)
         else:
-            include_all_linear_layers(config, model)
+            include_all_linear_layers(config, model)  # peft, with an Outside, would not know the class of the model
             places = {key.partition(f".{self.prefix}")[0] for key in state}
             for name, module in modules_of(model):
                 if name in places:
                     check_weight(module, name)
             if config.entries is None and config.resolved.formula.masked:
                 config.entries = entries_of(config, state, self.prefix, dict(modules_of(model)))
-        walked, before = Outside(model, touched), sum(1 for _ in layers_of(model))
+        walked = Outside(model, touched)
         self._places = Counter(chain.from_iterable(parent._modules.values() for parent in walked.modules()))
         super().inject_adapter(walked, adapter_name, *args, **kwargs)
         self._places = Counter()  # which would keep the modules alive
@@ -113,8 +106,6 @@ class SubspaceModel(BaseTuner):
             penalise(model, adapter_name, config)
         if config.resolved.schedule is not None and not config.inference_mode:
             count_passes(model, adapter_name, config)
-        if sum(1 for _ in layers_of(model)) > before:
-            warn_of_unreached(model)
 
     def _create_and_replace(
         self,
@@ -150,6 +141,7 @@ class SubspaceModel(BaseTuner):
         if not isinstance(target, SubspaceLayer):
             layer = layer_class(target)(target, called_elsewhere=self._places[target] > 1)
             self._replace_module(parent, target_name, layer, target)
+            warn_of_unreached(self.model)
         assert isinstance(layer, SubspaceLayer)
         method, entries = config.resolved, entries_in(config, current_key, layer)
         rank = method.rank_in(layer.in_features, layer.out_features, rank_of(config, current_key))
