@@ -10,26 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from ..methods import computed_constants
-from .frozen import FrozenLayer
 from .parametrised import compute
+from .state import StatedLayer
 from .watch import readable
 
 if TYPE_CHECKING:
     from ..algebra import Sizes
     from ..methods import Method
     from .compat import BufferDict
-    from .state import AdapterState
     from .watch import Watch
 
 
-class FollowingLayer(FrozenLayer):
+class FollowingLayer(StatedLayer):
     """The part of a ``SubspaceLayer`` that keeps singular vectors, column norms and other anchors those of W.
 
     A weight is changed by loading a state dict, in place, by another library's merge, or by a new tensor in its place.
     Every forward pass compares what costs nothing (see ``Watch``); merging, saving and loading compare the content.
     """
 
-    adapters: dict[str, AdapterState]
     subspace_constants: nn.ModuleDict
     _watch: Watch
     _given: set[str]  # adapters whose constants came with the weight that is being loaded

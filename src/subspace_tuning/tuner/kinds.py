@@ -7,17 +7,16 @@ convolution as m x (inputs per group) x window: there n is the size of a patch. 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ..algebra.nodes import Environment, Expression
 from ..algebra.rows import Rows, as_tensor
 from ..errors import SubspaceError
+from .rows import OneHot, Patches
 
 
 class Kind(ABC):
@@ -267,65 +266,6 @@ def kind_of(module: nn.Module) -> Kind | None:
 def supported() -> str:
     """Return the names of the module types that can be adapted."""
     return ", ".join(known.__name__ for kind in _KINDS for known in kind.module_types)
-
-
-@dataclass(frozen=True)
-class OneHot:
-    """Rows of an identity, given by their indices: a product with a matrix looks its rows up."""
-
-    indices: Tensor
-    weight: Tensor
-    scales: Tensor | None = None
-
-    def matmul(self, matrix: Tensor) -> Tensor:
-        rows = F.embedding(self.indices, matrix.to(self.weight.dtype))
-        return rows if self.scales is None else rows * self.scales.unsqueeze(-1).to(rows.dtype)
-
-    def scale(self, vector: Tensor) -> OneHot:
-        own = F.embedding(self.indices, vector.unsqueeze(-1)).squeeze(-1)
-        return replace(self, scales=own if self.scales is None else self.scales * own)
-
-    def dropout(self, probability: float) -> OneHot:
-        return self  # indices have nothing to drop
-
-    def materialise(self) -> Tensor:
-        return self.matmul(torch.eye(len(self.weight), device=self.weight.device, dtype=self.weight.dtype))
-
-
-@dataclass(frozen=True)
-class Patches:
-    """The patches of a convolution's input: a product with a matrix is a convolution with it as the kernel.
-
-    With groups the rows are (..., position, group), each the patch of one group.
-    """
-
-    x: Tensor
-    module: nn.Conv2d
-    scales: Tensor | None = None
-
-    def matmul(self, matrix: Tensor) -> Tensor:
-        if self.scales is not None:
-            matrix = self.scales.unsqueeze(-1) * matrix
-        groups, window = self.module.groups, self.module.weight.shape[1:]
-        kernel = matrix.to(self.x.dtype).T.reshape(-1, *window)
-        if groups > 1:
-            kernel = kernel.repeat(groups, *(1 for _ in window))
-        y: Tensor = self.module._conv_forward(self.x, kernel, None).movedim(-self.module.weight.dim() + 1, -1)
-        if len(kernel) < self.module.out_channels:
-            # The next product copies these narrow rows, or else multiplies them batch by batch, with other last bits,
-            # according to whether its matrix trains. So a loaded adapter would not be the saved one bit for bit.
-            y = y.contiguous()
-        return y.unflatten(-1, (groups, -1)) if groups > 1 else y
-
-    def scale(self, vector: Tensor) -> Patches:
-        return replace(self, scales=vector if self.scales is None else self.scales * vector)
-
-    def dropout(self, probability: float) -> Patches:
-        return replace(self, x=F.dropout(self.x, probability))
-
-    def materialise(self) -> Tensor:
-        size = self.module.weight[0].numel()
-        return self.matmul(torch.eye(size, device=self.x.device, dtype=self.x.dtype))
 
 
 def _as_conv(module: nn.Module) -> nn.Conv2d:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -140,3 +140,19 @@ class MergingLayer(FollowingLayer):
     @abstractmethod
     def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:
         """Return what the formula's names stand for, at the frozen weight and bias or at others."""
+
+
+def check_merge(
+    layers: Iterable[tuple[str, MergingLayer]], adapter_names: Sequence[str] | None, safe_merge: bool
+) -> None:
+    """Raise SubspaceError if any of the layers, given by name, cannot be merged, so that never half of them are."""
+    for module_name, layer in layers:
+        wanted = layer.active_adapters if adapter_names is None else adapter_names
+        names = [name for name in wanted if name in layer.subspace_params]
+        try:
+            for name in names:
+                layer.check_merge(name)
+            if safe_merge:
+                layer.merged_with([name for name in names if name not in layer.merged_adapters], safe_merge)
+        except SubspaceError as error:
+            raise SubspaceError(f"{error} (in {module_name})") from None

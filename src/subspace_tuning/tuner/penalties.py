@@ -17,6 +17,7 @@ from ..methods.patterns import Orthogonality, read_patterns
 from .layer import SubspaceLayer
 from .reached import Penalised, note_backward
 from .sharding import gathered, partitioned, whole
+from .walking import Outside, layers_of
 
 Pair = tuple[Tensor, Tensor]
 """A (n x r) and B (r x m) of a low-rank term."""
@@ -97,12 +98,11 @@ def in_use(model: nn.Module) -> list[Penalised]:
 
 
 def _penalised(model: nn.Module, adapters: Callable[[SubspaceLayer], Iterable[str]]) -> Iterator[Penalised]:
-    for module in model.modules():
-        if isinstance(module, SubspaceLayer):
-            for adapter in adapters(module):
-                site = Penalised(module, adapter)
-                if site.pattern_weight or site.gate_weight:
-                    yield site
+    for _, layer in layers_of(model):
+        for adapter in adapters(layer):
+            site = Penalised(layer, adapter)
+            if site.pattern_weight or site.gate_weight:
+                yield site
 
 
 def pattern_penalty(site: Penalised) -> Tensor | None:
@@ -174,7 +174,7 @@ def orthogonality(model: nn.Module) -> dict[str, Orthogonality]:
 
 def factored(model: nn.Module) -> Iterator[Factored]:
     """Yield the low-rank terms of every active adapter, of this package's and of peft's LoRA."""
-    for name, module in model.named_modules():
+    for name, module in Outside(model).named_modules():
         if isinstance(module, SubspaceLayer):
             for adapter in module.active_adapters:
                 if adapter in module.subspace_params and patterns.has_pair(module.adapters[adapter].method.formula):

@@ -28,6 +28,7 @@ from .layer import SubspaceLayer
 from .placement import by_role
 from .recognise import in_short
 from .validate import check_rank
+from .walking import Outside
 from .weights import check_weight, whole
 
 _FFN = {FFN_IN, FFN_GATE, FFN_OUT}
@@ -178,7 +179,7 @@ def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
 def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of the model proper: an adapted one by its own name, nothing of modules saved whole."""
     wrapper: str | None = None
-    for name, module in model.named_modules():
+    for name, module in Outside(model).named_modules():
         if wrapper is not None and name.startswith(wrapper):
             continue
         wrapper = f"{name}." if isinstance(module, (SubspaceLayer, AuxiliaryTrainingWrapper)) else None
@@ -187,7 +188,7 @@ def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _uncalled(model: nn.Module) -> tuple[str, ...]:
     """Return how the names begin of modules whose forward nobody calls."""
-    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    return tuple(f"{name}." for name, module in modules_of(model) if isinstance(module, nn.MultiheadAttention))
 
 
 def _selected(config: SubspaceConfig, name: str) -> bool:
