@@ -17,7 +17,7 @@ from .exact import exactly
 from .kinds import kind_of
 from .layer import SubspaceLayer
 from .targets import check_targets, place, targets
-from .weights import check_at_hand
+from .weights import check_at_hand, check_gradient
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -50,6 +50,8 @@ def calibrate(
     found = dict(targets(model, config))
     for name, module in found.items():
         check_at_hand(module, name)
+        if method.selection != "importance":
+            check_gradient(module, name)
     kind = "bias" if method.selection == "importance" else "weight"
     scores = _squares(model, {name: getattr(module, kind) for name, module in found.items()}, batches, loss)
     if method.selection == "importance":
@@ -72,6 +74,8 @@ def fisher(layers: Mapping[str, SubspaceLayer], run: Callable[[], Iterator[Tenso
 
     ``run`` gives one loss per example, each computed when it is asked for.
     """
+    for name, layer in layers.items():
+        check_gradient(layer.get_base_layer(), name)
     weights = {name: layer.frozen_weight for name, layer in layers.items()}
     squares = _summed(weights, run)
     return {name: layers[name].kind.matrix(square) for name, square in squares.items()}

@@ -12,6 +12,7 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,8 +30,10 @@ from .lora_form import Layout
 from .loss import add_penalty
 from .optimizer_step import install
 from .penalties import penalised
+from .quantised import check_method
 from .reach import forget_unreached, warn_of_unreached
 from .reached import Penalised, record
+from .requantised import tell
 from .saving import count_pass
 from .switching import showing
 from .targets import by_pattern, check_targets, modules_of, place, rank_of, targets
@@ -96,6 +99,7 @@ class SubspaceModel(BaseTuner):
             for name, module in modules_of(model):
                 if name in places:
                     check_weight(module, name)
+                    check_method(config.resolved, module, name)
             if config.entries is None and config.resolved.formula.masked:
                 config.entries = entries_of(state, self.prefix, dict(modules_of(model)))
         before = len(_layers(model))
@@ -123,7 +127,7 @@ class SubspaceModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         base = target.get_base_layer() if isinstance(target, SubspaceLayer) else target
-        partitioned = is_partitioned(base.weight)  # type: ignore[arg-type]
+        partitioned = is_partitioned(getattr(base, "weight", None))
         with whole(base):
             layer = self._adapt(peft_config, adapter_name, target, target_name, parent, current_key)
         if partitioned:
@@ -144,7 +148,9 @@ class SubspaceModel(BaseTuner):
         layout = Layout.of(target.get_base_layer() if isinstance(target, SubspaceLayer) else target)
         config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
         if not isinstance(target, SubspaceLayer):
-            layer = _layer_class(target)(target, called_elsewhere=self._places[target] > 1)
+            layer = _layer_class(target)(
+                target, self._places[target] > 1, get_quantization_kwargs(self.model)
+            )
             self._replace_module(parent, target_name, layer, target)
         assert isinstance(layer, SubspaceLayer)
         method, entries = config.resolved, entries_in(config, current_key, layer)
@@ -296,6 +302,7 @@ class SubspaceModel(BaseTuner):
         """Merge adapters into the base weights. Raises SubspaceError before any layer is changed."""
         self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        tell(_named_layers(self.model))
 
     def _unload_and_optionally_merge(
         self,
@@ -311,8 +318,10 @@ class SubspaceModel(BaseTuner):
         for key in [key for key, hook in hooks.items() if _is_own(hook)]:
             del hooks[key]
             self.model._forward_hooks_with_kwargs.pop(key, None)
+        layers = _named_layers(self.model)
         model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         if merge:
+            tell(layers)
             separate(model)
             keep_scale(getattr(model, "config", None))
         return model
@@ -391,6 +400,10 @@ def _penalise(model: nn.Module, adapter: str, config: SubspaceConfig) -> None:
 def _layers(model: nn.Module) -> list[SubspaceLayer]:
     with showing():
         return [module for module in model.modules() if isinstance(module, SubspaceLayer)]
+
+
+def _named_layers(model: nn.Module) -> dict[str, SubspaceLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, SubspaceLayer)}
 
 
 def _own(config: PeftConfig) -> SubspaceConfig:

@@ -29,12 +29,13 @@ import torch
 from torch import Tensor
 
 from ...errors import SubspaceError
+from ..operators import Operator
 from ..rows import Rows
 from ..shapes import NodeShapes, Shape
 from .planning import Planner, Step
 from .structure import NONE, Structure
 
-Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor]"]
+Environment: TypeAlias = Mapping[str, "Tensor | Operator | float | Callable[[Tensor], Tensor]"]
 
 SUM, PRODUCT, UNARY, ATOM = range(4)  # how tightly an operation binds
 
@@ -57,6 +58,8 @@ class Expression(ABC):
     # Defaults that hold for every node; one that differs says so.
     precedence = ATOM
     forms_itself = False  # whether ``apply`` multiplies the rows by the formed matrix
+    reads_norms = False  # whether ``apply`` takes the norms of the columns below
+    turns_weight = False  # whether this is W.T, which is multiplied without being formed
     rows_enter: ClassVar[int | None] = None  # the child whose rows are this node's, where dropout may act
     holds_weight = True  # whether W within a child makes this node W reconstructed
     latex_in_brackets = False  # within a product

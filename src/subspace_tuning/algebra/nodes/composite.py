@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import rows as R
+from ..operators import Operator
 from ..rows import Rows
 from ..shapes import NodeShapes
 from . import structure as S
@@ -253,7 +254,16 @@ class Transpose(UnaryNode, MatrixNode):
     _passes = 0
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        return self.node.apply(x, env) if self.diagonal else R.matmul(x, self.compact(env))
+        if self.diagonal:
+            return self.node.apply(x, env)
+        value = env["W"] if self.turns_weight else None
+        if isinstance(value, Operator):
+            return value.multiply_transposed(R.as_tensor(x))
+        return R.matmul(x, self.compact(env))
+
+    @property
+    def turns_weight(self) -> bool:  # type: ignore[override]
+        return isinstance(self.node, Leaf) and self.node.name == "W"
 
     def compact(self, env: Environment) -> Tensor:
         matrix = self.node.compact(env)
