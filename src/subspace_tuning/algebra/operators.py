@@ -49,8 +49,6 @@ def reads_entries(expression: Expression, differentiably: bool = False) -> bool:
     """
     if "W" not in expression.names or not expression.children:
         return False
-    if expression.forms_itself and not expression.turns_weight:
-        return True
-    if expression.reads_norms and not differentiably:
+    if expression.needs_entries or (expression.reads_norms and not differentiably):
         return True
     return any(reads_entries(child, differentiably) for child in expression.children)

@@ -227,7 +227,12 @@ def environment(
     With ``evaluated`` what ``formula.evaluated`` does not name is not computed.
     """
     reading = method.readings[1 if one_hot else 0]
-    env: dict[str, Tensor | Operator | float | Callable[[Tensor], Tensor]] = {"W": weight, "s": scale, **constants, **parameters}
+    env: dict[str, Tensor | Operator | float | Callable[[Tensor], Tensor]] = {
+        "W": weight,
+        "s": scale,
+        **constants,
+        **parameters,
+    }
     if norm is not None:
         env["N"] = norm
     if method.formula.names_bias:

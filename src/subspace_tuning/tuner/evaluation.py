@@ -155,7 +155,7 @@ class Evaluation:
         try:
             weight, bias = tensors["weight"], tensors["bias"]
         except KeyError:  # it is computed, or has no bias
-            weight, bias = (None if self.kind.opaque else layer.frozen_weight), layer.frozen_bias
+            weight, bias = (None if self.kind.opaque else layer.frozen_weight), layer.frozen_bias  # type: ignore[assignment]
         if self.follows and not torch.compiler.is_compiling() and not unchanged(((weight,),), self._weight):
             layer.follow_moves(self.name)
             seen = Seen.of(weight)  # type: ignore[arg-type]

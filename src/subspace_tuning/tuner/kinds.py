@@ -297,7 +297,15 @@ class GroupNormKind(NormKind):
         return bias.view(-1, *(1 for _ in range(dimensions - 2)))
 
 
-_KINDS: tuple[Kind, ...] = (QuantisedKind(), LinearKind(), Conv1DKind(), EmbeddingKind(), ConvKind(), NormKind(), GroupNormKind())
+_KINDS: tuple[Kind, ...] = (
+    QuantisedKind(),
+    LinearKind(),
+    Conv1DKind(),
+    EmbeddingKind(),
+    ConvKind(),
+    NormKind(),
+    GroupNormKind(),
+)
 
 
 def kind_of(module: nn.Module) -> Kind | None:

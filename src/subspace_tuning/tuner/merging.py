@@ -111,7 +111,7 @@ class MergingLayer(FollowingLayer):
     def check_merge(self, name: str) -> None:
         """Raise SubspaceError if an adapter cannot be merged into this layer."""
         self._check_dense(name)
-        if isinstance(self.frozen_matrix, Door):
+        if isinstance(self.frozen_matrix, Door) and self.adapters[name].method.formula.matrix != Matrix("W"):
             self.frozen_matrix.check_requantising(self.quantisation)
 
     def _check_dense(self, name: str) -> None:

@@ -148,9 +148,7 @@ class SubspaceModel(BaseTuner):
         layout = Layout.of(target.get_base_layer() if isinstance(target, SubspaceLayer) else target)
         config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
         if not isinstance(target, SubspaceLayer):
-            layer = _layer_class(target)(
-                target, self._places[target] > 1, get_quantization_kwargs(self.model)
-            )
+            layer = _layer_class(target)(target, self._places[target] > 1, get_quantization_kwargs(self.model))
             self._replace_module(parent, target_name, layer, target)
         assert isinstance(layer, SubspaceLayer)
         method, entries = config.resolved, entries_in(config, current_key, layer)

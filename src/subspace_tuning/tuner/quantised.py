@@ -43,7 +43,7 @@ class Door(Operator):
     """
 
     library: ClassVar[str]
-    differentiable: bool = True  # whether the layer passes gradients on to its input by itself
+    has_backward = False  # whether the library's backward pass is right in every version and keeps no dequantised W
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -84,13 +84,16 @@ class Door(Operator):
         raise NotImplementedError
 
     def _called(self, module: nn.Module, x: Tensor) -> Tensor:
-        if self.differentiable or not (torch.is_grad_enabled() and x.requires_grad):
+        if self.has_backward or not (torch.is_grad_enabled() and x.requires_grad):
             return type(module).forward(module, x)  # type: ignore[no-any-return]
         return _Straight.apply(x, module, self)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Straight(torch.autograd.Function):
-    """A product with W by a layer that passes no gradient on: it is the one of the dequantised W."""
+    """A product with W by a layer, and its gradient by the W that is dequantised then, and not kept from the product.
+
+    Of the libraries some pass no gradient on, and torchao keeps every dequantised W until the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module, door: Door) -> Tensor:
@@ -98,7 +101,7 @@ class _Straight(torch.autograd.Function):
         return type(module).forward(module, x)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return ctx.door.multiply_transposed(gradient), None, None
 
 
@@ -127,6 +130,7 @@ class _ByPeft(Door):
 
 class _Bitsandbytes4(_ByPeft):
     library = "bitsandbytes, 4 bits"
+    has_backward = True
     backend = Bnb4bitBackend()
 
     def __init__(self, module: nn.Module) -> None:
@@ -139,7 +143,7 @@ class _Bitsandbytes4(_ByPeft):
         return _of(module.__dict__.get("_parameters", {}).get("weight"), "bitsandbytes", "Params4bit")
 
     def problem(self) -> str | None:
-        return _UNFINISHED if self.state is None and not self.module.weight.is_meta else None  # type: ignore[union-attr]
+        return _UNFINISHED if self.state is None and not self.module.weight.is_meta else None
 
     def dequantise(self) -> Tensor:
         # In evaluation some CPUs pack the weight in a way that only the layer itself reads.
@@ -149,6 +153,7 @@ class _Bitsandbytes4(_ByPeft):
 
 class _Bitsandbytes8(_ByPeft):
     library = "bitsandbytes, 8 bits"
+    has_backward = True
     backend = Bnb8bitBackend()
 
     @classmethod
@@ -157,7 +162,7 @@ class _Bitsandbytes8(_ByPeft):
         return _of(weight, "bitsandbytes", "Int8Params") and not weight.has_fp16_weights
 
     def problem(self) -> str | None:
-        return _UNFINISHED if self.module.weight.dtype != torch.int8 else None  # type: ignore[union-attr]
+        return _UNFINISHED if self.module.weight.dtype != torch.int8 else None
 
 
 class _Torchao(_ByPeft):
@@ -166,10 +171,7 @@ class _Torchao(_ByPeft):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        weight: Any = module.weight
-        self.dtype = weight.dtype
-        # Where the rows are quantised, too, torchao's own rounding passes no gradient on.
-        self.differentiable = getattr(weight, "act_quant_kwargs", None) is None
+        self.dtype = module.weight.dtype  # type: ignore[assignment]
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
@@ -196,10 +198,9 @@ class _Hqq(_ByPeft):
 
 
 class _Packed(Door):
-    """GPTQ and AWQ, whose kernels pass no gradient on in every version."""
+    """GPTQ and AWQ."""
 
     library = "GPTQ or AWQ"
-    differentiable = False
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
@@ -210,7 +211,6 @@ class _Float8(Door):
     """A layer that holds its weight as float8 and has a forward of its own, which knows the scales."""
 
     library = "float8"
-    differentiable = False
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
@@ -273,7 +273,7 @@ def _without_bias(module: nn.Module) -> nn.Module:
     bare = copy.copy(module)
     for held in ("_parameters", "_buffers"):
         bare.__dict__[held] = dict(bare.__dict__[held])
-    bare.bias = None
+    bare.bias = None  # type: ignore[assignment]
     return bare
 
 

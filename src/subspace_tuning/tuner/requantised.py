@@ -28,9 +28,7 @@ class Requantised(NamedTuple):
     def measured(cls, stored: Tensor, wanted: Tensor, before: Tensor) -> Requantised:
         """Compare the weight that is stored with the one that was wanted and the one before."""
         wanted = wanted.float()
-        error, size, change = map(
-            torch.linalg.vector_norm, (stored.float() - wanted, wanted, wanted - before.float())
-        )
+        error, size, change = map(torch.linalg.vector_norm, (stored.float() - wanted, wanted, wanted - before.float()))
         return cls(float(error / size), float(error / change))
 
 

@@ -59,7 +59,6 @@ class Expression(ABC):
     precedence = ATOM
     forms_itself = False  # whether ``apply`` multiplies the rows by the formed matrix
     reads_norms = False  # whether ``apply`` takes the norms of the columns below
-    turns_weight = False  # whether this is W.T, which is multiplied without being formed
     rows_enter: ClassVar[int | None] = None  # the child whose rows are this node's, where dropout may act
     holds_weight = True  # whether W within a child makes this node W reconstructed
     latex_in_brackets = False  # within a product
@@ -174,6 +173,11 @@ class Expression(ABC):
     @abstractmethod
     def linear_map(self) -> bool:
         """Whether the map on rows is linear as far as this node goes, and acts on all rows alike."""
+
+    @property
+    def needs_entries(self) -> bool:
+        """Whether ``apply`` needs the entries of what stands below, and not only products with it."""
+        return self.forms_itself
 
     @cached_property
     def has_matrix(self) -> bool:

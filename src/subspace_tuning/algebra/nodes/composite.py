@@ -256,14 +256,14 @@ class Transpose(UnaryNode, MatrixNode):
     def apply(self, x: Rows, env: Environment) -> Rows:
         if self.diagonal:
             return self.node.apply(x, env)
-        value = env["W"] if self.turns_weight else None
+        value = None if self.needs_entries else env["W"]
         if isinstance(value, Operator):
             return value.multiply_transposed(R.as_tensor(x))
         return R.matmul(x, self.compact(env))
 
     @property
-    def turns_weight(self) -> bool:  # type: ignore[override]
-        return isinstance(self.node, Leaf) and self.node.name == "W"
+    def needs_entries(self) -> bool:
+        return not (isinstance(self.node, Leaf) and self.node.name == "W")
 
     def compact(self, env: Environment) -> Tensor:
         matrix = self.node.compact(env)
