@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeAlias
 
@@ -63,10 +64,10 @@ class Door(Operator):
 
     def run(self, x: Tensor) -> Tensor:
         """Return the layer's own output, its bias included."""
-        return self._called(self.module, x)
+        return self._with_gradient(partial(type(self.module).forward, self.module), x)
 
     def multiply(self, x: Tensor) -> Tensor:
-        return self._called(_without_bias(self.module), x)
+        return self._with_gradient(partial(type(self.module).forward, _without_bias(self.module)), x)
 
     def dequantise(self) -> Tensor:
         with torch.no_grad():
@@ -75,18 +76,18 @@ class Door(Operator):
     def check_requantising(self, settings: Settings) -> None:
         """Raise SubspaceError if the library cannot quantise a weight again, or needs settings that are not known."""
         raise SubspaceError(
-            f"a weight of {self.library} cannot be quantised again, so nothing can be merged into it: save the adapter, "
-            "and merge it into the model in its original precision"
+            f"a weight of {self.library} cannot be quantised again, so nothing can be merged into it: save the "
+            "adapter, and merge it into the model in its original precision"
         )
 
     def requantised(self, weight: Tensor, settings: Settings) -> nn.Module:
         """Return a copy of the layer that holds another weight (m x n), quantised as its own was."""
         raise NotImplementedError
 
-    def _called(self, module: nn.Module, x: Tensor) -> Tensor:
+    def _with_gradient(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.has_backward or not (torch.is_grad_enabled() and x.requires_grad):
-            return type(module).forward(module, x)  # type: ignore[no-any-return]
-        return _Straight.apply(x, module, self)  # type: ignore[no-any-return, no-untyped-call]
+            return product(x)
+        return _Straight.apply(x, product, self)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Straight(torch.autograd.Function):
@@ -96,9 +97,9 @@ class _Straight(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: nn.Module, door: Door) -> Tensor:
+    def forward(ctx: Any, x: Tensor, product: Callable[[Tensor], Tensor], door: Door) -> Tensor:
         ctx.door = door
-        return type(module).forward(module, x)  # type: ignore[no-any-return]
+        return product(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -229,7 +230,7 @@ class _Own(Door):
         return _has(module, "multiply", "multiply_transposed", "dequantise")
 
     def multiply(self, x: Tensor) -> Tensor:
-        return self.module.multiply(x)  # type: ignore[no-any-return, operator]
+        return self._with_gradient(self.module.multiply, x)  # type: ignore[arg-type]
 
     def multiply_transposed(self, y: Tensor) -> Tensor:
         return self.module.multiply_transposed(y)  # type: ignore[no-any-return, operator]
@@ -305,6 +306,7 @@ def check_method(method: Method, module: nn.Module, name: str) -> None:
     door = door_of(module)
     if door is not None and needs(method) is Needs.ALWAYS:
         raise SubspaceError(
-            f"{name} is quantised ({door.library}), and {method.name!r} keeps all singular vectors of W, which take more "
-            "than W itself: choose a formula with W, or with U_r and V_r, or load the model without quantization_config"
+            f"{name} is quantised ({door.library}), and {method.name!r} keeps all singular vectors of W, which take "
+            "more than W itself: choose a formula with W, or with U_r and V_r, or load the model without "
+            "quantization_config"
         )

@@ -52,8 +52,8 @@ def check_weight(module: nn.Module, name: str) -> None:
     form = _quantised_form(module, weight)
     if form is not None:
         raise SubspaceError(
-            f"{name} is a {kind} whose weight is quantised or packed in a way that is not known here ({form}): load the "
-            "model without quantization_config, or dequantise it first"
+            f"{name} is a {kind} whose weight is quantised or packed in a way that is not known here ({form}): load "
+            "the model without quantization_config, or dequantise it first"
         )
     if isinstance(weight, Tensor) and weight.dtype not in _DTYPES:
         raise SubspaceError(f"{name}: the {kind}'s weight holds {weight.dtype}, not floating-point numbers")
@@ -115,8 +115,8 @@ def check_gradient(module: nn.Module, name: str) -> None:
     """Raise SubspaceError if a module's weight has no gradient because it is quantised."""
     if (door := door_of(module)) is not None:
         raise SubspaceError(
-            f"{name}: the weight is quantised ({door.library}), so it has no gradient to choose by: calibrate the model "
-            "in its original precision, and use that config"
+            f"{name}: the weight is quantised ({door.library}), so it has no gradient to choose by: calibrate the "
+            "model in its original precision, and use that config"
         )
 
 
