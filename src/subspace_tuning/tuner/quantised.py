@@ -197,6 +197,10 @@ class _Hqq(_ByPeft):
     def fits(cls, module: nn.Module) -> bool:
         return isinstance(getattr(module, "W_q", None), Tensor) and _has(module, "dequantize")
 
+    def check_requantising(self, settings: Settings) -> None:
+        if not type(self.module).__module__.startswith("hqq."):  # of its kind, but not HQQ's own
+            Door.check_requantising(self, settings)
+
 
 class _Packed(Door):
     """GPTQ and AWQ."""
