@@ -206,3 +206,11 @@ def test_a_formula_gets_entries_where_the_rule_says_so(text: str) -> None:
     layer.asked = 0
     model.eval()(inputs())
     assert (layer.asked > 0) is (needs(config.resolved) is Needs.PASSES)
+
+
+def test_the_table_of_the_page_is_the_rule() -> None:
+    page = Path(__file__).parents[2] / "docs" / "quantised.md"
+    rows = [line.strip("| ").split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if "|" in line]
+    told = {row[1]: set(row[2].replace("`", "").split()) for row in rows if row[1] in {need.value for need in Needs}}
+    known = [one for one in methods.every() if not one.formula.wraps_norm]
+    assert told == {need.value: {one.name for one in known if needs(one) is need} for need in Needs}
