@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .nodes import Expression
+
+TENSORS = (Tensor, nn.Parameter)
+"""The types of what an environment mostly holds: no operators."""
 
 
 class Operator:

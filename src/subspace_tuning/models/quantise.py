@@ -60,8 +60,8 @@ def _config(format: Quantise, head: list[str]) -> Any:
 
         return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=head)
     if format is Quantise.int8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=head)
-    return BitsAndBytesConfig(
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=head)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="fp4" if format is Quantise.fp4 else "nf4",
         bnb_4bit_use_double_quant=format is Quantise.qlora,

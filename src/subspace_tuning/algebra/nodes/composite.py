@@ -16,7 +16,7 @@ from . import structure as S
 from .base import PRODUCT, SUM, UNARY, Environment, Expression
 from .common import FactorsNode, MatrixNode, MultilinearNode, UnaryNode
 from .compact import added, multiplied
-from .leaves import Leaf, Number, Scalar
+from .leaves import Leaf, Matrix, Number, Scalar
 from .planning import Planner, Step
 
 
@@ -256,14 +256,15 @@ class Transpose(UnaryNode, MatrixNode):
     def apply(self, x: Rows, env: Environment) -> Rows:
         if self.diagonal:
             return self.node.apply(x, env)
-        value = None if self.needs_entries else env["W"]
-        if isinstance(value, Operator):
-            return value.multiply_transposed(R.as_tensor(x))
+        if type(self.node) is Matrix and self.node.name == "W":
+            value = env["W"]
+            if isinstance(value, Operator):
+                return value.multiply_transposed(R.as_tensor(x))
         return R.matmul(x, self.compact(env))
 
     @property
     def needs_entries(self) -> bool:
-        return not (isinstance(self.node, Leaf) and self.node.name == "W")
+        return not (type(self.node) is Matrix and self.node.name == "W")
 
     def compact(self, env: Environment) -> Tensor:
         matrix = self.node.compact(env)

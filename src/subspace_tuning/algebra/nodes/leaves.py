@@ -11,7 +11,7 @@ from ...errors import SubspaceError
 from .. import names
 from .. import rows as R
 from ..latex import name_in_latex
-from ..operators import Operator
+from ..operators import TENSORS, Operator
 from ..rows import Rows
 from ..shapes import NodeShapes, Shape
 from .base import Environment, Expression, NotLinearError
@@ -37,9 +37,12 @@ class Leaf(Expression):
 
     def compact(self, env: Environment) -> Tensor:
         value = env[self.name]
-        if isinstance(value, Operator):
-            return value.dequantise()
-        return zero_dim(value) if type(value) in (float, int) else value  # type: ignore[return-value]
+        if type(value) not in TENSORS:  # which most are: no call is made for them
+            if isinstance(value, Operator):
+                return value.dequantise()
+            if isinstance(value, (float, int)):
+                return zero_dim(value)
+        return value  # type: ignore[return-value]
 
     def __str__(self) -> str:
         return self.name
@@ -62,7 +65,7 @@ class Matrix(Leaf, MatrixNode):
 
     def apply(self, x: Rows, env: Environment) -> Rows:
         value = env[self.name]
-        if isinstance(value, Operator):
+        if type(value) not in TENSORS and isinstance(value, Operator):
             return value.multiply(R.as_tensor(x))
         return R.matmul(x, value)  # type: ignore[arg-type]
 
