@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..algebra import Sizes, names
+from ..algebra.operators import Operator
 from ..linalg import Spectrum, svd
 from .selections import Selection
 from .starts import Place, fixed_number, lookup, reads_weight, value_at_start
@@ -213,7 +214,7 @@ class Reading(NamedTuple):
 
 def environment(
     method: Method,
-    weight: Tensor,
+    weight: Tensor | Operator,
     parameters: Mapping[str, Tensor],
     constants: Mapping[str, Tensor],
     scale: float,
@@ -221,17 +222,23 @@ def environment(
     one_hot: bool = False,
     norm: Callable[[Tensor], Tensor] | None = None,
     evaluated: bool = False,
-) -> dict[str, Tensor | float | Callable[[Tensor], Tensor]]:
+) -> dict[str, Tensor | Operator | float | Callable[[Tensor], Tensor]]:
     """Return what the formula's names stand for: factors are their parameter, or their anchor plus it.
 
     With ``evaluated`` what ``formula.evaluated`` does not name is not computed.
     """
     reading = method.readings[1 if one_hot else 0]
-    env: dict[str, Tensor | float | Callable[[Tensor], Tensor]] = {"W": weight, "s": scale, **constants, **parameters}
+    env: dict[str, Tensor | Operator | float | Callable[[Tensor], Tensor]] = {
+        "W": weight,
+        "s": scale,
+        **constants,
+        **parameters,
+    }
     if norm is not None:
         env["N"] = norm
     if method.formula.names_bias:
-        env["b"] = weight.new_zeros(weight.shape[1]) if bias is None else bias
+        zeros = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        env["b"] = zeros if bias is None else bias
     for name, anchor in reading.sums if evaluated else reading.anchors.items():
         env[name] = (constants[anchor] if type(anchor) is str else anchor) + parameters[name]  # type: ignore[operator]
     for name, start in reading.offsets:

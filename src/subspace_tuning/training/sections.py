@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import MISSING as MISSING
 
 from ..documented import Range, documented, settings
+from ..models.quantise import Quantise
 from ..tuner import SubspaceConfig
 
 FULL = "full"
@@ -180,6 +181,12 @@ class RunConfig:
 
     model: str = _key(MISSING, "a hub name, a local folder, or minilm")
     output: str = _key(MISSING, "the folder that gets the results")
+    quantise: Quantise | None = _key(
+        None,
+        "hold the frozen weights of linear layers in fewer bits, those of the head excepted: nf4, fp4 and int8 by "
+        "bitsandbytes, torchao_int8 by torchao, qlora for nf4 with double quantisation and, on a CUDA device, a paged "
+        "optimiser; null keeps float32",
+    )
     task: TaskSection = field(default_factory=TaskSection)
     adapter: AdapterSection = field(default_factory=AdapterSection)
     training: TrainingSection = field(default_factory=TrainingSection)

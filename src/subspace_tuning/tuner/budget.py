@@ -38,7 +38,7 @@ def matrix_shape(module: nn.Module) -> tuple[int, int]:
     """Return n and m of a module's W."""
     kind = kind_of(module)
     assert kind is not None
-    n, m = kind.matrix(outline(module.weight)).shape  # type: ignore[arg-type]
+    n, m = kind.held(module).shape if kind.opaque else kind.matrix(outline(module.weight)).shape  # type: ignore[arg-type]
     return n, m
 
 

@@ -17,7 +17,7 @@ from .exact import exactly
 from .kinds import kind_of
 from .layer import SubspaceLayer
 from .targets import check_targets, place, targets
-from .weights import check_at_hand
+from .weights import check_at_hand, check_gradient
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -52,6 +52,9 @@ def calibrate(
         check_at_hand(module, name)
     chooser = method.chooser
     assert chooser is not None
+    if chooser.scored == "weight":
+        for name, module in found.items():
+            check_gradient(module, name)
     scores = _squares(model, {name: getattr(one, chooser.scored) for name, one in found.items()}, batches, loss)
     if chooser.scored == "weight":
         scores = {name: _oriented(found[name], square) for name, square in scores.items()}
@@ -68,6 +71,8 @@ def fisher(layers: Mapping[str, SubspaceLayer], run: Callable[[], Iterator[Tenso
 
     ``run`` gives one loss per example, each computed when it is asked for.
     """
+    for name, layer in layers.items():
+        check_gradient(layer.get_base_layer(), name)
     weights = {name: layer.frozen_weight for name, layer in layers.items()}
     squares = _summed(weights, run)
     return {name: layers[name].kind.matrix(square) for name, square in squares.items()}

@@ -39,13 +39,13 @@ class FollowingLayer(StatedLayer):
 
     def names_computed(self, method: Method, sizes: Sizes, scale: float) -> tuple[str, ...]:
         """Return the names of a method's constants that follow from W."""
-        meta = torch.empty(self.kind.matrix(self.frozen_weight).shape, device="meta")
+        meta = torch.empty(self.frozen_matrix.shape, device="meta")
         return tuple(self._computed(method, sizes, scale, meta))
 
     def follow_moves(self, name: str) -> None:
         """Follow the weight if it may have changed as far as a forward pass can tell."""
-        if torch.compiler.is_compiling() or not self.adapters[name].computed:
-            return
+        if torch.compiler.is_compiling() or self.kind.opaque or not self.adapters[name].computed:
+            return  # the numbers of a quantised weight are too dear to be compared in every pass
         if self._watch.moved(self.frozen_weight):
             self.follow(thoroughly=True)
 
@@ -107,12 +107,14 @@ class FollowingLayer(StatedLayer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FollowingLayer:
         """Move or cast the layer. A cast weight is the same one to rounding: nothing is computed anew."""
-        before = self.frozen_weight.data
+        before = None if self.kind.opaque else self.frozen_weight.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for parameter in self._frozen.values():
             parameter.data = fn(parameter.data)
         for module in self._replaced:
             module._apply(fn)
+        if before is None:
+            return self
         after = self.frozen_weight.data
         cast = after.dtype != before.dtype and readable(before) and readable(after)
         if cast and self.follows and self._watch.knows(before) and torch.equal(before.to(after), after):

@@ -18,6 +18,7 @@ from .compat import BufferDict
 from .following import follow_loaded
 from .kinds import ConvKind, EmbeddingKind, kind_of
 from .parametrised import compute
+from .quantised import Settings
 from .running import RunningLayer
 from .state import AdapterState
 from .watch import Watch
@@ -33,7 +34,9 @@ class SubspaceLayer(RunningLayer):
     adapter_layer_names = ("subspace_params",)
     other_param_names = ("subspace_constants", "adapters")
 
-    def __init__(self, base_layer: nn.Module, called_elsewhere: bool = False) -> None:
+    def __init__(
+        self, base_layer: nn.Module, called_elsewhere: bool = False, quantisation: Settings | None = None
+    ) -> None:
         super().__init__()
         kind = kind_of(base_layer)
         assert kind is not None
@@ -50,9 +53,10 @@ class SubspaceLayer(RunningLayer):
         self.merged_adapters = []
         self._frozen, self._replaced = {}, []
         self.called_elsewhere = called_elsewhere
+        self.quantisation, self.requantised = quantisation or {}, None
         self.reached = False  # called, or read in place of a call
         self._knows_forward = kind.knows(base_layer)
-        self.in_features, self.out_features = self.kind.matrix(self.frozen_weight).shape
+        self.in_features, self.out_features = self.frozen_matrix.shape
         self.register_load_state_dict_post_hook(follow_loaded)  # type: ignore[no-untyped-call]
         self.train(base_layer.training)  # a second adapter may come to a model that is in evaluation
 
@@ -131,10 +135,10 @@ class SubspaceLayer(RunningLayer):
 
     def _plans(self, method: Method, sizes: Sizes, dropout: float) -> tuple[Plan, Plan]:
         """Return how a method is evaluated where the weight is, in training and in evaluation."""
-        device, drops = self.frozen_weight.device.type, 0.0 if self.kind.one_hot else dropout  # indices are not dropped
+        device, drops = self.frozen_matrix.device.type, 0.0 if self.kind.one_hot else dropout  # indices are not dropped
         return (
-            plan(method.formula, sizes, training=True, dropout=drops, device=device),
-            plan(method.formula, sizes, training=False, device=device),
+            plan(method.formula, sizes, training=True, dropout=drops, device=device, opaque=self.kind.opaque),
+            plan(method.formula, sizes, training=False, device=device, opaque=self.kind.opaque),
         )
 
     def train(self, mode: bool = True) -> SubspaceLayer:
@@ -145,10 +149,10 @@ class SubspaceLayer(RunningLayer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SubspaceLayer:
         """Move or cast the layer; on another type of device other plans are the cheapest."""
-        before = self.frozen_weight.device.type
+        before = self.frozen_matrix.device.type
         self._evaluation = None
         super()._apply(fn, recurse)
-        if self.frozen_weight.device.type != before:
+        if self.frozen_matrix.device.type != before:
             for name, state in self.adapters.items():
                 self._change(name, plans=self._plans(state.method, state.sizes, state.dropout))
         return self
@@ -162,7 +166,7 @@ class SubspaceLayer(RunningLayer):
             if adapter_name in tensors and not any(
                 parameter.is_meta for parameter in tensors[adapter_name].parameters()
             ):
-                tensors[adapter_name].to(self.frozen_weight.device if device is None else device)
+                tensors[adapter_name].to(self.frozen_matrix.device if device is None else device)
 
     def raise_precision(self, adapter_name: str) -> None:
         """Raise factors of a low precision to float32; as peft does it, by new parameters."""

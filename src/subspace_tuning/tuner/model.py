@@ -12,6 +12,7 @@ from peft import PeftConfig
 from peft.functional import cast_adapter_dtype, delete_adapter, set_adapter
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,7 +29,9 @@ from .lora_form import Layout
 from .merging import check_merge
 from .mixing import rows_named
 from .naming import check_name
+from .quantised import check_method
 from .reach import forget_unreached, warn_of_unreached
+from .requantised import tell
 from .sharding import leave_out_of_broadcasts
 from .targets import by_pattern, check_targets, modules_of, place, rank_of, targets
 from .transaction import undone_on_failure
@@ -93,6 +96,7 @@ class SubspaceModel(BaseTuner):
             for name, module in modules_of(model):
                 if name in places:
                     check_weight(module, name)
+                    check_method(config.resolved, module, name)
             if config.entries is None and config.resolved.formula.masked:
                 config.entries = entries_of(config, state, self.prefix, dict(modules_of(model)))
         walked = Outside(model, touched)
@@ -118,7 +122,7 @@ class SubspaceModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         base = target.get_base_layer() if isinstance(target, SubspaceLayer) else target
-        partitioned = is_partitioned(base.weight)  # type: ignore[arg-type]
+        partitioned = is_partitioned(getattr(base, "weight", None))
         with whole(base):
             layer = self._adapt(peft_config, adapter_name, target, target_name, parent, current_key)
         if partitioned:
@@ -139,7 +143,7 @@ class SubspaceModel(BaseTuner):
         layout = Layout.of(target.get_base_layer() if isinstance(target, SubspaceLayer) else target)
         config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
         if not isinstance(target, SubspaceLayer):
-            layer = layer_class(target)(target, called_elsewhere=self._places[target] > 1)
+            layer = layer_class(target)(target, self._places[target] > 1, get_quantization_kwargs(self.model))
             self._replace_module(parent, target_name, layer, target)
             warn_of_unreached(self.model)
         assert isinstance(layer, SubspaceLayer)
@@ -245,6 +249,7 @@ class SubspaceModel(BaseTuner):
         """Merge adapters into the base weights. Raises SubspaceError before any layer is changed."""
         check_merge(layers_of(self.model), adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        tell(dict(layers_of(self.model)))
 
     def _unload_and_optionally_merge(
         self,
@@ -257,8 +262,10 @@ class SubspaceModel(BaseTuner):
             check_merge(layers_of(self.model), adapter_names, safe_merge)
         forget_unreached(self.model)
         remove_hooks(self.model)
+        layers = dict(layers_of(self.model))
         model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         if merge:
+            tell(layers)
             separate(model)
             keep_scale(getattr(model, "config", None))
         return model

@@ -26,6 +26,7 @@ from .exact import exactly
 from .kinds import kind_of, supported
 from .layer import SubspaceLayer
 from .placement import by_role
+from .quantised import check_method
 from .recognise import in_short
 from .validate import check_rank
 from .walking import Outside
@@ -115,6 +116,7 @@ def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
 def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
     check_weight(module, name)
     kind, method = kind_of(module), config.resolved
+    check_method(method, module, name)
     if kind is None:
         raise SubspaceError(
             f"Target module {name} ({type(module).__name__}) is not supported. Currently, only the following modules "

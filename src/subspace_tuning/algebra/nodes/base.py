@@ -29,12 +29,13 @@ import torch
 from torch import Tensor
 
 from ...errors import SubspaceError
+from ..operators import Operator
 from ..rows import Rows
 from ..shapes import NodeShapes, Shape
 from .planning import Planner, Step
 from .structure import NONE, Structure
 
-Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor]"]
+Environment: TypeAlias = Mapping[str, "Tensor | Operator | float | Callable[[Tensor], Tensor]"]
 
 SUM, PRODUCT, UNARY, ATOM = range(4)  # how tightly an operation binds
 
@@ -57,6 +58,7 @@ class Expression(ABC):
     # Defaults that hold for every node; one that differs says so.
     precedence = ATOM
     forms_itself = False  # whether ``apply`` multiplies the rows by the formed matrix
+    reads_norms = False  # whether ``apply`` takes the norms of the columns below
     rows_enter: ClassVar[int | None] = None  # the child whose rows are this node's, where dropout may act
     scaled_child: ClassVar[int | None] = (
         None  # the child that takes the numbers before this node, where that is cheaper
@@ -174,6 +176,11 @@ class Expression(ABC):
     @abstractmethod
     def linear_map(self) -> bool:
         """Whether the map on rows is linear as far as this node goes, and acts on all rows alike."""
+
+    @property
+    def needs_entries(self) -> bool:
+        """Whether ``apply`` needs the entries of what stands below, and not only products with it."""
+        return self.forms_itself
 
     @cached_property
     def has_matrix(self) -> bool:
