@@ -19,6 +19,7 @@ RINGS = (
     "compat",
     "files",
     "provenance",
+    "jobs",
     "linalg",
     "algebra",
     "methods",

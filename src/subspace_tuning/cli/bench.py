@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,9 +13,6 @@ from rich.table import Table
 from ..bench.choices import Curve, Precision
 from .console import show, table_of
 from .progress import progress_bar
-
-if TYPE_CHECKING:
-    from ..bench.measure import Row
 
 
 def bench(
@@ -47,12 +43,12 @@ def bench(
 
     It stands beside the frozen floor, peft's own version and full fine-tuning. The frozen floor is the same model with
     frozen weights, the gradient flowing from the embeddings to the loss. All arms run in one process, a step of each in
-    turn; a ratio is the median over the rounds with its 95 percent interval.
+    turn; a ratio is the median over the rounds with its 95 percent interval. An interrupted curve goes on when the
+    command is given again.
     """
     from ..bench.arms import check, default_methods
     from ..bench.settings import shape_of
-    from ..files import check_file, written
-    from ..provenance import circumstances
+    from ..files import check_file
     from ..training.runtime import threads as computing_with
 
     warnings.filterwarnings("ignore", module="transformers|peft|torch")
@@ -61,15 +57,15 @@ def bench(
     check(method or [])
     with computing_with(threads):
         if curve is None:
-            found = _table(shape, precision, method or default_methods(), rank, budget, rounds, memory, compiled)
+            names = method or default_methods()
+            _table(output, shape, precision, names, rank, budget, rounds, memory, compiled)
         else:
-            found = _curve(curve, precision, method or ["ssb", "lora", "dora"], rounds)
-        with written(output) as file:
-            file.write_text(json.dumps(circumstances() | found, indent=1) + "\n", encoding="utf-8")
+            _curve(output, curve, precision, method or ["ssb", "lora", "dora"], rounds)
     typer.echo(f"saved in {output}")
 
 
 def _table(
+    output: Path,
     shape: str,
     precision: Precision,
     names: list[str],
@@ -78,67 +74,91 @@ def _table(
     rounds: int,
     memory: bool,
     compiled: bool,
-) -> dict[str, Any]:
+) -> None:
+    import torch
+
     from ..bench.arms import arms
     from ..bench.measure import WARM_UP, table
     from ..bench.settings import shape_of
+    from ..files import write_json
+    from ..jobs import measured
+    from ..provenance import circumstances
 
     chosen = shape_of(shape)
-    with progress_bar() as bar:
-        told = partial(bar.one_of, "measuring", WARM_UP + rounds)
-        matching = None if budget is None else (chosen, budget)
-        rows = table(chosen, arms(names, rank, matching, compiled), precision, rounds, memory, told)
-    size = f"rank {rank}" if budget is None else f"budget {budget}"
-    title = f"{chosen.title}, {precision.value}, {size}, {rounds} rounds"
-    show(_shown(title, rows, memory))
-    return {
+    every = arms(names, rank, None if budget is None else (chosen, budget), compiled)
+    job = {
         "shape": chosen.title,
         "precision": precision.value,
         "rank": rank if budget is None else None,
         "budget": budget,
         "rounds": rounds,
-        "rows": [row.plain() for row in rows],
     }
 
+    def measure(unit: None) -> dict[str, Any]:
+        with progress_bar() as bar:
+            told = partial(bar.one_of, "measuring", WARM_UP + rounds)
+            return {"rows": [row.plain() for row in table(chosen, every, precision, rounds, memory, told)]}
 
-def _shown(title: str, rows: list[Row], memory: bool) -> Table:
+    description = job | {"arms": list(map(str, every)), "memory": memory, "threads": torch.get_num_threads()}
+    with measured(output, description, {"table": None}, measure) as found:
+        size = f"rank {rank}" if budget is None else f"budget {budget}"
+        show(_shown(f"{chosen.title}, {precision.value}, {size}, {rounds} rounds", found["table"]["rows"], memory))
+        write_json(output, circumstances() | job | found["table"])
+
+
+def _shown(title: str, rows: list[dict[str, Any]], memory: bool) -> Table:
     columns = ("ms", "to the floor", "95 %", "to peft", "saved MiB", "GFLOP", "build s", "trained")
     shown = table_of("arm", figures=(*columns, *(("peak MiB",) if memory else ())), title=title)
     for row in rows:
+        median, low, high = row["to_floor"]
         figures = [
-            f"{row.seconds * 1e3:.1f}",
-            f"{row.to_floor.median:.3f}",
-            f"{row.to_floor.low:.2f}-{row.to_floor.high:.2f}",
-            "" if row.to_peft is None else f"{row.to_peft.median:.3f}",
-            f"{row.saved_mib:.1f}",
-            f"{row.gflops:.1f}",
-            f"{row.build_seconds:.2f}",
-            f"{row.trainable:,}",
+            f"{row['seconds'] * 1e3:.1f}",
+            f"{median:.3f}",
+            f"{low:.2f}-{high:.2f}",
+            "" if row["to_peft"] is None else f"{row['to_peft'][0]:.3f}",
+            f"{row['saved_mib']:.1f}",
+            f"{row['gflops']:.1f}",
+            f"{row['build_seconds']:.2f}",
+            f"{row['trainable']:,}",
         ]
-        shown.add_row(str(row.arm), *figures, *([f"{row.peak_mib:.0f}"] if row.peak_mib is not None else []))
+        shown.add_row(row["arm"], *figures, *([f"{row['peak_mib']:.0f}"] if memory else []))
     return shown
 
 
-def _curve(curve: Curve, precision: Precision, names: list[str], rounds: int) -> dict[str, Any]:
+def _curve(output: Path, curve: Curve, precision: Precision, names: list[str], rounds: int) -> None:
+    import torch
+
     from ..bench.curves import CURVES, growth, many_adapters
     from ..bench.measure import WARM_UP
+    from ..files import write_json
+    from ..jobs import measured
+    from ..provenance import circumstances
 
     values = CURVES[curve]
-    points: list[dict[str, Any]] = []
-    if curve is Curve.adapters:
-        with progress_bar() as bar:
+    job = {"curve": curve.value, "precision": precision.value, "rounds": rounds}
+    with progress_bar() as bar:
+
+        def adapters(name: str) -> dict[str, Any]:
             told = partial(bar.one_of, "adapters", len(names) * max(values))
-            points += [point for name in names for point in many_adapters(name, rounds, told)]
-    else:
-        with progress_bar() as bar:
+            return {"points": list(many_adapters(name, rounds, told))}
+
+        def grown(value: int) -> dict[str, Any]:
             told = partial(bar.one_of, curve.value, len(values) * (WARM_UP + rounds))
-            points += growth(curve, names, precision, rounds, told)
+            return {"points": growth(curve, value, names, precision, rounds, told)}
+
+        units: dict[str, Any] = (
+            {name: name for name in names} if curve is Curve.adapters else {str(v): v for v in values}
+        )
+        description = job | {"methods": names, "threads": torch.get_num_threads()}
+        measure = adapters if curve is Curve.adapters else grown
+        with measured(output, description, units, measure) as found:
+            points = [point for one in found.values() for point in one["points"]]
+            write_json(output, circumstances() | job | {"points": points})
     shown = table_of("arm", figures=[f"{value:,}" for value in values], title=f"{curve.value}, {precision.value}")
     for arm in dict.fromkeys(point["arm"] for point in points):
         own = {point["value"]: point for point in points if point["arm"] == arm}
         shown.add_row(arm, *(_point(own[value]) for value in values))
     show(shown)
-    return {"curve": curve.value, "precision": precision.value, "rounds": rounds, "points": points}
 
 
 def _point(point: dict[str, Any]) -> str:
