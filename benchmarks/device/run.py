@@ -28,8 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from subspace_tuning import SubspaceConfig, methods
 from subspace_tuning.bench.arms import PEFT
 from subspace_tuning.files import write_json
-from subspace_tuning.jobs import measured
 from subspace_tuning.jobs.script import one_line_errors, parser
+from subspace_tuning.jobs.units import measured
 from subspace_tuning.provenance import circumstances
 
 CUDA = torch.cuda.is_available()

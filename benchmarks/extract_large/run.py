@@ -24,8 +24,8 @@ from transformers import LlamaConfig
 
 from subspace_tuning.adapters.pairs import pair
 from subspace_tuning.files import write_json
-from subspace_tuning.jobs import measured
 from subspace_tuning.jobs.script import done, one_line_errors, parser
+from subspace_tuning.jobs.units import measured
 from subspace_tuning.models.checkpoint import Checkpoint
 from subspace_tuning.provenance import circumstances
 

@@ -19,8 +19,9 @@ from typing import Any
 from scipy import stats
 
 from subspace_tuning.files import write_text
-from subspace_tuning.jobs import kept, read_object
-from subspace_tuning.jobs.script import grid, one_line_errors, parser
+from subspace_tuning.jobs.fields import read_object
+from subspace_tuning.jobs.script import grid, grid_parser, one_line_errors
+from subspace_tuning.jobs.units import kept
 
 HERE = Path(__file__).resolve().parent
 TASKS: Mapping[str, int] = {"mrpc": 96, "cola": 40}  # tokens, as the models were trained
@@ -208,27 +209,21 @@ def pages(results: Path) -> None:
 @one_line_errors()
 def main() -> None:
     """Reads the command line, does the jobs and writes the tables."""
-    words = parser(__doc__, HERE / "results")
+    words = grid_parser(__doc__, HERE / "results", workers=2)
     words.add_argument("--data", type=Path, help="the folder with one folder per task")
     words.add_argument("--models", type=Path, help="the runs folder of glue_minilm, with its full fine-tunings")
     words.add_argument("--work", type=Path, default=Path("runs/extract_minilm"), help="gets the adapters")
-    words.add_argument("--workers", type=int, default=2, help="jobs at a time, of one thread each")
     words.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME", help="some jobs alone")
-    words.add_argument("--table", action="store_true", help="only write the tables")
     options = words.parse_args()
-    if options.table:
-        pages(options.results)
-        return
-    if options.data is None or options.models is None:
+    if not options.table and None in (options.data, options.models):
         words.error("--data and --models are needed to extract")
     grid(
-        options.results,
+        options,
         {"tokens": TASKS},
         {name: JOBS[name] for name in options.jobs},
         partial(measure, data=options.data, models=options.models, work=options.work),
-        partial(pages, options.results),
-        records=options.results / "records",
-        workers=options.workers,
+        pages,
+        records="records",
         told=lambda name, one: print(f"{name}: error {one.get('error', 0):.4f}, score {one['score']:.4f}", flush=True),
     )
 

@@ -18,8 +18,8 @@ from typing import Any
 from scipy import stats
 
 from subspace_tuning.files import write_json, write_text
-from subspace_tuning.jobs import kept
-from subspace_tuning.jobs.script import grid, one_line_errors, parser
+from subspace_tuning.jobs.script import grid, grid_parser, one_line_errors
+from subspace_tuning.jobs.units import kept
 
 HERE = Path(__file__).resolve().parent
 
@@ -160,24 +160,19 @@ def pages(results: Path) -> None:
 @one_line_errors()
 def main() -> None:
     """Reads the command line, does what is missing and writes the tables."""
-    words = parser(__doc__, HERE / "results")
+    words = grid_parser(__doc__, HERE / "results", workers=2)
     words.add_argument("--data", type=Path, help="the folder with one folder per task")
     words.add_argument("--runs", type=Path, default=Path("runs/glue_minilm"), help="gets adapters and checkpoints")
     words.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     words.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     words.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
-    words.add_argument("--workers", type=int, default=2, help="runs at a time")
     words.add_argument("--threads", type=int, default=1, help="threads per run")
     words.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the products")
-    words.add_argument("--table", action="store_true", help="only write the tables")
     options = words.parse_args()
-    if options.table:
-        pages(options.results)
-        return
-    if options.data is None or not options.data.is_dir():
+    if not (options.table or (options.data and options.data.is_dir())):
         words.error(f"--data {options.data} is not a folder")
     grid(
-        options.results,
+        options,
         {"rank": RANK, "batch": BATCH, "head_rate": HEAD_RATE, "tasks": TASKS, "precision": options.precision},
         named(options.tasks, options.methods, options.seeds),
         partial(
@@ -188,8 +183,7 @@ def main() -> None:
             threads=options.threads,
             precision=options.precision,
         ),
-        partial(pages, options.results),
-        workers=options.workers,
+        pages,
         told=lambda name, one: print(f"{name}: {one['metric']} {one['score']:.4f}, {one['seconds']:.0f} s", flush=True),
     )
 

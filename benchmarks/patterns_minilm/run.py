@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from subspace_tuning.files import write_text
-from subspace_tuning.jobs import kept
-from subspace_tuning.jobs.script import grid, one_line_errors, parser
+from subspace_tuning.jobs.script import grid, grid_parser, one_line_errors
+from subspace_tuning.jobs.units import kept
 
 HERE = Path(__file__).resolve().parent
 METHOD, RANK, EPOCHS, LONGEST, TASK = "lora", 8, 2, 40, "cola"
@@ -88,18 +88,18 @@ def pages(results: Path) -> None:
 @one_line_errors()
 def main() -> None:
     """Reads the command line, does what is missing and writes the table."""
-    words = parser(__doc__, HERE / "results")
-    words.add_argument("--data", type=Path, required=True, help="the folder with a folder cola in it")
+    words = grid_parser(__doc__, HERE / "results", workers=2)
+    words.add_argument("--data", type=Path, help="the folder with a folder cola in it")
     words.add_argument("--runs", type=Path, default=Path("runs/patterns_minilm"))
-    words.add_argument("--workers", type=int, default=2)
     options = words.parse_args()
+    if not options.table and options.data is None:
+        words.error("--data is needed to train")
     grid(
-        options.results,
+        options,
         {"task": TASK, "method": METHOD, "rank": RANK, "epochs": EPOCHS, "max_length": LONGEST, "settings": SETTINGS},
         JOBS,
         partial(measure, data=options.data, runs=options.runs),
-        partial(pages, options.results),
-        workers=options.workers,
+        pages,
         told=lambda name, one: print(f"{name}: {one['score']:.4f} {one['orthogonality']}", flush=True),
     )
 

@@ -22,8 +22,8 @@ from subspace_tuning import methods
 from subspace_tuning.algebra import Sizes, alternatives
 from subspace_tuning.bench.measure import interleaved
 from subspace_tuning.files import write_json, write_text
-from subspace_tuning.jobs import measured
 from subspace_tuning.jobs.script import one_line_errors, parser
+from subspace_tuning.jobs.units import measured
 from subspace_tuning.methods import environment, initial_factors
 from subspace_tuning.provenance import circumstances
 

@@ -14,13 +14,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from subspace_tuning.files import write_text
-from subspace_tuning.jobs import kept
-from subspace_tuning.jobs.script import grid, one_line_errors, parser
+from subspace_tuning.jobs.script import grid, grid_parser, one_line_errors
+from subspace_tuning.jobs.units import kept
 
 HERE = Path(__file__).resolve().parent
 METHODS = (
@@ -181,19 +180,15 @@ def pages(results: Path) -> None:
 @one_line_errors()
 def main() -> None:
     """Reads the command line, measures and writes the tables."""
-    asked = parser(__doc__, HERE / "results")
+    asked = grid_parser(__doc__, HERE / "results")
     everything = [*TABLES, *OTHERS]
     asked.add_argument("--settings", nargs="+", choices=everything, default=everything)
     asked.add_argument("--methods", nargs="+", default=METHODS, help="those of the tables")
     asked.add_argument("--rounds", type=int, default=20)
     asked.add_argument("--run", default="1", help="a name for this run, so that several stand side by side")
-    asked.add_argument("--table", action="store_true", help="only write the tables")
     options = asked.parse_args()
-    if options.table:
-        pages(options.results)
-        return
     units = {f"{name}-{options.run}": words(name, options.methods, options.rounds) for name in options.settings}
-    grid(options.results, {"methods": options.methods, "few": FEW}, units, measure, partial(pages, options.results))
+    grid(options, {"methods": options.methods, "few": FEW}, units, measure, pages)
 
 
 if __name__ == "__main__":

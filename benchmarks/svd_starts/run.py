@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from subspace_tuning import SubspaceConfig
 from subspace_tuning.files import write_json
-from subspace_tuning.jobs import measured
 from subspace_tuning.jobs.script import done, one_line_errors, parser
+from subspace_tuning.jobs.units import measured
 from subspace_tuning.provenance import circumstances
 
 HERE = Path(__file__).resolve().parent

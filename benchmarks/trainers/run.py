@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from subspace_tuning.files import write_json, write_text
-from subspace_tuning.jobs import measured
 from subspace_tuning.jobs.script import done, one_line_errors, parser
+from subspace_tuning.jobs.units import measured
 from subspace_tuning.provenance import circumstances
 
 HERE = Path(__file__).resolve().parent

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..algebra import Sizes
 from ..errors import SubspaceError
 from ..files import write_json
-from ..jobs import parts
+from ..jobs.folder import parts
 from ..methods import Method
 from ..models.checkpoint import Checkpoint
 from ..theory.approximate import Approximation, approximate

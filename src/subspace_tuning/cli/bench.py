@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from ..bench.choices import Curve, Precision
 from .console import show, table_of
-from .progress import progress_bar
+from .progress import Bar, progress_bar
+
+if TYPE_CHECKING:
+    from ..bench.settings import Shape
 
 
 def bench(
@@ -46,69 +49,52 @@ def bench(
     turn; a ratio is the median over the rounds with its 95 percent interval. An interrupted curve goes on when the
     command is given again.
     """
+    import torch
+
     from ..bench.arms import check, default_methods
     from ..bench.settings import shape_of
-    from ..files import check_file
+    from ..files import check_file, write_json
+    from ..jobs.units import measured
+    from ..provenance import circumstances
     from ..training.runtime import threads as computing_with
 
     warnings.filterwarnings("ignore", module="transformers|peft|torch")
     output = check_file(output, overwrite)
-    shape_of(shape)
+    chosen = shape_of(shape)
     check(method or [])
-    with computing_with(threads):
+    job: dict[str, Any] = {"precision": precision.value, "rounds": rounds}
+    with computing_with(threads), progress_bar() as bar:
         if curve is None:
-            names = method or default_methods()
-            _table(output, shape, precision, names, rank, budget, rounds, memory, compiled)
+            size = {"rank": None, "budget": budget} if budget else {"rank": rank, "budget": None}
+            job |= {"shape": chosen.title, **size, "methods": method or default_methods(), "memory": memory}
+            job |= {"compiled": compiled}
+            kind, units, measure = "rows", {"table": chosen}, partial(_table, bar, job)
         else:
-            _curve(output, curve, precision, method or ["ssb", "lora", "dora"], rounds)
+            job |= {"curve": curve.value, "methods": method or ["ssb", "lora", "dora"]}
+            kind, units, measure = "points", _pieces(curve, job["methods"]), partial(_curve, bar, job)
+        with measured(output, job | {"threads": torch.get_num_threads()}, units, measure) as parts:
+            found = [one for part in parts.values() for one in part[kind]]
+            write_json(output, circumstances() | job | {kind: found})
+    show(_drawn_table(job, found) if curve is None else _drawn_curve(job, found))
     typer.echo(f"saved in {output}")
 
 
-def _table(
-    output: Path,
-    shape: str,
-    precision: Precision,
-    names: list[str],
-    rank: int,
-    budget: str | None,
-    rounds: int,
-    memory: bool,
-    compiled: bool,
-) -> None:
-    import torch
-
+def _table(bar: Bar, job: dict[str, Any], shape: Shape) -> dict[str, Any]:
     from ..bench.arms import arms
     from ..bench.measure import WARM_UP, table
-    from ..bench.settings import shape_of
-    from ..files import write_json
-    from ..jobs import measured
-    from ..provenance import circumstances
 
-    chosen = shape_of(shape)
-    every = arms(names, rank, None if budget is None else (chosen, budget), compiled)
-    job = {
-        "shape": chosen.title,
-        "precision": precision.value,
-        "rank": rank if budget is None else None,
-        "budget": budget,
-        "rounds": rounds,
-    }
-
-    def measure(unit: None) -> dict[str, Any]:
-        with progress_bar() as bar:
-            told = partial(bar.one_of, "measuring", WARM_UP + rounds)
-            return {"rows": [row.plain() for row in table(chosen, every, precision, rounds, memory, told)]}
-
-    description = job | {"arms": list(map(str, every)), "memory": memory, "threads": torch.get_num_threads()}
-    with measured(output, description, {"table": None}, measure) as found:
-        size = f"rank {rank}" if budget is None else f"budget {budget}"
-        show(_shown(f"{chosen.title}, {precision.value}, {size}, {rounds} rounds", found["table"]["rows"], memory))
-        write_json(output, circumstances() | job | found["table"])
+    matching = (shape, job["budget"]) if job["budget"] else None
+    chosen = arms(job["methods"], job["rank"], matching, job["compiled"])
+    told = partial(bar.one_of, "measuring", WARM_UP + job["rounds"])
+    rows = table(shape, chosen, Precision(job["precision"]), job["rounds"], job["memory"], told)
+    return {"rows": [row.plain() for row in rows]}
 
 
-def _shown(title: str, rows: list[dict[str, Any]], memory: bool) -> Table:
+def _drawn_table(job: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     columns = ("ms", "to the floor", "95 %", "to peft", "saved MiB", "GFLOP", "build s", "trained")
-    shown = table_of("arm", figures=(*columns, *(("peak MiB",) if memory else ())), title=title)
+    size = f"budget {job['budget']}" if job["budget"] else f"rank {job['rank']}"
+    title = f"{job['shape']}, {job['precision']}, {size}, {job['rounds']} rounds"
+    shown = table_of("arm", figures=(*columns, *(("peak MiB",) if job["memory"] else ())), title=title)
     for row in rows:
         median, low, high = row["to_floor"]
         figures = [
@@ -121,44 +107,36 @@ def _shown(title: str, rows: list[dict[str, Any]], memory: bool) -> Table:
             f"{row['build_seconds']:.2f}",
             f"{row['trainable']:,}",
         ]
-        shown.add_row(row["arm"], *figures, *([f"{row['peak_mib']:.0f}"] if memory else []))
+        shown.add_row(row["arm"], *figures, *([f"{row['peak_mib']:.0f}"] if job["memory"] else []))
     return shown
 
 
-def _curve(output: Path, curve: Curve, precision: Precision, names: list[str], rounds: int) -> None:
-    import torch
+def _pieces(curve: Curve, names: list[str]) -> dict[str, Any]:
+    """What of a curve is measured by itself: a value; of many adapters, which add up, a method."""
+    from ..bench.curves import CURVES
 
+    return {str(piece): piece for piece in (names if curve is Curve.adapters else CURVES[curve])}
+
+
+def _curve(bar: Bar, job: dict[str, Any], piece: Any) -> dict[str, Any]:
     from ..bench.curves import CURVES, growth, many_adapters
     from ..bench.measure import WARM_UP
-    from ..files import write_json
-    from ..jobs import measured
-    from ..provenance import circumstances
 
-    values = CURVES[curve]
-    job = {"curve": curve.value, "precision": precision.value, "rounds": rounds}
-    with progress_bar() as bar:
+    curve, names, rounds = Curve(job["curve"]), job["methods"], job["rounds"]
+    if curve is Curve.adapters:
+        told = partial(bar.one_of, "adapters", len(names) * max(CURVES[curve]))
+        return {"points": list(many_adapters(piece, rounds, told))}
+    told = partial(bar.one_of, curve.value, len(CURVES[curve]) * (WARM_UP + rounds))
+    return {"points": growth(curve, piece, names, Precision(job["precision"]), rounds, told)}
 
-        def adapters(name: str) -> dict[str, Any]:
-            told = partial(bar.one_of, "adapters", len(names) * max(values))
-            return {"points": list(many_adapters(name, rounds, told))}
 
-        def grown(value: int) -> dict[str, Any]:
-            told = partial(bar.one_of, curve.value, len(values) * (WARM_UP + rounds))
-            return {"points": growth(curve, value, names, precision, rounds, told)}
-
-        units: dict[str, Any] = (
-            {name: name for name in names} if curve is Curve.adapters else {str(v): v for v in values}
-        )
-        description = job | {"methods": names, "threads": torch.get_num_threads()}
-        measure = adapters if curve is Curve.adapters else grown
-        with measured(output, description, units, measure) as found:
-            points = [point for one in found.values() for point in one["points"]]
-            write_json(output, circumstances() | job | {"points": points})
-    shown = table_of("arm", figures=[f"{value:,}" for value in values], title=f"{curve.value}, {precision.value}")
+def _drawn_curve(job: dict[str, Any], points: list[dict[str, Any]]) -> Table:
+    values = list(dict.fromkeys(point["value"] for point in points))
+    shown = table_of("arm", figures=[f"{value:,}" for value in values], title=f"{job['curve']}, {job['precision']}")
     for arm in dict.fromkeys(point["arm"] for point in points):
         own = {point["value"]: point for point in points if point["arm"] == arm}
         shown.add_row(arm, *(_point(own[value]) for value in values))
-    show(shown)
+    return shown
 
 
 def _point(point: dict[str, Any]) -> str:

@@ -34,41 +34,51 @@ def parser(text: str | None, results: Path | None) -> argparse.ArgumentParser:
     return made
 
 
+def grid_parser(text: str | None, results: Path, workers: int = 0) -> argparse.ArgumentParser:
+    """Return a command line for ``grid``, with ``--table``, and with ``--workers`` if units run in processes."""
+    made = parser(text, results)
+    made.add_argument("--table", action="store_true", help="only write the tables")
+    # One process for timings: a second one would take the first one's time.
+    about = "units at a time, each in a process of its own" if workers else argparse.SUPPRESS
+    made.add_argument("--workers", type=int, default=workers, help=about)
+    return made
+
+
 def done(name: str, result: Result) -> None:
     """Print that a unit is done."""
     print(f"{name}: done", flush=True)
 
 
 def grid(
-    results: Path,
+    options: argparse.Namespace,
     description: Description,
     units: Mapping[str, Unit],
     measure: Measure[Unit],
-    pages: Callable[[], None],
+    pages: Callable[[Path], None],
     *,
-    records: Path | None = None,
-    workers: int = 0,
+    records: str = ".",
     told: Callable[[str, Result], object] = done,
 ) -> None:
     """Measure the units that have no result in a folder yet, and write the folder's pages, also if some fail.
 
     Args:
-        results: the folder.
+        options: of ``grid_parser``.
         description: what the results depend on besides their unit.
         units: by name.
         measure: makes a unit's result.
         pages: writes what is made of all results in the folder.
-        records: where the results of units lie, if not in the folder itself.
-        workers: units at a time, each in a process of its own; 0: in this one.
+        records: where in the folder the results of units lie.
         told: called with each new result.
 
     Raises:
         SubspaceError: the folder holds another job, or units failed.
     """
-    records = records or results
-    with owned(results, description):
-        print(f"{len(kept(records, units))} of {len(units)} are done", flush=True)
+    if options.table:
+        pages(options.results)
+        return
+    with owned(options.results, description):
+        print(f"{len(kept(options.results / records, units))} of {len(units)} are done", flush=True)
         try:
-            perform(records, units, measure, workers=workers, told=told)
+            perform(options.results / records, units, measure, workers=options.workers, told=told)
         finally:
-            pages()
+            pages(options.results)

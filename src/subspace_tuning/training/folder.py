@@ -20,7 +20,9 @@ from typing import Any
 
 from ..errors import SubspaceError
 from ..files import recover, write_json
-from ..jobs import LOCK, Fields, alone, claim, difference, is_vacant, read_object
+from ..jobs.description import difference
+from ..jobs.fields import Fields, read_object
+from ..jobs.folder import LOCK, alone, claim, is_vacant
 
 _STARTED = "started.json"
 _RECORD = "run.json"
