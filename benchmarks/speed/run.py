@@ -1,10 +1,10 @@
 """Training steps against the frozen floor and peft: shapes x number formats, with the limits that we set ourselves.
 
     python benchmarks/speed/run.py                  # all tables; an hour and a half on two cores that do nothing else
-    python benchmarks/speed/run.py --settings a-float32 b-autocast --rounds 10
+    python benchmarks/speed/run.py --run 3 --settings a-float32 b-autocast --rounds 10     # beside runs 1 and 2
     python benchmarks/speed/run.py --table          # only writes results.md from the tables that are there
 
-Each table is one call of `subspace bench` and one JSON file in the results folder; tables of an earlier day stay.
+Each table is one call of `subspace bench` and one JSON file in the results folder; tables that are there stay.
 """
 
 from __future__ import annotations

@@ -107,10 +107,13 @@ def extract(
             layers[module], row = _part(base, tuned, config, module, ranks.get(module, config.r), kept)
             rows.append(row)
             told("matrices", number + 1, len(modules))
-        write_adapter(folder, _adapter(base, tuned, config, layers, ranks), overwrite)
-        write_report(folder, rows)
         lost = left_out(base, tuned, set(modules), config.modules_to_save or [])
-        write_json(folder / LEFT_OUT, [one.row() for one in lost])
+
+        def report(into: Path) -> None:
+            write_report(into, rows)
+            write_json(into / LEFT_OUT, [one.row() for one in lost])
+
+        write_adapter(folder, _adapter(base, tuned, config, layers, ranks), overwrite, also=report)
     return rows
 
 
