@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import peft
 from ..tuner import SubspaceConfig
 from .arms import FLOOR, arms, build
 from .choices import Curve, Precision
+from .device import seconds
 from .measure import Ratio, interleaved
 from .settings import Shape, bert_block, freeze
 
@@ -38,16 +38,16 @@ def growth(
     base = shape.model(precision)
     chosen = [arm for arm in arms(names, value if curve is Curve.rank else 8) if arm.source != "full"]
     steps = {str(arm): build(arm, base, shape, precision).step for arm in chosen}
-    seconds = interleaved(steps, rounds, told)
+    taken = interleaved(steps, rounds, told)
     return [
         {
             "curve": curve.value,
             "value": value,
             "arm": name,
             "seconds": statistics.median(own),
-            "to_floor": list(Ratio.of(own, seconds[str(FLOOR)])),
+            "to_floor": list(Ratio.of(own, taken[str(FLOOR)])),
         }
-        for name, own in seconds.items()
+        for name, own in taken.items()
     ]
 
 
@@ -73,21 +73,15 @@ def many_adapters(name: str, repeats: int = 5, told: Callable[[], None] = lambda
             told()
         acts: dict[str, list[float]] = {"add": [], "switch": [], "delete": [], "step": []}
         for _ in range(repeats):
-            acts["add"].append(_seconds(lambda: model.add_adapter("last", config)))
-            acts["switch"].append(_seconds(lambda: model.set_adapter("last")))
-            acts["step"].append(_seconds(lambda: model(**inputs).loss.backward()))
+            acts["add"].append(seconds(lambda: model.add_adapter("last", config)))
+            acts["switch"].append(seconds(lambda: model.set_adapter("last")))
+            acts["step"].append(seconds(lambda: model(**inputs).loss.backward()))
             model.set_adapter("a1")
-            acts["delete"].append(_seconds(lambda: model.delete_adapter("last")))
-        for act, seconds in acts.items():
+            acts["delete"].append(seconds(lambda: model.delete_adapter("last")))
+        for act, taken in acts.items():
             yield {
                 "curve": Curve.adapters.value,
                 "value": count,
                 "arm": f"{name}: {act}",
-                "seconds": statistics.median(seconds),
+                "seconds": statistics.median(taken),
             }
-
-
-def _seconds(act: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    act()
-    return time.perf_counter() - started

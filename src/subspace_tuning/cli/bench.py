@@ -91,7 +91,7 @@ def _table(bar: Bar, job: dict[str, Any], shape: Shape) -> dict[str, Any]:
 
 
 def _drawn_table(job: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
-    columns = ("ms", "to the floor", "95 %", "to peft", "saved MiB", "GFLOP", "build s", "trained")
+    columns = ("ms", "to the floor", "95 %", "to peft", "saved MiB", "GFLOP", "operations", "build s", "trained")
     size = f"budget {job['budget']}" if job["budget"] else f"rank {job['rank']}"
     title = f"{job['shape']}, {job['precision']}, {size}, {job['rounds']} rounds"
     shown = table_of("arm", figures=(*columns, *(("peak MiB",) if job["memory"] else ())), title=title)
@@ -104,6 +104,7 @@ def _drawn_table(job: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
             "" if row["to_peft"] is None else f"{row['to_peft'][0]:.3f}",
             f"{row['saved_mib']:.1f}",
             f"{row['gflops']:.1f}",
+            f"{row['operations']:,}",
             f"{row['build_seconds']:.2f}",
             f"{row['trainable']:,}",
         ]
