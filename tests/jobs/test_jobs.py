@@ -163,6 +163,8 @@ def test_parts_stay_until_the_whole_is_there(tmp_path: Path) -> None:
     assert found == [[], [], ["of-8"]], "another description has other parts"
     with parts(output, {"rank": 8}):
         pass
+    with pytest.raises(ZeroDivisionError), parts(output, {"rank": 8}):
+        _ = 1 / 0  # before there is a part
     assert list(tmp_path.iterdir()) == []
 
 

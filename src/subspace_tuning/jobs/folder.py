@@ -85,8 +85,8 @@ def owned(folder: Path, description: Description) -> Iterator[None]:
 def parts(output: Path, description: Description) -> Iterator[Path]:
     """Give a folder for the parts of a job whose whole result is to be at ``output``; it goes when the body is done.
 
-    If the body does not come to its end, the parts stay, and the next call with the same description finds them.
-    Another description finds none, since the folder has its digest for a name.
+    If the body does not come to its end, the parts that are there stay, and the next call with the same description
+    finds them. Another description finds none, since the folder has its digest for a name.
 
     Raises:
         SubspaceError: the folder cannot be made, or another process is at work on the same output.
@@ -95,5 +95,10 @@ def parts(output: Path, description: Description) -> Iterator[Path]:
     with alone(folder):
         own = folder / digest(description)
         own.mkdir(exist_ok=True)
-        yield own
-        shutil.rmtree(folder, ignore_errors=True)  # with the lock, while it is held: who waits for it takes a new one
+        done = False
+        try:
+            yield own
+            done = True
+        finally:
+            if done or not any(folder.glob("*/*")):
+                shutil.rmtree(folder, ignore_errors=True)  # with the lock, while it is held: nobody can have taken it

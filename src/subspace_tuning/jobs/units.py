@@ -84,9 +84,8 @@ def measured(
 ) -> Iterator[dict[str, Result]]:
     """Give the results of all units, which the body is to write into ``output`` as one.
 
-    Until then they are parts of it, and the next call goes on from them.
-
-    Date, machine and versions are left out of each: ``output`` has them once.
+    Until then they are parts of it, and the next call goes on from them. Date, machine and versions are left out:
+    ``output`` has them once.
     """
     with parts(output, description) as folder:
         found = perform(folder, units, measure, told=told)
