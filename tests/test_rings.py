@@ -20,6 +20,7 @@ RINGS = (
     "compat",
     "files",
     "provenance",
+    "jobs",
     "linalg",
     "algebra",
     "methods",

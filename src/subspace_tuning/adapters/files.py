@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,16 @@ def _check_plain(config: LoraConfig, source: str) -> None:
         )
 
 
-def write_adapter(path: str | Path, adapter: Adapter, overwrite: bool = False) -> None:
+def write_adapter(
+    path: str | Path, adapter: Adapter, overwrite: bool = False, *, also: Callable[[Path], None] | None = None
+) -> None:
     """Write an adapter folder, whole or not at all.
+
+    Args:
+        path: the folder.
+        adapter: the adapter.
+        overwrite: replace an adapter that is there.
+        also: writes more files into the folder that it is called with.
 
     Raises:
         SubspaceError: there is something at the path that is no adapter, or an adapter and not ``overwrite``.
@@ -175,7 +183,7 @@ def write_adapter(path: str | Path, adapter: Adapter, overwrite: bool = False) -
     for module, layer in adapter.layers.items():
         for part, held in zip(_PARTS, (layer.parameters, layer.constants), strict=True):
             tensors |= {f"{_PREFIX}{module}{part}{name}": _stored(tensor) for name, tensor in held.items()}
-    _write(path, adapter.config, tensors, adapter, overwrite)
+    _write(path, adapter.config, tensors, adapter, overwrite, also)
 
 
 def write_lora(
@@ -262,7 +270,12 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
 
 
 def _write(
-    path: str | Path, config: PeftConfig, tensors: Mapping[str, Tensor], adapter: Adapter, overwrite: bool
+    path: str | Path,
+    config: PeftConfig,
+    tensors: Mapping[str, Tensor],
+    adapter: Adapter,
+    overwrite: bool,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     folder = check_output(path, overwrite)
     config = dataclasses.replace(config)
@@ -272,6 +285,8 @@ def _write(
     with replaced(folder) as temporary:
         save_file({**tensors, **saved}, temporary / _WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(temporary))
+        if also is not None:
+            also(temporary)
 
 
 def _pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from ..errors import SubspaceError
+from ..extras import needs
 from .heads import ending, head_modules
 from .meta import architecture_of
 
@@ -39,11 +38,10 @@ def quantised(
         cpu: load it there, even if there is an accelerator.
 
     Raises:
-        SubspaceError: the library is missing, or the model's configuration cannot be read.
+        SubspaceError: the library is not installed, or the model's configuration cannot be read.
     """
     library = "torchao" if format is Quantise.torchao_int8 else "bitsandbytes"
-    if find_spec(library) is None:
-        raise SubspaceError(f"quantise is {format.value}, which needs {library}: pip install {library}")
+    needs(f"quantise = {format.value}", "quantised", library)
     architecture = architecture_of(name)
     for key, value in settings.items():
         setattr(architecture, key, value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SubspaceError
-from ..files import check_file, check_folder, written
+from ..files import check_file, check_folder, write_text
 from ..tasks.data.acceptability import Example, generate
 from .folder import RunFolder
 from .run import run
@@ -75,8 +75,7 @@ def demo(folder: Path, seed: int = 0, *, overwrite: bool = False, progress: bool
     _check(folder, files, configs, overwrite)
     (folder / _DATA).mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
-        with written(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return (
         _result(entry, run(config, overwrite=overwrite, progress=progress).record)
         for entry, config in zip(ENTRIES, configs, strict=True)
