@@ -44,7 +44,7 @@ def test_every_form_of_file_gives_the_same_rows_and_classes(kind: str, tmp_path:
 @pytest.mark.parametrize("kind", OWN)
 def test_what_settles_a_task_makes_it_again(kind: str, tmp_path: Path) -> None:
     source = write(tmp_path, "jsonl", ROWS[kind])
-    task, rows = tasks.get(kind).prepare(source)
+    task, _ = tasks.get(kind).prepare(source)
     again = tasks.get(kind).configured(task.options)
     assert again == task and again.model_settings == task.model_settings
     assert again.read(source).first(3).fingerprint() == task.read(source).first(3).fingerprint()
@@ -53,7 +53,9 @@ def test_what_settles_a_task_makes_it_again(kind: str, tmp_path: Path) -> None:
 
 # What a person may write: quotes, line breaks, other scripts, words that readers take for numbers or for nothing.
 CELLS = st.one_of(
-    st.sampled_from(["01", "1e3", "NaN", "null", "NA", "True", "false", '"', '""', "'", "a,b", "a\tb", "x;y", "#", "-1"]),
+    st.sampled_from(
+        ["01", "1e3", "NaN", "null", "NA", "True", "false", '"', '""', "'", "a,b", "a\tb", "x;y", "#", "-1"]
+    ),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12),
     st.text("\"'\n\r\t,;\\ab", min_size=1, max_size=8),
 ).filter(lambda text: bool(text.strip()) and not text.startswith("\ufeff"))
@@ -231,9 +233,19 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
     "UTF-16": ("rows.csv", TABLE.encode("utf-16"), {}, "rows.csv is in UTF-16: save it in UTF-8"),
     "ending": ("rows.xlsx", "PK", {}, r"rows.xlsx ends in '.xlsx': what can be read ends in .csv, .tsv"),
     "damaged parquet": ("rows.parquet", "PAR1", {}, "rows.parquet cannot be read"),
-    "damaged JSON": ("rows.jsonl", '{"text": "ba", "label": "x"}\n{no\n', {}, "rows.jsonl cannot be read: line 2 is not"),
+    "damaged JSON": (
+        "rows.jsonl",
+        '{"text": "ba", "label": "x"}\n{no\n',
+        {},
+        "rows.jsonl cannot be read: line 2 is not",
+    ),
     "no objects": ("rows.jsonl", '{"text": "ba", "label": "x"}\n[1]\n', {}, "rows.jsonl, line 2: .* is no object"),
-    "no such column": ("rows.csv", TABLE, {"label": "lable"}, "no column 'lable', did you mean label.* task.label names"),
+    "no such column": (
+        "rows.csv",
+        TABLE,
+        {"label": "lable"},
+        "no column 'lable', did you mean label.* task.label names",
+    ),
     "no such text": ("rows.csv", TABLE, {"text": "texts"}, "no column 'texts', did you mean text.* task.text names"),
     "semicolons": ("rows.csv", TABLE.replace(",", ";"), {}, "its cells seem to stand between semicolons"),
     "column twice": ("rows.csv", "text,text,label\na,b,x\n", {}, "two columns 'text': rename one"),
@@ -252,7 +264,12 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         "line 1: a text has half a surrogate",
     ),
     "one class": ("rows.csv", "text,label\nba,x\nde,x\n", {}, "needs two classes, and this one has 'x'"),
-    "outside the list": ("rows.csv", TABLE, {"classes": ["x", "z"]}, "line 3: column 'label' has 'y', which is none of"),
+    "outside the list": (
+        "rows.csv",
+        TABLE,
+        {"classes": ["x", "z"]},
+        "line 3: column 'label' has 'y', which is none of",
+    ),
     "class twice": ("rows.csv", TABLE, {"classes": ["x", "y", "x"]}, "task.classes has 'x' twice"),
     "all different": (
         "rows.csv",
@@ -278,7 +295,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "not finite": ("regression", "text,label\nba,1\nde,inf\n", "line 3: column 'label' is 'inf', which is no number"),
     "decimal comma": ("regression", 'text,label\nba,"1,5"\nde,2\n', "line 2: .* write it as 1234.5"),
     "constant": ("regression", "text,label\nba,2\nde,2\n", "all 2 numbers are 2"),
-    "words and tags": ("token_classification", "tokens,tags\nba de,O\n", "line 2: column 'tokens' has 2 words and 'tags' 1"),
+    "words and tags": (
+        "token_classification",
+        "tokens,tags\nba de,O\n",
+        "line 2: column 'tokens' has 2 words and 'tags' 1",
+    ),
     "no words": ("token_classification", "tokens,tags\n,O\n", "line 2: column 'tokens' has no words"),
     "no tags": ("token_classification", "tokens,tags\nba,\n", "line 2: column 'tags' has no labels"),
     "one label": ("multi_label", 'text,label\nba,"x"\nde,\n', "needs two classes"),
@@ -313,7 +334,7 @@ def test_data_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(SubspaceError, match="folder has no train, validation or test file"):
         classification.prepare("folder")
     monkeypatch.setattr(datasets, "load_dataset", lambda name: (_ for _ in ()).throw(ConnectionError("no network")))
-    with pytest.raises(SubspaceError, match="no file or folder 'me/mine', and the hub does not .*: no network; give"):
+    with pytest.raises(SubspaceError, match=r"no file or folder 'me/mine', and the hub does not .*: no network; give"):
         classification.prepare("me/mine")
 
 
