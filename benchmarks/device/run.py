@@ -24,16 +24,15 @@ from typing import Any
 import torch
 from peft import get_peft_model
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from subspace_tuning import SubspaceConfig, methods
 from subspace_tuning.bench.arms import PEFT
+from subspace_tuning.bench.device import device, operations, peak_mib, seconds, wait
 from subspace_tuning.files import write_json
 from subspace_tuning.provenance import circumstances
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
+DEVICE = device().type
 RANK = 16
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FEW = ("lora", "dora", "ssb", "ia3", "pissa", "adalora", "liera", "pafi")
@@ -46,50 +45,16 @@ Step = Callable[[], Any]
 Table = dict[str, dict[str, Any]]
 
 
-class Operations(TorchDispatchMode):
-    """Counts what torch begins, views left out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.count += not (isinstance(result, Tensor) and result._is_view())
-        return result
-
-
-def wait() -> None:
-    if CUDA:
-        torch.cuda.synchronize()
-
-
 def timed(steps: dict[str, Step], rounds: int, warm: int = 3) -> dict[str, list[float]]:
     """Return the milliseconds of each step in each round."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     turns = random.Random(0)  # what runs before a step changes its time
     for index in range(rounds + warm):
         for name in turns.sample(list(steps), len(steps)):
-            wait()
-            start = time.perf_counter()
-            steps[name]()
-            wait()
+            taken = seconds(steps[name])
             if index >= warm:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * taken)
     return times
-
-
-def peak(step: Step) -> float | None:
-    """Return the MiB that a step takes beyond what is held before it, None on the CPU."""
-    if not CUDA:
-        return None
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
-    step()
-    wait()
-    return round((torch.cuda.max_memory_allocated() - held) / 2**20, 1)
 
 
 def tabled(steps: dict[str, Step], rounds: int) -> Table:
@@ -97,9 +62,8 @@ def tabled(steps: dict[str, Step], rounds: int) -> Table:
     rows: Table = {}
     for name, step in steps.items():
         step()
-        with Operations() as begun:
-            step()
-        rows[name] = {"operations": begun.count, "peak MiB": peak(step)}
+        peak = peak_mib(step)
+        rows[name] = {"operations": len(operations(step)), "peak MiB": None if peak is None else round(peak, 1)}
     times = timed(steps, rounds)
     floor = statistics.median(times["floor"]) if "floor" in times else None
     for name, own in times.items():
@@ -188,7 +152,7 @@ def training(
 
 def _training_step(model: nn.Module, ids: Tensor) -> Step:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=CUDA) if trained else None
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=DEVICE != "cpu") if trained else None
 
     def step() -> None:
         model(input_ids=ids, labels=ids).loss.backward()
@@ -246,13 +210,11 @@ def starts(n: int, m: int) -> Table:
     for arm in ("ours pissa", "peft pissa", "ours milora", "ours spectral", "ours svdiff"):
         base = nn.Sequential(nn.Linear(n, m, bias=False)).to(DEVICE)
         base[0].weight.data = weight.clone()
-        wait()
-        start = time.perf_counter()
-        model = adapted(base, arm, ["0"])
-        wait()
-        seconds = time.perf_counter() - start
+        made: list[nn.Module] = []
+        taken = seconds(lambda base=base, arm=arm, made=made: made.append(adapted(base, arm, ["0"])))
+        model = made[0]
         error = (model(x) - x @ weight.T).norm() / (x @ weight.T).norm()
-        rows[arm] = {"seconds": round(seconds, 3), "start off by": float(error)}
+        rows[arm] = {"seconds": round(taken, 3), "start off by": float(error)}
     return rows
 
 
@@ -284,7 +246,7 @@ def parts(small: bool) -> dict[str, dict[str, Callable[[], Table]]]:
             "12 blocks of 768, 8 x 128": lambda: training(FEW[:3], 8, 8, 128, **twelve),
             "two blocks of Llama-7B, checkpointed": lambda: training(FEW[:3], 5, 4, 2048, True, **pair),
         },
-        "decoding": {"12 blocks of 768, 32 tokens": lambda: decoding(FEW[:5], 5, 32, **twelve)},
+        "decoding": {"12 blocks of 768, 16 tokens": lambda: decoding(FEW[:4], 5, 16, **twelve)},
         "compiling": {"4 blocks of 512, 8 x 128": lambda: compiling(("lora", "dora"), 8, 8, 128, **four)},
         "starts": {"4096 x 4096": lambda: starts(4096, 4096), "4096 x 11008": lambda: starts(4096, 11008)},
     }
@@ -298,7 +260,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     found: dict[str, Any] = {"circumstances": circumstances(), "device": DEVICE}
-    if CUDA:
+    if DEVICE == "cuda":
         found["device"] = torch.cuda.get_device_name()
         torch.backends.cuda.matmul.allow_tf32 = False
     for part, tables in parts(given.small).items():

@@ -85,7 +85,7 @@ def test_values_and_gradients(
 ) -> None:
     """With any of the tensors frozen; the rows come in two dimensions or three.
 
-    By the kernel, with what is narrow kept as on the CPU or not, and composed of torch's operations.
+    By the kernel, with narrow products cut into chunks or not, and composed of torch's operations.
     """
     parts = parts_of(form, n, m, k)
     x = torch.randn(2, rows, n, dtype=torch.float64, requires_grad=True)
@@ -93,7 +93,7 @@ def test_values_and_gradients(
         for value in tensors(x, parts)[number : number + 1]:
             value.requires_grad_(False)
     pattern = scaled_low_rank if kernel else composed
-    with mock.patch.object(narrow, "_is_cut", return_value=cut):
+    with mock.patch.object(narrow, "_chunks", return_value=2 if cut else 1):
         y = pattern(x, parts)
         wanted = by_hand(x, parts)
         torch.testing.assert_close(y, wanted)

@@ -142,7 +142,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
-    assert measure.peak(FLOOR, SMALL, Precision.float32, 1) > 100
+    bench = build(FLOOR, SMALL.model(), SMALL, Precision.float32)
+    assert measure.peak(bench, SMALL, Precision.float32, 1) > 100
 
 
 @pytest.mark.usefixtures("small")
@@ -150,7 +151,7 @@ def test_the_command_prints_and_saves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The processes, one per arm, are tested above: to start them takes most of a minute.
-    monkeypatch.setattr(measure, "peak", lambda arm, *others: float(len(str(arm))))
+    monkeypatch.setattr(measure, "peak", lambda bench, *others: float(len(str(bench.arm))))
     output = tmp_path / "found.json"
     words = ["bench", "-m", "lora", "-m", "ssb", "--rounds", "2", "--memory", "-o", str(output)]
     with pytest.raises(SystemExit) as stopped:

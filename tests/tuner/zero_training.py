@@ -31,6 +31,13 @@ def deepspeed(stage: int) -> dict[str, Any]:
 
 def main(base: str, folder: str, stage: str, config: str, options: str) -> None:
     processes = int(os.environ.get("WORLD_SIZE", 1))
+    generator = torch.Generator().manual_seed(0)
+    tokens = [torch.randint(0, 64, (8,), generator=generator) for _ in range(16)]
+    data = [{"input_ids": row, "labels": row} for row in tokens]
+    wanted = SubspaceConfig(task_type="CAUSAL_LM", **json.loads(config))
+    if wanted.resolved.needs_calibration:  # on the whole model: once the arguments are made, weights come in parts
+        batch = {"input_ids": torch.stack(tokens), "labels": torch.stack(tokens)}
+        wanted = calibrate(LlamaForCausalLM.from_pretrained(base), wanted, [batch])
     arguments = TrainingArguments(
         folder,
         deepspeed=deepspeed(int(stage)) if processes > 1 else None,
@@ -55,12 +62,6 @@ def main(base: str, folder: str, stage: str, config: str, options: str) -> None:
     # Every process draws other numbers under ZeRO-3, as in training that sets no seed: they must agree all the same.
     # Under ZeRO-1 and ZeRO-2 the engine broadcasts them.
     set_seed(arguments.process_index)
-    generator = torch.Generator().manual_seed(0)
-    tokens = [torch.randint(0, 64, (8,), generator=generator) for _ in range(16)]
-    data = [{"input_ids": row, "labels": row} for row in tokens]
-    wanted = SubspaceConfig(task_type="CAUSAL_LM", **json.loads(config))
-    if wanted.resolved.needs_calibration:
-        wanted = calibrate(model, wanted, [{"input_ids": torch.stack(tokens), "labels": torch.stack(tokens)}])
     model = get_peft_model(model, wanted)
     callback = ScheduleCallback(model, scores=lambda: drawn_scores(model))
     trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:8], callbacks=[callback])

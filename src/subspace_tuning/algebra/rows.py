@@ -88,6 +88,11 @@ def is_narrower(x: Tensor, vector: Tensor) -> bool:
     return x.dtype.itemsize < vector.dtype.itemsize
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return float32, or the precision itself if it is wider."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 def as_tensor(x: Rows) -> Tensor:
     """Return the rows as a tensor."""
     return x if isinstance(x, Tensor) else x.materialise()

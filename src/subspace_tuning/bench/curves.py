@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import peft
 from ..tuner import SubspaceConfig
 from .arms import FLOOR, arms, build
 from .choices import Curve, Precision
+from .device import seconds
 from .measure import Ratio, interleaved
 from .settings import Shape, bert_block, freeze
 
@@ -35,14 +35,14 @@ def growth(
         base = shape.model(precision)
         chosen = [arm for arm in arms(names, rank) if arm.source != "full"]
         steps = {str(arm): build(arm, base, shape, precision).step for arm in chosen}
-        seconds = interleaved(steps, rounds, told)
+        taken = interleaved(steps, rounds, told)
         for arm in chosen:
-            ratio = Ratio.of(seconds[str(arm)], seconds[str(FLOOR)])
+            ratio = Ratio.of(taken[str(arm)], taken[str(FLOOR)])
             yield {
                 "curve": curve.value,
                 "value": value,
                 "arm": str(arm),
-                "seconds": statistics.median(seconds[str(arm)]),
+                "seconds": statistics.median(taken[str(arm)]),
                 "to_floor": list(ratio),
             }
 
@@ -69,21 +69,15 @@ def many_adapters(name: str, repeats: int = 5, told: Callable[[], None] = lambda
             told()
         acts: dict[str, list[float]] = {"add": [], "switch": [], "delete": [], "step": []}
         for _ in range(repeats):
-            acts["add"].append(_seconds(lambda: model.add_adapter("last", config)))
-            acts["switch"].append(_seconds(lambda: model.set_adapter("last")))
-            acts["step"].append(_seconds(lambda: model(**inputs).loss.backward()))
+            acts["add"].append(seconds(lambda: model.add_adapter("last", config)))
+            acts["switch"].append(seconds(lambda: model.set_adapter("last")))
+            acts["step"].append(seconds(lambda: model(**inputs).loss.backward()))
             model.set_adapter("a1")
-            acts["delete"].append(_seconds(lambda: model.delete_adapter("last")))
-        for act, seconds in acts.items():
+            acts["delete"].append(seconds(lambda: model.delete_adapter("last")))
+        for act, taken in acts.items():
             yield {
                 "curve": Curve.adapters.value,
                 "value": count,
                 "arm": f"{name}: {act}",
-                "seconds": statistics.median(seconds),
+                "seconds": statistics.median(taken),
             }
-
-
-def _seconds(act: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    act()
-    return time.perf_counter() - started

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from ..provenance import peak_memory
+from . import device
 from .arms import FLOOR, Arm, Bench, build
 from .choices import Precision
 from .settings import Shape
@@ -51,23 +51,21 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Return the seconds of each step in each round; every round runs each step once, in an order that moves on."""
     names = list(steps)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
     gc.disable()
     try:
         for number in range(WARM_UP + rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                started = time.perf_counter()
-                steps[name]()
-                taken = time.perf_counter() - started
+                taken = device.seconds(steps[name])
                 if number >= WARM_UP:
-                    seconds[name].append(taken)
+                    found[name].append(taken)
             gc.collect()
             told()
     finally:
         if collecting:
             gc.enable()
-    return seconds
+    return found
 
 
 def saved_bytes(bench: Bench) -> int:
@@ -103,8 +101,24 @@ def flops(bench: Bench) -> int:
     return total
 
 
-def peak(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
-    """Return the peak resident memory in MiB of a process that does nothing but three steps of an arm."""
+def begun(bench: Bench) -> int:
+    """Return how many operations torch begins in a forward and a backward pass, views among them."""
+    count = len(device.operations(lambda: bench.loss().backward()))
+    bench.optimizer.zero_grad()
+    return count
+
+
+def peak(bench: Bench, shape: Shape, precision: Precision, count: int) -> float:
+    """Return the peak memory in MiB.
+
+    On an accelerator that of a step beyond what the model holds, else what is resident in a process that does nothing
+    but three steps.
+    """
+    found = device.peak_mib(bench.step)
+    return _resident(bench.arm, shape, precision, count) if found is None else found
+
+
+def _resident(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         megabytes: float = pool.apply(_peak, (arm, shape, precision, count))
     return megabytes
@@ -133,6 +147,7 @@ class Row(NamedTuple):
     to_peft: Ratio | None
     saved_mib: float
     gflops: float
+    operations: int
     build_seconds: float
     peak_mib: float | None
     trainable: int
@@ -157,7 +172,7 @@ def table(
         chosen: the arms; the floor is the first.
         precision: the number format.
         rounds: steps of each arm, after the warm-up.
-        memory: also take each arm's peak resident memory, in a process of its own.
+        memory: also take each arm's peak memory.
         told: called after each round.
     """
     assert chosen[0] == FLOOR
@@ -175,8 +190,9 @@ def table(
                 to_peft=Ratio.of(seconds[name], seconds[other]) if other in seconds else None,
                 saved_mib=saved_bytes(bench) / 2**20,
                 gflops=flops(bench) / 1e9,
+                operations=begun(bench),
                 build_seconds=bench.build_seconds,
-                peak_mib=peak(bench.arm, shape, precision, torch.get_num_threads()) if memory else None,
+                peak_mib=peak(bench, shape, precision, torch.get_num_threads()) if memory else None,
                 trainable=sum(p.numel() for p in bench.model.parameters() if p.requires_grad),
             )
         )

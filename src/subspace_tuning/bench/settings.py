@@ -20,6 +20,7 @@ from transformers import (
 
 from ..errors import SubspaceError, nearest
 from .choices import Precision
+from .device import device
 
 HEADS = ("classifier", "score")
 
@@ -42,7 +43,10 @@ class Shape:
         )
 
     def model(self, precision: Precision = Precision.float32) -> PreTrainedModel:
-        """Return the model with random weights, the same at each call, in training mode and without dropout."""
+        """Return the model with random weights, the same at each call, in training mode and without dropout.
+
+        It is on the accelerator, if there is one.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
@@ -50,6 +54,7 @@ class Shape:
             )
         if precision is Precision.bfloat16:
             model.bfloat16()
+        model.to(device())  # type: ignore[arg-type]
         model.train()
         return model
 
@@ -59,7 +64,8 @@ class Shape:
         size = (self.batch, self.tokens)
         tokens = torch.randint(5, self.config.vocab_size, size, generator=generator)
         labels = torch.randint(0, 2, (self.batch,), generator=generator)
-        return {"input_ids": tokens, "attention_mask": torch.ones(size, dtype=torch.int64), "labels": labels}
+        batch = {"input_ids": tokens, "attention_mask": torch.ones(size, dtype=torch.int64), "labels": labels}
+        return {name: tensor.to(device()) for name, tensor in batch.items()}
 
 
 def _bert(width: int, layers: int, **more: Any) -> BertConfig:

@@ -102,7 +102,7 @@ def _table(
 
 
 def _shown(title: str, rows: list[Row], memory: bool) -> Table:
-    columns = ("ms", "to the floor", "95 %", "to peft", "saved MiB", "GFLOP", "build s", "trained")
+    columns = ("ms", "to the floor", "95 %", "to peft", "saved MiB", "GFLOP", "operations", "build s", "trained")
     shown = table_of("arm", figures=(*columns, *(("peak MiB",) if memory else ())), title=title)
     for row in rows:
         figures = [
@@ -112,6 +112,7 @@ def _shown(title: str, rows: list[Row], memory: bool) -> Table:
             "" if row.to_peft is None else f"{row.to_peft.median:.3f}",
             f"{row.saved_mib:.1f}",
             f"{row.gflops:.1f}",
+            f"{row.operations:,}",
             f"{row.build_seconds:.2f}",
             f"{row.trainable:,}",
         ]

@@ -165,7 +165,7 @@ def _read(call: Call) -> Typed:
 
 def one_for_zero(norms: Tensor) -> Tensor:
     """Return the norms of columns; 1 for a column of zeros, which no scale can change."""
-    return torch.where(norms > 0, norms, torch.ones_like(norms))
+    return norms.masked_fill(norms == 0, 1.0)
 
 
 def column_norms(node: Expression, env: Environment, formed: bool = False) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ... import rows as R
 from ...nodes import NONLINEARITIES
 from .composed import composed, composed_rows
-from .narrow import as_rows, column_sums, narrowed, row_products
+from .narrow import as_rows, column_sums, low_products, narrowed, row_products
 from .pattern import (
     Parts,
     can_fold,
@@ -29,6 +29,7 @@ from .pattern import (
     product_dtype,
     scaled_operands,
     scaled_sum,
+    scales_weight,
     with_norms,
 )
 
@@ -54,7 +55,7 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
     if is_transformed():
         return composed(x, parts)
     dtype = product_dtype(x)
-    flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    flat = (x if x.ndim == 2 else x.reshape(-1, x.shape[-1])).to(dtype)
     joins = folds_low_rank(parts, flat, parts.weight.shape[0])
     formed = formed_weight(parts) if joins or parts.unit else None
     parts = with_norms(parts, formed) if parts.unit else parts
@@ -73,7 +74,7 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
         y, _ = _forward(flat, cast, formed if joins else None)
     else:
         y = _ScaledLowRank.apply(formed if joins else None, flat, *_flat(cast))  # type: ignore[no-untyped-call]
-    return y.view(*x.shape[:-1], y.shape[-1])
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 
 def _flat(parts: Parts) -> tuple[Any, ...]:
@@ -98,6 +99,12 @@ class _Kept(NamedTuple):
     # scale * x @ low of the trained ``highs``, transposed in chunks (see ``narrowed``); with a function x @ low
     t: Tensor | None = None
     value: Tensor | None = None  # scale * f(x @ low)
+    low: Tensor | None = None  # all of ``lows`` and ``highs`` side by side, where there are several
+    high: Tensor | None = None
+
+    def joined(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """Return all of ``lows`` and all of ``highs`` as one matrix each."""
+        return (self.low, self.high) if self.low is not None and self.high is not None else (parts.low, parts.high)
 
 
 def _forward(
@@ -108,10 +115,12 @@ def _forward(
     within = bias if right is None else None  # what stands in the sum before ``right``
     kept, added = _Kept(), None
     if lows and formed is None:
-        t = narrowed(x, parts.low, 1.0 if function else scale)
+        low, high = parts.low, parts.high
+        t = narrowed(x, low, 1.0 if function else scale)
         value = NONLINEARITIES[function](t).mul_(scale) if function else t
-        added = _product(within, as_rows(value), parts.high)
+        added = _product(within, as_rows(value), high)
         kept = _Kept(None, t, value) if function else _Kept(None, chosen_blocks(t, lows, of_highs))
+        kept = kept if len(lows) == 1 else kept._replace(low=low, high=high)
     if formed is not None:
         y = _product(within, x, formed)
     elif added is None or around or right is None:
@@ -193,17 +202,19 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
     if of_right:
         assert kept.product is not None
         by_right = column_sums(g, kept.product)
+    if outer is not None and (of_x or of_left) and not (joins or scales_weight(g, weight, len(weight))):
+        g, right, outer = R.scale_rows(g, outer), None, None  # once for every product that follows
     if any(of_highs):
         value = kept.t if kept.value is None else kept.value
         if value is None:
             value = narrowed(x, joined(chosen(lows, of_highs), 1), scale)
         by_high = row_products(value, g)
         by_high = by_high if outer is None else by_high * outer.to(by_high.dtype)
-        by_highs = spread(by_high.split([len(high) for high in chosen(highs, of_highs)]), of_highs)
+        by_highs = spread(parted(by_high, chosen(highs, of_highs), 0), of_highs)
     # Terms of which nothing trains pass their gradient on to x alone, if W does not do so for them.
     terms = of_lows if joins or not of_x else [True] * len(lows)
     if any(terms):
-        high = joined(chosen(highs, terms), 0)
+        high = kept.joined(parts)[1] if all(terms) else joined(chosen(highs, terms), 0)
         u = narrowed(g, (high if outer is None else high * outer.to(high.dtype)).T, scale)
         if function is not None:
             assert kept.t is not None
@@ -213,20 +224,26 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
         by_x = torch.mm(*scaled_operands(g, weight.T, right, None))
         by_left = column_sums(x, by_x)
         by_x = R.scale_rows_(by_x, left)
-        by_x = by_x if u is None or not of_x else by_x.addmm_(as_rows(u), parts.low.T)
-    elif of_x and joins:
-        matrix = formed_weight(parts).T
-        by_x = torch.mm(g, matrix if right is None else matrix.mul_(right.to(matrix.dtype).unsqueeze(1)))
+        by_x = by_x if u is None or not of_x else by_x.addmm_(as_rows(u), kept.joined(parts)[0].T)
     elif of_x:
-        rows, matrix = scaled_operands(g, weight.T, right, left)
-        by_x = torch.mm(rows, matrix) if u is None else torch.mm(as_rows(u), parts.low.T).addmm_(rows, matrix)
+        by_x = _rows_gradient(g, parts._replace(right=right), kept, u, joins)
     if any(of_lows):
         assert u is not None
         own = u if terms is of_lows else chosen_blocks(u, lows, of_lows)
         assert own is not None
-        trained = chosen(lows, of_lows)
-        by_lows = spread(row_products(own, x).T.split([low.shape[1] for low in trained], dim=1), of_lows)
+        by_lows = spread(parted(low_products(own, x), chosen(lows, of_lows), 1), of_lows)
     return (by_x if of_x else None, None, by_bias, by_left, by_right, *by_lows, *by_highs)
+
+
+def _rows_gradient(g: Tensor, parts: Parts, kept: _Kept, u: Tensor | None, joins: bool) -> Tensor:
+    """Return the gradient of x; ``u`` is that of x @ low, and ``joins`` says whether low @ high is added to W."""
+    if joins:
+        matrix, right = formed_weight(parts).T, parts.right
+        return torch.mm(g, matrix if right is None else matrix.mul_(right.to(matrix.dtype).unsqueeze(1)))
+    rows, matrix = scaled_operands(g, parts.weight.T, parts.right, parts.left)
+    if u is None:
+        return torch.mm(rows, matrix)
+    return torch.mm(as_rows(u), kept.joined(parts)[0].T).addmm_(rows, matrix)
 
 
 def chosen(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
@@ -239,13 +256,18 @@ def spread(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | Non
     return [next(left) if want else None for want in wanted]
 
 
+def parted(matrix: Tensor, like: Sequence[Tensor], dim: int) -> Sequence[Tensor]:
+    """Return the parts of what belongs to matrices side by side (dim 1) or one below the other (dim 0)."""
+    return (matrix,) if len(like) == 1 else matrix.split([one.shape[dim] for one in like], dim)
+
+
 def chosen_blocks(t: Tensor, lows: Sequence[Tensor], wanted: Sequence[bool]) -> Tensor | None:
     """Return that of x @ low, transposed in chunks, which belongs to the wanted ones of ``lows``."""
     if not any(wanted):
         return None
     if all(wanted):
         return t
-    return joined(chosen(t.split([low.shape[1] for low in lows], dim=1), wanted), 1).contiguous()
+    return joined(chosen(t.split([low.shape[1] for low in lows], dim=1), wanted), 1)
 
 
 def _plain_backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,7 +1,7 @@
 """Products with something narrow, and sums over columns.
 
 A BLAS of the CPU gives products of float32 with something narrow to one thread, so they are cut into chunks of rows.
-There what is narrow is kept transposed, and in chunks: chunks x k x rows per chunk. Elsewhere it is kept as rows x k.
+There what is narrow is kept transposed: chunks x k x rows per chunk. Where nothing is cut it is kept as rows x k.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import math
 import torch
 from torch import Tensor
 
+from ... import rows as R
+
 _FEW = 256  # rows, which are not worth the cutting
 
 
 def _chunks(rows: Tensor) -> int:
-    threaded = rows.device.type == "cpu" and rows.dtype == torch.float32 and len(rows) > _FEW
-    return math.gcd(len(rows), 2 * torch.get_num_threads()) if threaded else 1
+    if rows.device.type != "cpu" or rows.dtype is not torch.float32 or len(rows) <= _FEW:
+        return 1
+    threads = torch.get_num_threads()
+    return math.gcd(len(rows), 2 * threads) if threads > 1 else 1
 
 
 def narrowed(x: Tensor, low: Tensor, scale: float) -> Tensor:
     """Return scale * x @ low, as what is narrow is kept."""
-    if not _is_cut(x):
-        return torch.mm(x, low if scale == 1.0 else low * scale)
     count = _chunks(x)
+    if count == 1:
+        return torch.mm(x, low if scale == 1.0 else low * scale)
     turned = (low.T if scale == 1.0 else low.T * scale).contiguous().expand(count, -1, -1)
     return torch.bmm(turned, x.view(count, -1, x.shape[1]).transpose(1, 2))
-
-
-def _is_cut(rows: Tensor) -> bool:
-    return rows.device.type == "cpu"
 
 
 def as_rows(t: Tensor) -> Tensor:
@@ -39,7 +39,12 @@ def as_rows(t: Tensor) -> Tensor:
 
 def row_products(t: Tensor, rows: Tensor) -> Tensor:
     """Return t.T @ rows for a t that is narrow."""
-    return t.T @ rows if t.ndim == 2 else torch.bmm(t, rows.view(len(t), -1, rows.shape[1])).sum(0)
+    return torch.mm(t.T, rows) if t.ndim == 2 else torch.bmm(t, rows.view(len(t), -1, rows.shape[1])).sum(0)
+
+
+def low_products(t: Tensor, rows: Tensor) -> Tensor:
+    """Return rows.T @ t for a t that is narrow."""
+    return torch.mm(rows.T, t) if t.ndim == 2 else row_products(t, rows).T
 
 
 _TILE = 2**18  # numbers: what a processor's own cache holds of three tensors
@@ -47,7 +52,7 @@ _TILE = 2**18  # numbers: what a processor's own cache holds of three tensors
 
 def column_sums(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner products of the columns, in float32 or wider."""
-    dtype = torch.promote_types(a.dtype, torch.float32)
+    dtype = R.wide(a.dtype)
     rows = max(1, _TILE // a.shape[1])
     if a.device.type != "cpu" or len(a) < 2 * rows or torch.is_grad_enabled():
         return (a * b).sum(0, dtype=dtype)

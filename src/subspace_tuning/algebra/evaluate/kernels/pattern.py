@@ -96,7 +96,7 @@ def formed_weight(parts: Parts) -> Tensor:
 
 
 def _formed_weight(parts: Parts) -> Tensor:
-    dtype = torch.promote_types(parts.weight.dtype, torch.float32)
+    dtype = R.wide(parts.weight.dtype)
     matrix = parts.weight.detach().to(dtype)
     if parts.left is not None:
         matrix = matrix * parts.left.detach().to(dtype).unsqueeze(1)
@@ -116,16 +116,21 @@ def is_transformed() -> bool:
 
 def scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     """Return y * right + bias."""
-    if bias is None or R.is_narrower(y, right):
+    # The gradient of `addcmul` would pass over the rows twice more.
+    if bias is None or y.requires_grad or R.is_narrower(y, right):
         scaled = R.scale_rows(y, right)
         return scaled if bias is None else scaled.add_(bias)
     return torch.addcmul(bias, y, right if right.dtype is y.dtype else right.to(y.dtype))
 
 
+def scales_weight(rows: Tensor, weight: Tensor, width: int) -> bool:
+    """Whether a scale of rows goes to W instead, which has fewer numbers; ``width`` is that of their product."""
+    return len(rows) > width and can_fold(weight)
+
+
 def scaled_operands(x: Tensor, weight: Tensor, left: Tensor | None, right: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return rows and matrix whose product is ``(x * left) @ weight * right``; scales go to the smaller of the two."""
-    fold = len(x) > weight.shape[1] and can_fold(weight)
-    if left is not None and fold:
+    if left is not None and scales_weight(x, weight, weight.shape[1]):
         weight, left = weight * left.to(weight.dtype).unsqueeze(1), None
     if right is not None:
         weight = weight * right.to(weight.dtype)
