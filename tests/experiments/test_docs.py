@@ -139,7 +139,7 @@ def test_every_command_can_be_read(page: str, words: list[str]) -> None:
         return
     given = words[1 : words.index(">")] if ">" in words else words[1:]
     root: Any = typer.main.get_command(app)
-    if given[0] in root.commands and not {"--help", "--template"} & {*given}:
+    if given[0] in root.commands and not {"--help", "--template", "--preset"} & {*given}:
         root.commands[given[0]].make_context(given[0], given[1:])
 
 
@@ -165,7 +165,8 @@ def stand_ins(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
     news.adapter, news.training = AdapterSection("ssb"), TrainingSection(max_steps=1, device=Device.cpu)
     run(news, progress=False)
     return {
-        "runs/news": news.output,
+        **dict.fromkeys(("runs/news", "RUN"), news.output),
+        "ROWS": str(ROOT / "examples/data/news_test.csv"),
         **{word: str(folder / name) for word, name in adapters.items()},
         **dict.fromkeys(("BASE", "MODEL"), str(folder / "base")),
         "TUNED": str(folder / "tuned"),

@@ -230,7 +230,13 @@ def test_every_form_of_file_gives_the_same_run(kind: str, settings: Settings, wr
     assert len(found) == 8 and all(one == found[0] for one in found)
 
 
-@pytest.mark.parametrize("method", ["mam", "houlsby", "bitfit", "head"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name == "houlsby" else [pytest.mark.slow])
+        for name in ("mam", "houlsby", "bitfit", "head")
+    ],
+)
 def test_every_sort_of_method_is_used(
     method: str, run: Run, settings: Settings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,7 +273,7 @@ def test_a_run_needs_no_file_of_settings(tiny_model: Path, tmp_path: Path, capfd
     assert "24 train, 6 validation" in _told(["train", *words], capfd)
     assert "'model' must be given" in _refused(["train", *words[1:]], capfd)
     other = [*words[:-1], "task.label=labels", f"output={tmp_path / 'other'}"]
-    assert "no column 'labels', known: text, category; task.label names" in _refused(["train", *other], capfd)
+    assert "no column 'labels', known: category, text; task.label names" in _refused(["train", *other], capfd)
 
 
 def test_what_is_cut_is_told(

@@ -344,5 +344,16 @@ def test_an_option_that_a_task_does_not_know_is_refused(task: str) -> None:
         tasks.get(task).configured({"classes": ["a", "b"]})
 
 
+@pytest.mark.parametrize("kind", OWN)
+def test_an_option_of_another_type_is_refused(kind: str) -> None:
+    """As a damaged file beside an adapter may have it."""
+    options = {field for field in tasks.get(kind).__dataclass_fields__ if field != "name"}
+    assert len(options) >= 6
+    for name in options:
+        for value in ({}, [[]], [{}], object):
+            with pytest.raises(SubspaceError, match=rf"task\.{name} is .*, which task {kind} cannot take"):
+                tasks.get(kind).configured({name: value})
+
+
 def test_every_ending_has_a_writer() -> None:
     assert {ending.removeprefix(".") for ending in records.READERS} < set(WRITERS)

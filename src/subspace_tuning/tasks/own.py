@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from ..errors import SubspaceError, nearest
 from .base import Rows, Task
 from .data import sources
-from .data.records import Records, is_missing
+from .data.records import Records, is_missing, shown
 
 HELD_OUT = 0.2
 """The share of the rows that is held out where nothing else is said."""
@@ -67,6 +67,10 @@ class OwnTask(Task[R]):
         known = {field.name for field in dataclasses.fields(self)}
         super().configured({name: value for name, value in options.items() if name not in known})
         given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        hints = get_type_hints(type(self))
+        for name, value in given.items():
+            if not _fits(value, hints[name]):
+                raise SubspaceError(f"task.{name} is {shown(value)}, which task {self.name} cannot take")
         made = replace(self, **given)
         if made.validation is not None and made.held_out is not None:
             raise SubspaceError("task.validation and task.held_out are both given: leave one out")
@@ -134,6 +138,18 @@ class OwnTask(Task[R]):
         """Return the rows of a file, a folder or a data set; of several splits those of the test."""
         records = sources.one(source)
         return self.rows(records, self.raw_labels(records) if labelled else None)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type: a plain one, a tuple of such, or a choice of types."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
+    if origin is not None:
+        return any(_fits(value, one) for one in inner)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def class_name(value: str | float | bool) -> str:

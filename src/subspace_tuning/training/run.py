@@ -245,5 +245,7 @@ def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
             *lines,
             "```",
             "",
+            "`task.json` has the task and what the outputs stand for: `subspace predict FOLDER --text TEXT`.",
+            "",
         ]
     )
