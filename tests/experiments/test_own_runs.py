@@ -302,7 +302,11 @@ def test_a_run_that_cannot_be_used_is_told(
     assert "wrong.csv, line 2: column 'label' has '02'" in _refused(["evaluate", output, "--data", wrong], capfd)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("", encoding="utf-8")
-    assert "is not empty" in _refused(["merge", output, "-o", str(tmp_path / "full")], capfd)
+    line = _refused(["merge", output, "-o", str(tmp_path / "full"), "--overwrite"], capfd)
+    assert "is not empty and holds no merged model" in line
+    own = str(outcome.folder)
+    assert "holds a model: choose another --output" in _refused(["merge", output, "-o", own], capfd)
+    assert "is the run's own result" in _refused(["merge", output, "-o", own, "--overwrite"], capfd)
     # Another base: one of another vocabulary, and one of another size.
     other = shutil.copytree(tiny_model, tmp_path / "other")
     vocabulary = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,11 @@ def test_data_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         classification.prepare("me/mine")
 
 
+def test_labels_stand_between_something() -> None:
+    with pytest.raises(SubspaceError, match=r"task\.separator is empty"):
+        tasks.get("multi_label").configured({"separator": ""})
+
+
 @pytest.mark.parametrize("task", ["cola", "regression"])
 def test_an_option_that_a_task_does_not_know_is_refused(task: str) -> None:
     with pytest.raises(SubspaceError, match=rf"task\.classes has no meaning with task {task}: leave it out"):
@@ -347,10 +353,10 @@ def test_an_option_that_a_task_does_not_know_is_refused(task: str) -> None:
 @pytest.mark.parametrize("kind", OWN)
 def test_an_option_of_another_type_is_refused(kind: str) -> None:
     """As a damaged file beside an adapter may have it."""
-    options = {field for field in tasks.get(kind).__dataclass_fields__ if field != "name"}
+    options = {field.name for field in dataclasses.fields(tasks.get(kind))}  # type: ignore[arg-type]
     assert len(options) >= 6
     for name in options:
-        for value in ({}, [[]], [{}], object):
+        for value in ({}, [[]], [{}], object):  # none of which any option takes
             with pytest.raises(SubspaceError, match=rf"task\.{name} is .*, which task {kind} cannot take"):
                 tasks.get(kind).configured({name: value})
 

@@ -26,9 +26,9 @@ def predict(
     base: Annotated[str | None, typer.Option("--base", help=BASE)] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help=BATCH)] = 32,
 ) -> None:
-    """Predict the labels of new texts, by name and with probabilities.
+    """Predict the labels of new texts.
 
-    Without --output the answers are printed as a table.
+    Labels are told by name, with their probabilities. Without --output the answers are printed as a table.
     """
     from ..training.runtime import quiet
     from ..training.use import finished, outputs_of

@@ -51,7 +51,7 @@ def train(
         typer.Option("--preset", callback=_preset, is_eager=True, help="Print the paper's for a GLUE task, and exit."),
     ] = None,
 ) -> None:
-    """Fine-tune a model on your own files, or on a GLUE task, as a config says.
+    """Fine-tune a model on your own files or on a GLUE task.
 
     Given again, the same command goes on with an interrupted run from its last checkpoint and leaves a finished one.
     `subspace train --template > run.yaml` writes a file to start from, `subspace reference` tells what its keys mean.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,12 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
+from ..errors import SubspaceError
 from ..tuner.calibration import Batch
 from .base import Values
 from .data.records import Records, as_list
 from .data.tables import Table
-from .own import by_number, class_list, class_name, unknown
+from .own import OwnTask, by_number, class_list, class_name, unknown
 from .own_texts import OwnTextTask
 from .registry import register
 
@@ -41,6 +42,12 @@ class MultiLabel(OwnTextTask):
     classes: tuple[str, ...] | None = None
     class_weights: bool = False
     weights: tuple[float, ...] = ()
+
+    def configured(self, options: Mapping[str, Any]) -> OwnTask[Table]:
+        """Return the task with these options."""
+        if options.get("separator") == "":
+            raise SubspaceError("task.separator is empty: give what stands between the labels of a row")
+        return super().configured(options)
 
     @property
     def names(self) -> tuple[str, ...]:

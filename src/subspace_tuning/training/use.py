@@ -26,7 +26,8 @@ from ..tuner.mam import load_mam
 from .fields import Fields, check_fields
 from .folder import RESULTS, RunFolder
 
-_TASK = "task.json"
+TASK = "task.json"
+"""The file beside a model or an adapter that says what it is for."""
 _ADAPTER = "adapter_config.json"
 _FIELDS: Fields = {"task": str, "options": {}, "max_length": int, "model": str}
 _IGNORED = -100  # pads outputs of rows of different lengths, as the Trainer does
@@ -59,7 +60,7 @@ def save_task(folder: Path, task: Task[Any], max_length: int, model: str) -> Non
     The classes' names stand there, too: peft saves of a model's config nothing.
     """
     content = {"task": task.name, "options": dict(task.options), "max_length": max_length, "model": model}
-    write_json(folder / _TASK, content)
+    write_json(folder / TASK, content)
 
 
 def finished(path: str | Path, base: str | None = None) -> Finished:
@@ -73,10 +74,10 @@ def finished(path: str | Path, base: str | None = None) -> Finished:
         SubspaceError: there is no finished run, a file of it is damaged, or the base model is another one.
     """
     folder = _result(Path(path).expanduser())
-    with reading(str(folder / _TASK)):
-        content = json.loads((folder / _TASK).read_text(encoding="utf-8"))
+    with reading(str(folder / TASK)):
+        content = json.loads((folder / TASK).read_text(encoding="utf-8"))
         check_fields(content, _FIELDS)
-    with reading(f"the task in {folder / _TASK}"):
+    with reading(f"the task in {folder / TASK}"):
         task = tasks.get(content["task"]).configured(content["options"])
     has_adapter = (folder / _ADAPTER).is_file()
     if base is not None and not has_adapter:
@@ -96,7 +97,7 @@ def finished(path: str | Path, base: str | None = None) -> Finished:
 
 
 def _result(path: Path) -> Path:
-    if (path / _TASK).is_file():
+    if (path / TASK).is_file():
         return path
     if not path.is_dir():
         raise SubspaceError(f"run {str(path)!r} does not exist: give the folder that `subspace train` wrote")
@@ -107,8 +108,8 @@ def _result(path: Path) -> Path:
         started = (path / "started.json").is_file()
         raise SubspaceError(f"the run in {path} {why}" if started else f"{path} holds no run")
     folder = path / str(record["result"])
-    if not (folder / _TASK).is_file():
-        raise SubspaceError(f"{folder} has no {_TASK}, by which a run is used: run it again with --overwrite")
+    if not (folder / TASK).is_file():
+        raise SubspaceError(f"{folder} has no {TASK}, by which a run is used: run it again with --overwrite")
     return folder
 
 
