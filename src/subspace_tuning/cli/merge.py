@@ -20,7 +20,8 @@ def merge(
 ) -> None:
     """Merge a run's adapter into its base model.
 
-    transformers alone loads the result. The model read back is compared with the adapter on drawn inputs, and the largest difference is told.
+    transformers alone loads the result. It is read back and compared with the adapter on drawn inputs, and the largest
+    difference is told.
     """
     from ..files import check_folder
     from ..training.merge import LENGTH, ROWS, merge
