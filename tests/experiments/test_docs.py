@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pydoc
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,15 @@ from subspace_tuning.cli.inspect import COLUMNS, COSINE
 from subspace_tuning.documented import settings
 from subspace_tuning.training import config as configs
 from subspace_tuning.training.attach import build_adapter
-from subspace_tuning.training.sections import SECTIONS, RunConfig
+from subspace_tuning.training.run import run
+from subspace_tuning.training.sections import (
+    SECTIONS,
+    AdapterSection,
+    Device,
+    RunConfig,
+    TaskSection,
+    TrainingSection,
+)
 from subspace_tuning.training.template import template
 
 from .snippets import CODE, SHELL, SHOWN, commands, fences, placed, run_python
@@ -131,7 +140,7 @@ def test_every_command_can_be_read(page: str, words: list[str]) -> None:
         return
     given = words[1 : words.index(">")] if ">" in words else words[1:]
     root: Any = typer.main.get_command(app)
-    if given[0] in root.commands and not {"--help", "--template"} & {*given}:
+    if given[0] in root.commands and not {"--help", "--template", "--preset"} & {*given}:
         root.commands[given[0]].make_context(given[0], given[1:])
 
 
@@ -152,7 +161,13 @@ def stand_ins(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
         config = SubspaceConfig(method="lora", r=2, target_modules=["query", "value"], init_weights=False)
         peft.get_peft_model(copy.deepcopy(base), config).save_pretrained(folder / name)
     adapters = {"ADAPTER": "ADAPTER", "OTHER": "OTHER", "A": "ADAPTER", "B": "OTHER"}
+    news = RunConfig(str(tiny_model), str(folder / "news"))
+    news.task = TaskSection("classification", str(ROOT / "examples/data/news.csv"), max_length=32, label="category")
+    news.adapter, news.training = AdapterSection("ssb"), TrainingSection(max_steps=1, device=Device.cpu)
+    run(news, progress=False)
     return {
+        **dict.fromkeys(("runs/news", "RUN"), news.output),
+        "ROWS": str(ROOT / "examples/data/news_test.csv"),
         **{word: str(folder / name) for word, name in adapters.items()},
         **dict.fromkeys(("BASE", "MODEL"), str(folder / "base")),
         "TUNED": str(folder / "tuned"),
@@ -164,7 +179,14 @@ def stand_ins(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
     }
 
 
-SECONDS = ("params", "recommend", "--markdown", "--pictures", "D1 @ W")  # what makes a command take seconds
+SECONDS = (
+    "params",
+    "recommend",
+    "--markdown",
+    "--pictures",
+    "D1 @ W",
+    "subspace train",
+)  # what makes a command take seconds
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -181,6 +203,7 @@ def test_every_command_runs(
     page: str, words: list[str], stand_ins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples", "examples")
 
     def stand_in(word: str, before: str) -> str:
         return str(tmp_path / word) if before in ("-o", "--pictures") else stand_ins.get(word, word)
@@ -227,8 +250,8 @@ def test_every_option_has_a_help_text() -> None:
 def test_the_template_is_a_config(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(template(), encoding="utf-8")
-    run = configs.load(file)
-    assert (run.adapter.method, run.training) == ("ssb", SECTIONS["training"]())
+    short = configs.load(file)
+    assert (short.adapter.method, short.training) == ("ssb", SECTIONS["training"]())
     own = configs.load(file, ["adapter.method=null", "adapter.formula=D1 @ W @ D2 + s * A @ B"])  # of the first hour
     assert build_adapter(own.adapter, []).resolved.formula == parse("D1 @ W @ D2 + s * A @ B")
     # With every default written out it is the same run; for the adapter's, SubspaceConfig's own are written out.
@@ -237,8 +260,8 @@ def test_the_template_is_a_config(tmp_path: Path) -> None:
     assert head.startswith("#") and whole != lines
     file.write_text("\n".join(whole), encoding="utf-8")
     full = configs.load(file)
-    assert (full.training, full.task) == (run.training, run.task)
-    assert build_adapter(full.adapter, ["classifier"]) == build_adapter(run.adapter, ["classifier"])
+    assert (full.training, full.task) == (short.training, short.task)
+    assert build_adapter(full.adapter, ["classifier"]) == build_adapter(short.adapter, ["classifier"])
 
 
 def test_help_on_the_package_tells_every_public_name() -> None:

@@ -8,7 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from . import bench, convert, demo, explain, extract, inspect, methods, params, recommend, reference, train
+from . import (
+    bench,
+    convert,
+    demo,
+    evaluate,
+    explain,
+    extract,
+    inspect,
+    merge,
+    methods,
+    params,
+    predict,
+    recommend,
+    reference,
+    train,
+)
 
 app = typer.Typer(
     name="subspace",
@@ -17,6 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("merge")(merge.merge)
 app.command("methods")(methods.methods)
 app.command("explain")(explain.explain)
 app.command("params")(params.params)

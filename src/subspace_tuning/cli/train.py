@@ -21,8 +21,21 @@ def _template(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _preset(task: str | None) -> None:
+    if task is not None:
+        from ..training.template import preset
+
+        typer.echo(preset(task), nl=False)
+        raise typer.Exit
+
+
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file; --template prints one.", show_default=False)],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file; --template prints one. Not needed if the values say all.", show_default=False
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's, such as training.seed=1."),
@@ -33,8 +46,12 @@ def train(
         bool,
         typer.Option("--template", callback=_template, is_eager=True, help="Print a file with every key, and exit."),
     ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", callback=_preset, is_eager=True, help="Print the paper's for a GLUE task, and exit."),
+    ] = None,
 ) -> None:
-    """Fine-tune a model on a GLUE task as a config says.
+    """Fine-tune a model on your own files or on a GLUE task.
 
     Given again, the same command goes on with an interrupted run from its last checkpoint and leaves a finished one.
     `subspace train --template > run.yaml` writes a file to start from, `subspace reference` tells what its keys mean.
@@ -44,7 +61,8 @@ def train(
 
     # What transformers and peft have to say about each other's coming releases is not for the person who trains.
     hush_libraries()
-    settings = configs.load(config, overrides or [])
+    alone = "=" in config and not Path(config).exists()
+    settings = configs.load(None if alone else config, [*([config] if alone else ()), *(overrides or ())])
     _report(run(settings, overwrite=overwrite, progress=not quiet))
 
 
@@ -54,6 +72,7 @@ def _report(outcome: Outcome) -> None:
         typer.echo(f"Finished before on {record['date']}; --overwrite runs it again.")
     rows = {
         "task": record["task"],
+        "rows": ", ".join(f"{part['rows']:,} {split}" for split, part in record["data"].items()),
         "method": record["method"],
         record["metric"]: f"{record['score']:.4f}",
         "constant prediction": f"{record['baseline_score']:.4f}",

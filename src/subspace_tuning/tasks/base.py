@@ -16,6 +16,7 @@ from peft import TaskType
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from ..errors import SubspaceError
 from ..tuner.calibration import Batch, Loss
 
 Values: TypeAlias = NDArray[np.floating] | NDArray[np.integer]
@@ -61,6 +62,26 @@ class Task(ABC, Generic[R]):
     generate: Callable[[nn.Module, Batch], Tensor] | None = None
 
     @property
+    def preset(self) -> Mapping[str, Any]:
+        """Values of a run's ``training`` section that a paper gives for the task, by key."""
+        return {}
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What ``configured`` needs to make this task of the registered one, as plain data fit for JSON."""
+        return {}
+
+    def configured(self, options: Mapping[str, Any]) -> Task[R]:
+        """Return the task with options, which are the keys of a config's ``task`` section that only some tasks know.
+
+        Raises:
+            SubspaceError: the task does not know an option, or not its value.
+        """
+        for name in options:
+            raise SubspaceError(f"task.{name} has no meaning with task {self.name}: leave it out")
+        return self
+
+    @property
     def model_settings(self) -> Mapping[str, Any]:
         """The keyword arguments of ``model_class.from_pretrained``, such as ``num_labels``."""
         return {}
@@ -77,9 +98,30 @@ class Task(ABC, Generic[R]):
             SubspaceError: the data cannot be found, read or used.
         """
 
+    def prepare(
+        self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
+    ) -> tuple[Task[R], dict[str, R]]:
+        """Return the task as its data settle it, such as with the classes found there, and what ``load`` returns."""
+        return self, self.load(source, train_rows=train_rows, eval_rows=eval_rows)
+
+    def read(self, source: str, *, labelled: bool = True) -> R:
+        """Return the rows of other data than a run's, with labels to be scored or without.
+
+        Raises:
+            SubspaceError: the data cannot be found, read or used, or the task has no files.
+        """
+        raise SubspaceError(f"task {self.name} reads no files: {source} cannot be used with it")
+
+    def rows_of(self, texts: Sequence[str]) -> R:
+        """Return a row without a label for each text. Raises SubspaceError if a row of the task is no text."""
+        raise SubspaceError(f"a row of task {self.name} is not one text: give the rows as a file")
+
     @abstractmethod
     def encode(self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-        """Return the rows as a model takes them, at most ``max_length`` tokens long and not padded, with ``labels``."""
+        """Return the rows as a model takes them, at most ``max_length`` tokens long and not padded.
+
+        They have ``labels`` where the rows do.
+        """
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
         """Return the function that makes a batch of encoded rows; by default they are padded to the longest."""
@@ -100,6 +142,24 @@ class Task(ABC, Generic[R]):
     def figures(self, outputs: Values, labels: Values, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Return the figures of an evaluation. A task that scores texts overrides this to decode tokens first."""
         return self.score(self.predict(outputs), labels)
+
+    def values(self, outputs: Values) -> Values:
+        """Return a model's outputs in the task's own units; ``stand_alone`` makes a model give these itself."""
+        return outputs
+
+    def stand_alone(self, model: nn.Module) -> Task[R]:
+        """Make a model's outputs the task's own ``values``, in place, and return the task of that model."""
+        return self
+
+    def answers(self, rows: R, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+        """Return what is predicted for each row in plain words and numbers, fit for JSON, beside the row itself.
+
+        Args:
+            rows: without labels.
+            encoded: what ``encode`` made of them.
+            outputs: the model's, in the same order.
+        """
+        return [{"predicted": prediction} for prediction in self.predict(outputs).tolist()]
 
     @abstractmethod
     def baseline(self, train: R, rows: R) -> dict[str, float]:

@@ -16,19 +16,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import Dataset
-from peft import TaskType
+from numpy.typing import DTypeLike
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from .base import Task, Values
+from .base import Values
 from .data import tables
 from .data.tables import Table
 from .registry import register
+from .texts import TextTask, by_class
 
 Metric: TypeAlias = Callable[[Values, Values], dict[str, float]]
 """Predictions and labels to figures by name."""
@@ -60,8 +60,23 @@ def _correlations(predictions: Values, labels: Values) -> dict[str, float]:
     return {"pearson": pearson, "spearman": spearman, "mean": (pearson + spearman) / 2}
 
 
+_PAPER: Mapping[str, tuple[float, int]] = MappingProxyType(
+    {
+        "mnli": (5e-4, 7),
+        "rte": (1.2e-3, 50),
+        "qnli": (1.2e-3, 5),
+        "mrpc": (1e-3, 30),
+        "qqp": (5e-4, 5),
+        "sst2": (8e-4, 24),
+        "cola": (5e-4, 25),
+        "stsb": (2.2e-3, 25),
+    }
+)
+"""Learning rates and epochs of arXiv 2407.05417, Table VI."""
+
+
 @dataclass(frozen=True)
-class GlueTask(Task[Table]):
+class GlueTask(TextTask):
     """One GLUE task: one or two texts in, a class or a score out.
 
     Attributes:
@@ -82,13 +97,28 @@ class GlueTask(Task[Table]):
     evaluation: tuple[tuple[str, str], ...] = (("", "validation"),)
     bounds: tuple[float, float] | None = None
 
-    model_class: ClassVar[Any] = AutoModelForSequenceClassification
-    task_type: ClassVar[TaskType] = TaskType.SEQ_CLS
-
     @property
     def regression(self) -> bool:
         """Whether a label is a number on a scale rather than a class."""
         return self.bounds is not None
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns of the texts."""
+        return self.columns
+
+    @property
+    def label_type(self) -> DTypeLike:
+        """Whole numbers for classes, and float32 for a score."""
+        return np.float32 if self.regression else np.int64
+
+    @property
+    def preset(self) -> Mapping[str, Any]:
+        """The learning rate, the epochs and the rows per step of the paper's Table VI, which leaves out WNLI."""
+        if self.name not in _PAPER:
+            return {}
+        learning_rate, epochs = _PAPER[self.name]
+        return {"learning_rate": learning_rate, "epochs": epochs, "batch_size": 32}
 
     @property
     def outputs(self) -> int:
@@ -110,19 +140,9 @@ class GlueTask(Task[Table]):
         """Return the splits from a folder, or from the hub's GLUE if ``source`` is "glue" (see ``data.tables``)."""
         return tables.load(self, source, train_rows=train_rows, eval_rows=eval_rows)
 
-    def encode(self, rows: Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-        """Return the rows as token numbers with their labels, in the types that the losses take."""
-        columns = [f"text{number}" for number in range(len(rows.texts))]
-        labels = rows.labels.astype(np.float32 if self.regression else np.int64)
-        plain = Dataset.from_dict({**dict(zip(columns, rows.texts, strict=True)), "labels": labels})
-
-        def tokenize(batch: Any) -> Any:
-            return tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length)
-
-        # Left to itself, `map` pickles the tokenizer's vocabulary to name a cache, which rows in memory do not have.
-        return plain.map(
-            tokenize, batched=True, remove_columns=columns, desc="tokenizing", new_fingerprint=rows.fingerprint()
-        )
+    def read(self, source: str, *, labelled: bool = True) -> Table:
+        """Return the rows of a file with the hub's columns."""
+        return tables.load_file(self, source, labelled=labelled)
 
     def predict(self, outputs: Values) -> Values:
         """Return one class or one score per row from logits, rows x ``outputs``."""
@@ -133,13 +153,19 @@ class GlueTask(Task[Table]):
         """Return the figures, between -1 and 1, for one prediction and one label per row."""
         return self.metric(predictions, labels)
 
+    def answers(self, rows: Table, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+        """Return each row's texts with its class and the probabilities of all, or with its score."""
+        if self.regression:
+            return self.beside_texts(rows, [{"predicted": float(score)} for score in self.predict(outputs)])
+        return self.beside_texts(rows, by_class(outputs, self.labels))
+
     def baseline(self, train: Table, rows: Table) -> dict[str, float]:
         """Return the figures of a constant: the most frequent class of the training labels, or their mean."""
         if self.regression:
-            constant: Values = np.full(len(rows), float(np.mean(train.labels)))
+            constant: Values = np.full(len(rows), float(np.mean(train.known)))
         else:
-            constant = np.full(len(rows), np.bincount(np.asarray(train.labels, dtype=np.int64)).argmax())
-        return self.score(constant, rows.labels)
+            constant = np.full(len(rows), np.bincount(np.asarray(train.known, dtype=np.int64)).argmax())
+        return self.score(constant, rows.known)
 
 
 _PAIR = ("sentence1", "sentence2")

@@ -21,23 +21,24 @@ from ..errors import SubspaceError, nearest, reading
 from .sections import FULL, HEAD, SECTIONS, AdapterSection, RunConfig
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a YAML file describes.
 
     Args:
-        path: the file.
+        path: the file; None if the overrides say all.
         overrides: `section.key=value` strings, each taking the place of the file's value; a value is read as YAML.
 
     Raises:
         SubspaceError: the file is missing or malformed, a key is unknown (the message names the nearest), a value has
             the wrong type or is out of range, or a mandatory value is absent.
     """
-    with reading(f"config file {str(path)!r}"):  # libraries fail in many ways on what is nested or written oddly
+    what = "the config" if path is None else f"config file {str(path)!r}"
+    with reading(what):  # libraries fail in many ways on what is nested or written oddly
         return validate(_parsed(path, overrides))
 
 
-def _parsed(path: str | Path, overrides: Sequence[str]) -> RunConfig:
-    text = _read(Path(path))
+def _parsed(file: str | Path | None, overrides: Sequence[str]) -> RunConfig:
+    text, path = ("", "the command line") if file is None else (_read(Path(file)), str(file))
     for override in overrides:
         if "=" not in override:
             raise SubspaceError(f"override {override!r} is not of the form key=value")
@@ -53,7 +54,7 @@ def _parsed(path: str | Path, overrides: Sequence[str]) -> RunConfig:
         parts = [text]
     if not all(isinstance(part, DictConfig) for part in parts):
         raise SubspaceError(f"{path} does not hold keys with values")
-    return _merge(str(path), [_without_empty_sections(part) for part in parts])
+    return _merge(path, [_without_empty_sections(part) for part in parts])
 
 
 def _without_empty_sections(part: DictConfig) -> dict[Any, Any]:
@@ -110,7 +111,7 @@ def validate(config: RunConfig) -> RunConfig:
     for key, text in {"model": config.model, "output": config.output, "task.data": task.data}.items():
         if "\0" in text or not text.strip():
             raise SubspaceError(f"{key} is {text!r}, which names nothing")
-    if tasks.get(task.name).loss is not None and training.label_smoothing:
+    if tasks.get(task.name).configured(task.options).loss is not None and training.label_smoothing:
         raise SubspaceError(f"training.label_smoothing has no meaning with task {task.name}, which has its own loss")
     _check_adapter(config.adapter)
     if config.quantise is not None and config.adapter.method in (FULL, HEAD):

@@ -37,6 +37,7 @@ from .record import history
 from .resume import check_checkpoint
 from .sections import Device, Keep, Precision, RunConfig
 from .trainer import SeededTrainer, build
+from .use import cut_rows, save_task
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) ->
         parts = _prepare(config)
         started = {
             "config": config.resolved(),
+            "task": parts.task.options,
             "data": {split: {"rows": len(t), "sha256": t.fingerprint()} for split, t in parts.rows.items()},
         }
         with folder.open(started, overwrite=overwrite):
@@ -114,12 +116,12 @@ def _check_alone() -> None:
 
 
 def _prepare(config: RunConfig) -> _Parts:
-    task = tasks.get(config.task.name)
+    task = tasks.get(config.task.name).configured(config.task.options)
     # The quick checks come first, since data and model can take minutes to arrive; this one reads the method, too.
     learning_rate = default_learning_rate(config.adapter)
     learning_rate = config.training.learning_rate or learning_rate
     locate(config.model)
-    rows = task.load(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
+    task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     transformers.set_seed(config.training.seed)  # the head and the factors are drawn from here on
     settings = dict(task.model_settings)
     if config.quantise is not None:
@@ -138,10 +140,17 @@ def _prepare(config: RunConfig) -> _Parts:
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
     training = parts.config.training
-    encoded = {
-        split: parts.task.encode(rows, parts.tokenizer, parts.config.task.max_length)
-        for split, rows in parts.rows.items()
+    length = parts.config.task.max_length
+    encoded = {split: parts.task.encode(rows, parts.tokenizer, length) for split, rows in parts.rows.items()}
+    cut = {
+        split: cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length) for split, rows in parts.rows.items()
     }
+    for split, rows in parts.rows.items():
+        if cut[split]:
+            logger.warning(
+                "%d of the %d %s rows are longer than task.max_length = %d tokens and are cut",
+                *(cut[split], len(rows), split, length),
+            )
     count = len(encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
@@ -168,6 +177,8 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
             "resumed_from_step": None if start is None else start.global_step,
             "seconds": round(trainer.seconds(), 2),
             "data": data,
+            "cut": cut,
+            "options": dict(parts.task.options),
             "result": result,
             "schedule": trainer.scheduling.schedule.report(),
             "orthogonality": {name: found._asdict() for name, found in orthogonality(parts.model).items()},
@@ -208,6 +219,7 @@ def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
     with replaced(path) as temporary:
         parts.model.save_pretrained(str(temporary))
         parts.tokenizer.save_pretrained(str(temporary))
+        save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model)
         (temporary / "README.md").write_text(_card(parts, record), encoding="utf-8")
 
 
@@ -240,6 +252,8 @@ def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
             "```python",
             *lines,
             "```",
+            "",
+            "`task.json` has the task and what the outputs stand for: `subspace predict FOLDER --text TEXT`.",
             "",
         ]
     )

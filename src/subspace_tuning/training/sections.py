@@ -77,11 +77,50 @@ def _of_config(name: str, meaning: str | None = None) -> Any:
 class TaskSection:
     """The data."""
 
-    name: str = _key(MISSING, "the task: mrpc, cola, ..., or one that your own module registers")
-    data: str = _key("glue", "the hub's name, or a folder with train and validation files of the hub's columns")
+    name: str = _key(
+        MISSING,
+        "the task: classification, regression, multi_label or token_classification of your own rows, one of GLUE's "
+        "(mrpc, cola, ...), or one that your own module registers",
+    )
+    data: str = _key(
+        "glue",
+        "a file (.csv, .tsv, .jsonl, .json, .parquet), a folder with a train file and perhaps a validation file, a "
+        "folder that datasets saved, or a name on the hub; for a GLUE task glue, the hub's, or a folder with "
+        "train and validation files of the hub's columns",
+    )
     max_length: int = _key(128, "tokens of a row; what is longer is cut", _COUNT)
     train_rows: int | None = _key(None, "keep only so many of the first training rows; null keeps all", _COUNT)
     eval_rows: int | None = _key(None, "keep only so many of the first validation rows; null keeps all", _COUNT)
+    text: str | None = _key(
+        None, "of your own rows the column of the text, or of the words; null stands for text, for words tokens"
+    )
+    text_pair: str | None = _key(None, "the column of a second text, if a row has two")
+    label: str | None = _key(
+        None, "of your own rows the column of the label; null stands for label, for the labels of words tags"
+    )
+    classes: list[str] | None = _key(
+        None, "the names of the classes, in the order of their numbers; null stands for those of the training file"
+    )
+    separator: str | None = _key(
+        None, "what stands between the labels of a row where they are one text; null stands for a comma"
+    )
+    class_weights: bool | None = _key(None, "whether a class counts in the loss the more, the rarer it is; null: no")
+    validation: str | None = _key(None, "the validation rows, given as data is; null takes those of data")
+    held_out: float | None = _key(
+        None,
+        "the share of the training rows that is held out to validate where there are no others; null stands for 0.2",
+        Range(positive=True, below=1),
+    )
+    held_out_seed: int | None = _key(
+        None, "by which they are drawn, whatever the seed of the training; null stands for 0", Range(below=2**32)
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was given of the keys that only some tasks know."""
+        common = ("name", "data", "max_length", "train_rows", "eval_rows")
+        given = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        return {name: value for name, value in given.items() if value is not None and name not in common}
 
 
 @documented

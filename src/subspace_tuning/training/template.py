@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
+from .. import tasks
 from ..documented import Setting, settings
+from ..errors import SubspaceError
 from .sections import SECTIONS, RunConfig
 
 _GIVEN = {"model": "minilm", "output": "runs/mine", "task.name": "mrpc", "adapter.method": "ssb"}
@@ -22,6 +24,16 @@ def template(given: Mapping[str, str] = _GIVEN) -> str:
     for name, section in SECTIONS.items():
         lines += [f"{name}:", *_lines(settings(section), given, f"{name}.")]
     return "\n".join(lines) + "\n"
+
+
+def preset(task: str) -> str:
+    """Return the file of a run with what a paper gives for a task. Raises SubspaceError if it gives nothing."""
+    found = tasks.get(task)
+    if not found.preset:
+        known = ", ".join(one.name for one in tasks.every() if one.preset)
+        raise SubspaceError(f"no paper gives values for task {found.name}: those known are of {known}")
+    values = {f"training.{key}": as_yaml(value) for key, value in found.preset.items()}
+    return template({**_GIVEN, "output": f"runs/{found.name}", "task.name": found.name, **values})
 
 
 def as_yaml(value: Any) -> str:

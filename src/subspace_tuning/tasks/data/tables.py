@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +20,7 @@ import pandas as pd
 
 from ...errors import SubspaceError, described, reading
 from ..base import Values
+from .records import lines_of_json, shown
 
 HUB = "glue"
 """The word in a config that stands for the hub's GLUE."""
@@ -46,17 +46,28 @@ class Labelled(Protocol):
 
 @dataclass(frozen=True)
 class Table:
-    """One split: `texts` holds a tuple of strings per text column, `labels` one value per row."""
+    """One split: `texts` holds a tuple of strings per text column, `labels` one entry per row, if there are labels."""
 
     texts: tuple[tuple[str, ...], ...]
-    labels: Values
+    labels: Values | None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.texts[0])
 
     def first(self, count: int) -> Table:
         """The first rows."""
-        return Table(tuple(column[:count] for column in self.texts), self.labels[:count])
+        return self.select(range(min(count, len(self))))
+
+    def select(self, rows: Sequence[int]) -> Table:
+        """The rows of these numbers."""
+        texts = tuple(tuple(column[row] for row in rows) for column in self.texts)
+        return Table(texts, None if self.labels is None else self.labels[list(rows)])
+
+    @property
+    def known(self) -> Values:
+        """The labels of rows that have them."""
+        assert self.labels is not None
+        return self.labels
 
     def fingerprint(self) -> str:
         """SHA-256 over texts and labels: two runs with the same one saw the same rows in the same order."""
@@ -64,29 +75,18 @@ class Table:
         for column in self.texts:
             for text in column:
                 digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        digest.update(np.ascontiguousarray(self.labels, dtype=np.float64).tobytes())
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels, dtype=np.float64).tobytes())
         return digest.hexdigest()
 
 
 def _read_json(path: Path) -> pd.DataFrame:
     # Not pandas' own reader, which takes a sentence that looks like a date or a number for one.
     text = path.read_text(encoding="utf-8")
-    rows = json.loads(text) if text.lstrip().startswith("[") else _read_lines(text)
+    rows = json.loads(text) if text.lstrip().startswith("[") else lines_of_json(text)[1]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("its entries are not objects with the columns as keys")
     return pd.DataFrame(rows)
-
-
-def _read_lines(text: str) -> list[Any]:
-    lines = enumerate(text.split("\n"), start=1)  # not splitlines: a sentence may hold other line separators
-    return [_read_line(number, line) for number, line in lines if line.strip()]
-
-
-def _read_line(number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"line {number} is not JSON: {error}") from error
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -129,7 +129,7 @@ def load(
 
 
 def _from_folder(task: Labelled, source: str, split: str) -> tuple[pd.DataFrame, str]:
-    with reading(f"data folder {_shown(source)}"):
+    with reading(f"data folder {shown(source)}"):
         folder = Path(source).expanduser()
         exists = folder.is_dir()
     if not exists:
@@ -142,10 +142,22 @@ def _from_folder(task: Labelled, source: str, split: str) -> tuple[pd.DataFrame,
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise SubspaceError(f"{folder} holds {names}: keep one file per split, so that it is clear which is meant")
+    return _read(found[0]), str(found[0])
+
+
+def _read(path: Path) -> pd.DataFrame:
     try:
-        return _READERS[found[0].suffix](found[0]), str(found[0])
+        return _READERS[path.suffix](path)
     except Exception as error:  # a damaged file makes its reader fail in any way
-        raise SubspaceError(f"cannot read {found[0]}: {described(error)}") from error
+        raise SubspaceError(f"cannot read {path}: {described(error)}") from error
+
+
+def load_file(task: Labelled, source: str, *, labelled: bool = True) -> Table:
+    """The rows of one file in the columns of `task`, with labels or without. Raises SubspaceError as `load`."""
+    path = Path(source).expanduser()
+    if path.suffix not in _READERS or not path.is_file():
+        raise SubspaceError(f"{source!r} is no file that ends in {', '.join(_READERS)}")
+    return check(task, _read(path), source, labelled=labelled)
 
 
 def _from_hub(task: Labelled, source: str, split: str) -> tuple[pd.DataFrame, str]:
@@ -160,31 +172,33 @@ def _from_hub(task: Labelled, source: str, split: str) -> tuple[pd.DataFrame, st
     return pd.DataFrame(frame), f"{_HUB_NAME}/{task.name}/{split}"
 
 
-def check(task: Labelled, frame: pd.DataFrame, where: str) -> Table:
+def check(task: Labelled, frame: pd.DataFrame, where: str, *, labelled: bool = True) -> Table:
     """The rows of `frame` as a table of `task`.
 
     Args:
         task: says which columns there must be and what a label is.
         frame: the rows; further columns are left alone.
         where: what to call the data in an error, such as its path.
+        labelled: whether the labels are read.
 
     Raises:
         SubspaceError: a column or all rows are missing, a text is not a string, or a label is not one of the task's.
     """
-    wanted = (*task.columns, "label")
+    wanted = (*task.columns, *(["label"] if labelled else []))
     if missing := [column for column in wanted if column not in frame.columns]:
         present = ", ".join(map(str, frame.columns)) or "none"
         raise SubspaceError(f"{where} lacks column {', '.join(missing)} of task {task.name}: its columns are {present}")
     if frame.empty:
         raise SubspaceError(f"{where} has no rows")
-    return Table(tuple(_texts(frame[column], where) for column in task.columns), _labels(task, frame["label"], where))
+    texts = tuple(_texts(frame[column], where) for column in task.columns)
+    return Table(texts, _labels(task, frame["label"], where) if labelled else None)
 
 
 def _texts(column: pd.Series, where: str) -> tuple[str, ...]:
     texts = column.tolist()
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise SubspaceError(f"{where}, row {row}: {column.name} is {_shown(text)}, not a text")
+            raise SubspaceError(f"{where}, row {row}: {column.name} is {shown(text)}, not a text")
         if not _encodes(text):
             raise SubspaceError(f"{where}, row {row}: {column.name} has half a surrogate pair, which no UTF-8 text has")
     return tuple(texts)
@@ -209,7 +223,7 @@ def _labels(task: Labelled, column: pd.Series, where: str) -> Values:
         row = int(wrong.argmax())
         allowed = f"{low:g} to {high:g}" if task.regression else f"0 to {high:g} ({', '.join(task.labels)})"
         raise SubspaceError(
-            f"{where}, row {row}: label {_shown(column.tolist()[row])} is not {allowed} as task {task.name} has it"
+            f"{where}, row {row}: label {shown(column.tolist()[row])} is not {allowed} as task {task.name} has it"
         )
     return numbers if task.regression else numbers.astype(np.int64)
 
@@ -222,12 +236,3 @@ def _number(label: Any, by_name: Mapping[str, int]) -> float:
         return float(label)
     except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number beyond every float
         return math.nan
-
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 80
-
-
-def _shown(value: Any) -> str:
-    """A value as Python writes it, in one line of bounded length."""
-    return " ".join(_REPR.repr(value).split())

@@ -1,0 +1,47 @@
+"""`subspace merge RUN -o MODEL`: a model without an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import SubspaceError
+from .console import hush_libraries
+from .evaluate import BASE, RUN
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(help=RUN, show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model's folder.", show_default=False)],
+    base: Annotated[str | None, typer.Option("--base", help=BASE)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+) -> None:
+    """Merge a run's adapter into its base model.
+
+    transformers alone loads the result. It is read back and compared with the adapter on drawn inputs, and the largest
+    difference is told.
+    """
+    from ..files import check_folder
+    from ..training.merge import LENGTH, ROWS, merge
+    from ..training.runtime import quiet
+    from ..training.use import TASK, finished
+
+    hush_libraries()
+    output = check_folder(output)
+    if output.exists() and any(output.iterdir()):
+        if not (output / TASK).is_file():
+            raise SubspaceError(f"{output} is not empty and holds no merged model: choose another --output")
+        if not overwrite:
+            raise SubspaceError(f"{output} holds a model: choose another --output, or give --overwrite")
+    with quiet(bars=False):
+        made = finished(run, base)
+        if output.resolve() == made.folder.resolve():
+            raise SubspaceError(f"{output} is the run's own result: choose another --output")
+        told = merge(made, output)
+    loader = made.task.model_class.__name__
+    typer.echo(
+        f"largest difference of an output: {told.difference:.3g}, where the largest is {told.largest:.3g} ({ROWS} "
+        f"drawn rows of up to {LENGTH} tokens)\nmodel: {output}; transformers' {loader} loads it"
+    )

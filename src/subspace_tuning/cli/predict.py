@@ -1,0 +1,111 @@
+"""`subspace predict RUN --text TEXT`: what a run says of new rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import SubspaceError
+from .console import hush_libraries, show, table_of
+from .evaluate import BASE, BATCH, RUN
+
+_SHOWN = 60  # characters of a text in the table
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help=RUN, show_default=False)],
+    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; again for more.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="Instead: rows with the run's columns; labels are not read.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file for the answers: .csv, .jsonl.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help=BASE)] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help=BATCH)] = 32,
+) -> None:
+    """Predict the labels of new texts.
+
+    Labels are told by name, with their probabilities. Without --output the answers are printed as a table.
+    """
+    from ..training.runtime import quiet
+    from ..training.use import finished, outputs_of
+
+    hush_libraries()
+    if bool(text) == (file is not None):
+        raise SubspaceError("give texts by --text, or their rows by --file")
+    if output is not None:
+        output = _checked(output)
+    for number, one in enumerate(text or (), start=1):
+        if not one.strip():
+            raise SubspaceError(f"--text number {number} has no text")
+    with quiet(bars=False):
+        made = finished(run, base)
+        rows = made.task.rows_of(text) if text else made.task.read(str(file), labelled=False)
+        seen = outputs_of(made, rows, batch_size)
+    tell_cut(seen.cut, len(rows), made.max_length)
+    answers = made.task.answers(rows, seen.encoded, seen.outputs)
+    if output is None:
+        _print(answers)
+    else:
+        _write(output, answers)
+        typer.echo(f"{len(answers):,} rows: {output}")
+
+
+def tell_cut(cut: int, count: int, length: int) -> None:
+    """Say on stderr how many rows the model has not seen to their end."""
+    if cut:
+        typer.echo(f"{cut} of the {count} rows are longer than {length} tokens and are cut", err=True)
+
+
+def _checked(output: Path) -> Path:
+    from ..files import check_file
+
+    if output.suffix not in (".csv", ".jsonl"):
+        raise SubspaceError(f"--output {str(output)!r} is a file that ends in .csv or .jsonl")
+    return check_file(output)
+
+
+def _write(output: Path, answers: Sequence[Mapping[str, Any]]) -> None:
+    import pandas as pd
+
+    from ..files import written
+
+    with written(output) as temporary:
+        if output.suffix == ".jsonl":
+            lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+            temporary.write_text(lines, encoding="utf-8", newline="\n")
+        else:
+            pd.DataFrame([_flat(answer) for answer in answers]).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _flat(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for a table: a column for each class's probability, lists as JSON."""
+    flat: dict[str, Any] = {}
+    for name, value in answer.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": one for key, one in value.items()}
+        else:
+            flat[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+    return flat
+
+
+def _print(answers: Sequence[Mapping[str, Any]]) -> None:
+    names = [name for name, value in answers[0].items() if not isinstance(value, Mapping)]
+    figures = [name for name in names if name != names[0] and isinstance(answers[0][name], float)]
+    words = [name for name in names if name not in figures]
+    table = table_of(*words, figures=figures)
+    for answer in answers:
+        table.add_row(*(_cell(answer[name]) for name in (*words, *figures)))
+    show(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list):
+        return " ".join("-" if one is None else _cell(one) for one in value)
+    line = " ".join(str(value).split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."

@@ -1,0 +1,255 @@
+"""Rows of a person's own files, as they stand there: any columns, and where each row is found again.
+
+Everything is read as text where the format knows nothing else, so that a class "01" stays "01".
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import io
+import json
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from ...errors import SubspaceError, nearest, reading
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+@dataclass(frozen=True)
+class Records:
+    """Rows by column.
+
+    Attributes:
+        where: the file or data set, as messages call it.
+        columns: a value per row, None where there is none, by the column's name.
+        numbers: the line of the file in which each row begins, or its number, from 1.
+        unit: "line" or "row", as ``numbers`` count.
+    """
+
+    where: str
+    columns: Mapping[str, Sequence[Any]]
+    numbers: Sequence[int]
+    unit: str = "row"
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def column(self, name: str, key: str) -> Sequence[Any]:
+        """Return a column.
+
+        Args:
+            name: the column.
+            key: the key of the config that names it.
+
+        Raises:
+            SubspaceError: there are no rows, or there is no such column; the message has the nearest names.
+        """
+        if not len(self):
+            raise SubspaceError(f"{self.where} has no rows")
+        if name in self.columns:
+            return self.columns[name]
+        [*others] = self.columns
+        for separator, word in _SEPARATORS.items() if len(others) == 1 else ():
+            if separator in others[0]:
+                raise SubspaceError(
+                    f"{self.where} has one column, {others[0]!r}: its cells seem to stand between {word}; save it "
+                    "with commas as .csv, or with tabs as .tsv"
+                )
+        raise SubspaceError(f"{self.where} has no column {name!r}, {nearest(name, others)}; {key} names the column")
+
+    def refuse(self, rows: Sequence[int], what: str, way_out: str) -> NoReturn:
+        """Raise SubspaceError about rows that cannot be used, the first of them by its place."""
+        more = f" (and so in {len(rows) - 1} more)" if len(rows) > 1 else ""
+        raise SubspaceError(f"{self.where}, {self.unit} {self.numbers[rows[0]]}: {what}{more}; {way_out}")
+
+    def texts(self, name: str, key: str) -> tuple[str, ...]:
+        """Return a column of texts. Raises SubspaceError as ``column``, and if a row has no text there."""
+        column = self.column(name, key)
+        if empty := [row for row, value in enumerate(column) if is_missing(value)]:
+            self.refuse(empty, f"column {name!r} has no text", "write one, or take the row away")
+        for row, value in enumerate(column):
+            if not isinstance(value, str):
+                self.refuse([row], f"column {name!r} is {shown(value)}, which is no text", "put it in quotation marks")
+            check_text(self, row, value)
+        return tuple(column)
+
+
+def check_text(records: Records, row: int, text: str) -> None:
+    """Raise SubspaceError if a text holds what no file in UTF-8 can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        records.refuse([row], "a text has half a surrogate pair, which UTF-8 cannot hold", "take it away")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none: null, NaN or nothing but white space."""
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+    )
+
+
+def as_list(value: Any, separator: str | None = None) -> list[Any] | None:
+    """Return a value that stands for several: a list, its JSON, or a text with separators; None if it is none of these.
+
+    Args:
+        value: as it was read.
+        separator: what stands between the entries of a text; None for white space.
+    """
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(value)
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(separator) if part.strip()]
+    plain = isinstance(value, list) and all(isinstance(one, (str, bool, int, float)) for one in value)
+    return value if plain and not any(map(is_missing, value)) else None
+
+
+def read(path: Path) -> Records:
+    """Return the rows of a file, which its ending says how to read.
+
+    Raises:
+        SubspaceError: the file is empty, binary, in another encoding than UTF-8 or damaged, or has another ending.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise SubspaceError(
+            f"{path} ends in {path.suffix or 'nothing'!r}: what can be read ends in {', '.join(READERS)}"
+        )
+    with reading(str(path)):
+        if path.stat().st_size == 0:
+            raise SubspaceError(f"{path} is empty")
+        return reader(path)
+
+
+def lines_of_json(text: str) -> tuple[list[int], list[Any]]:
+    """Return the numbers of the lines that are not empty, from 1, and what they hold. Raises ValueError."""
+    lines = enumerate(text.split("\n"), start=1)  # not splitlines: a text may hold other line separators
+    found = [(number, _json(number, line)) for number, line in lines if line.strip()]
+    return [number for number, _ in found], [content for _, content in found]
+
+
+def _json(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is not JSON: {error}") from error
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise SubspaceError(f"{path} is in UTF-16: save it in UTF-8, or `iconv -f UTF-16 -t UTF-8`")
+    if b"\0" in data:
+        line = data[: data.index(b"\0")].count(b"\n") + 1
+        raise SubspaceError(f"{path}, line {line}: it holds a null byte, so it is no text file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise SubspaceError(
+            f"{path}, line {line}: byte {data[error.start]:#04x} is not UTF-8: save the file in UTF-8, or convert it, "
+            "such as by `iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from None
+
+
+def _separated(dialect: str) -> Callable[[Path], Records]:
+    def read_cells(path: Path) -> Records:
+        reader = csv.reader(io.StringIO(_text(path), newline=""), dialect, strict=True)
+        header: list[str] = []
+        rows: list[list[str]] = []
+        numbers: list[int] = []
+        start = 1
+        try:
+            for cells in reader:
+                if cells and not header:
+                    header = cells
+                elif cells:
+                    if len(cells) != len(header):
+                        raise csv.Error(f"{len(cells)} cells under {len(header)} columns")
+                    rows.append(cells)
+                    numbers.append(start)
+                start = reader.line_num + 1
+        except csv.Error as error:
+            raise SubspaceError(
+                f"{path}, line {start}: {error}; put a text with a separator, a line break or a quotation mark in "
+                'quotation marks, and double those inside it ("")'
+            ) from error
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise SubspaceError(f"{path} has two columns {twice[0]!r}: rename one")
+        return Records(
+            str(path), dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}, numbers, "line"
+        )
+
+    return read_cells
+
+
+def _read_json(path: Path) -> Records:
+    text = _text(path)
+    if text.lstrip().startswith("["):
+        rows = json.loads(text)
+        return _of_objects(str(path), range(1, len(rows) + 1), rows, "row")
+    return _of_objects(str(path), *lines_of_json(text), "line")
+
+
+def _of_objects(where: str, numbers: Sequence[int], rows: Sequence[Any], unit: str) -> Records:
+    for number, row in zip(numbers, rows, strict=True):
+        if not isinstance(row, dict):
+            raise SubspaceError(f"{where}, {unit} {number}: {shown(row)} is no object with the columns as keys")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Records(where, {name: [row.get(name) for row in rows] for name in names}, numbers, unit)
+
+
+def _read_parquet(path: Path) -> Records:
+    import pyarrow.parquet
+    from datasets import Dataset  # knows the names of classes where a data set was written
+
+    return of_dataset(Dataset(pyarrow.parquet.read_table(path)), str(path))
+
+
+def of_dataset(dataset: Any, where: str) -> Records:
+    """Return the rows of a ``datasets.Dataset``, classes by their names."""
+    features = dataset.features
+    columns = {name: _named(features[name], values) for name, values in dataset.to_dict().items()}
+    return Records(where, columns, range(1, len(dataset) + 1))
+
+
+def _named(feature: Any, values: Iterable[Any]) -> list[Any]:
+    from datasets import ClassLabel, List
+
+    if isinstance(feature, ClassLabel):  # -1 stands for no label
+        return [feature.int2str(value) if value is not None and value >= 0 else None for value in values]
+    if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
+        return [None if value is None else _named(feature.feature, value) for value in values]
+    return list(values)
+
+
+READERS: Mapping[str, Callable[[Path], Records]] = MappingProxyType(
+    {
+        ".csv": _separated("excel"),
+        ".tsv": _separated("excel-tab"),
+        ".jsonl": _read_json,
+        ".json": _read_json,
+        ".parquet": _read_parquet,
+    }
+)
+"""By a file's ending what reads it."""
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, in one line of bounded length."""
+    return " ".join(_REPR.repr(value).split())

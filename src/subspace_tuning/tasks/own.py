@@ -1,0 +1,215 @@
+"""What the tasks on a person's own files have in common: their options, where their rows are, and their splits."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from ..errors import SubspaceError, nearest
+from .base import Rows, Task
+from .data import sources
+from .data.records import Records, is_missing, shown
+
+HELD_OUT = 0.2
+"""The share of the rows that is held out where nothing else is said."""
+_NO_DATA = "glue"  # what `task.data` is if it is not given
+
+
+Same = TypeVar("Same")
+
+
+class Chosen(Rows, Protocol):
+    """Rows of which some can be chosen."""
+
+    def select(self: Same, rows: Sequence[int]) -> Same:
+        """Return the rows of these numbers."""
+
+
+R = TypeVar("R", bound=Chosen)
+
+
+@dataclass(frozen=True)
+class OwnTask(Task[R]):
+    """A task on a person's own rows. The fields are the options of a config's ``task`` section.
+
+    Attributes:
+        text: the column of the text.
+        label: the column of the label.
+        validation: a source of validation rows besides the training rows' own.
+        held_out: the share of the training rows that is held out for validation where there are no others.
+        held_out_seed: by which these are drawn.
+    """
+
+    text: str = "text"
+    label: str = "label"
+    validation: str | None = None
+    held_out: float | None = None
+    held_out_seed: int = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields that are not at their defaults."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        return {name: value for name, value in plain.items() if given[name] != defaults[name]}
+
+    def configured(self, options: Mapping[str, Any]) -> OwnTask[R]:
+        """Return the task with these options."""
+        known = {field.name for field in dataclasses.fields(self)}
+        super().configured({name: value for name, value in options.items() if name not in known})
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        hints = get_type_hints(type(self))
+        for name, value in given.items():
+            if not _fits(value, hints[name]):
+                raise SubspaceError(f"task.{name} is {shown(value)}, which task {self.name} cannot take")
+        made = replace(self, **given)
+        if made.validation is not None and made.held_out is not None:
+            raise SubspaceError("task.validation and task.held_out are both given: leave one out")
+        return made
+
+    @abstractmethod
+    def raw_labels(self, records: Records) -> list[Any]:
+        """Return the labels of records as the task understands them, not yet looked up in a list of classes."""
+
+    @abstractmethod
+    def settled(self, records: Records, labels: list[Any]) -> OwnTask[R]:
+        """Return the task with what the labels of its training file decide."""
+
+    @abstractmethod
+    def rows(self, records: Records, labels: list[Any] | None) -> R:
+        """Return records as rows. Raises SubspaceError if one cannot be used."""
+
+    def load(self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None) -> dict[str, R]:
+        """Return the training and the validation rows."""
+        return self.prepare(source, train_rows=train_rows, eval_rows=eval_rows)[1]
+
+    def prepare(
+        self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
+    ) -> tuple[OwnTask[R], dict[str, R]]:
+        """Return the task with its classes, and the training and the validation rows."""
+        found = self._splits(source)
+        labels = self.raw_labels(found["train"])
+        task = self.settled(found["train"], labels)
+        train = task.rows(found["train"], labels)
+        if "validation" in found:
+            validation = task.rows(found["validation"], task.raw_labels(found["validation"]))
+        else:
+            train, validation = self._parted(train, found["train"].where)
+        limits = {"train": train_rows, "validation": eval_rows}
+        rows = {"train": train, "validation": validation}
+        return task, {
+            split: part if limits[split] is None else part.select(range(min(limits[split] or 0, len(part))))
+            for split, part in rows.items()
+        }
+
+    def _splits(self, source: str) -> dict[str, Records]:
+        if source == _NO_DATA and not Path(source).exists():
+            raise SubspaceError(f"task {self.name} needs task.data: a file, a folder, or a data set's name on the hub")
+        found = sources.splits(source)
+        if "train" not in found:
+            raise SubspaceError(f"data {source!r} has no training rows: it has {', '.join(found)}")
+        if self.validation is not None:
+            found["validation"] = sources.one(self.validation)
+        elif "validation" in found and self.held_out is not None:
+            raise SubspaceError(f"data {source!r} has validation rows of its own: leave task.held_out out")
+        return found
+
+    def _parted(self, rows: R, where: str) -> tuple[R, R]:
+        share = HELD_OUT if self.held_out is None else self.held_out
+        if len(rows) * share < 1 or len(rows) * (1 - share) < 1:
+            raise SubspaceError(
+                f"{where} has {len(rows)} rows: none is left to train or to validate with if {share:g} of them are "
+                "held out; give more rows, or task.validation"
+            )
+        parts = train_test_split(np.arange(len(rows)), test_size=share, random_state=self.held_out_seed)
+        train, validation = (rows.select(sorted(part.tolist())) for part in parts)
+        return train, validation
+
+    def read(self, source: str, *, labelled: bool = True) -> R:
+        """Return the rows of a file, a folder or a data set; of several splits those of the test."""
+        records = sources.one(source)
+        return self.rows(records, self.raw_labels(records) if labelled else None)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type: a plain one, a tuple of such, or a choice of types."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
+    if origin is not None:
+        return any(_fits(value, one) for one in inner)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def class_name(value: str | float | bool) -> str:
+    """Return a label as the name of a class, without white space around it."""
+    return str(value).strip()
+
+
+def labelled(records: Records, column: str) -> Sequence[Any]:
+    """Return the column of the labels. Raises SubspaceError if there is none, or a row has none."""
+    values = records.column(column, "task.label")
+    if missing := [row for row, value in enumerate(values) if is_missing(value)]:
+        records.refuse(missing, f"column {column!r} has no label", "write one, or take the row away")
+    return values
+
+
+def class_list(given: Sequence[str] | None, names: Sequence[str], records: Records, column: str) -> tuple[str, ...]:
+    """Return the classes in the order of their numbers: those given, or the names that occur, sorted.
+
+    Raises:
+        SubspaceError: there are fewer than two, one is there twice, or they are too many to be classes.
+    """
+    classes = tuple(sorted(set(names))) if given is None else tuple(map(class_name, given))
+    if twice := sorted({name for name in classes if classes.count(name) > 1}):
+        raise SubspaceError(f"task.classes has {twice[0]!r} twice")
+    if len(classes) < 2:
+        raise SubspaceError(
+            f"{records.where}, column {column!r}: a task needs two classes, and this one has "
+            f"{', '.join(map(repr, classes)) or 'none'}"
+        )
+    if given is None and len(classes) > max(50, len(names) / 2):
+        raise SubspaceError(
+            f"{records.where}, column {column!r} has {len(classes):,} different labels in {len(names):,} rows: name "
+            "another column as task.label, take task.name=regression for numbers, or list the classes in task.classes"
+        )
+    return classes
+
+
+def numbered(records: Records, column: str, names: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the numbers of classes, one name per row. Raises SubspaceError if a name is none of them."""
+    known = {name: number for number, name in enumerate(classes)}
+    for row, name in enumerate(names):
+        if name not in known:
+            records.refuse([row], *unknown(name, column, classes))
+    return np.array([known[name] for name in names], dtype=np.int64)
+
+
+def unknown(name: str, column: str, classes: Sequence[str]) -> tuple[str, str]:
+    """Return what is wrong with a label that is none of the classes, and the way out."""
+    return f"column {column!r} has {name!r}, which is none of the {len(classes)} classes", nearest(name, classes)
+
+
+def by_number(classes: Sequence[str]) -> dict[str, Any]:
+    """Return what transformers calls the classes."""
+    return {
+        "num_labels": len(classes),
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: number for number, name in enumerate(classes)},
+    }
+
+
+def texts_of(records: Records, columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the columns of the texts, the first of which ``task.text`` names and the second ``task.text_pair``."""
+    return tuple(records.texts(name, key) for name, key in zip(columns, ("task.text", "task.text_pair"), strict=False))

@@ -1,0 +1,137 @@
+"""A number per row, from a person's own files.
+
+Prices and percentages are far from the numbers that a fresh head gives, so the model learns them in units of their
+standard deviation around their mean, and what is told is in the file's units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import DTypeLike
+from scipy import stats
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import SubspaceError
+from .base import Values
+from .data.records import Records, shown
+from .data.tables import Table
+from .own import labelled
+from .own_texts import OwnTextTask
+from .registry import register
+
+
+@dataclass(frozen=True)
+class Regression(OwnTextTask):
+    """A number per row.
+
+    Attributes:
+        mean: of the labels; the model's output 0 stands for it.
+        deviation: their standard deviation, which the model's output 1 stands for.
+    """
+
+    name = "regression"
+    primary = "r2"
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """A head with one output, and the loss of a regression."""
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    @property
+    def label_type(self) -> DTypeLike:
+        """The type of the outputs."""
+        return np.float32
+
+    def raw_labels(self, records: Records) -> list[float]:
+        """Return the rows' numbers."""
+        values = labelled(records, self.label)
+        numbers = [_number(value) for value in values]
+        if wrong := [row for row, number in enumerate(numbers) if not math.isfinite(number)]:
+            records.refuse(
+                wrong,
+                f"column {self.label!r} is {shown(values[wrong[0]])}, which is no number",
+                "write it as 1234.5, or take task.name=classification for classes",
+            )
+        return numbers
+
+    def settled(self, records: Records, labels: list[float]) -> Regression:
+        """Return the task with the mean and the standard deviation of its labels."""
+        mean, deviation = float(np.mean(labels)), float(np.std(labels))
+        if not (math.isfinite(deviation) and deviation > 0):
+            raise SubspaceError(
+                f"{records.where}, column {self.label!r}: all {len(labels)} numbers are {labels[0]:g} or beyond "
+                "measure: there is nothing to learn"
+            )
+        return replace(self, mean=mean, deviation=deviation)
+
+    def numbers(self, records: Records, labels: Sequence[float]) -> Values:
+        """Return the labels in the model's units."""
+        return (np.asarray(labels, dtype=np.float64) - self.mean) / self.deviation
+
+    def values(self, outputs: Values) -> Values:
+        """Return outputs or labels in the file's units."""
+        return np.asarray(outputs, dtype=np.float64) * self.deviation + self.mean
+
+    def stand_alone(self, model: nn.Module) -> Regression:
+        """Make the last layer of the head give the file's units itself."""
+        ends = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1]
+        if len(ends) != 1 or ends[0].bias is None:
+            raise SubspaceError(
+                f"the head of {type(model).__name__} does not end in one linear layer with a bias, so its outputs stay "
+                f"in units of {self.deviation:g} around {self.mean:g}: such a model cannot stand alone"
+            )
+        with torch.no_grad():
+            ends[0].weight.mul_(self.deviation)
+            ends[0].bias.mul_(self.deviation).add_(self.mean)
+        return replace(self, mean=0.0, deviation=1.0)
+
+    def predict(self, outputs: Values) -> Values:
+        """Return one number per row, in the file's units."""
+        return self.values(outputs.reshape(-1))
+
+    def figures(self, outputs: Values, labels: Values, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        """Return the figures of an evaluation, whose labels are in the model's units."""
+        return self.score(self.predict(outputs), self.values(labels.reshape(-1)))
+
+    def score(self, predictions: Values, labels: Values) -> dict[str, float]:
+        """Return the share of the variance that is explained, correlations, and errors in the file's units."""
+        moving = np.ptp(predictions) > 0 and np.ptp(labels) > 0  # a correlation with a constant is undefined
+        return {
+            "r2": float(r2_score(labels, predictions)) if len(labels) > 1 else 0.0,
+            "rmse": float(root_mean_squared_error(labels, predictions)),
+            "mae": float(mean_absolute_error(labels, predictions)),
+            "pearson": float(stats.pearsonr(predictions, labels).statistic) if moving else 0.0,
+            "spearman": float(stats.spearmanr(predictions, labels).statistic) if moving else 0.0,
+        }
+
+    def answers(self, rows: Table, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+        """Return each row's texts with its number."""
+        return self.beside_texts(rows, [{"predicted": float(number)} for number in self.predict(outputs)])
+
+    def baseline(self, train: Table, rows: Table) -> dict[str, float]:
+        """Return the figures of the training labels' mean."""
+        constant = float(np.mean(self.values(train.known)))
+        return self.score(np.full(len(rows), constant), self.values(rows.known))
+
+
+def _number(value: Any) -> float:
+    """A value as a number; NaN if it is none."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number beyond every float
+        return math.nan
+
+
+register(Regression())

@@ -1,0 +1,226 @@
+"""A class for each word of a row, from a person's own files.
+
+A word's class is that of its first piece: the others take no part in the loss, and are not scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from peft import TaskType
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    PreTrainedTokenizerBase,
+)
+
+from ..errors import SubspaceError
+from ..tuner.calibration import Batch
+from .base import Values
+from .classification import balanced, weighted_loss
+from .data.records import Records, as_list, check_text
+from .own import OwnTask, by_number, class_list, class_name, unknown
+from .registry import register
+from .texts import probabilities
+
+_IGNORED = -100  # what transformers' losses leave out
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Rows of words; `labels` holds the number of each word's class, if there are labels."""
+
+    words: tuple[tuple[str, ...], ...]
+    labels: tuple[tuple[int, ...], ...] | None
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def first(self, count: int) -> Sentences:
+        """Return the first rows."""
+        return self.select(range(min(count, len(self))))
+
+    def select(self, rows: Sequence[int]) -> Sentences:
+        """Return the rows of these numbers."""
+        words = tuple(self.words[row] for row in rows)
+        return Sentences(words, None if self.labels is None else tuple(self.labels[row] for row in rows))
+
+    def fingerprint(self) -> str:
+        """Return SHA-256 over words and labels."""
+        return hashlib.sha256(json.dumps([self.words, self.labels]).encode()).hexdigest()
+
+    @property
+    def known(self) -> NDArray[np.int64]:
+        """The labels of all words, one row after the other."""
+        assert self.labels is not None
+        return np.array([label for row in self.labels for label in row], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class TokenClassification(OwnTask[Sentences]):
+    """A class for each word.
+
+    Attributes:
+        text: the column of the words, as lists or as texts with spaces between the words.
+        label: the column of their classes, in the same form.
+        classes: their names in the order of their numbers; those of the training file, sorted, if not given.
+        class_weights: whether a class counts in the loss the more, the rarer it is.
+        weights: how much each class counts then.
+    """
+
+    name = "token_classification"
+    primary = "f1_macro"
+    model_class: ClassVar[Any] = AutoModelForTokenClassification
+    task_type: ClassVar[TaskType] = TaskType.TOKEN_CLS
+
+    text: str = "tokens"
+    label: str = "tags"
+    classes: tuple[str, ...] | None = None
+    class_weights: bool = False
+    weights: tuple[float, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes, once they are known."""
+        assert self.classes is not None
+        return self.classes
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """The head's size and its classes."""
+        return by_number(self.names)
+
+    @property
+    def loss(self) -> Callable[[nn.Module, Batch], tuple[Tensor, Any]] | None:  # type: ignore[override]
+        """The cross-entropy of the weighted classes; the model's own without weights."""
+        return weighted_loss(self.weights) if self.class_weights else None
+
+    def raw_labels(self, records: Records) -> list[list[str]]:
+        """Return the names of each row's classes, one for each word."""
+        words = self._words(records)
+        found = []
+        for row, value in enumerate(records.column(self.label, "task.label")):
+            names = as_list(value)
+            if not names:
+                records.refuse([row], f"column {self.label!r} has no labels", "write them, or take the row away")
+            if len(names) != len(words[row]):
+                records.refuse(
+                    [row],
+                    f"column {self.text!r} has {len(words[row])} words and {self.label!r} {len(names)} labels",
+                    "write one label for each word",
+                )
+            found.append([class_name(name) for name in names])
+        return found
+
+    def _words(self, records: Records) -> tuple[tuple[str, ...], ...]:
+        found = []
+        for row, value in enumerate(records.column(self.text, "task.text")):
+            words = as_list(value)
+            if not words:
+                records.refuse([row], f"column {self.text!r} has no words", "write them, or take the row away")
+            for word in words:
+                if not isinstance(word, str) or not word.strip():
+                    records.refuse([row], f"column {self.text!r} holds {word!r}, which is no word", "write a text")
+                check_text(records, row, word)
+            found.append(tuple(words))
+        return tuple(found)
+
+    def settled(self, records: Records, labels: list[list[str]]) -> TokenClassification:
+        """Return the task with its classes, and with their weights if they shall have any."""
+        every = [name for names in labels for name in names]
+        task = replace(self, classes=class_list(self.classes, every, records, self.label))
+        if not self.class_weights:
+            return task
+        return replace(task, weights=balanced(task.rows(records, labels).known, len(task.names)))
+
+    def rows(self, records: Records, labels: list[list[str]] | None) -> Sentences:
+        """Return records as sentences."""
+        known = {name: number for number, name in enumerate(self.names)}
+        for row, names in enumerate(labels or ()):
+            for name in names:
+                if name not in known:
+                    records.refuse([row], *unknown(name, self.label, self.names))
+        numbers = None if labels is None else tuple(tuple(known[name] for name in names) for names in labels)
+        return Sentences(self._words(records), numbers)
+
+    def rows_of(self, texts: Sequence[str]) -> Sentences:
+        """Return the words of each text, which are what stands between spaces."""
+        return Sentences(tuple(tuple(text.split()) for text in texts), None)
+
+    def encode(self, rows: Sentences, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+        """Return the rows as token numbers, with the number of a word's class at its first piece.
+
+        Rows without labels have the number of the word there, by which ``answers`` finds it.
+        """
+        if not tokenizer.is_fast:
+            raise SubspaceError(
+                "the model's tokenizer does not tell which word a piece belongs to: task token_classification needs "
+                "one of transformers' fast tokenizers"
+            )
+        known = [range(len(words)) for words in rows.words] if rows.labels is None else rows.labels
+        plain = Dataset.from_dict({"words": list(map(list, rows.words)), "known": list(map(list, known))})
+
+        def tokenize(batch: Any) -> Any:
+            found = tokenizer(batch["words"], is_split_into_words=True, truncation=True, max_length=max_length)
+            found["labels"] = [_at_first_pieces(found.word_ids(i), known) for i, known in enumerate(batch["known"])]
+            return found
+
+        return plain.map(
+            tokenize,
+            batched=True,
+            remove_columns=["words", "known"],
+            desc="tokenizing",
+            new_fingerprint=rows.fingerprint(),
+        )
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
+        """Return what pads rows and their labels to the longest."""
+        return DataCollatorForTokenClassification(tokenizer)
+
+    def predict(self, outputs: Values) -> Values:
+        """Return the number of a class for each piece, rows x pieces."""
+        return np.asarray(outputs.argmax(axis=-1))
+
+    def score(self, predictions: Values, labels: Values) -> dict[str, float]:
+        """Return the mean of the classes' F1, and the accuracy, over the words."""
+        words = labels != _IGNORED
+        found, wanted = predictions[words], labels[words]
+        return {
+            "f1_macro": float(f1_score(wanted, found, labels=np.unique(wanted), average="macro", zero_division=0.0)),
+            "accuracy": float(accuracy_score(wanted, found)),
+        }
+
+    def answers(self, rows: Sentences, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+        """Return each row's words with their classes and probabilities, null for words that were cut off."""
+        answers = []
+        for words, numbers, logits in zip(rows.words, encoded["labels"], outputs, strict=True):
+            predicted: list[str | None] = [None] * len(words)
+            probability: list[float | None] = [None] * len(words)
+            for word, chances in zip(numbers, probabilities(logits[: len(numbers)]), strict=True):
+                if word != _IGNORED:
+                    predicted[word], probability[word] = self.names[int(chances.argmax())], float(chances.max())
+            answers.append({self.text: list(words), "predicted": predicted, "probability": probability})
+        return answers
+
+    def baseline(self, train: Sentences, rows: Sentences) -> dict[str, float]:
+        """Return the figures of the most frequent class of the training words."""
+        return self.score(np.full(len(rows.known), np.bincount(train.known).argmax()), rows.known)
+
+
+def _at_first_pieces(words: Sequence[int | None], labels: Sequence[int]) -> list[int]:
+    before = [None, *words[:-1]]
+    return [
+        _IGNORED if word is None or word == last else labels[word] for word, last in zip(words, before, strict=True)
+    ]
+
+
+register(TokenClassification())

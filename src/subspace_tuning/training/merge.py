@@ -1,0 +1,78 @@
+"""A run's adapter merged into its base: a model that transformers loads alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from ..errors import SubspaceError, reading
+from ..files import replaced
+from .use import Finished, save_task
+
+ROWS, LENGTH = 32, 24
+"""The inputs on which a merged model is compared with the adapter: drawn tokens, rows x length."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """How near a merged model is.
+
+    Attributes:
+        difference: the largest difference of an output.
+        largest: the largest output, for scale.
+    """
+
+    difference: float
+    largest: float
+
+
+def merge(made: Finished, output: Path) -> Merged:
+    """Write the model of a run to a folder, without an adapter, and compare the outputs of what is read back.
+
+    Args:
+        made: the run.
+        output: the folder; one that is there is replaced.
+
+    Raises:
+        SubspaceError: the method has no dense form that could be merged.
+    """
+    batch = _drawn(made)
+    wanted = made.task.values(_outputs(made.model, batch))
+    model: Any = made.model
+    if isinstance(model, PeftModel):
+        try:
+            model = model.merge_and_unload(safe_merge=True)
+        except (SubspaceError, AttributeError, NotImplementedError) as error:
+            raise SubspaceError(f"the adapter in {made.folder} cannot be merged: {_why(error)}") from error
+    task = made.task.stand_alone(model)
+    with replaced(output) as temporary:
+        model.save_pretrained(str(temporary))
+        made.tokenizer.save_pretrained(str(temporary))
+        save_task(temporary, task, made.max_length, made.base)
+        with reading(f"the merged model in {output}"):
+            loaded = task.model_class.from_pretrained(str(temporary), dtype=torch.float32)
+    found = task.values(_outputs(loaded.to(next(made.model.parameters()).device).eval(), batch))
+    return Merged(float(abs(found - wanted).max()), float(abs(wanted).max()))
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, SubspaceError):
+        return str(error)
+    return "its method adds to the inputs and not to the weights"
+
+
+def _drawn(made: Finished) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    length = min(LENGTH, made.max_length)
+    tokens = torch.randint(len(made.tokenizer), (ROWS, length), generator=generator)
+    device = next(made.model.parameters()).device
+    return {"input_ids": tokens.to(device), "attention_mask": torch.ones_like(tokens).to(device)}
+
+
+@torch.no_grad()
+def _outputs(model: Any, batch: dict[str, torch.Tensor]) -> Any:
+    return model(**batch).logits.double().cpu().numpy()

@@ -1,0 +1,192 @@
+"""What a run has made, used: its model with its task, told from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, cast
+
+import peft
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import nested_concat
+
+from .. import tasks
+from ..errors import SubspaceError, reading
+from ..files import write_json
+from ..models.load import load
+from ..tasks import Rows, Task, Values
+from ..tuner.mam import load_mam
+from .fields import Fields, check_fields
+from .folder import RESULTS, RunFolder
+
+TASK = "task.json"
+"""The file beside a model or an adapter that says what it is for."""
+_ADAPTER = "adapter_config.json"
+_FIELDS: Fields = {"task": str, "options": {}, "max_length": int, "model": str}
+_IGNORED = -100  # pads outputs of rows of different lengths, as the Trainer does
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run has made, ready for use.
+
+    Attributes:
+        task: the run's task, with its classes.
+        model: in evaluation mode, with its adapter if it has one.
+        tokenizer: the model's.
+        max_length: tokens of a row; what is longer is cut.
+        base: the model's name as the config had it.
+        folder: where it was read.
+    """
+
+    task: Task[Any]
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    base: str
+    folder: Path
+
+
+def save_task(folder: Path, task: Task[Any], max_length: int, model: str) -> None:
+    """Write beside a model or an adapter what ``finished`` reads.
+
+    The classes' names stand there, too: peft saves of a model's config nothing.
+    """
+    content = {"task": task.name, "options": dict(task.options), "max_length": max_length, "model": model}
+    write_json(folder / TASK, content)
+
+
+def finished(path: str | Path, base: str | None = None) -> Finished:
+    """Return what a run has made.
+
+    Args:
+        path: the run's folder, or the folder of its adapter or model by itself.
+        base: where the base model is now, if it is no longer where the run found it.
+
+    Raises:
+        SubspaceError: there is no finished run, a file of it is damaged, or the base model is another one.
+    """
+    folder = _result(Path(path).expanduser())
+    with reading(str(folder / TASK)):
+        content = json.loads((folder / TASK).read_text(encoding="utf-8"))
+        check_fields(content, _FIELDS)
+    with reading(f"the task in {folder / TASK}"):
+        task = tasks.get(content["task"]).configured(content["options"])
+    has_adapter = (folder / _ADAPTER).is_file()
+    if base is not None and not has_adapter:
+        raise SubspaceError(f"{folder} is a whole model and has no base: leave --base out")
+    name = (base or content["model"]) if has_adapter else str(folder)
+    loaded, own = load(name, task.model_class, task.model_settings, content["max_length"])
+    model: nn.Module = loaded
+    tokenizer = own
+    if has_adapter:
+        with reading(f"the tokenizer in {folder}"):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        _check_vocabulary(folder, tokenizer, name, own)
+        with reading(f"the adapter in {folder} on model {name!r}", "--base names the model that it was trained on"):
+            model = _adapted(loaded, folder)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return Finished(task, model.to(device or "cpu").eval(), tokenizer, content["max_length"], name, folder)
+
+
+def _result(path: Path) -> Path:
+    if (path / TASK).is_file():
+        return path
+    if not path.is_dir():
+        raise SubspaceError(f"run {str(path)!r} does not exist: give the folder that `subspace train` wrote")
+    record = RunFolder(path).record()
+    if record is None:
+        made = next((name for name in RESULTS if (path / name).is_dir()), None)
+        why = "is not finished: the command that started it goes on with it" if made is None else "has no record"
+        started = (path / "started.json").is_file()
+        raise SubspaceError(f"the run in {path} {why}" if started else f"{path} holds no run")
+    folder = path / str(record["result"])
+    if not (folder / TASK).is_file():
+        raise SubspaceError(f"{folder} has no {TASK}, by which a run is used: run it again with --overwrite")
+    return folder
+
+
+def _check_vocabulary(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, base: str, own: PreTrainedTokenizerBase
+) -> None:
+    if tokenizer.get_vocab() != own.get_vocab():
+        raise SubspaceError(
+            f"the adapter in {folder} was trained on a vocabulary of {len(tokenizer):,} tokens, and model {base!r} has "
+            f"another one, of {len(own):,}: --base names the model that it was trained on"
+        )
+
+
+def _adapted(model: Any, folder: Path) -> PeftModel:
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    if isinstance(config, peft.PrefixTuningConfig) and (folder / "parallel_adapter.json").is_file():
+        return load_mam(model, folder)
+    loaded: PeftModel = PeftModel.from_pretrained(model, str(folder))
+    return loaded
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model gives for rows.
+
+    Attributes:
+        encoded: the rows as the model took them.
+        outputs: an entry for each row.
+        labels: where the rows have labels.
+        cut: how many rows were longer than the model takes.
+    """
+
+    encoded: Dataset
+    outputs: Values
+    labels: Values | None
+    cut: int
+
+
+@torch.no_grad()
+def outputs_of(made: Finished, rows: Rows, batch_size: int) -> Seen:
+    """Return the outputs of a model, in float32, for rows in their order."""
+    task = made.task
+    encoded = task.encode(rows, made.tokenizer, made.max_length)
+    device = next(made.model.parameters()).device
+    collate = task.collator(made.tokenizer)
+    outputs: list[Any] = []
+    labels: list[Any] = []
+    for start in range(0, len(encoded), batch_size):
+        batch = collate([encoded[i] for i in range(start, min(start + batch_size, len(encoded)))])
+        known = batch.pop("labels", None)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        found = made.model(**batch).logits if task.generate is None else task.generate(made.model, batch)
+        outputs.append(found.double().cpu().numpy())
+        if known is not None:
+            labels.append(known.numpy())
+    cut = cut_rows(task, rows, encoded, made.tokenizer, made.max_length)
+    return Seen(encoded, _joined(outputs), _joined(labels) if labels else None, cut)
+
+
+def _joined(parts: Sequence[Any]) -> Values:
+    """Batches as one array, padded where rows are of different lengths."""
+
+    def join(one: Any, other: Any) -> Any:
+        return nested_concat(one, other, padding_index=_IGNORED)  # type: ignore[no-untyped-call]
+
+    return cast("Values", reduce(join, parts))
+
+
+def evaluate(made: Finished, rows: Rows, batch_size: int) -> tuple[Mapping[str, float], Seen]:
+    """Return the task's figures for rows with labels."""
+    seen = outputs_of(made, rows, batch_size)
+    assert seen.labels is not None
+    return made.task.figures(seen.outputs, seen.labels, made.tokenizer), seen
+
+
+def cut_rows(task: Task[Any], rows: Rows, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """Return how many of the encoded rows are longer than ``max_length`` tokens and were cut."""
+    if max(task.lengths(encoded), default=0) < max_length:
+        return 0
+    return sum(length > max_length for length in task.lengths(task.encode(rows, tokenizer, max_length + 1)))
