@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.training_args import OptimizerNames
@@ -140,17 +141,7 @@ def _prepare(config: RunConfig) -> _Parts:
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
     training = parts.config.training
-    length = parts.config.task.max_length
-    encoded = {split: parts.task.encode(rows, parts.tokenizer, length) for split, rows in parts.rows.items()}
-    cut = {
-        split: cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length) for split, rows in parts.rows.items()
-    }
-    for split, rows in parts.rows.items():
-        if cut[split]:
-            logger.warning(
-                "%d of the %d %s rows are longer than task.max_length = %d tokens and are cut",
-                *(cut[split], len(rows), split, length),
-            )
+    encoded, cut = _encoded(parts)
     count = len(encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
@@ -187,6 +178,20 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     _save(parts, folder.path / result, record)
     folder.finish(record)
     return Outcome(record, folder.path / result, repeated=False)
+
+
+def _encoded(parts: _Parts) -> tuple[dict[str, Dataset], dict[str, int]]:
+    """Return the rows of each split as the model takes them, and how many of them are cut."""
+    length, encoded, cut = parts.config.task.max_length, {}, {}
+    for split, rows in parts.rows.items():
+        encoded[split] = parts.task.encode(rows, parts.tokenizer, length)
+        cut[split] = cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length)
+        if cut[split]:
+            logger.warning(
+                "%d of the %d %s rows are longer than task.max_length = %d tokens and are cut",
+                *(cut[split], len(rows), split, length),
+            )
+    return encoded, cut
 
 
 def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | None) -> TrainerState:

@@ -20,10 +20,10 @@ from transformers.trainer_pt_utils import nested_concat
 from .. import tasks
 from ..errors import SubspaceError, reading
 from ..files import write_json
+from ..jobs.fields import Fields, check_fields
 from ..models.load import load
 from ..tasks import Rows, Task, Values
 from ..tuner.mam import load_mam
-from .fields import Fields, check_fields
 from .folder import RESULTS, RunFolder
 
 TASK = "task.json"
