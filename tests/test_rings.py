@@ -186,10 +186,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 300, 40
 LONG = {
     "algebra/evaluate/kernels/autograd.py: _backward",
     "algebra/parse.py",
-    "cli/params.py: _methods",
-    "methods/registry.py",
     "theory/approximate.py: approximate",
-    "tuner/config.py",
     "tuner/kinds.py",
     "tuner/layer.py",
     "tuner/layer.py: update_layer",
