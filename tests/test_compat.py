@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -109,6 +110,15 @@ def test_all_linear_layers_are_found() -> None:
     config = SubspaceConfig(method="lora", target_modules="all-linear")
     of_peft.include_all_linear_layers(config, model)
     assert set(config.target_modules or ()) == {"0", "2"}
+
+
+def test_a_merged_adapter_is_not_deleted() -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(2, 2)), SubspaceConfig(method="lora", r=1, target_modules=["0"]))
+    of_peft.check_adapters_not_merged(model, "default")
+    model.merge_adapter()
+    of_peft.check_adapters_not_merged(model, "other")
+    with pytest.raises(ValueError, match="while they are merged"):
+        of_peft.check_adapters_not_merged(model, "default")
 
 
 def test_a_layer_of_peft_names_its_state() -> None:

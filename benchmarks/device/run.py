@@ -1,8 +1,8 @@
 """One layer, blocks of a language model, decoding, compiling and starts on one device: the floor, ours, peft's.
 
-    python benchmarks/device/run.py -o results/NAME.json            # some minutes on a GPU
-    python benchmarks/device/run.py --small -o /tmp/small.json      # on a CPU: whether it runs, and what it begins
-    python benchmarks/device/run.py --part layers --part decoding -o ...
+    python benchmarks/device/run.py --results results/NAME.json         # some minutes on a GPU
+    python benchmarks/device/run.py --small --results small.json        # on a CPU: whether it runs, and what it begins
+    python benchmarks/device/run.py --part layers --part decoding --results ...
 
 All arms of a table run in one process, a step of each in turn; a time is a median, and a ratio to peft's the median of
 the ratios within a round.
@@ -10,7 +10,6 @@ the ratios within a round.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
 import random
@@ -18,7 +17,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +28,8 @@ from subspace_tuning import SubspaceConfig, methods
 from subspace_tuning.bench.arms import PEFT
 from subspace_tuning.bench.device import device, operations, peak_mib, seconds, wait
 from subspace_tuning.files import write_json
+from subspace_tuning.jobs.script import one_line_errors, parser
+from subspace_tuning.jobs.units import measured
 from subspace_tuning.provenance import circumstances
 
 DEVICE = device().type
@@ -252,27 +252,31 @@ def parts(small: bool) -> dict[str, dict[str, Callable[[], Table]]]:
     }
 
 
+def measure(unit: Callable[[], Table]) -> Table:
+    gc.collect()
+    return unit()
+
+
+def told(name: str, rows: Table) -> None:
+    print(f"## {name}", flush=True)
+    for arm, row in rows.items():
+        print(f"{arm:24s}", "  ".join(f"{name} {value}" for name, value in row.items() if value is not None))
+
+
+@one_line_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", "-o", type=Path, required=True, help="the JSON file for the figures")
-    parser.add_argument("--part", action="append", help="layers, training, decoding, compiling or starts; default: all")
-    parser.add_argument("--small", action="store_true", help="small sizes, as a CPU can take them")
-    given = parser.parse_args()
+    words = parser(__doc__, None)
+    words.add_argument("--part", action="append", help="layers, training, decoding, compiling or starts; default: all")
+    words.add_argument("--small", action="store_true", help="small sizes, as a CPU can take them")
+    given = words.parse_args()
     warnings.filterwarnings("ignore")
-    found: dict[str, Any] = {"circumstances": circumstances(), "device": DEVICE}
-    if DEVICE == "cuda":
-        found["device"] = torch.cuda.get_device_name()
-        torch.backends.cuda.matmul.allow_tf32 = False
-    for part, tables in parts(given.small).items():
-        for title, measure in tables.items() if part in (given.part or [part]) else ():
-            started = time.perf_counter()
-            rows = measure()
-            found.setdefault(part, {})[title] = rows
-            print(f"## {part}: {title} ({time.perf_counter() - started:.0f} s)", flush=True)
-            for arm, row in rows.items():
-                print(f"{arm:24s}", "  ".join(f"{name} {value}" for name, value in row.items() if value is not None))
-            gc.collect()
-            write_json(given.output, found)  # after each table: what is there stays if the next one does not end
+    torch.backends.cuda.matmul.allow_tf32 = False
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+    chosen = {part: tables for part, tables in parts(given.small).items() if part in (given.part or [part])}
+    units = {f"{part}: {title}": table for part, tables in chosen.items() for title, table in tables.items()}
+    with measured(given.results, {"small": given.small, "device": name}, units, measure, told) as found:
+        tables = {part: {title: found[f"{part}: {title}"] for title in titles} for part, titles in chosen.items()}
+        write_json(given.results, {"circumstances": circumstances(), "device": name, **tables})
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ change of rank 32 and noise beside it, as a fine-tune leaves it. `subspace extra
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from subspace_tuning.adapters.pairs import pair
-from subspace_tuning.files import write_json, written
+from subspace_tuning.files import write_json
+from subspace_tuning.jobs.script import done, one_line_errors, parser
+from subspace_tuning.jobs.units import measured
 from subspace_tuning.models.checkpoint import Checkpoint
 from subspace_tuning.provenance import circumstances
 
@@ -85,49 +87,58 @@ def make(folder: Path, layers: int, tuned: bool) -> None:
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
 
 
+def extraction(base: Path, tuned: Path, output: Path) -> dict[str, Any]:
+    """`subspace extract` in a process of its own: its time, the most memory that it held, and its report."""
+    code = "from subspace_tuning.cli import main; main()"
+    words = ["extract", base, tuned, "-m", "lora", "-r", str(RANK), "-o", output, "--overwrite"]
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True)
+    return {
+        "seconds": time.perf_counter() - started,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10,
+        "rows": json.loads((output / "report.json").read_text(encoding="utf-8")),
+    }
+
+
+def decomposition(base: Path, tuned: Path, module: str) -> dict[str, Any]:
+    """The time of a full singular value decomposition of one change."""
+    W, W_star = pair(Checkpoint(str(base)), Checkpoint(str(tuned)), module)
+    started = time.perf_counter()
+    torch.linalg.svd((W_star - W).float(), full_matrices=False)
+    return {"seconds": time.perf_counter() - started}
+
+
+@one_line_errors()
 def main() -> None:
     """Reads the command line, makes the checkpoints, extracts and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="gets the checkpoints")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--results", type=Path, default=HERE)
-    options = parser.parse_args()
-    base, tuned, output = (options.work / name for name in ("base", "tuned", "adapter"))
+    words = parser(__doc__, HERE / "results.json")
+    words.add_argument("--work", type=Path, required=True, help="gets the checkpoints")
+    words.add_argument("--layers", type=int, default=4)
+    options = words.parse_args()
+    base, tuned, adapter = (options.work / name for name in ("base", "tuned", "adapter"))
     for folder, changed in ((base, False), (tuned, True)):
         if not (folder / "model.safetensors.index.json").is_file():
             make(folder, options.layers, changed)
-    code = "from subspace_tuning.cli import main; main()"
-    words = ["extract", base, tuned, "-m", "lora", "-r", str(RANK), "-o", output, "--overwrite"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True)
-    seconds = time.perf_counter() - started
-    rows: list[dict[str, Any]] = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    # Full decompositions of one matrix of each shape, and from them the time for all.
-    full: dict[str, float] = {}
-    first = Checkpoint(str(base)), Checkpoint(str(tuned))
-    for row in rows:
-        shape = f"{row['n']} x {row['m']}"
-        if shape not in full:
-            W, W_star = pair(*first, row["module"])
-            begun = time.perf_counter()
-            torch.linalg.svd((W_star - W).float(), full_matrices=False)
-            full[shape] = time.perf_counter() - begun
-    found = {
-        **circumstances(),
-        "layers": options.layers,
-        "matrices": len(rows),
-        "seconds": seconds,
-        "peak_memory_mib": max(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, before) / 2**10,
-        "checkpoint_mib": sum(file.stat().st_size for file in base.glob("*.safetensors")) / 2**20,
-        "largest_matrix_mib_in_float64": WIDTH * INNER * 8 / 2**20,
-        "full_svd_seconds": full,
-        "full_svd_seconds_of_all": sum(full[f"{row['n']} x {row['m']}"] for row in rows),
-        "worst_change_error": max(row["change_error"] for row in rows),
-        "seconds_of_approximations": sum(row["seconds"] for row in rows),
-    }
-    with written(options.results / "results.json") as file:
-        file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    # One matrix of each shape is decomposed, and stands for all of its shape.
+    units = {"extraction": partial(extraction, base, tuned, adapter)}
+    for name, (m, n) in SHAPES.items():
+        units[f"{n} x {m}"] = partial(decomposition, base, tuned, f"model.layers.0.{name}")
+    with measured(options.results, {"layers": options.layers}, units, lambda unit: unit(), done) as parts:
+        one = parts.pop("extraction")
+        rows, full = one.pop("rows"), {shape: part["seconds"] for shape, part in parts.items()}
+        found = {
+            **circumstances(),
+            "layers": options.layers,
+            "matrices": len(rows),
+            **one,
+            "checkpoint_mib": sum(file.stat().st_size for file in base.glob("*.safetensors")) / 2**20,
+            "largest_matrix_mib_in_float64": WIDTH * INNER * 8 / 2**20,
+            "full_svd_seconds": full,
+            "full_svd_seconds_of_all": sum(full[f"{row['n']} x {row['m']}"] for row in rows),
+            "worst_change_error": max(row["change_error"] for row in rows),
+            "seconds_of_approximations": sum(row["seconds"] for row in rows),
+        }
+        write_json(options.results, found)
     print(json.dumps(found, indent=1))
 
 

@@ -9,22 +9,19 @@ A job is one method at one budget from one model. Every job leaves a record; giv
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import multiprocessing
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
-from subspace_tuning.files import write_json, written
-from subspace_tuning.provenance import circumstances
+from subspace_tuning.files import write_text
+from subspace_tuning.jobs.fields import read_object
+from subspace_tuning.jobs.script import grid, grid_parser, one_line_errors
+from subspace_tuning.jobs.units import kept
 
 HERE = Path(__file__).resolve().parent
 TASKS: Mapping[str, int] = {"mrpc": 96, "cola": 40}  # tokens, as the models were trained
@@ -46,61 +43,61 @@ FIXED = ("bitfit", "ssl", "ia3", "ssb", "sam_parser", "svdiff", "xattn")
 REFERENCES = ("tuned", "head")  # the fine-tuned model itself; the base model with the fine-tuned head
 
 
-@dataclass(frozen=True)
-class Job:
-    """One extraction, or one reference, from one model."""
-
-    task: str
-    seed: int
-    method: str
-    budget: int | None
-
-    @property
-    def name(self) -> str:
-        words = "".join(letter if letter.isalnum() else "-" for letter in self.method)
-        return f"{self.task}-{self.seed}-{words}-{self.budget or 'fixed'}"
+Job = tuple[str, int, str, int | None]  # task, seed, method, budget
 
 
 def jobs() -> Iterator[Job]:
-    """All jobs, model by model, so that an unfinished run has all methods for some models."""
+    """One extraction, or one reference, each; model by model, so that an unfinished run has all methods for some."""
     for seed, task in itertools.product(SEEDS, TASKS):
         for method in (*REFERENCES, *FIXED):
-            yield Job(task, seed, method, None)
+            yield task, seed, method, None
         for budget, method in itertools.product(BUDGETS, SIZED):
-            yield Job(task, seed, method, budget)
+            yield task, seed, method, budget
 
 
-def perform(job: Job, data: Path, models: Path, work: Path) -> dict[str, Any]:
+def file_name(job: Job) -> str:
+    """A file's name for a job."""
+    task, seed, method, budget = job
+    words = "".join(letter if letter.isalnum() else "-" for letter in method)
+    return f"{task}-{seed}-{words}-{budget or 'fixed'}"
+
+
+JOBS = {file_name(job): job for job in jobs()}
+
+
+def measure(job: Job, data: Path, models: Path, work: Path) -> dict[str, Any]:
     """Extract, load the adapter as anybody would, and score it."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from subspace_tuning import SubspaceConfig, SubspaceModel
+    from subspace_tuning import SubspaceConfig
     from subspace_tuning.adapters.extract import Extraction, extract
     from subspace_tuning.counting.count import matched
     from subspace_tuning.models.checkpoint import Checkpoint
     from subspace_tuning.models.locate import locate
+    from subspace_tuning.tuner.targets import placement
 
     torch.set_num_threads(1)
-    folder = models / f"{job.task}-full-{job.seed}" / "model"
+    task, seed, method, budget = job
+    folder = models / f"{task}-full-{seed}" / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    record: dict[str, Any] = {"task": job.task, "seed": job.seed, "method": job.method, "budget": job.budget}
-    if job.method in REFERENCES:
+    record: dict[str, Any] = {"task": task, "seed": seed, "method": method, "budget": budget}
+    if method in REFERENCES:
         model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
-        if job.method == "head":
+        if method == "head":
             base = AutoModelForSequenceClassification.from_pretrained(locate("minilm"))
             base.classifier, base.bert.pooler = model.classifier, model.bert.pooler
             model = base
-        return record | {"score": score(model, tokenizer, job.task, data)}
+        return record | {"score": score(model, tokenizer, task, data)}
     base_files, tuned = Checkpoint("minilm"), Checkpoint(str(folder))
-    named = {"method": job.method} if job.method.isidentifier() else {"formula": job.method}
+    named = {"method": method} if method.isidentifier() else {"formula": method}
     config = SubspaceConfig(**named)
-    if job.method == "xattn":  # every matrix that any method adapts, whole
-        config.target_modules = SubspaceModel.placement(tuned.model, SubspaceConfig(method="lora"))
-    if job.budget is not None:
-        config = matched(tuned.architecture, config, job.budget)
-    output = work / job.name
+    if method == "xattn":  # every matrix that any method adapts, whole
+        config.target_modules = placement(tuned.model, SubspaceConfig(method="lora"))
+    if budget is not None:
+        config = matched(tuned.architecture, config, budget)
+    output = work / file_name(job)
     rows = extract(base_files, tuned, Extraction(config), output, overwrite=True)
     model = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(locate("minilm")), str(output))
     return record | {
@@ -109,7 +106,7 @@ def perform(job: Job, data: Path, models: Path, work: Path) -> dict[str, Any]:
         "error": total_error(rows, tuned, base_files),
         "how": sorted({row["how"] for row in rows}),
         "seconds": sum(row["seconds"] for row in rows),
-        "score": score(model, tokenizer, job.task, data),
+        "score": score(model, tokenizer, task, data),
     }
 
 
@@ -143,27 +140,6 @@ def score(model: Any, tokenizer: Any, name: str, data: Path) -> float:
             batch.pop("labels", None)
             logits.append(model.eval()(**batch).logits.numpy())
     return task.score(task.predict(np.concatenate(logits)), rows.labels)[task.primary]
-
-
-def run(data: Path, models: Path, results: Path, work: Path, workers: int) -> int:
-    """Do what has no record yet; return how many jobs failed."""
-    records, failed = results / "records", 0
-    records.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs() if not (records / f"{job.name}.json").is_file()]
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(perform, job, data, models, work): job for job in missing}
-        for future in as_completed(futures):
-            job = futures[future]
-            try:
-                record = future.result()
-            except Exception as error:  # one failed job must not take the others with it
-                failed += 1
-                print(f"{job.name}: {error}", file=sys.stderr, flush=True)
-                continue
-            write_json(records / f"{job.name}.json", record)
-            print(f"{job.name}: error {record.get('error', 0):.4f}, score {record['score']:.4f}", flush=True)
-    return failed
 
 
 def tables_of(found: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> Iterator[str]:
@@ -221,28 +197,35 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.4f} ± {half:.4f}"
 
 
+def pages(results: Path) -> None:
+    """Writes the tables of all records that are there."""
+    found = list(kept(results / "records", JOBS).values())
+    dated = [record for record in found if "date" in record]  # the oldest have one date for all, in a file of its own
+    told = max(dated, key=lambda one: str(one["date"])) if dated else read_object(results / "circumstances.json", "")
+    if told:
+        write_text(results / "results.md", "\n".join(tables_of(found, told)) + "\n")
+
+
+@one_line_errors()
 def main() -> None:
     """Reads the command line, does the jobs and writes the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="the folder with one folder per task")
-    parser.add_argument("--models", type=Path, help="the runs folder of glue_minilm, with its full fine-tunings")
-    parser.add_argument("--work", type=Path, default=Path("runs/extract_minilm"), help="gets the adapters")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--workers", type=int, default=2, help="jobs at a time, of one thread each")
-    parser.add_argument("--table", action="store_true", help="only write the tables")
-    options = parser.parse_args()
-    failed = 0
-    if not options.table:
-        if options.data is None or options.models is None:
-            parser.error("--data and --models are needed to extract")
-        failed = run(options.data, options.models, options.results, options.work, options.workers)
-        write_json(options.results / "circumstances.json", circumstances())
-    told = json.loads((options.results / "circumstances.json").read_text(encoding="utf-8"))
-    records = sorted((options.results / "records").glob("*.json"))
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in records]
-    with written(options.results / "results.md") as file:
-        file.write_text("\n".join(tables_of(found, told)) + "\n", encoding="utf-8")
-    sys.exit(1 if failed else 0)
+    words = grid_parser(__doc__, HERE / "results", workers=2)
+    words.add_argument("--data", type=Path, help="the folder with one folder per task")
+    words.add_argument("--models", type=Path, help="the runs folder of glue_minilm, with its full fine-tunings")
+    words.add_argument("--work", type=Path, default=Path("runs/extract_minilm"), help="gets the adapters")
+    words.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME", help="some jobs alone")
+    options = words.parse_args()
+    if not options.table and None in (options.data, options.models):
+        words.error("--data and --models are needed to extract")
+    grid(
+        options,
+        {"tokens": TASKS},
+        {name: JOBS[name] for name in options.jobs},
+        partial(measure, data=options.data, models=options.models, work=options.work),
+        pages,
+        records="records",
+        told=lambda name, one: print(f"{name}: error {one.get('error', 0):.4f}, score {one['score']:.4f}", flush=True),
+    )
 
 
 if __name__ == "__main__":

@@ -8,18 +8,18 @@ stopped, also in the middle of a run; `--table` writes the tables from the recor
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
 import statistics
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
+
+from subspace_tuning.files import write_json, write_text
+from subspace_tuning.jobs.script import grid, grid_parser, one_line_errors
+from subspace_tuning.jobs.units import kept
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,78 +40,38 @@ _TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of the benchmark."""
-
-    task: str
-    method: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.task}-{self.method}-{self.seed}"
+Job = tuple[str, str, int]  # task, method, seed
 
 
-def jobs(tasks: Iterable[str], methods: Iterable[str], seeds: Iterable[int]) -> list[Job]:
-    """All runs, seed by seed, so that an unfinished benchmark has every method at least once."""
-    return [Job(task, method, seed) for seed in seeds for task in tasks for method in methods]
+def named(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> dict[str, Job]:
+    """Runs by name, seed by seed, so that an unfinished benchmark has every method at least once."""
+    jobs = ((task, method, seed) for seed, task, method in product(seeds, tasks, methods))
+    return {f"{task}-{method}-{seed}": (task, method, seed) for task, method, seed in jobs}
 
 
-def perform(job: Job, data: Path, runs: Path, threads: int, precision: str) -> dict[str, Any]:
+def measure(job: Job, data: Path, runs: Path, workers: int, threads: int, precision: str) -> dict[str, Any]:
     """Does one run and gives what the tables need of its record: nothing of it says where files lie."""
     from subspace_tuning.training.run import run
     from subspace_tuning.training.sections import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
 
-    settings = TASKS[job.task]
-    rank = None if job.method in ("full", "head", "ssb") else RANK
+    task, method, seed = job
     config = RunConfig(
         model="minilm",
-        output=str(runs / job.name),
-        task=TaskSection(name=job.task, data=str(data / job.task), max_length=settings["max_length"]),
-        adapter=AdapterSection(method=job.method, r=rank),
+        output=str(runs / "-".join(map(str, job))),
+        task=TaskSection(name=task, data=str(data / task), max_length=TASKS[task]["max_length"]),
+        adapter=AdapterSection(method=method, r=None if method in ("full", "head", "ssb") else RANK),
         training=TrainingSection(
-            head_learning_rate=None if job.method == "full" else HEAD_RATE,
-            epochs=settings["epochs"],
+            head_learning_rate=None if method == "full" else HEAD_RATE,
+            epochs=TASKS[task]["epochs"],
             batch_size=BATCH,
-            seed=job.seed,
+            seed=seed,
             threads=threads,
             precision=Precision[precision],
         ),
     )
     record = run(config, progress=False).record
-    return {"seed": job.seed, **{key: value for key, value in record.items() if key not in ("config", "result")}}
-
-
-def run_all(
-    wanted: Sequence[Job], data: Path, results: Path, runs: Path, workers: int, threads: int, precision: str
-) -> int:
-    """Does the runs that have no record yet, `workers` at a time; gives how many failed."""
-    results.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in wanted if not (results / f"{job.name}.json").is_file()]
-    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are done", flush=True)
-    failed = 0
-    # Fresh processes: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(perform, job, data, runs, threads, precision): job for job in missing}
-        for future in as_completed(futures):
-            job = futures[future]
-            try:
-                record = {**future.result(), "workers": workers}
-            except Exception as error:  # one failed run must not take the others' hours with it
-                failed += 1
-                print(f"{job.name}: {error}", file=sys.stderr, flush=True)
-                continue
-            _write(results / f"{job.name}.json", json.dumps(record, indent=2))
-            print(f"{job.name}: {record['metric']} {record['score']:.4f}, {record['seconds']:.0f} s", flush=True)
-    return failed
-
-
-def read(results: Path) -> list[dict[str, Any]]:
-    """The records in the results folder, in the order of `jobs`."""
-    paths = [results / f"{job.name}.json" for job in jobs(TASKS, METHODS, SEEDS)]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    told = {key: value for key, value in record.items() if key not in ("config", "result")}
+    return {"seed": seed, **told, "workers": workers}
 
 
 def interval(values: Sequence[float]) -> float | None:
@@ -186,48 +146,46 @@ def _line(row: Mapping[str, Any]) -> str:
     )
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def main() -> None:
-    """Reads the command line, does what is missing and writes the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="the folder with one folder per task")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="gets the records and the tables")
-    parser.add_argument("--runs", type=Path, default=Path("runs/glue_minilm"), help="gets adapters and checkpoints")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
-    parser.add_argument("--threads", type=int, default=1, help="threads per run")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the products")
-    parser.add_argument("--table", action="store_true", help="only write the tables")
-    options = parser.parse_args()
-    failed = 0
-    if not options.table:
-        if options.data is None or not options.data.is_dir():
-            parser.error(f"--data {options.data} is not a folder")
-        wanted = jobs(options.tasks, options.methods, options.seeds)
-        failed = run_all(
-            wanted,
-            options.data,
-            options.results,
-            options.runs,
-            options.workers,
-            options.threads,
-            options.precision,
-        )
-    records = read(options.results)
+def pages(results: Path) -> None:
+    """Writes the tables of all records that are there."""
+    records = list(kept(results, named(list(TASKS), METHODS, SEEDS)).values())
     if records:
         rows = list(summarise(records))
-        _write(options.results / "results.md", table(rows, records))
+        write_text(results / "results.md", table(rows, records))
         summary = {"machine": records[-1]["machine"], "versions": records[-1]["versions"], "summary": rows}
-        _write(options.results / "results.json", json.dumps(summary, indent=2))
+        write_json(results / "results.json", summary)
         print(table(rows, records))
-    sys.exit(1 if failed else 0)
+
+
+@one_line_errors()
+def main() -> None:
+    """Reads the command line, does what is missing and writes the tables."""
+    words = grid_parser(__doc__, HERE / "results", workers=2)
+    words.add_argument("--data", type=Path, help="the folder with one folder per task")
+    words.add_argument("--runs", type=Path, default=Path("runs/glue_minilm"), help="gets adapters and checkpoints")
+    words.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    words.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    words.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
+    words.add_argument("--threads", type=int, default=1, help="threads per run")
+    words.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the products")
+    options = words.parse_args()
+    if not (options.table or (options.data and options.data.is_dir())):
+        words.error(f"--data {options.data} is not a folder")
+    grid(
+        options,
+        {"rank": RANK, "batch": BATCH, "head_rate": HEAD_RATE, "tasks": TASKS, "precision": options.precision},
+        named(options.tasks, options.methods, options.seeds),
+        partial(
+            measure,
+            data=options.data,
+            runs=options.runs,
+            workers=options.workers,
+            threads=options.threads,
+            precision=options.precision,
+        ),
+        pages,
+        told=lambda name, one: print(f"{name}: {one['metric']} {one['score']:.4f}, {one['seconds']:.0f} s", flush=True),
+    )
 
 
 if __name__ == "__main__":

@@ -7,63 +7,51 @@ Every run leaves a record in the results folder as soon as it is done, and the s
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+from subspace_tuning.files import write_text
+from subspace_tuning.jobs.script import grid, grid_parser, one_line_errors
+from subspace_tuning.jobs.units import kept
 
 HERE = Path(__file__).resolve().parent
 METHOD, RANK, EPOCHS, LONGEST, TASK = "lora", 8, 2, 40, "cola"
 SEEDS = (0, 1, 2)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A pattern with a weight; the weight 0 is none."""
+# What is told of the pattern, by the name of the setting.
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "orthogonal-0.001": {"pattern": "orthogonal", "pattern_weight": 1e-3, "pattern_reduction": "sum"},
+    "diagonal-0.001": {"pattern": "diagonal", "pattern_weight": 1e-3, "pattern_reduction": "sum"},
+}
 
-    pattern: str
-    weight: float
-
-    @property
-    def name(self) -> str:
-        return "none" if not self.weight else f"{self.pattern}-{self.weight:g}"
-
-
-SETTINGS = (
-    Setting("none", 0.0),
-    *(Setting(pattern, weight) for pattern in ("orthogonal", "diagonal") for weight in (1e-3,)),
-)
+Job = tuple[str, int]  # setting, seed
+JOBS: dict[str, Job] = {f"{title}-{seed}": (title, seed) for seed, title in product(SEEDS, SETTINGS)}
 
 
-def perform(setting: Setting, seed: int, data: Path, runs: Path) -> dict[str, Any]:
+def measure(job: Job, data: Path, runs: Path) -> dict[str, Any]:
     """Does one run and gives what the table needs of its record."""
     from subspace_tuning.training.run import run
     from subspace_tuning.training.sections import AdapterSection, RunConfig, TaskSection, TrainingSection
 
-    penalised = {"pattern": setting.pattern, "pattern_weight": setting.weight, "pattern_reduction": "sum"}
+    setting, seed = job
     config = RunConfig(
         model="minilm",
-        output=str(runs / f"{setting.name}-{seed}"),
+        output=str(runs / f"{setting}-{seed}"),
         task=TaskSection(name=TASK, data=str(data / TASK), max_length=LONGEST),
-        adapter=AdapterSection(method=METHOD, r=RANK, **(penalised if setting.weight else {})),
+        adapter=AdapterSection(method=METHOD, r=RANK, **SETTINGS[setting]),
         training=TrainingSection(head_learning_rate=1e-3, epochs=EPOCHS, seed=seed, threads=1),
     )
     record = run(config, progress=False).record
     found = record.pop("orthogonality").values()
     means = {key: statistics.mean(one[key] for one in found) for key in ("A", "B", "cosine_A", "cosine_B")}
-    kept = {key: record[key] for key in ("score", "metric", "seconds", "date", "machine", "versions")}
-    return {"setting": setting.name, "seed": seed, "orthogonality": means, **kept}
-
-
-def read(results: Path) -> list[dict[str, Any]]:
-    """The records that are there."""
-    paths = [results / f"{setting.name}-{seed}.json" for setting in SETTINGS for seed in SEEDS]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    told = {key: record[key] for key in ("score", "metric", "seconds")}
+    return {"setting": setting, "seed": seed, "orthogonality": means, **told}
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -73,7 +61,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "| pattern, weight | ‖AᵀA − I‖ | ‖BBᵀ − I‖ | cosine A | cosine B | score (each seed) |"
     yield "|---|---|---|---|---|---|"
     for setting in SETTINGS:
-        group = [record for record in records if record["setting"] == setting.name]
+        group = [record for record in records if record["setting"] == setting]
         if group:
             mean = {
                 key: statistics.mean(one["orthogonality"][key] for one in group) for key in group[0]["orthogonality"]
@@ -81,7 +69,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             scores = [one["score"] for one in group]
             shown = f"{statistics.mean(scores):.4f} ({', '.join(f'{score:.3f}' for score in scores)})"
             yield (
-                f"| {setting.name} | {mean['A']:.3f} | {mean['B']:.3f} | {mean['cosine_A']:.3f} "
+                f"| {setting} | {mean['A']:.3f} | {mean['B']:.3f} | {mean['cosine_A']:.3f} "
                 f"| {mean['cosine_B']:.3f} | {shown} |"
             )
     last = max(records, key=lambda record: str(record["date"]))
@@ -91,32 +79,29 @@ def table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"Last run: {last['date']}."
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def pages(results: Path) -> None:
+    """Writes the table of all records that are there."""
+    if records := list(kept(results, JOBS).values()):
+        write_text(results / "results.md", "\n".join(table(records)) + "\n")
 
 
+@one_line_errors()
 def main() -> None:
     """Reads the command line, does what is missing and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder with a folder cola in it")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--runs", type=Path, default=Path("runs/patterns_minilm"))
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
-    options.results.mkdir(parents=True, exist_ok=True)
-    wanted = [(setting, seed) for seed in SEEDS for setting in SETTINGS]
-    missing = [(s, seed) for s, seed in wanted if not (options.results / f"{s.name}-{seed}.json").is_file()]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(perform, s, seed, options.data, options.runs): (s, seed) for s, seed in missing}
-        for future in as_completed(futures):
-            setting, seed = futures[future]
-            record = future.result()
-            _write(options.results / f"{setting.name}-{seed}.json", json.dumps(record, indent=2))
-            print(f"{setting.name}-{seed}: {record['score']:.4f} {record['orthogonality']}", flush=True)
-            _write(options.results / "results.md", "\n".join(table(read(options.results))) + "\n")
+    words = grid_parser(__doc__, HERE / "results", workers=2)
+    words.add_argument("--data", type=Path, help="the folder with a folder cola in it")
+    words.add_argument("--runs", type=Path, default=Path("runs/patterns_minilm"))
+    options = words.parse_args()
+    if not options.table and options.data is None:
+        words.error("--data is needed to train")
+    grid(
+        options,
+        {"task": TASK, "method": METHOD, "rank": RANK, "epochs": EPOCHS, "max_length": LONGEST, "settings": SETTINGS},
+        JOBS,
+        partial(measure, data=options.data, runs=options.runs),
+        pages,
+        told=lambda name, one: print(f"{name}: {one['score']:.4f} {one['orthogonality']}", flush=True),
+    )
 
 
 if __name__ == "__main__":

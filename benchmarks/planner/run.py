@@ -8,12 +8,10 @@ of the way that the planner picks over that of the quickest.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,9 @@ import torch
 from subspace_tuning import methods
 from subspace_tuning.algebra import Sizes, alternatives
 from subspace_tuning.bench.measure import interleaved
-from subspace_tuning.files import written
+from subspace_tuning.files import write_json, write_text
+from subspace_tuning.jobs.script import one_line_errors, parser
+from subspace_tuning.jobs.units import measured
 from subspace_tuning.methods import environment, initial_factors
 from subspace_tuning.provenance import circumstances
 
@@ -50,8 +50,12 @@ def timed(way: Any, x: torch.Tensor, leaves: dict[str, torch.Tensor], env: Calla
     return time.perf_counter() - started
 
 
-def cell(name: str, n: int, m: int, rank: int, rows: int, rounds: int) -> dict[str, Any]:
+Cell = tuple[str, int, int, int, int]  # method, n, m, rank, rows
+
+
+def cell(unit: Cell, rounds: int) -> dict[str, Any]:
     """Time the ways of one method on one matrix."""
+    name, n, m, rank, rows = unit
     torch.manual_seed(0)
     method = methods.get(name)
     weight = torch.randn(m, n).T / n**0.5  # as a linear layer keeps it
@@ -87,13 +91,11 @@ def cell(name: str, n: int, m: int, rank: int, rows: int, rounds: int) -> dict[s
     }
 
 
-def cells(rounds: int) -> Iterator[dict[str, Any]]:
+def cells(names: list[str]) -> dict[str, Cell]:
     """Every cell of the grid; a method without a rank has one rank."""
-    for name, (n, m), rank, rows in itertools.product(METHODS, MATRICES, RANKS, ROWS):
-        if methods.get(name).formula.has_rank or rank == RANKS[0]:
-            found = cell(name, n, m, rank, rows, rounds)
-            print(name, n, m, rank, rows, found["chosen"], found["best"], f"{found['to_best']:.2f}", flush=True)
-            yield found
+    grid = itertools.product(names, MATRICES, RANKS, ROWS)
+    every = ((name, n, m, rank, rows) for name, (n, m), rank, rows in grid)
+    return {"-".join(map(str, one)): one for one in every if methods.get(one[0]).formula.has_rank or one[3] == RANKS[0]}
 
 
 def page(found: dict[str, Any]) -> str:
@@ -129,17 +131,23 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+@one_line_errors()
 def main() -> None:
     """Reads the command line, measures and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--results", type=Path, default=HERE)
-    options = parser.parse_args()
-    found = {**circumstances(), "rounds": options.rounds, "cells": list(cells(options.rounds))}
-    with written(options.results / "results.json") as file:
-        file.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    with written(options.results / "results.md") as file:
-        file.write_text(page(found), encoding="utf-8")
+    words = parser(__doc__, HERE)
+    words.add_argument("--rounds", type=int, default=9)
+    words.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    options = words.parse_args()
+    output, job = options.results / "results.json", {"rounds": options.rounds}
+    measure = partial(cell, rounds=options.rounds)
+
+    def told(name: str, one: dict[str, Any]) -> None:
+        print(name, one["chosen"], one["best"], f"{one['to_best']:.2f}", flush=True)
+
+    with measured(output, job, cells(options.methods), measure, told) as found:
+        results = {**circumstances(), **job, "cells": list(found.values())}
+        write_json(output, results)
+    write_text(options.results / "results.md", page(results))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
 """Training steps against the frozen floor and peft: shapes x number formats, with the limits that we set ourselves.
 
     python benchmarks/speed/run.py                  # all tables; an hour and a half on two cores that do nothing else
-    python benchmarks/speed/run.py --settings a-float32 b-autocast --rounds 10
+    python benchmarks/speed/run.py --run 3 --settings a-float32 b-autocast --rounds 10     # beside runs 1 and 2
     python benchmarks/speed/run.py --table          # only writes results.md from the tables that are there
 
-Each table is one call of `subspace bench` and one JSON file in the results folder; tables of an earlier day stay.
+Each table is one call of `subspace bench` and one JSON file in the results folder; tables that are there stay.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subspace_tuning.files import written
+from subspace_tuning.files import write_text
+from subspace_tuning.jobs.script import grid, grid_parser, one_line_errors
+from subspace_tuning.jobs.units import kept
 
 HERE = Path(__file__).resolve().parent
 METHODS = (
@@ -143,32 +145,25 @@ def words(name: str, methods: Sequence[str], rounds: int) -> list[str]:
     return [*said, *(word for method in chosen for word in ("--method", method))]
 
 
-def main() -> None:
-    """Reads the command line, measures and writes the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    everything = [*TABLES, *OTHERS]
-    parser.add_argument("--settings", nargs="+", choices=everything, default=everything)
-    parser.add_argument("--methods", nargs="+", default=METHODS, help="those of the tables")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--run", default="1", help="a name for this run, so that several stand side by side")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--table", action="store_true", help="only write the tables")
-    options = parser.parse_args()
-    options.results.mkdir(parents=True, exist_ok=True)
-    for name in [] if options.table else options.settings:
-        path = options.results / f"{name}-{options.run}.json"
-        code = "from subspace_tuning.cli import main; main()"
-        said = ["bench", *words(name, options.methods, options.rounds), "--output", path, "--overwrite"]
-        subprocess.run([sys.executable, "-c", code, *said], check=True)
+def measure(said: list[str]) -> dict[str, Any]:
+    """One table or curve, by `subspace bench` in a process of its own."""
+    code = "from subspace_tuning.cli import main; main()"
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "found.json"
+        subprocess.run([sys.executable, "-c", code, "bench", *said, "--output", str(output)], check=True)
+        found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    return found
+
+
+def pages(results: Path) -> None:
+    """Writes the tables of all files that are there."""
+    known = kept(results, [path.stem for path in sorted(results.glob("*-*.json"))])
     page = [
         "# Training steps against the frozen floor",
         "",
         "Written by `run.py`; README.md says what is measured.",
         "",
     ]
-    known = {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.results.glob("*-*.json"))
-    }
     page += overview(known)
     for name, found in known.items():
         page += lines(name, found)
@@ -179,8 +174,21 @@ def main() -> None:
             "Versions: " + ", ".join(f"{name} {version}" for name, version in last["versions"].items()) + ".",
             "",
         ]
-    with written(options.results / "results.md") as file:
-        file.write_text("\n".join(page), encoding="utf-8")
+    write_text(results / "results.md", "\n".join(page))
+
+
+@one_line_errors()
+def main() -> None:
+    """Reads the command line, measures and writes the tables."""
+    asked = grid_parser(__doc__, HERE / "results")
+    everything = [*TABLES, *OTHERS]
+    asked.add_argument("--settings", nargs="+", choices=everything, default=everything)
+    asked.add_argument("--methods", nargs="+", default=METHODS, help="those of the tables")
+    asked.add_argument("--rounds", type=int, default=20)
+    asked.add_argument("--run", default="1", help="a name for this run, so that several stand side by side")
+    options = asked.parse_args()
+    units = {f"{name}-{options.run}": words(name, options.methods, options.rounds) for name in options.settings}
+    grid(options, {"methods": options.methods, "few": FEW}, units, measure, pages)
 
 
 if __name__ == "__main__":

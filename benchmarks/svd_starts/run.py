@@ -7,12 +7,11 @@ Writes results.json beside itself and prints the table; README.md says what is m
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from subspace_tuning import SubspaceConfig
-from subspace_tuning.files import written
+from subspace_tuning.files import write_json
+from subspace_tuning.jobs.script import done, one_line_errors, parser
+from subspace_tuning.jobs.units import measured
 from subspace_tuning.provenance import circumstances
 
 HERE = Path(__file__).resolve().parent
@@ -71,7 +72,7 @@ def adapt(weights: list[Tensor], method: str) -> float:
     return seconds(lambda: get_peft_model(model, config))
 
 
-def measure(spectrum: str, count: int, size: int) -> list[dict[str, Any]]:
+def measure(spectrum: str, count: int, size: int) -> dict[str, Any]:
     """A row per method on weights of one spectrum."""
     generator = torch.Generator().manual_seed(0)
     weights = [SPECTRA[spectrum](size, generator) for _ in range(count)]
@@ -100,7 +101,7 @@ def measure(spectrum: str, count: int, size: int) -> list[dict[str, Any]]:
     for row in rows:
         row |= {"full_seconds": scaled, "full_samples": full}
         row |= {f"{run}_ratio": scaled["float32"] / row[f"{run}_seconds"] for run in ("first", "again")}
-    return rows
+    return {"rows": rows}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -123,32 +124,25 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@one_line_errors()
 def main() -> None:
     """Reads the command line, measures, writes and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--matrices", type=int, default=24)
-    parser.add_argument("--size", type=int, default=2048)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--spectra", nargs="+", choices=SPECTRA, default=list(SPECTRA))
-    parser.add_argument("--results", type=Path, default=HERE / "results.json")
-    options = parser.parse_args()
+    words = parser(__doc__, HERE / "results.json")
+    words.add_argument("--matrices", type=int, default=24)
+    words.add_argument("--size", type=int, default=2048)
+    words.add_argument("--threads", type=int, default=2)
+    words.add_argument("--spectra", nargs="+", choices=SPECTRA, default=list(SPECTRA))
+    options = words.parse_args()
     torch.set_num_threads(options.threads)
     torch.linalg.svd(torch.randn(300, 300))  # the first call of a process loads things
     adapt([torch.randn(300, 300)], METHODS[0])
-    rows: list[dict[str, Any]] = []
-    for spectrum in options.spectra:
-        rows += measure(spectrum, options.matrices, options.size)
-        print(f"{spectrum}: done", flush=True)
-    found = {
-        "matrices": options.matrices,
-        "size": options.size,
-        "rank": RANK,
-        "rows": rows,
-        "load": os.getloadavg(),
-        **circumstances(),
-    }
-    with written(options.results) as file:
-        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    job = {"matrices": options.matrices, "size": options.size, "rank": RANK}
+    description, units = job | {"threads": options.threads}, {name: name for name in options.spectra}
+    one = partial(measure, count=options.matrices, size=options.size)
+    with measured(options.results, description, units, one, done) as parts:
+        rows = [row for part in parts.values() for row in part["rows"]]
+        found = {**job, "rows": rows, "load": os.getloadavg(), **circumstances()}
+        write_json(options.results, found)
     print(table(found))
 
 

@@ -22,6 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subspace_tuning.files import write_json, write_text
+from subspace_tuning.jobs.script import done, one_line_errors, parser
+from subspace_tuning.jobs.units import measured
+from subspace_tuning.provenance import circumstances
+
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "trl", "sentence-transformers")
 METHODS: dict[str, dict[str, Any]] = {
@@ -302,29 +307,39 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
     yield f"Date: {results['date']}."
 
 
+def measure(unit: str | int) -> dict[str, Any]:
+    """The runs of the stock Trainer in so many processes, or what a trainer makes of the penalty."""
+    if isinstance(unit, str):
+        return acts(unit)
+    return {"runs": every(1) if unit == 1 else in_processes(unit)}
+
+
+@one_line_errors()
 def main() -> None:
     """Reads the command line, does the runs and writes the table."""
-    from datetime import datetime, timezone
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    words = parser(__doc__, HERE)
+    words.add_argument(
+        "--only", nargs="+", choices=SEEN, default=list(SEEN), help="these trainers, of the second table"
+    )
+    words.add_argument("--processes", type=int, help=argparse.SUPPRESS)
+    words.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    options = words.parse_args()
     if options.into is not None:
         runs = every(options.processes)
         if os.environ["RANK"] == "0":
             options.into.write_text(json.dumps(runs), encoding="utf-8")
         return
-    results: dict[str, Any] = {"stock": every(1) + in_processes(2), "acts": {}}
-    for run in results["stock"]:
-        print(run, flush=True)
-    for name in SEEN:
-        results["acts"][name] = acts(name)
-        print(name, results["acts"][name], flush=True)
-    results["versions"] = {name: metadata.version(name) for name in PACKAGES}
-    results["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (HERE / "results.md").write_text("\n".join(table(results)) + "\n", encoding="utf-8")
+    output, versions = options.results / "results.json", {name: metadata.version(name) for name in PACKAGES}
+    units: dict[str, str | int] = {"one process": 1, "two processes": 2, **{name: name for name in options.only}}
+    with measured(output, {"weight": WEIGHT, "versions": versions}, units, measure, done) as found:
+        results = {
+            "stock": found["one process"]["runs"] + found["two processes"]["runs"],
+            "acts": {name: found[name] for name in options.only},
+            "versions": versions,
+            "date": circumstances()["date"],
+        }
+        write_json(output, results)
+    write_text(options.results / "results.md", "\n".join(table(results)) + "\n")
 
 
 if __name__ == "__main__":

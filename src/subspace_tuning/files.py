@@ -54,8 +54,13 @@ def check_folder(path: Path) -> Path:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` so that at any moment either the old file is there or the whole new one."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` so that at any moment either the old file is there or the whole new one."""
     with written(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -116,6 +121,11 @@ def recover(path: Path) -> None:
 
 def _beside(path: Path, end: str) -> Path:
     return path.with_name(f".{path.name[:_NAME]}.{end}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one that `written` and `replaced` give to what is not whole yet."""
+    return re.fullmatch(r"\..*\.[0-9]{1,9}\.tmp", path.name) is not None
 
 
 def _remove_leftovers(path: Path) -> None:

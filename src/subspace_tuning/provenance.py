@@ -48,6 +48,10 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+CIRCUMSTANCES = ("date", "machine", "versions")
+"""The keys of :func:`circumstances`."""
+
+
 def circumstances() -> dict[str, Any]:
     """When, on what machine and with which versions something is measured."""
     return {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoKrConfig, get_peft_model
+from peft.tuners.lokr.layer import factorization
 from torch import nn
 
 from subspace_tuning import SubspaceConfig
@@ -44,10 +47,42 @@ def test_every_plan_is_the_matrix(rows: int) -> None:
             torch.testing.assert_close(stage.expression.apply(x, env), x @ matrix)
 
 
+@pytest.mark.parametrize("second", ["B", "A @ B", "A @ D @ B", "A @ G @ B"])
+@pytest.mark.parametrize("shape", [(12, 35), (7, 35), (12, 11), (7, 11)], ids=str)
+def test_the_first_factor_may_act_within_the_second(second: str, shape: tuple[int, int]) -> None:
+    """Every plan is the matrix with its gradients, of whatever parts the second factor is a product."""
+    formula, sizes = parse(f"W + s * kron(C, {second})"), Sizes(*shape, 2)
+    torch.manual_seed(0)
+    env: dict[str, Any] = {"W": torch.zeros(shape[::-1], dtype=torch.float64).T, "s": 2.0}
+    for name in formula.trainable:
+        env[name] = torch.randn(sizes.of(formula.shapes[name]), dtype=torch.float64, requires_grad=True)
+    leaves = [env[name] for name in formula.trainable]
+    x = torch.randn(3, 5, shape[0], dtype=torch.float64)
+    wanted = x @ dense(formula.expression, env)
+    target = torch.randn_like(wanted)
+    gradients = torch.autograd.grad((wanted * target).sum(), leaves)
+    for planned in (sizes, Sizes(768, 768, 8), Sizes(768, 768, 700)):
+        for stage in plan(formula, planned).stages:
+            y: Any = stage.expression.apply(x, env)
+            torch.testing.assert_close(y, wanted)
+            torch.testing.assert_close(torch.autograd.grad((y * target).sum(), leaves), gradients)
+
+
+def test_the_first_factor_acts_where_the_rows_are_narrow() -> None:
+    formula = parse("W + s * kron(C, A @ D @ B)")
+    assert str(plan(formula, Sizes(768, 768, 8)).stage(128).expression) == "kron(s * C, A @ (D @ B))"
+    assert str(plan(formula, Sizes(768, 768, 700)).stage(2**14).expression) == "kron(s * C, (A @ (D @ B)))"
+
+
+@pytest.mark.parametrize("size", [*range(1, 130), 768, 3072, 4096, 11008, 30522])
+def test_a_size_splits_as_with_peft(size: int) -> None:
+    assert (split(size), size // split(size)) == factorization(size)
+
+
 def test_the_matrix_is_not_formed_where_that_is_dearer() -> None:
     chosen = plan(FORMULA, Sizes(4096, 4096, 8))
     assert all("[" not in str(chosen.stage(rows).expression) for rows in (1, 128, 8192))
-    assert str(chosen.stage(128).expression) == "s * kron(A, B)"
+    assert str(chosen.stage(128).expression) == "kron(s * A, B)"
 
 
 def test_it_is_lokr() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -38,11 +39,12 @@ def test_every_plan_is_the_product_of_reflections_with_its_gradient(r: int, rows
     wanted = x @ by_hand(env["A"]) @ env["W"]
     target = torch.randn_like(wanted)
     (gradient,) = torch.autograd.grad((wanted * target).sum(), env["A"])
-    stages = [
-        stage.expression for sizes in (Sizes(9, 7, r), Sizes(768, 768, 8)) for stage in plan(FORMULA, sizes).stages
-    ]
-    for expression in (FORMULA.expression, *stages):
+    plans = [plan(FORMULA, sizes) for sizes in (Sizes(9, 7, r), Sizes(768, 768, 8))]
+    ways = [(stage.expression, chosen.on_base) for chosen in plans for stage in chosen.stages]
+    ways += [(stage.fused, False) for chosen in plans for stage in chosen.stages if stage.fused is not None]
+    for expression, on_base in ((FORMULA.expression, False), *ways):
         y: Any = expression.apply(x, env)
+        y = y + x @ env["W"] if on_base else y
         torch.testing.assert_close(y, wanted)
         torch.testing.assert_close(torch.autograd.grad((y * target).sum(), env["A"])[0], gradient)
     torch.testing.assert_close(dense(FORMULA.expression, env), by_hand(env["A"]) @ env["W"])
@@ -60,7 +62,16 @@ def test_for_many_rows_and_for_few_no_square_matrix_is_formed() -> None:
     assert all("[reflect" not in str(chosen.stage(rows).expression) for rows in (1, 128))
 
 
-def test_it_starts_at_w_with_an_even_rank_and_leaves_it() -> None:
+def test_beside_w_it_adds_a_low_rank() -> None:
+    chosen = plan(FORMULA, Sizes(768, 768, 8))
+    assert chosen.on_base
+    assert str(chosen.stage(128).expression) == "(-A) @ [folded(A) @ W]"
+    assert str(chosen.stage(128).fused) == "composed(W - A @ folded(A) @ W)"
+    several = plan(parse("reflect(A) @ W @ reflect(B)"), Sizes(768, 768, 8))
+    assert "folded" not in str(several.stage(128).expression)  # written out, each would double the terms
+
+
+def test_it_starts_at_w_and_leaves_it() -> None:
     torch.manual_seed(0)
     base, x = nn.Linear(9, 7), torch.randn(6, 9)
 
@@ -68,13 +79,15 @@ def test_it_starts_at_w_with_an_even_rank_and_leaves_it() -> None:
         config = SubspaceConfig(formula="reflect(A) @ W", r=rank, target_modules=["0"])
         return get_peft_model(nn.Sequential(base), config)
 
-    model = adapted(4)
-    torch.testing.assert_close(model(x), base(x))
-    model(x).square().sum().backward()
-    factor = model.base_model.model[0].subspace_params["default"]["A"]
-    assert factor.grad.abs().max() > 1e-3
-    with pytest.raises(SubspaceError, match="choose an even rank"):
-        adapted(3)
+    for rank in (4, 5):
+        with pytest.warns(UserWarning, match="choose an even rank") if rank % 2 else nullcontext():
+            model = adapted(rank)
+        torch.testing.assert_close(model(x), base(x))
+        model(x).square().sum().backward()
+        gradient = model.base_model.model[0].subspace_params["default"]["A"].grad
+        assert (gradient.abs().amax(dim=0) > 1e-3).tolist() == [index < 4 for index in range(rank)]
+    with pytest.raises(SubspaceError, match="cannot leave its start"):
+        adapted(1)
 
 
 def test_it_is_hra() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from subspace_tuning import __version__, cli, methods
 from subspace_tuning.cli import main
+from subspace_tuning.cli.app import app
 from subspace_tuning.cli.console import show, table_of
 
 FILES = sorted(Path(cli.__file__).parent.glob("*.py"))
@@ -84,7 +85,7 @@ def test_every_table_is_such_a_one() -> None:
 @pytest.mark.parametrize("columns", ["40", "80"])
 def test_help_cuts_no_option(columns: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    root: Any = typer.main.get_command(cli.app)
+    root: Any = typer.main.get_command(app)
     for name, command in root.commands.items():
         told(name, "--help")
         words = capfd.readouterr().out.replace(",", " ").split()

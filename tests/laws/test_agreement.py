@@ -37,9 +37,17 @@ def layer_of(model: Any) -> Any:
     return model.base_model.model.target
 
 
+def equal_factors(factors: dict[str, tuple[nn.Parameter, nn.Parameter, bool]]) -> None:
+    """Give each of our parameters the value of peft's."""
+    with torch.no_grad():
+        for mine, other, transposed in factors.values():
+            mine.copy_(other.T if transposed else other.view_as(mine))
+
+
 def agree(ours: Any, theirs: Any, factors: dict[str, tuple[nn.Parameter, nn.Parameter, bool]]) -> None:
     """Compare outputs, gradients of the input, and gradients of (our parameter, peft's, whether it is transposed)."""
-    x = torch.randn(5, 12)
+    dtype = next(ours.parameters()).dtype
+    x = torch.randn(5, 12, dtype=dtype)
     outputs, inputs = [], []
     for model in (ours.train(), theirs.train()):
         own = x.clone().requires_grad_()
@@ -47,12 +55,13 @@ def agree(ours: Any, theirs: Any, factors: dict[str, tuple[nn.Parameter, nn.Para
         (y * torch.arange(9.0)).square().sum().backward()
         outputs.append(y)
         inputs.append(own.grad)
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(inputs[0], inputs[1], rtol=1e-4, atol=1e-3)
+    rough = {"rtol": 1e-3, "atol": 1e-3} if dtype is torch.float32 else {"rtol": 1e-11, "atol": 1e-11}
+    torch.testing.assert_close(outputs[0], outputs[1], **rough)
+    torch.testing.assert_close(inputs[0], inputs[1], **rough)
     for name, (mine, other, transposed) in factors.items():
         assert mine.grad is not None and other.grad is not None
         wanted = other.grad.T if transposed else other.grad.view_as(mine.grad)
-        torch.testing.assert_close(mine.grad, wanted, rtol=1e-3, atol=1e-3, msg=name)
+        torch.testing.assert_close(mine.grad, wanted, **rough, msg=name)
 
 
 def test_pissa_is_the_one_of_peft() -> None:
@@ -130,6 +139,57 @@ def test_liera_is_hira_of_peft() -> None:
         "B": (own["B"], other.hira_B["default"], True),
     }
     agree(ours, theirs, found)
+
+
+def test_lokr_is_the_one_of_peft() -> None:
+    """peft's W is out x in, so its factors are our transposes in turn. At r >= max(n2, m2) / 2 its second is dense."""
+    targets = {"target_modules": ["target"], "r": 1}
+    ours, theirs = pair(
+        SubspaceConfig(method="lokr", alpha=2.0, init_weights=False, **targets),
+        peft.LoKrConfig(alpha=2, init_weights=False, **targets),
+    )
+    own, other = layer_of(ours).subspace_params["default"], layer_of(theirs)
+    found = {
+        "C": (own["C"], other.lokr_w1["default"], True),
+        "A": (own["A"], other.lokr_w2_b["default"], True),
+        "B": (own["B"], other.lokr_w2_a["default"], True),
+    }
+    ours.double(), theirs.double()
+    equal_factors(found)
+    agree(ours, theirs, found)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(12, 9), nn.Conv2d(4, 6, 3), nn.Conv1d(12, 6, 3, groups=2)], ids=str)
+def test_lokr_splits_as_peft_does(layer: nn.Module) -> None:
+    """Of a convolution the channels split, and the second factor has the window; peft's starts, at zero, are others."""
+    torch.manual_seed(0)
+    theirs: Any = get_peft_model(
+        nn.Sequential(copy.deepcopy(layer)), peft.LoKrConfig(r=1, alpha=2, init_weights=False, target_modules=["0"])
+    )
+    ours: Any = get_peft_model(
+        nn.Sequential(copy.deepcopy(layer)), SubspaceConfig(method="lokr", r=1, alpha=2.0, target_modules=["0"])
+    )
+    own, other = ours.base_model.model[0].subspace_params["default"], theirs.base_model.model[0]
+    with torch.no_grad():
+        for name, factor in (("C", other.lokr_w1), ("A", other.lokr_w2_b), ("B", other.lokr_w2_a)):
+            own[name].copy_(factor["default"].T)
+    torch.testing.assert_close(
+        ours.base_model.model[0].get_delta_weight("default"), other.get_delta_weight("default"), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_hra_is_the_one_of_peft() -> None:
+    """In peft's W, out x in, stands W H_1 ... H_r, and in ours the transpose: the columns stand in reverse."""
+    targets = {"target_modules": ["target"], "r": 4}
+    ours, theirs = pair(
+        SubspaceConfig(method="hra", init_weights=False, **targets), peft.HRAConfig(init_weights=False, **targets)
+    )
+    ours.double(), theirs.double()
+    own, other = layer_of(ours).subspace_params["default"]["A"], layer_of(theirs).hra_u["default"]
+    with torch.no_grad():
+        own.copy_(other.flip(1))
+    agree(ours, theirs, {})
+    torch.testing.assert_close(own.grad, other.grad.flip(1), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["prefix_tuning", "prompt_tuning", "p_tuning"])

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, HiraConfig, IA3Config, LoraConfig, PeftConfig, ShiraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    HiraConfig,
+    HRAConfig,
+    IA3Config,
+    LoKrConfig,
+    LoraConfig,
+    PeftConfig,
+    ShiraConfig,
+    get_peft_model,
+)
 from torch import nn
 
 from subspace_tuning import SubspaceConfig, methods
@@ -25,6 +35,8 @@ PEFT: dict[str, Callable[[], PeftConfig]] = {
     "adalora": lambda: AdaLoraConfig(total_step=100, **TARGET),
     "ia3": lambda: IA3Config(feedforward_modules=[], **TARGET),
     "liera": lambda: HiraConfig(**TARGET),
+    "lokr": lambda: LoKrConfig(**TARGET),
+    "hra": lambda: HRAConfig(**TARGET),
     "pafi": lambda: ShiraConfig(**TARGET),
 }
 MORE = {  # at most so many calls in training and in evaluation
@@ -41,6 +53,8 @@ SHARE = {  # of the operations that peft's version begins in a training step
     "adalora": 0.7,
     "ia3": 1.0,
     "liera": 1.0,
+    "lokr": 1.0,
+    "hra": 0.4,
     "pafi": 1.0,
 }
 VIEWS = ("aten.view", "aten.t.", "aten.permute", "aten.detach", "aten.expand", "aten.transpose", "aten.unsqueeze")

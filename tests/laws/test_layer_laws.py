@@ -22,7 +22,7 @@ from subspace_tuning.tuner.scheduling import schedule
 from .modules import KINDS, Net, fits
 from .registry import METHODS, method_id
 
-RANK = 3
+RANK = 4  # even, as reflections start in pairs
 BOUND = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 0.1}
 CASES = [(case, kind) for case in METHODS for kind in KINDS if fits(case, kind)]
 every_case = pytest.mark.parametrize(

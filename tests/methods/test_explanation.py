@@ -193,7 +193,7 @@ def test_a_refused_start_is_told_first_and_the_rest_is_explained() -> None:
     assert str(found).startswith("problem ")
     assert found.count == "2 * n * r"
     assert explain("reflect(A) @ W", rank=4).problem == ""
-    assert "choose an even rank" in explain("reflect(A) @ W", rank=3).problem
+    assert "cannot leave its start" in explain("reflect(A) @ W", rank=1).problem
     assert "never moves" in explain("W + A @ B + C @ (D - D)").problem
 
 

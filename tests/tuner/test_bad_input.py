@@ -173,8 +173,8 @@ def test_weights_that_are_not_floating(unchanged: Remember) -> None:
     model = nn.Sequential(nn.Linear(4, 4), linear).requires_grad_(False)
     message = refused(model, SubspaceConfig(method="ssb", target_modules=["0", "1"]), unchanged)
     assert message == (
-        "1 is a Linear whose weight is quantised or packed (torch.int8), and a formula needs W itself: load the model "
-        "without quantization_config, or dequantise it first"
+        "1 is a Linear whose weight is quantised or packed in a way that is not known here (torch.int8): load the "
+        "model without quantization_config, or dequantise it first"
     )
 
 

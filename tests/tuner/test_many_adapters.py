@@ -156,6 +156,11 @@ def test_switching_freezes_what_was_unfrozen_otherwise(bert: Builder) -> None:
     assert trained(model) == {"a1", "a7"}
     model.set_adapter("a2")
     assert trained(model) == {"a2"}
+    held = [parameter for name, parameter in model.named_parameters() if ".subspace_params.a9." in name]
+    model.set_adapter("a1")
+    held[0].requires_grad_(True)  # one factor, by who has held it since before
+    model.set_adapter("a2")
+    assert trained(model) == {"a2"}
 
 
 def test_the_flags_after_deleting(bert: Builder, batch: Batch) -> None:

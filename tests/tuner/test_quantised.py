@@ -1,8 +1,7 @@
-"""A weight that is not held as plain numbers is refused in one line, and the model stays as it was."""
+"""A weight that is held in an unknown way is refused in one line, and the model stays as it was."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +33,7 @@ class Packed(Tensor):
 
 
 class GPTQLinear(nn.Module):
-    """A layer as GPTQ and AWQ make them: no weight at all."""
+    """A layer with packed numbers that does not tell its sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,22 +60,12 @@ def of_bitsandbytes(bits: int) -> Callable[[], nn.Module]:
     return build
 
 
-def of_torchao() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantization = pytest.importorskip("torchao.quantization")
-        model = nn.Sequential(nn.Linear(16, 8))
-        quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
-    return model[0]
-
-
 QUANTISED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass": (subclassed, r"1 is a Linear whose weight is quantised .*a Packed"),
     "float8": (scaled_float8, r"1 is a Linear whose weight is quantised .*torch\.float8_e4m3fn"),
     "qweight": (GPTQLinear, r"1 is a GPTQLinear whose weight is quantised .*it has qweight"),
-    "bitsandbytes, 8 bits": (of_bitsandbytes(8), r"1 is a Linear8bitLt whose weight is quantised .*a Int8Params"),
-    "bitsandbytes, 4 bits": (of_bitsandbytes(4), r"1 is a Linear4bit whose weight is quantised .*a Params4bit"),
-    "torchao": (of_torchao, r"1 is a Linear whose weight is quantised .*a Int8Tensor"),
+    "bitsandbytes, 8 bits": (of_bitsandbytes(8), r"1: the Linear8bitLt is not quantised yet: move the model"),
+    "bitsandbytes, 4 bits": (of_bitsandbytes(4), r"1: the Linear4bit is not quantised yet: move the model"),
     "torch": (
         lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(16, 8)))[0],
         r"1 is a Linear whose weight is quantised",

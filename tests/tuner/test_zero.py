@@ -138,6 +138,12 @@ def test_weights_in_parts(chosen: str, base: Path, tmp_path: Path) -> None:
 
 EVERY_STEP = {"t_init": 1, "t_final": 2, "interval": 1}
 ORTHOGONAL = {"method": "lora", "r": 4, "pattern": "orthogonal", "pattern_weight": 0.5}
+CHOSEN = {  # with a share of every matrix
+    "method": "fish_dip",
+    "budget": 2000,
+    "schedule": {"interval": 2, "t_final": 1},
+    "target_modules": ["v_proj", "down_proj"],
+}
 ELSEWHERE = {"label_smoothing_factor": 0.1}
 IN_STEPS: dict[str, tuple[Fields, Fields]] = {
     "adalora": ({"method": "adalora", "r": 4, "schedule": {**EVERY_STEP, "target_rank": 2}}, {}),
@@ -147,7 +153,7 @@ IN_STEPS: dict[str, tuple[Fields, Fields]] = {
     "orthogonal, in the loss": (ORTHOGONAL, {}),
     "orthogonal, in the step": (ORTHOGONAL, ELSEWHERE),
     "orthogonal, accumulated": (ORTHOGONAL, {**ELSEWHERE, "gradient_accumulation_steps": 2}),
-    "fish_dip": ({"method": "fish_dip", "schedule": {"interval": 2, "t_final": 1}}, {}),
+    "fish_dip": (CHOSEN, {}),
     "orthogonal, with a head": ({**ORTHOGONAL, "modules_to_save": ["lm_head"]}, {}),
     "gates": ({"method": "diff_pruning", "gate_weight": 0.01}, ELSEWHERE),
 }

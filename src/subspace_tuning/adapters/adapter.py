@@ -35,8 +35,10 @@ class Layer:
         """n, m and r, read off the shapes of the factors; 0 where no factor tells."""
         found = dimensions_of(self.method, {**self.constants, **self.parameters})
         window = tuple(found[axis] for axis in ("w1", "w2", "w3") if axis in found)
-        n = found.get("n", found.get("c", 0) * math.prod(window))
-        return Sizes(n, found.get("m", 0), self.r, found.get("p", 0), found.get("q", 0), window)
+        n, m = (found.get(side, found.get(f"{side}1", 0) * found.get(f"{side}2", 0)) for side in "nm")
+        return Sizes(
+            n or found.get("c", 0) * math.prod(window), m, self.r, found.get("p", 0), found.get("q", 0), window
+        )
 
     def environment(self, weight: Tensor | None, bias: Tensor | None = None, one_hot: bool = False) -> dict[str, Any]:
         """What the formula's names stand for, in float64.

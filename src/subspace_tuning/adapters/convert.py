@@ -84,7 +84,7 @@ def convert_adapter(
         SubspaceError: a matrix cannot be converted, and which.
     """
     target = target_config(to).resolved
-    if target.selection in ("sensitivity", "importance"):
+    if target.chooses_form:
         raise SubspaceError(f"nothing becomes {target.name}: which form each matrix has it chooses from data")
     found = {}
     for module, layer in adapter.layers.items():

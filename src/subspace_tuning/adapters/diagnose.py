@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..algebra.low_rank import rank_axis
 from ..errors import SubspaceError
 from ..models.checkpoint import Checkpoint
 from ..theory.diagnose import Diagnosis, angles, cosine, skewness
@@ -86,11 +87,19 @@ def _row(module: str, layer: Layer, found: Diagnosis) -> dict[str, Any]:
         "intruders_subspace": found.intruders(subspace=True),
         "task_directions": " ".join(str(index) for index, _ in found.task_directions()),
     }
-    for name, turned in (("A", False), ("B", True)):
-        factor = layer.parameters.get(name)
-        if factor is not None and factor.dim() == 2:
-            row[f"skewness_{name}"] = skewness((factor.T if turned else factor).double())
-    return row
+    return row | _skewness(layer)
+
+
+def _skewness(layer: Layer) -> dict[str, float]:
+    """The skewness of A's columns and of B's rows, by the roles of the factors in the first low-rank term."""
+    found, shapes = {}, layer.method.formula.shapes
+    for term in layer.method.formula.low_rank[:1]:
+        for column, node in (("skewness_A", term.down), ("skewness_B", term.up)):
+            for name in node.names:
+                factor = layer.parameters.get(name)
+                if factor is not None and factor.dim() == 2:
+                    found[column] = skewness((factor.T if rank_axis(shapes[name]) == 0 else factor).double())
+    return found
 
 
 def _compared(found: Diagnosis, other: Adapter, base: Checkpoint, module: str) -> dict[str, Any]:

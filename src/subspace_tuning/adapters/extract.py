@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..algebra import Sizes
 from ..errors import SubspaceError
 from ..files import write_json
+from ..jobs.folder import parts
 from ..methods import Method
 from ..models.checkpoint import Checkpoint
 from ..theory.approximate import Approximation, approximate
@@ -30,7 +29,7 @@ from .carried import kept_whole, left_out, tensors_of
 from .files import check_output, write_adapter
 from .measures import Row, row_of, write_report
 from .pairs import check_alike, pair, spectrum
-from .parts import Parts
+from .parts import Part, keep_part, read_part
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Extraction:
             raise SubspaceError(
                 f"method {method.name!r} cannot be extracted: {method.formula} has a nonlinearity and is no matrix"
             )
-        if method.selection in ("sensitivity", "importance"):
+        if method.chooses_form:
             raise SubspaceError(
                 f"method {method.name!r} cannot be extracted: which form each matrix has it chooses from data; extract "
                 "lora, fishmask or bitfit"
@@ -101,18 +100,20 @@ def extract(
     check_alike(base, tuned)
     config = _placed(base, tuned, wanted)
     modules = [name for name, _ in targets(tuned.model, config)]
-    parts = Parts(folder)
-    with parts.open(_job(base, tuned, wanted, modules)):
-        ranks = _ranks(base, tuned, wanted, config, modules, parts, told)
+    with parts(folder, _job(base, tuned, wanted, modules)) as kept:
+        ranks = _ranks(base, tuned, wanted, config, modules, kept, told)
         layers, rows = {}, []
         for number, module in enumerate(modules):
-            layers[module], row = _part(base, tuned, config, module, ranks.get(module, config.r), parts)
+            layers[module], row = _part(base, tuned, config, module, ranks.get(module, config.r), kept)
             rows.append(row)
             told("matrices", number + 1, len(modules))
-        write_adapter(folder, _adapter(base, tuned, config, layers, ranks), overwrite)
-        write_report(folder, rows)
         lost = left_out(base, tuned, set(modules), config.modules_to_save or [])
-        write_json(folder / LEFT_OUT, [one.row() for one in lost])
+
+        def report(into: Path) -> None:
+            write_report(into, rows)
+            write_json(into / LEFT_OUT, [one.row() for one in lost])
+
+        write_adapter(folder, _adapter(base, tuned, config, layers, ranks), overwrite, also=report)
     return rows
 
 
@@ -138,7 +139,7 @@ def _job(base: Checkpoint, tuned: Checkpoint, wanted: Extraction, modules: list[
     return {
         "base": [str(base.folder), _stamp(base)],
         "tuned": [str(tuned.folder), _stamp(tuned)],
-        "config": {key: value for key, value in sorted(wanted.config.to_dict().items()) if not isinstance(value, set)},
+        "config": wanted.config.to_dict(),
         "energy": wanted.energy,
         "budget": wanted.budget,
         "modules": modules,
@@ -156,7 +157,7 @@ def _ranks(
     wanted: Extraction,
     config: SubspaceConfig,
     modules: list[str],
-    parts: Parts,
+    kept: Path,
     told: Callable[[str, int, int], None],
 ) -> dict[str, int]:
     """The rank of every matrix, where it is not one for all."""
@@ -164,12 +165,12 @@ def _ranks(
         return {}
     spectra = {}
     for number, module in enumerate(modules):
-        values = parts.read(f"spectrum-{number}")
-        if values is None:
+        part = read_part(kept, f"spectrum-{number}")
+        if part is None:
             W, W_star = pair(base, tuned, module)
-            values = {"values": spectrum(W_star - W)}
-            parts.keep(f"spectrum-{number}", values)
-        spectra[module] = values["values"]
+            part = Part({"values": spectrum(W_star - W)}, {})
+            keep_part(kept, f"spectrum-{number}", part)
+        spectra[module] = part.tensors["values"]
         told("spectra", number + 1, len(modules))
     if wanted.energy is not None:
         return {module: energy_rank(values, wanted.energy) for module, values in spectra.items()}
@@ -184,30 +185,28 @@ def _ranks(
 
 
 def _part(
-    base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig, module: str, rank: int, parts: Parts
+    base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig, module: str, rank: int, kept: Path
 ) -> tuple[Layer, Row]:
     """Approximate one matrix, or read what an earlier call has kept of it."""
     method = config.resolved
-    kept = parts.read(module)
     scale = config.scale(config.alpha, config.r)  # one for all ranks: the factors take up any
-    if kept is None:
+    part = read_part(kept, module)
+    if part is None:
         started = time.perf_counter()
         try:
             found, W, W_star = _approximated(base, tuned, config, method, module, rank, scale)
         except SubspaceError as error:
             raise SubspaceError(f"{module}: {error}") from None
         row = row_of(module, rank, found, W, W_star, time.perf_counter() - started)
-        constants = persistent(method, found.constants)
-        kept = {f"parameters.{name}": tensor for name, tensor in found.parameters.items()}
-        kept |= {f"constants.{name}": tensor for name, tensor in constants.items()}
-        kept["row"] = torch.tensor(list(json.dumps(row).encode()), dtype=torch.uint8)
-        parts.keep(module, kept)
-    row = json.loads(bytes(kept.pop("row").tolist()))
+        tensors = {f"parameters.{name}": tensor for name, tensor in found.parameters.items()}
+        tensors |= {f"constants.{name}": tensor for name, tensor in persistent(method, found.constants).items()}
+        part = Part(tensors, row)
+        keep_part(kept, module, part)
     held: dict[str, dict[str, Tensor]] = {"parameters": {}, "constants": {}}
-    for key, tensor in kept.items():
+    for key, tensor in part.tensors.items():
         kind, _, name = key.partition(".")
         held[kind][name] = tensor
-    return Layer(module, method, rank, scale, held["parameters"], held["constants"]), row
+    return Layer(module, method, rank, scale, held["parameters"], held["constants"]), dict(part.row)
 
 
 def _approximated(

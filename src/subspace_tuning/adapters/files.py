@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,12 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
     return Adapter(config, layers, saved, config.base_model_name_or_path, source)
 
 
+def _pair(method: methods.Method) -> tuple[str, str]:
+    """The names of a LoRA's factors A and B."""
+    (term,) = method.formula.low_rank
+    return str(term.down), str(term.up)
+
+
 def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -> Adapter:
     _check_plain(config, source)
     pairs: dict[str, dict[str, Tensor]] = {}
@@ -115,17 +121,18 @@ def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -
         else:
             saved[name] = tensor
     lora = methods.get("lora")
+    down, up = _pair(lora)
     layers, layouts = {}, {}
     for module, factors in pairs.items():
         try:
             layout, A, B = from_peft(factors)
         except SubspaceError as error:
             raise SubspaceError(f"adapter {source!r}: {module}: {error}") from None
-        check_factors(source, module, lora, A.shape[1], {"A": A, "B": B}, {})
+        check_factors(source, module, lora, A.shape[1], {down: A, up: B}, {})
         alpha = _pattern(config.alpha_pattern or {}, module, config.lora_alpha)
         r = next(tensor.shape[0] for name, tensor in factors.items() if name.startswith(("lora_A", "lora_embedding_A")))
         scale = alpha / (r**0.5 if config.use_rslora else r)
-        layers[module] = Layer(module, lora, A.shape[1], scale, {"A": A.contiguous(), "B": B.contiguous()})
+        layers[module] = Layer(module, lora, A.shape[1], scale, {down: A.contiguous(), up: B.contiguous()})
         if layout != Layout():
             layouts[module] = layout.written()
     alphas = {key: layer.scale * (layer.r**0.5 if config.use_rslora else layer.r) for key, layer in layers.items()}
@@ -158,8 +165,16 @@ def _check_plain(config: LoraConfig, source: str) -> None:
         )
 
 
-def write_adapter(path: str | Path, adapter: Adapter, overwrite: bool = False) -> None:
+def write_adapter(
+    path: str | Path, adapter: Adapter, overwrite: bool = False, *, also: Callable[[Path], None] | None = None
+) -> None:
     """Write an adapter folder, whole or not at all.
+
+    Args:
+        path: the folder.
+        adapter: the adapter.
+        overwrite: replace an adapter that is there.
+        also: writes more files into the folder that it is called with.
 
     Raises:
         SubspaceError: there is something at the path that is no adapter, or an adapter and not ``overwrite``.
@@ -168,7 +183,7 @@ def write_adapter(path: str | Path, adapter: Adapter, overwrite: bool = False) -
     for module, layer in adapter.layers.items():
         for part, held in zip(_PARTS, (layer.parameters, layer.constants), strict=True):
             tensors |= {f"{_PREFIX}{module}{part}{name}": _stored(tensor) for name, tensor in held.items()}
-    _write(path, adapter.config, tensors, adapter, overwrite)
+    _write(path, adapter.config, tensors, adapter, overwrite, also)
 
 
 def write_lora(
@@ -199,7 +214,7 @@ def write_lora(
         ranks = {module: r if layouts[module].groups == 1 else rank for module, rank in ranks.items()}
     tensors: dict[str, Tensor] = {}
     for module, layer in adapter.layers.items():
-        A, B = (layer.parameters[name].double() for name in ("A", "B"))
+        A, B = (layer.parameters[name].double() for name in _pair(layer.method))
         try:
             parts = to_peft(layouts[module], A, B * layer.scale, ranks[module])
         except SubspaceError as error:
@@ -255,7 +270,12 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
 
 
 def _write(
-    path: str | Path, config: PeftConfig, tensors: Mapping[str, Tensor], adapter: Adapter, overwrite: bool
+    path: str | Path,
+    config: PeftConfig,
+    tensors: Mapping[str, Tensor],
+    adapter: Adapter,
+    overwrite: bool,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     folder = check_output(path, overwrite)
     config = dataclasses.replace(config)
@@ -265,6 +285,8 @@ def _write(
     with replaced(folder) as temporary:
         save_file({**tensors, **saved}, temporary / _WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(temporary))
+        if also is not None:
+            also(temporary)
 
 
 def _pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

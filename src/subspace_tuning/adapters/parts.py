@@ -1,65 +1,43 @@
-"""What an interrupted job leaves and the next call goes on from: a folder with a file of tensors for each part."""
+"""What an interrupted extraction leaves of a matrix: a file of tensors, and what the report says of them."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import SubspaceError
-from ..files import write_json, written
+from ..files import written
 
 
-class Parts:
-    """The parts of a job whose result is to be ``output``, in a folder next to it."""
+class Part(NamedTuple):
+    """Tensors by name, and plain data beside them."""
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.folder = output.with_name(f"{output.name}.part")
+    tensors: Mapping[str, Tensor]
+    row: Mapping[str, Any]
 
-    @contextmanager
-    def open(self, job: Mapping[str, Any]) -> Iterator[None]:
-        """Keep other processes out, and the parts of the same job; remove all parts once the body is done.
 
-        Raises:
-            SubspaceError: another process is at work on the same output.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / "lock", timeout=0):
-                self._begin(json.loads(json.dumps(job, default=str)))
-                yield
-        except Timeout:
-            raise SubspaceError(f"another process is at work on {self.output}") from None
-        shutil.rmtree(self.folder, ignore_errors=True)
+def read_part(folder: Path, name: str) -> Part | None:
+    """Return a part, None if it is missing or damaged."""
+    try:
+        with safe_open(_path(folder, name), framework="pt") as file:
+            row = json.loads(file.metadata()["row"])
+            # Copies: what lies in a file is not aligned in memory, and sums then differ in the last bit.
+            return Part({key: file.get_tensor(key).clone() for key in file.keys()}, row)  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError):
+        return None
 
-    def _begin(self, job: Mapping[str, Any]) -> None:
-        """Remove the parts of another job."""
-        path = self.folder / "job.json"
-        if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != job:
-            for file in self.folder.glob("*.safetensors"):
-                file.unlink()
-            write_json(path, job)
 
-    def read(self, name: str) -> dict[str, Tensor] | None:
-        """Return a part, None if it is missing or was not written whole."""
-        try:
-            return load_file(self._path(name))
-        except (OSError, SafetensorError):
-            return None
+def keep_part(folder: Path, name: str, part: Part) -> None:
+    """Write a part, whole or not at all."""
+    tensors = {key: tensor.contiguous() for key, tensor in part.tensors.items()}
+    with written(_path(folder, name)) as file:
+        save_file(tensors, file, metadata={"row": json.dumps(part.row)})
 
-    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a part."""
-        with written(self._path(name)) as file:
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"

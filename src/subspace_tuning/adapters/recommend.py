@@ -114,7 +114,7 @@ def candidates() -> list[Method]:
     for method in methods.every():
         formula = method.formula
         if formula.is_linear and not formula.wraps_norm and not formula.names_bias and not formula.has_gates:
-            key = f"{formula} {method.placement} {method.selection == 'magnitude'}"
+            key = f"{formula} {method.placement} {method.chooses_by_weight}"
             found.setdefault(key, method)
     return list(found.values())
 

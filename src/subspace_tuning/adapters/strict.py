@@ -31,7 +31,7 @@ def check_factors(
     for name in parameters:
         if name not in formula.trainable:
             raise SubspaceError(f"{told}: {name} is no factor of {formula}: the file is of another adapter")
-    sizes = {} if method.selection == "sensitivity" else {"r": r}  # which gives a matrix rank 0 or none of the entries
+    sizes = {} if method.chooses_form else {"r": r}  # it gives a matrix rank 0 or none of the entries
     for name, tensor in {**parameters, **constants}.items():
         shape = formula.shapes.get((started(name) or name) if name in constants else name)
         if shape is None or name in formula.masked:

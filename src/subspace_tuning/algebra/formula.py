@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from . import names
+from .low_rank import LowRank, low_rank_terms
 from .nodes import (
     Affine,
     Carried,
@@ -16,6 +17,7 @@ from .nodes import (
     Leaf,
     Product,
     Scale,
+    Sparse,
     Sum,
     Transpose,
     Vector,
@@ -143,6 +145,22 @@ class Formula:
     def masked(self) -> tuple[str, ...]:
         """The names of the masks."""
         return tuple(name for name in self.expression.names if names.is_mask(name))
+
+    @cached_property
+    def sparse(self) -> tuple[tuple[str, str], ...]:
+        """The names of every mask and of the entries under it."""
+        nodes = dict.fromkeys(node for node in self.expression.walk() if isinstance(node, Sparse))
+        return tuple((node.mask, node.entries) for node in nodes)
+
+    @cached_property
+    def low_rank(self) -> tuple[LowRank, ...]:
+        """The terms that pass through the rank, with the role of each factor, whatever it is called."""
+        return tuple(low_rank_terms(self.expression, self.shapes, self.axes))
+
+    @cached_property
+    def windows(self) -> tuple[str, ...]:
+        """The trained factors for one axis each of a convolution's window."""
+        return tuple(name for name in self.trainable if self.shapes[name][:1] and self.shapes[name][0][0] == "w")
 
     @cached_property
     def axes(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .nodes import Activation, Affine, Expression, Identity, Product, Scale, Sum, Vector, W, times
+from .nodes import Activation, Affine, Expression, Identity, Product, Scale, Sum, Vector, W, add, product, times
 
 Shape = Callable[[Expression], tuple[int, int]]
 
@@ -40,19 +40,33 @@ def narrow_form(matrix: Expression, shape: Shape) -> NarrowForm | None:
         matrix: the formula without its bias.
         shape: gives rows and columns of a node in numbers.
     """
-    terms = sum_of_products(matrix)
-    frozen = [term for term in terms if W in term]
-    added = [term for term in terms if W not in term]
+    terms = sum_of_products(opened(matrix))
+    frozen = [term for term in terms if W in term and all(factor.diagonal or factor == W for factor in term)]
+    added = [term for term in terms if term not in frozen]
     if len(frozen) != 1 or frozen[0].count(W) != 1:
         return None
     place = frozen[0].index(W)
     left, right = frozen[0][:place], frozen[0][place + 1 :]
-    if not all(factor.diagonal for factor in (*left, *right)):
-        return None
     around = bool(right) and all(term[-len(right) :] == right for term in added)
     cuts = [_cut(term[: -len(right)] if around else term, shape) for term in added]
     found = tuple(cut for cut in cuts if cut is not None)
     return NarrowForm(left, right, around, found) if len(found) == len(cuts) else None
+
+
+def opened(expression: Expression) -> Expression:
+    """Return an equal expression in which W stands alone beside what its reflections add: W - A @ folded(A) @ W."""
+    if isinstance(expression, Affine):
+        return Affine(opened(expression.matrix), expression.bias)
+    if isinstance(expression, Sum):
+        return add(*map(opened, expression.terms))
+    if not isinstance(expression, Product):
+        return expression
+    places = [index for index, factor in enumerate(expression.factors) if len(factor.opened) > 1]
+    if len(places) != 1:  # several would make as many terms as they have subsets
+        return expression
+    (place,) = places
+    before, after = expression.factors[:place], expression.factors[place + 1 :]
+    return add(*(product(*before, term, *after) for term in expression.factors[place].opened))
 
 
 def with_bias(expression: Expression) -> tuple[Expression, Expression]:

@@ -20,7 +20,7 @@ class Sizes(NamedTuple):
     window of w1, w2, ... positions; on the axis i of the window the rank is v_i = min(r, w_i), and g = r v1 v2 ...
 
     n and m also split into two factors as near to the root as their divisors allow: n = n1 n2 with n1 <= n2, and
-    m = m1 m2.
+    m = m1 m2. Of a patch the channels split, and n2 has the window, too.
     """
 
     n: int
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
             return min(self.n, self.m)
         if name in ("n1", "n2", "m1", "m2"):
             whole = self.n if name[0] == "n" else self.m
-            smaller = split(whole)
+            smaller = split(whole // math.prod(self.window) if name[0] == "n" else whole)
             return smaller if name[1] == "1" else whole // smaller
         if len(self.window) < int(name[1:] or 1):
             raise SubspaceError(

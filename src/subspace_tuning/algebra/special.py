@@ -99,6 +99,25 @@ def is_any_matrix(formula: Formula) -> bool:
     return False
 
 
+def corresponding(one: Expression, other: Expression) -> Mapping[str, str] | None:
+    """Return for the names in one expression those in another that is the same up to names; None if it is not.
+
+    ``diag(v)`` of a trained vector is the same as a diagonal factor.
+    """
+    one, other = _with_diagonals(one), _with_diagonals(other)
+    renaming = dict(zip(one.names, other.names, strict=False))
+
+    def means(name: str) -> str | None:
+        """Return what a name must become: a frozen tensor stays, and a start is that of the factor it belongs to."""
+        started = names.started(name)
+        if started is not None:
+            return names.start_of(renaming.get(started, started))
+        return name if names.is_frozen(name) and not names.is_mask(name) else None
+
+    alike = all(means(name) in (None, new) for name, new in renaming.items())
+    return renaming if alike and _renamed(one, renaming) == other else None
+
+
 # One factor at a fixed value
 
 
@@ -192,5 +211,5 @@ def _renamed(node: Expression, renaming: Mapping[str, str]) -> Expression:
     if isinstance(node, Leaf):
         return dataclasses.replace(node, name=renaming.get(node.name, node.name))
     if isinstance(node, Sparse):
-        return Sparse(node.mask, renaming.get(node.entries, node.entries))
+        return Sparse(renaming.get(node.mask, node.mask), renaming.get(node.entries, node.entries))
     return node.rebuilt(tuple(_renamed(child, renaming) for child in node.children))

@@ -35,6 +35,8 @@ PEFT: dict[str, Callable[[int, list[str]], PeftConfig]] = {
     ),
     "ia3": lambda r, names: peft.IA3Config(target_modules=names, feedforward_modules=[]),
     "liera": lambda r, names: peft.HiraConfig(r=r, target_modules=names),
+    "lokr": lambda r, names: peft.LoKrConfig(r=r, alpha=r, target_modules=names),
+    "hra": lambda r, names: peft.HRAConfig(r=r, target_modules=names),
     "pafi": lambda r, names: peft.ShiraConfig(r=r, target_modules=names),
 }
 

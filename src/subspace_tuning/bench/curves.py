@@ -26,25 +26,29 @@ WIDTH = 768  # of the model whose rows or rank vary
 
 
 def growth(
-    curve: Curve, names: Sequence[str], precision: Precision, rounds: int, told: Callable[[], None] = lambda: None
-) -> Iterator[dict[str, Any]]:
-    """Yield a curve's points: of each arm the median seconds of a step and its ratio to the frozen floor."""
-    for value in CURVES[curve]:
-        rank = value if curve is Curve.rank else 8
-        shape = _shape(curve, value)
-        base = shape.model(precision)
-        chosen = [arm for arm in arms(names, rank) if arm.source != "full"]
-        steps = {str(arm): build(arm, base, shape, precision).step for arm in chosen}
-        taken = interleaved(steps, rounds, told)
-        for arm in chosen:
-            ratio = Ratio.of(taken[str(arm)], taken[str(FLOOR)])
-            yield {
-                "curve": curve.value,
-                "value": value,
-                "arm": str(arm),
-                "seconds": statistics.median(taken[str(arm)]),
-                "to_floor": list(ratio),
-            }
+    curve: Curve,
+    value: int,
+    names: Sequence[str],
+    precision: Precision,
+    rounds: int,
+    told: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Return the points of a curve at one value: of each arm the median seconds of a step, also in frozen floors."""
+    shape = _shape(curve, value)
+    base = shape.model(precision)
+    chosen = [arm for arm in arms(names, value if curve is Curve.rank else 8) if arm.source != "full"]
+    steps = {str(arm): build(arm, base, shape, precision).step for arm in chosen}
+    taken = interleaved(steps, rounds, told)
+    return [
+        {
+            "curve": curve.value,
+            "value": value,
+            "arm": name,
+            "seconds": statistics.median(own),
+            "to_floor": list(Ratio.of(own, taken[str(FLOOR)])),
+        }
+        for name, own in taken.items()
+    ]
 
 
 def _shape(curve: Curve, value: int) -> Shape:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
+from ..extras import needs
 from ..provenance import peak_memory
 from . import device
 from .arms import FLOOR, Arm, Bench, build
@@ -40,6 +41,7 @@ class Ratio(NamedTuple):
 
 def _median_interval(ordered: Sequence[float]) -> tuple[float, float]:
     """Return the order statistics between which the median lies, by the binomial distribution."""
+    needs("the interval of a measurement", "train", "scipy")
     from scipy.stats import binom
 
     below = int(binom.ppf(0.025, len(ordered), 0.5))

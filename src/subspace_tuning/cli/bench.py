@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from functools import partial
 from pathlib import Path
@@ -13,10 +12,10 @@ from rich.table import Table
 
 from ..bench.choices import Curve, Precision
 from .console import show, table_of
-from .progress import progress_bar
+from .progress import Bar, progress_bar
 
 if TYPE_CHECKING:
-    from ..bench.measure import Row
+    from ..bench.settings import Shape
 
 
 def bench(
@@ -47,99 +46,98 @@ def bench(
 
     It stands beside the frozen floor, peft's own version and full fine-tuning. The frozen floor is the same model with
     frozen weights, the gradient flowing from the embeddings to the loss. All arms run in one process, a step of each in
-    turn; a ratio is the median over the rounds with its 95 percent interval.
+    turn; a ratio is the median over the rounds with its 95 percent interval. An interrupted curve goes on when the
+    command is given again.
     """
+    import torch
+
     from ..bench.arms import check, default_methods
     from ..bench.settings import shape_of
-    from ..files import check_file, written
+    from ..files import check_file, write_json
+    from ..jobs.units import measured
     from ..provenance import circumstances
     from ..training.runtime import threads as computing_with
 
     warnings.filterwarnings("ignore", module="transformers|peft|torch")
     output = check_file(output, overwrite)
-    shape_of(shape)
+    chosen = shape_of(shape)
     check(method or [])
-    with computing_with(threads):
+    job: dict[str, Any] = {"precision": precision.value, "rounds": rounds}
+    with computing_with(threads), progress_bar() as bar:
         if curve is None:
-            found = _table(shape, precision, method or default_methods(), rank, budget, rounds, memory, compiled)
+            size = {"rank": None, "budget": budget} if budget else {"rank": rank, "budget": None}
+            job |= {"shape": chosen.title, **size, "methods": method or default_methods(), "memory": memory}
+            job |= {"compiled": compiled}
+            kind, units, measure = "rows", {"table": chosen}, partial(_table, bar, job)
         else:
-            found = _curve(curve, precision, method or ["ssb", "lora", "dora"], rounds)
-        with written(output) as file:
-            file.write_text(json.dumps(circumstances() | found, indent=1) + "\n", encoding="utf-8")
+            job |= {"curve": curve.value, "methods": method or ["ssb", "lora", "dora"]}
+            kind, units, measure = "points", _pieces(curve, job["methods"]), partial(_curve, bar, job)
+        with measured(output, job | {"threads": torch.get_num_threads()}, units, measure) as parts:
+            found = [one for part in parts.values() for one in part[kind]]
+            write_json(output, circumstances() | job | {kind: found})
+    show(_drawn_table(job, found) if curve is None else _drawn_curve(job, found))
     typer.echo(f"saved in {output}")
 
 
-def _table(
-    shape: str,
-    precision: Precision,
-    names: list[str],
-    rank: int,
-    budget: str | None,
-    rounds: int,
-    memory: bool,
-    compiled: bool,
-) -> dict[str, Any]:
+def _table(bar: Bar, job: dict[str, Any], shape: Shape) -> dict[str, Any]:
     from ..bench.arms import arms
     from ..bench.measure import WARM_UP, table
-    from ..bench.settings import shape_of
 
-    chosen = shape_of(shape)
-    with progress_bar() as bar:
-        told = partial(bar.one_of, "measuring", WARM_UP + rounds)
-        matching = None if budget is None else (chosen, budget)
-        rows = table(chosen, arms(names, rank, matching, compiled), precision, rounds, memory, told)
-    size = f"rank {rank}" if budget is None else f"budget {budget}"
-    title = f"{chosen.title}, {precision.value}, {size}, {rounds} rounds"
-    show(_shown(title, rows, memory))
-    return {
-        "shape": chosen.title,
-        "precision": precision.value,
-        "rank": rank if budget is None else None,
-        "budget": budget,
-        "rounds": rounds,
-        "rows": [row.plain() for row in rows],
-    }
+    matching = (shape, job["budget"]) if job["budget"] else None
+    chosen = arms(job["methods"], job["rank"], matching, job["compiled"])
+    told = partial(bar.one_of, "measuring", WARM_UP + job["rounds"])
+    rows = table(shape, chosen, Precision(job["precision"]), job["rounds"], job["memory"], told)
+    return {"rows": [row.plain() for row in rows]}
 
 
-def _shown(title: str, rows: list[Row], memory: bool) -> Table:
+def _drawn_table(job: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     columns = ("ms", "to the floor", "95 %", "to peft", "saved MiB", "GFLOP", "operations", "build s", "trained")
-    shown = table_of("arm", figures=(*columns, *(("peak MiB",) if memory else ())), title=title)
+    size = f"budget {job['budget']}" if job["budget"] else f"rank {job['rank']}"
+    title = f"{job['shape']}, {job['precision']}, {size}, {job['rounds']} rounds"
+    shown = table_of("arm", figures=(*columns, *(("peak MiB",) if job["memory"] else ())), title=title)
     for row in rows:
+        median, low, high = row["to_floor"]
         figures = [
-            f"{row.seconds * 1e3:.1f}",
-            f"{row.to_floor.median:.3f}",
-            f"{row.to_floor.low:.2f}-{row.to_floor.high:.2f}",
-            "" if row.to_peft is None else f"{row.to_peft.median:.3f}",
-            f"{row.saved_mib:.1f}",
-            f"{row.gflops:.1f}",
-            f"{row.operations:,}",
-            f"{row.build_seconds:.2f}",
-            f"{row.trainable:,}",
+            f"{row['seconds'] * 1e3:.1f}",
+            f"{median:.3f}",
+            f"{low:.2f}-{high:.2f}",
+            "" if row["to_peft"] is None else f"{row['to_peft'][0]:.3f}",
+            f"{row['saved_mib']:.1f}",
+            f"{row['gflops']:.1f}",
+            f"{row['operations']:,}",
+            f"{row['build_seconds']:.2f}",
+            f"{row['trainable']:,}",
         ]
-        shown.add_row(str(row.arm), *figures, *([f"{row.peak_mib:.0f}"] if row.peak_mib is not None else []))
+        shown.add_row(row["arm"], *figures, *([f"{row['peak_mib']:.0f}"] if job["memory"] else []))
     return shown
 
 
-def _curve(curve: Curve, precision: Precision, names: list[str], rounds: int) -> dict[str, Any]:
+def _pieces(curve: Curve, names: list[str]) -> dict[str, Any]:
+    """What of a curve is measured by itself: a value; of many adapters, which add up, a method."""
+    from ..bench.curves import CURVES
+
+    return {str(piece): piece for piece in (names if curve is Curve.adapters else CURVES[curve])}
+
+
+def _curve(bar: Bar, job: dict[str, Any], piece: Any) -> dict[str, Any]:
     from ..bench.curves import CURVES, growth, many_adapters
     from ..bench.measure import WARM_UP
 
-    values = CURVES[curve]
-    points: list[dict[str, Any]] = []
+    curve, names, rounds = Curve(job["curve"]), job["methods"], job["rounds"]
     if curve is Curve.adapters:
-        with progress_bar() as bar:
-            told = partial(bar.one_of, "adapters", len(names) * max(values))
-            points += [point for name in names for point in many_adapters(name, rounds, told)]
-    else:
-        with progress_bar() as bar:
-            told = partial(bar.one_of, curve.value, len(values) * (WARM_UP + rounds))
-            points += growth(curve, names, precision, rounds, told)
-    shown = table_of("arm", figures=[f"{value:,}" for value in values], title=f"{curve.value}, {precision.value}")
+        told = partial(bar.one_of, "adapters", len(names) * max(CURVES[curve]))
+        return {"points": list(many_adapters(piece, rounds, told))}
+    told = partial(bar.one_of, curve.value, len(CURVES[curve]) * (WARM_UP + rounds))
+    return {"points": growth(curve, piece, names, Precision(job["precision"]), rounds, told)}
+
+
+def _drawn_curve(job: dict[str, Any], points: list[dict[str, Any]]) -> Table:
+    values = list(dict.fromkeys(point["value"] for point in points))
+    shown = table_of("arm", figures=[f"{value:,}" for value in values], title=f"{job['curve']}, {job['precision']}")
     for arm in dict.fromkeys(point["arm"] for point in points):
         own = {point["value"]: point for point in points if point["arm"] == arm}
         shown.add_row(arm, *(_point(own[value]) for value in values))
-    show(shown)
-    return {"curve": curve.value, "precision": precision.value, "rounds": rounds, "points": points}
+    return shown
 
 
 def _point(point: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..extras import needs
 from .console import show, table_of
 
 
@@ -23,6 +24,7 @@ def demo(
     One of them is a formula written on the spot. The task: tell acceptable English sentences from unacceptable ones,
     with content words never seen in training.
     """
+    needs("the demo", "demo")
     from ..report.demo import plot
     from ..training.demo import ENTRIES, PICTURE, demo
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import hush_libraries, shortened, show, table_of
 from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..adapters.measures import Row
 
 _LEFT_OUT = 8  # tensors that are named on the screen
 
@@ -45,6 +48,22 @@ def extract(
     wanted = Extraction(config, energy, budget)
     with progress_bar() as bar:
         rows = extract(Checkpoint(base), Checkpoint(tuned), wanted, output, overwrite=overwrite, told=bar.at)
+    _show(rows)
+    parameters = sum(row["parameters"] for row in rows)
+    typer.echo(
+        f"\n{config.resolved.name}: {config.resolved.formula}; {parameters:,} parameters in {len(rows)} matrices"
+    )
+    typer.echo(f"error of the change over all matrices, each in units of its W: {_whole_error(rows):.4f}")
+    lost = json.loads((output / LEFT_OUT).read_text(encoding="utf-8"))
+    for one in lost[:_LEFT_OUT]:
+        change = "from zero" if one["change"] is None else f"by {one['change']:.4f} of its norm"
+        typer.echo(f"left out: {one['tensor']}, {one['numbers']:,} numbers, changed {change}")
+    if len(lost) > _LEFT_OUT:
+        typer.echo(f"left out: {len(lost) - _LEFT_OUT} more, all of them in {output / LEFT_OUT}")
+    typer.echo(f"adapter and report: {output}")
+
+
+def _show(rows: list[Row]) -> None:
     figures = ("rank", "parameters", "error of W*", "error of the change", "bound", "change", "how")
     table = table_of("matrix", figures=figures)
     for name, row in zip(shortened([row["module"] for row in rows]), rows, strict=True):
@@ -59,21 +78,10 @@ def extract(
             row["how"],
         )
     show(table)
-    parameters = sum(row["parameters"] for row in rows)
-    # Weighted as the sums of squares are: the error of all matrices together.
-    squares = [(row["change_error"] * row["change"], row["change"]) for row in rows]
-    typer.echo(
-        f"\n{config.resolved.name}: {config.resolved.formula}; {parameters:,} parameters in {len(rows)} matrices"
-    )
-    whole = sum(change**2 for _, change in squares)
-    lost = sum(part**2 for part, _ in squares)
-    typer.echo(
-        f"error of the change over all matrices, each in units of its W: {(lost / whole) ** 0.5 if whole else 0:.4f}"
-    )
-    lost = json.loads((output / LEFT_OUT).read_text(encoding="utf-8"))
-    for one in lost[:_LEFT_OUT]:
-        change = "from zero" if one["change"] is None else f"by {one['change']:.4f} of its norm"
-        typer.echo(f"left out: {one['tensor']}, {one['numbers']:,} numbers, changed {change}")
-    if len(lost) > _LEFT_OUT:
-        typer.echo(f"left out: {len(lost) - _LEFT_OUT} more, all of them in {output / LEFT_OUT}")
-    typer.echo(f"adapter and report: {output}")
+
+
+def _whole_error(rows: list[Row]) -> float:
+    """The error of all changes together, beside all changes, weighted as the sums of squares are."""
+    whole = sum(row["change"] ** 2 for row in rows)
+    lost = sum((row["change_error"] * row["change"]) ** 2 for row in rows)
+    return float((lost / whole) ** 0.5) if whole else 0.0

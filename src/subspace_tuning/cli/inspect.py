@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import SubspaceError
+from ..extras import needs
 from .console import hush_libraries, shortened, show, table_of
 from .progress import progress_bar
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
 
 COLUMNS = (
     "change",
@@ -72,19 +77,33 @@ def _diagnose(
     from ..adapters.files import read_adapter
     from ..files import check_folder
     from ..models.checkpoint import Checkpoint
-    from ..report.figures import Spectra, available, draw
+    from ..report.figures import Spectra, draw
     from ..report.tables import check_table, write_table
 
     file = None if output is None else check_table(output)
     if pictures is not None:
-        available()
+        needs("drawing", "report", "matplotlib")
         check_folder(pictures)
     base, found = Checkpoint(model), read_adapter(path)
     other = None if against is None else read_adapter(against)
     spectra = Spectra(len(found.layers))
     with progress_bar() as bar:
         data = frame(base, found, leading, other, spectra.add, lambda: bar.one_of("matrices", len(found.layers)))
-    table = table_of("matrix", figures=[*COLUMNS, *([COSINE] if other else [])])
+    show(_table(data, COSINE if other else None))
+    typer.echo(f"\n{found.method.name}: {found.method.formula}; leading: {leading} directions of W")
+    typer.echo(
+        "intruders: leading left vectors of phi(W) near no single one of W / outside the span of its leading ones"
+    )
+    if file is not None:
+        write_table(file, data)
+        typer.echo(f"table: {file}")
+    if pictures is not None:
+        for picture in draw(pictures, data, spectra, found.method.name):
+            typer.echo(f"picture: {picture}")
+
+
+def _table(data: pd.DataFrame, besides: str | None) -> Table:
+    table = table_of("matrix", figures=[*COLUMNS, *([besides] if besides else [])])
     for name, (_, row) in zip(shortened(list(data["module"])), data.iterrows(), strict=True):
         cells = [
             f"{row['change']:.4f}",
@@ -97,18 +116,8 @@ def _diagnose(
             f"{row['reconstruction_share_random']:.4f}",
             f"{row['intruders']}/{row['intruders_subspace']}",
         ]
-        table.add_row(name, *cells, *([f"{row['other_cosine']:.3f}"] if other else []))
-    show(table)
-    typer.echo(f"\n{found.method.name}: {found.method.formula}; leading: {leading} directions of W")
-    typer.echo(
-        "intruders: leading left vectors of phi(W) near no single one of W / outside the span of its leading ones"
-    )
-    if file is not None:
-        write_table(file, data)
-        typer.echo(f"table: {file}")
-    if pictures is not None:
-        for picture in draw(pictures, data, spectra, found.method.name):
-            typer.echo(f"picture: {picture}")
+        table.add_row(name, *cells, *([f"{row['other_cosine']:.3f}"] if besides else []))
+    return table
 
 
 def _plan(

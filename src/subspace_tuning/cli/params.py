@@ -39,44 +39,35 @@ def params(
 
 def _methods(model: str, names: list[str], formulas: list[str], rank: int, budget: str | None) -> None:
     from .. import methods as catalogue
-    from ..counting.count import Count, budget_in, count_hosted, count_in, matched
+    from ..counting.count import budget_in, count_of
     from ..models.meta import architecture_of
     from ..tuner import SubspaceConfig
+    from ..tuner.hosting import config_of
 
     every = not names and not formulas
     if every:
-        names = [*(known.name for known in catalogue.every()), *catalogue.HOSTED]
+        names = [known.name for known in catalogue.listed()]
     # All are read before the first is counted, so that a wrong name is reported at once.
-    configs = [name if name in catalogue.HOSTED else SubspaceConfig(method=name, r=rank) for name in names]
-    configs += [SubspaceConfig(formula=text, r=rank) for text in formulas]
+    configs = [(name, config_of({"method": name, "r": rank}, {})) for name in names]
+    own = [SubspaceConfig(formula=text, r=rank) for text in formulas]
+    configs += [(str(config.resolved.formula), config) for config in own]
     architecture = architecture_of(model)
-    wanted = 0 if budget is None else budget_in(architecture, budget)
+    wanted = None if budget is None else budget_in(architecture, budget)
     figures = ["rank", "matrices", "trainable", "per mille", *([] if budget is None else ["to the budget"])]
     table = table_of("method", figures=figures)
     total, left_out = 0, []
-    for config in configs:
+    for label, config in configs:
         try:
-            if isinstance(config, str):
-                counted: Count = count_hosted(architecture, config, rank)
-            else:
-                if budget is not None:
-                    config = matched(architecture, config, wanted)
-                counted = count_in(architecture, config)
+            counted = count_of(architecture, config, label, wanted)
         except SubspaceError as error:
             if not every:
                 raise
-            left_out.append(f"{config if isinstance(config, str) else config.method}: {error}")
+            left_out.append(f"{label}: {error}")
             continue
-        own = not isinstance(config, str) and counted.method == "formula"
-        rank_shown = "-" if counted.rank is None else str(counted.rank)
         cells = [f"{counted.matrices}", f"{counted.trainable:,}", f"{counted.per_mille:.3f}"]
-        if budget is not None:
+        if wanted is not None:
             cells.append(f"{counted.trainable - wanted:+,}")
-        table.add_row(
-            str(config.resolved.formula) if own and not isinstance(config, str) else counted.method,
-            rank_shown,
-            *cells,
-        )
+        table.add_row(label, "-" if counted.rank is None else str(counted.rank), *cells)
         total = counted.total
     show(table)
     typer.echo(f"\nof {total:,} parameters; the head is part of them and is not counted as trainable")

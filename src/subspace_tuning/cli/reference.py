@@ -58,7 +58,7 @@ def page() -> str:
 def _settings(
     what: str, found: Iterable[Setting], prefix: str = "", written: Callable[[object], str] = repr
 ) -> Iterator[str]:
-    from omegaconf import MISSING
+    from ..training.sections import MISSING
 
     yield from (f"| {what} | type | default | range | meaning |", "|---|---|---|---|---|")
     for one in found:
@@ -73,7 +73,7 @@ def _row(*cells: str) -> str:
 
 
 def _commands() -> Iterator[str]:
-    from . import app
+    from .app import app
 
     yield from ("## The command", "")
     root: Any = typer.main.get_command(app)

@@ -9,8 +9,6 @@ import json
 import traceback
 from typing import Any
 
-from rich.cells import cell_len
-
 from ..algebra import FormulaError
 from ..errors import SubspaceError, described
 
@@ -48,6 +46,8 @@ def drawn(error: BaseException) -> str | None:
     """Return the error of a formula in several lines, the place underlined, for a terminal; None for any other."""
     if not isinstance(error, FormulaError) or not error.formula:
         return None
+    from rich.cells import cell_len
+
     before, place, after = error.parts
     way = error.hint.removeprefix("; ")
     lines = [

@@ -8,19 +8,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from peft import TaskType, get_peft_model
+from peft import PeftConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import SubspaceError
 from ..methods import HOSTED
+from ..methods.selections import fill
 from ..models.heads import head_modules, parameter_count
 from ..models.meta import architecture_of, without_weights
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig, SubspaceLayer
-from ..tuner.budget import budget_of, fill, share_out
+from ..tuner.budget import budget_of, share_out
 from ..tuner.exact import exactly
-from ..tuner.mam import mam_model
+from ..tuner.hosting import with_adapter
 from ..tuner.sizing import peft_config, sized
 from ..tuner.targets import place, targets
 
@@ -45,6 +46,17 @@ def count(name: str, configs: Iterable[SubspaceConfig]) -> Iterator[Count]:
     """Count for each config in turn what it trains, in a fresh model. Raises SubspaceError as ``count_in`` does."""
     architecture = architecture_of(name)
     return (count_in(architecture, config) for config in configs)
+
+
+def count_of(architecture: PretrainedConfig, config: PeftConfig, method: str, budget: int | None = None) -> Count:
+    """Count what a method of either kind trains: at the size of its config, or at one that comes nearest to a budget.
+
+    Raises:
+        SubspaceError: the method does not fit the model.
+    """
+    if isinstance(config, SubspaceConfig):
+        return count_in(architecture, config if budget is None else matched(architecture, config, budget))
+    return count_hosted(architecture, method, getattr(config, HOSTED[method].size))
 
 
 def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
@@ -72,7 +84,7 @@ def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
     config = peft_config(HOSTED[name], rank, {"task_type": TaskType.SEQ_CLS, "modules_to_save": head})
     try:
         with _quiet():
-            adapted: nn.Module = mam_model(model, config) if name == "mam" else get_peft_model(model, config)  # type: ignore[arg-type]
+            adapted = with_adapter(model, config, name)
     except SubspaceError:
         raise
     except (ValueError, AttributeError, TypeError, KeyError, NotImplementedError) as error:  # peft's, of many kinds

@@ -8,8 +8,10 @@ import pkgutil
 from .explanation import Explanation, explain
 from .factors import Factors, computed_constants, environment, initial_factors
 from .hosted import HOSTED, Hosted, hosted
-from .registry import Method, every, find, from_formula, get, method, register, unregister
+from .method import AnyMethod, Method
+from .registry import every, find, from_formula, get, listed, method, named, register, unregister
 from .roles import ALL_MATRICES, CROSS_ATTENTION, EVERY_BIAS, FFN_NORM, ROLES, SCALED
+from .selections import SELECTIONS, Selection
 
 for _category in ("reconstruction", "extension", "combination"):
     _package = importlib.import_module(f"{__name__}.{_category}")
@@ -24,10 +26,13 @@ __all__ = [
     "HOSTED",
     "ROLES",
     "SCALED",
+    "SELECTIONS",
+    "AnyMethod",
     "Explanation",
     "Factors",
     "Hosted",
     "Method",
+    "Selection",
     "computed_constants",
     "environment",
     "every",
@@ -37,7 +42,9 @@ __all__ = [
     "get",
     "hosted",
     "initial_factors",
+    "listed",
     "method",
+    "named",
     "register",
     "unregister",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from ..algebra.latex import latex
 from ..algebra.nodes import Affine
 from .checks import row_norm
 from .factors import environment, initial_factors
-from .hosted import Hosted, hosted
-from .registry import SELECTIONS, Method, every
+from .hosted import Hosted
+from .method import AnyMethod, Method
+from .registry import listed
 
 _CATEGORIES = {
     "reconstruction": "phi(W) = f(W) rescales or turns the subspaces of W.",
@@ -100,7 +102,7 @@ _LAWS: dict[str, Callable[[Method], bool | None]] = {
 }
 
 
-def page(chosen: Sequence[Method] | None = None) -> str:
+def page(chosen: Sequence[AnyMethod] | None = None) -> str:
     """Return the catalogue as a page of Markdown, or the sections of some methods."""
     if chosen is not None:
         return "\n".join(line for known in chosen for line in _section(known)).rstrip() + "\n"
@@ -114,27 +116,25 @@ def page(chosen: Sequence[Method] | None = None) -> str:
         "|---|---|---|---|---|",
         *(
             f"| [{known.name}](#{known.name}) | `{known.formula}` | {known.category} | {known.count} "
-            f"| {'yes' if known.formula.is_linear else 'no'} |"
-            for known in every()
-        ),
-        *(
-            f"| [{known.name}](#{known.name}) | `{known.formula}` | {known.category} | {known.count} | no |"
-            for known in hosted()
+            f"| {'yes' if known.merges else 'no'} |"
+            for known in listed()
         ),
         "",
     ]
     for category, text in _CATEGORIES.items():
         lines += [f"## {category.capitalize()}", "", text, ""]
-        for known in every():
-            if known.category == category:
-                lines += _section(known)
-        for outside in hosted():
-            if outside.category == category:
-                lines += _hosted_section(outside)
+        lines += [line for known in listed() if known.category == category for line in _section(known)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(method: Method) -> Iterator[str]:
+@singledispatch
+def _section(known: AnyMethod) -> Iterator[str]:
+    """Yield the lines of a method's section, by how it is run."""
+    raise NotImplementedError(type(known).__name__)
+
+
+@_section.register
+def _of_formula(method: Method) -> Iterator[str]:
     formula = method.formula
     yield from (f"### {method.name}", "", *method.description.splitlines(), "")
     yield from (f"$$\\phi(W) = {latex(formula.expression)}$$", "")
@@ -152,7 +152,7 @@ def _section(method: Method) -> Iterator[str]:
         f"* default learning rate: {method.learning_rate:g}",
         f"* {_merging(method)}",
         *([f"* contains: {', '.join(method.includes)}"] if method.includes else []),
-        *([f"* chooses: {SELECTIONS[method.selection]}"] if method.selection else []),
+        *([f"* chooses: {method.chooser.text}"] if method.chooser else []),
         *([f"* schedule: {method.schedule}"] if method.schedule else []),
         *([f"* pattern: {'+'.join(method.pattern)}, weight {method.pattern_weight:g}"] if method.pattern else []),
         f"* laws kept: {'; '.join(name for name, holds in kept.items() if holds)}",
@@ -169,12 +169,10 @@ def _merging(method: Method) -> str:
     return f"does not merge: it {around}"
 
 
-def _hosted_section(known: Hosted) -> list[str]:
-    return [
-        f"### {known.name}",
-        "",
-        known.description,
-        "",
+@_section.register
+def _of_peft(known: Hosted) -> Iterator[str]:
+    yield from (f"### {known.name}", "", known.description, "")
+    yield from (
         f"* formula: `{known.formula}`",
         f"* category: {known.category}, {known.mode}",
         f"* parameters: {known.count}",
@@ -182,4 +180,4 @@ def _hosted_section(known: Hosted) -> list[str]:
         "* does not merge: its rows stand before those of W",
         f"* source: {known.citation}",
         "",
-    ]
+    )

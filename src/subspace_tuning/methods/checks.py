@@ -15,7 +15,7 @@ from ..errors import SubspaceError
 from .factors import Factors, environment, initial_factors
 
 if TYPE_CHECKING:
-    from .registry import Method
+    from .method import Method
 
 _ROWS = 16  # enough that every unit of a relu is active for some
 _HIGHEST = 16  # rank; what holds there holds above

@@ -13,7 +13,8 @@ from ..algebra.reduce import Reduction, reductions
 from ..errors import SubspaceError
 from .checks import start_problem
 from .inclusions import Inclusion, contained_in, containing, same_form
-from .registry import Method, from_formula, get
+from .method import Method
+from .registry import from_formula, get
 from .schedules import SCHEDULES
 
 SHAPE, ROWS, RANK = (768, 768), 512, 8

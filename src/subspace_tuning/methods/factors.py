@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ..algebra import Sizes, names
+from ..algebra.operators import Operator
 from ..linalg import Spectrum, svd
+from .selections import Selection
 from .starts import Place, fixed_number, lookup, reads_weight, value_at_start
 
 if TYPE_CHECKING:
-    from .registry import Method
+    from .method import Method
 
 
 class Factors(NamedTuple):
@@ -137,10 +139,10 @@ def _kept(method: Method, weight: Tensor, constants: Mapping[str, Tensor]) -> di
 def _positions(method: Method, weight: Tensor, entries: int, positions: Tensor | None, random: bool) -> Tensor:
     if positions is not None:
         return positions
-    if method.selection == "magnitude" and not weight.is_meta:
-        magnitudes = weight.detach().abs().flatten().float()
-        return magnitudes.topk(entries, largest=False).indices.sort().values
-    return torch.randperm(weight.numel())[:entries] if random else torch.zeros(entries, dtype=torch.int64)
+    chooser = method.chooser or Selection()
+    if random and chooser.needs_data:
+        return torch.randperm(weight.numel())[:entries]
+    return chooser.without_data(weight, entries)
 
 
 def _directions(method: Method, sizes: Sizes, random: bool) -> dict[str, Tensor]:
@@ -212,7 +214,7 @@ class Reading(NamedTuple):
 
 def environment(
     method: Method,
-    weight: Tensor,
+    weight: Tensor | Operator,
     parameters: Mapping[str, Tensor],
     constants: Mapping[str, Tensor],
     scale: float,
@@ -220,17 +222,23 @@ def environment(
     one_hot: bool = False,
     norm: Callable[[Tensor], Tensor] | None = None,
     evaluated: bool = False,
-) -> dict[str, Tensor | float | Callable[[Tensor], Tensor]]:
+) -> dict[str, Tensor | Operator | float | Callable[[Tensor], Tensor]]:
     """Return what the formula's names stand for: factors are their parameter, or their anchor plus it.
 
     With ``evaluated`` what ``formula.evaluated`` does not name is not computed.
     """
     reading = method.readings[1 if one_hot else 0]
-    env: dict[str, Tensor | float | Callable[[Tensor], Tensor]] = {"W": weight, "s": scale, **constants, **parameters}
+    env: dict[str, Tensor | Operator | float | Callable[[Tensor], Tensor]] = {
+        "W": weight,
+        "s": scale,
+        **constants,
+        **parameters,
+    }
     if norm is not None:
         env["N"] = norm
     if method.formula.names_bias:
-        env["b"] = weight.new_zeros(weight.shape[1]) if bias is None else bias
+        zeros = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        env["b"] = zeros if bias is None else bias
     for name, anchor in reading.sums if evaluated else reading.anchors.items():
         env[name] = (constants[anchor] if type(anchor) is str else anchor) + parameters[name]  # type: ignore[operator]
     for name, start in reading.offsets:

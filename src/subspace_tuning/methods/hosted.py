@@ -1,6 +1,6 @@
 """Methods that are rows put before W, [P; W]: peft has them, and this package runs them as peft's own classes.
 
-They are listed and counted like the others, and `subspace train` takes their names; there is no second implementation.
+They are listed, counted and trained by name like the others; there is no second implementation.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..errors import SubspaceError
+from .method import AnyMethod, Method
+
 
 @dataclass(frozen=True)
-class Hosted:
+class Hosted(AnyMethod):
     """A method of peft's: the name of its config class there, and what the catalogue says of it.
 
-    ``size`` is the field of the class that the rank r stands for.
+    ``size`` is the field of the class that the rank r stands for; ``parallel`` says that parallel adapters of that
+    width come to the feed-forward blocks.
     """
 
     name: str
@@ -26,6 +30,31 @@ class Hosted:
     learning_rate: float
     category: str = "reconstruction"
     mode: str = "complex singular vectors"
+    parallel: bool = False
+
+    @property
+    def merges(self) -> bool:
+        """Whether what is trained can be written into the weights: rows before W are none of them."""
+        return False
+
+    @property
+    def on_matrices(self) -> Method:
+        """Raises SubspaceError."""
+        raise SubspaceError(
+            f"method {self.name!r} is no formula over one matrix: use peft's {self.config}, or `subspace train`"
+        )
+
+    def facts(self) -> dict[str, str]:
+        """Return what there is to tell of the method, by keyword."""
+        return {
+            "method": self.name,
+            "formula": self.formula,
+            "category": f"{self.category}, {self.mode}",
+            "parameters": self.count,
+            "runs as": f"peft's {self.config}",
+            "learning rate": f"{self.learning_rate:g}",
+            "citation": self.citation,
+        }
 
 
 _P = "[P; W]"
@@ -43,6 +72,7 @@ HOSTED = {
             1e-3,
             category="extension",
             mode="adapter",
+            parallel=True,
         ),
         Hosted(
             "p_tuning",

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from ..algebra import names
 from ..algebra.special import form_of, is_any_matrix, special_cases
-from .registry import Method, every
+from .method import Method
+from .registry import every
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""Matrix pattern constraints on the factors A and B of any method (arXiv 2407.05417, section IV-B).
+"""Matrix pattern constraints on the factors of a method's low-rank terms (arXiv 2407.05417, section IV-B).
 
-Two of them are penalties that join the loss, computed on r x r Gram matrices, never on anything larger:
+A (n x r) leads down to the rank and B (r x m) back up. They are known by these roles, whatever a formula calls them.
+
+Two of the patterns are penalties that join the loss, computed on r x r Gram matrices, never on anything larger:
 
 * ``orthogonal`` (MPC_o): ||A^T A - I||_F^2 + ||B B^T - I||_F^2;
 * ``diagonal`` (MPC_d): ||A^T A - I||_F^2 + ||B B^T - diag(B B^T)||_F^2.
@@ -14,16 +16,18 @@ W. A weight that suits one scale of the loss does not suit another, so it is to 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..algebra import Expression, Formula, parse, symbol
-from ..algebra.nodes import NONLINEARITIES, Activation, Affine, Kron, Leaf, Product
+from ..algebra import Expression, Formula, parse
+from ..algebra.low_rank import LowRank
+from ..algebra.nodes import NONLINEARITIES, Activation
 from ..errors import SubspaceError, nearest
-from .registry import Method
+from .method import Method
 
 ORTHOGONAL, DIAGONAL, NONLINEAR = "orthogonal", "diagonal", "nonlinear"
 PATTERNS = (ORTHOGONAL, DIAGONAL, NONLINEAR)
@@ -46,34 +50,40 @@ def read_patterns(given: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name for name in PATTERNS if name in wanted)
 
 
+def pairs(formula: Formula) -> tuple[LowRank, ...]:
+    """Return the terms whose factors A and B a pattern constrains: those in which both are trained as they stand."""
+    return tuple(term for term in formula.low_rank if term.is_free)
+
+
 def has_pair(formula: Formula) -> bool:
-    """Whether A and B are factors of one product, A before B."""
-    return any(_pair(node) is not None for node in formula.expression.walk())
+    """Whether a formula has factors A and B of a low-rank term."""
+    return bool(pairs(formula))
 
 
 def constrained(method: Method, patterns: Sequence[str], nonlinearity: str = "relu") -> Method:
     """Return the method under these patterns. Only ``nonlinear`` changes the formula.
 
     Raises:
-        SubspaceError: the method has no product of A and B, or is not W at its start with a nonlinearity between them.
+        SubspaceError: the method has no low-rank term, or is not W at its start with a nonlinearity in it.
     """
     if not patterns:
         return method
     if not has_pair(method.formula):
         raise SubspaceError(
-            f"pattern {'+'.join(patterns)} constrains A and B of a product A @ ... @ B, and method {method.name!r} "
-            f"has none: it is {method.formula}"
+            f"pattern {'+'.join(patterns)} constrains A and B of a low-rank term A @ ... @ B, under whatever names, "
+            f"and method {method.name!r} has none: it is {method.formula}"
         )
     if NONLINEAR not in patterns:
         return method
     if nonlinearity not in NONLINEARITIES:
         raise SubspaceError(f"unknown nonlinearity {nonlinearity!r}; {nearest(nonlinearity, NONLINEARITIES)}")
-    formula = parse(str(_with_activation(method.formula.expression, nonlinearity)))
+    formula = parse(_bent(method.formula, nonlinearity))
     if formula.is_linear == method.formula.is_linear:
         raise SubspaceError(f"pattern nonlinear: method {method.name!r} has a nonlinearity already: {method.formula}")
     if method.convolution is not None:
-        convolution = _with_activation(parse(method.convolution.replace("C", "C1")).expression, nonlinearity)
-        method = dataclasses.replace(method, convolution=str(convolution).replace("C1", "C"))
+        on_one_axis = parse(re.sub(r"\bC\b", "C1", method.convolution))
+        convolution = re.sub(r"\bC1\b", "C", _bent(on_one_axis, nonlinearity))
+        method = dataclasses.replace(method, convolution=convolution)
     changed = dataclasses.replace(method, formula=formula, includes={})
     if changed.start_problem is not None:
         raise SubspaceError(f"pattern nonlinear does not go with method {method.name!r}: {changed.start_problem}")
@@ -141,35 +151,19 @@ def _mean_cosine(gram: Tensor) -> float:
     return float(others.square().mean().sqrt()) if others.numel() else 0.0
 
 
-# Finding A and B in a formula
+def _bent(formula: Formula, nonlinearity: str) -> str:
+    """Return the formula with a nonlinearity behind each A that has none between it and its B yet."""
+    places: dict[Expression, list[int]] = {}
+    for term in pairs(formula):
+        if not any(isinstance(node, Activation) for node in term.core):
+            places.setdefault(term.product, []).append(term.first + 1)
 
+    def bent(node: Expression) -> Expression:
+        if not node.children:
+            return node
+        children = tuple(map(bent, node.children))
+        for place in reversed(places.get(node, ())):
+            children = (*children[:place], Activation(nonlinearity), *children[place:])
+        return node.rebuilt(children)
 
-def _pair(node: Expression) -> tuple[int, int] | None:
-    """Return where A and B stand in a product."""
-    if not isinstance(node, Product):
-        return None
-    places = {_core(factor): index for index, factor in enumerate(node.factors)}
-    a, b = places.get(symbol("A")), places.get(symbol("B"))
-    return (a, b) if a is not None and b is not None and a < b else None
-
-
-def _core(factor: Expression) -> Expression:
-    """Return the matrix of an affine factor, or the A of a Kronecker product, else the factor."""
-    if isinstance(factor, Affine):
-        return factor.matrix
-    first = factor.factors[0] if isinstance(factor, Kron) else factor
-    return first if isinstance(first, Leaf) else factor
-
-
-def _with_activation(node: Expression, nonlinearity: str) -> Expression:
-    """Return the expression with a nonlinearity behind each A that has a B further on and none between them yet."""
-    if not node.children:
-        return node
-    pair = _pair(node)
-    if pair is not None and isinstance(node, Product):
-        first, last = pair
-        if not any(isinstance(factor, Activation) for factor in node.factors[first:last]):
-            factors = (*node.factors[: first + 1], Activation(nonlinearity), *node.factors[first + 1 :])
-            return node.rebuilt(factors)
-        return node
-    return node.rebuilt(tuple(_with_activation(child, nonlinearity) for child in node.children))
+    return str(bent(formula.expression))

@@ -84,11 +84,13 @@ def orthogonal(place: Place) -> Tensor:
 
 @drawn
 def paired(place: Place) -> Tensor:
-    """Columns 1 and 2 are equal, 3 and 4, ...: reflected at each of a pair, a row is what it was."""
+    """Columns 1 and 2 are equal, 3 and 4, ...: reflected at each of a pair, a row is what it was.
+
+    An odd one out starts at zero, where it reflects nothing and has no gradient.
+    """
     n, r = place.shape
-    if r % 2:
-        raise SubspaceError(f"the start paired makes pairs of equal columns, and there are {r}: choose an even rank")
-    return ((2.0 * torch.rand(n, r // 2) - 1.0) / math.sqrt(n)).repeat_interleave(2, dim=1)
+    pairs = ((2.0 * torch.rand(n, r // 2) - 1.0) / math.sqrt(n)).repeat_interleave(2, dim=1)
+    return torch.nn.functional.pad(pairs, (0, r % 2))
 
 
 @anchor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from torch import nn
@@ -29,7 +30,7 @@ def outermost(model: nn.Module, names: Iterable[str]) -> list[str]:
 
     peft copies each module of ``modules_to_save`` whole, and cannot load a copy within a copy.
     """
-    found = {end: _ending(model, [end]) for end in names}
+    found = {end: ending(model, [end]) for end in names}
     every = {name for owners in found.values() for name in owners}
 
     def is_inside(name: str) -> bool:
@@ -38,7 +39,8 @@ def outermost(model: nn.Module, names: Iterable[str]) -> list[str]:
     return [end for end, owners in found.items() if not owners or not all(is_inside(name) for name in owners)]
 
 
-def _ending(model: nn.Module, ends: Sequence[str]) -> list[str]:
+def ending(model: nn.Module, ends: Sequence[str]) -> list[str]:
+    """Return the full names of the modules whose dotted names end in one of ``ends``."""
     return [name for name, _ in model.named_modules() if any(f".{name}".endswith(f".{end}") for end in ends)]
 
 
@@ -51,10 +53,16 @@ def _is_projection(name: str, module: nn.Module) -> bool:
 
 
 def parameter_count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Return the number of parameters, of packed ones as many as they stand for."""
+    return sum(_entries(parameter) for parameter in module.parameters())
+
+
+def _entries(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)  # bitsandbytes packs two of four bits into a byte
+    return parameter.numel() if state is None else math.prod(state.shape)
 
 
 def head_parameters(model: PreTrainedModel, head: Sequence[str]) -> list[nn.Parameter]:
     """The parameters under the modules whose dotted names end in one of `head`."""
-    owners = [model.get_submodule(name) for name in _ending(model, head)]
+    owners = [model.get_submodule(name) for name in ending(model, head)]
     return list({id(parameter): parameter for owner in owners for parameter in owner.parameters()}.values())

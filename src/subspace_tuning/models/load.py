@@ -23,7 +23,7 @@ def load(
     Args:
         name: a hub name, a local folder or ``minilm``.
         model_class: a class of transformers with ``from_pretrained``.
-        settings: what ``from_pretrained`` gets besides, such as ``num_labels``.
+        settings: what ``from_pretrained`` gets besides, such as ``num_labels`` and ``quantization_config``.
         max_length: the length of the inputs, in tokens.
 
     Raises:
@@ -41,7 +41,8 @@ def load(
     except Exception as error:  # damaged files make the library fail in any way
         raise SubspaceError(cannot_load(name, source, error)) from error
     for parameter_name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        plain = type(parameter.data) is torch.Tensor  # torchao's own tensors cannot be asked
+        if plain and not torch.isfinite(parameter).all():
             raise SubspaceError(f"model {name!r} holds NaN or infinity in {parameter_name}")
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:

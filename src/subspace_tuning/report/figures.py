@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import SubspaceError
+from ..extras import needs
 from ..files import written
 from ..theory.diagnose import Diagnosis
 
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 _SPECTRA = 6  # matrices whose spectra are drawn
-
-
-def available() -> None:
-    """Raise SubspaceError if there is nothing to draw with."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise SubspaceError("pictures need matplotlib: pip install 'subspace-tuning[report]'") from None
 
 
 @dataclass
@@ -47,14 +39,17 @@ class Spectra:
 
 
 def draw(folder: Path, table: pd.DataFrame, spectra: Spectra, title: str) -> list[Path]:
-    """Draw the three pictures into a folder and return their paths."""
-    available()
-    folder.mkdir(parents=True, exist_ok=True)
+    """Draw the three pictures into a folder and return their paths.
+
+    Raises:
+        SubspaceError: matplotlib is not installed.
+    """
     figures = {
         "spectra.png": _spectra(spectra, title),
         "angles.png": _angles(table, title),
         "projection.png": _projection(table, title),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
         path = folder / name
@@ -65,6 +60,7 @@ def draw(folder: Path, table: pd.DataFrame, spectra: Spectra, title: str) -> lis
 
 
 def _figure(width: float, height: float) -> Figure:
+    needs("drawing", "report", "matplotlib")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import SubspaceError
+from ..extras import needs
 from ..files import check_file, written
 
 if TYPE_CHECKING:
@@ -16,10 +17,16 @@ FORMATS = (".csv", ".parquet", ".json")
 
 
 def check_table(path: str | Path) -> Path:
-    """The path of a table to write. Raises SubspaceError if its ending is not known or its folder does not exist."""
+    """The path of a table to write.
+
+    Raises:
+        SubspaceError: its ending is not known, its folder does not exist, or what writes Parquet is not installed.
+    """
     file = Path(path).expanduser()
     if file.suffix not in FORMATS:
         raise SubspaceError(f"output {str(path)!r} must end in {', '.join(FORMATS)}")
+    if file.suffix == ".parquet":
+        needs("a table in Parquet", "report", "pyarrow")
     return check_file(file)
 
 
@@ -29,6 +36,6 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         if path.suffix == ".csv":
             table.to_csv(file, index=False)
         elif path.suffix == ".parquet":
-            table.to_parquet(file, index=False)
+            table.to_parquet(file, engine="pyarrow", index=False)
         else:
             table.to_json(file, orient="records", indent=1)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from ..extras import needs
+
+needs("a task", "train")
+
 from .base import Rows, Task, Values, prefixed
 from .registry import every, get, register, unregister
 

@@ -145,7 +145,7 @@ def approximate(
     env: dict[str, Any] = dict(environment(chosen, W, parameters, constants, scale, wide_bias))
     if "rest" in formula.expression.names:
         env["rest"] = W - (env["U_r"] * env["S_r"]) @ env["V_r"].T
-    problem = Problem(W_star, root, entries, directions, chosen.selection == "magnitude")
+    problem = Problem(W_star, root, entries, directions, keeps_mask=chosen.chooses_by_weight)
     found = Search(formula.matrix, problem, sweeps, settled, seed).run(env)
     env = found.env
     if bias is not None and bias_star is not None and formula.bias is not None:

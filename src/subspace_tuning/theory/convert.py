@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra import Sizes, dense
+from ..algebra import Sizes, dense, symbol
 from ..algebra.names import CHOSEN_SHAPES
-from ..algebra.nodes import Affine, Matrix, Scale, Sum
+from ..algebra.nodes import Affine, Matrix, Scale, Sum, substitute
+from ..algebra.special import corresponding
 from ..errors import SubspaceError
 from ..linalg import Spectrum
 from ..methods import Method, environment, initial_factors
@@ -164,11 +165,20 @@ def _only_block(method: Method) -> Chain | None:
 
 
 def _renamed(source: Method, target: Method, env: Mapping[str, Any], sizes: Sizes, r: int | None) -> Conversion | None:
-    """Use a declared inclusion: the target with some factors fixed is the source."""
-    fixed = {} if source.formula == target.formula else target.includes.get(source.name)
-    same_rank = r in (None, sizes.r) or not target.formula.has_rank
-    if fixed is None or not same_rank:
+    """Use a declared inclusion: the target with some factors fixed is the source, whatever the factors are called."""
+    if r not in (None, sizes.r) and target.formula.has_rank:
         return None
+    for fixed in ({}, *target.includes.values()):
+        special = substitute(target.formula.expression, {name: symbol(value) for name, value in fixed.items()})
+        own = corresponding(special, source.formula.expression)
+        if own is not None:
+            named = {name: env.get(of) for name, of in own.items()}
+            return _fixed(target, {"s": env["s"], **named}, fixed, sizes)
+    return None
+
+
+def _fixed(target: Method, env: Mapping[str, Any], fixed: Mapping[str, str], sizes: Sizes) -> Conversion | None:
+    """Return the target's factors, some of them fixed and the others from what their names stand for."""
     factors = {}
     for name in target.formula.trainable:
         shape = sizes.of(target.formula.shapes[name])

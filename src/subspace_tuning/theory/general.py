@@ -6,17 +6,17 @@ The Jacobian is a matrix where it is small, else only what it does to vectors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from torch.func import jacfwd, jacrev, jvp, vjp
 
 from ..algebra import dense
 from ..algebra.nodes import Expression
+from ..extras import needs
 from .elements import Values, trainable
 
 STARTS = 3
@@ -38,7 +38,14 @@ def least_squares(
 
     Returns:
         The best end of a few searches, each a local minimum.
+
+    Raises:
+        SubspaceError: SciPy is not installed.
     """
+    needs("the search for factors that have no closed form", "theory", "scipy")
+    import scipy.optimize
+    from scipy.sparse.linalg import LinearOperator
+
     names = [name for name in trainable(expression) if isinstance(env[name], Tensor)]
     shapes = [env[name].shape for name in names]
     sizes = [shape.numel() for shape in shapes]
@@ -61,7 +68,7 @@ def least_squares(
         found = scipy.optimize.least_squares(
             _on_arrays(residual),
             spread.numpy(),
-            jac=_on_points(_matrix if small else _operator, residual),
+            jac=_on_points(_matrix if small else partial(_operator, LinearOperator), residual),
             method="trf",
             tr_solver="exact" if small else "lsmr",
             max_nfev=STEPS,
@@ -90,9 +97,9 @@ def _matrix(function: Callable[[Tensor], Tensor], at: Tensor) -> Any:
     return along(function)(at).numpy()
 
 
-def _operator(function: Callable[[Tensor], Tensor], at: Tensor) -> Any:
+def _operator(made: Callable[..., Any], function: Callable[[Tensor], Tensor], at: Tensor) -> Any:
     value, pull = vjp(function, at)  # type: ignore[misc]  # three with has_aux alone
-    return LinearOperator(
+    return made(
         (len(value), len(at)),
         matvec=lambda change: jvp(function, (at,), (torch.from_numpy(np.array(change)).flatten(),))[1].numpy(),
         rmatvec=lambda change: pull(torch.from_numpy(np.array(change)).flatten())[0].numpy(),

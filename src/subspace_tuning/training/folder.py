@@ -1,6 +1,6 @@
-"""The output folder of a run: what state it is in, and writing that leaves no half-made file.
+"""The output folder of a run: a job's folder with checkpoints and a result of its own.
 
-lock            held by the process at work; it stays, since removing a lock file lets two processes in
+lock            held by the process at work
 started.json    the config and the data's fingerprints, from the start
 checkpoints/    while the run lasts
 adapter/        the result; `model/` where no adapter was trained
@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ..errors import SubspaceError, reading
+from ..errors import SubspaceError
 from ..files import recover, write_json
-from .fields import Fields, check_fields
+from ..jobs.description import difference
+from ..jobs.fields import Fields, read_object
+from ..jobs.folder import LOCK, alone, claim, is_vacant
 
-_LOCK = "lock"
 _STARTED = "started.json"
 _RECORD = "run.json"
 _CHECKPOINTS = "checkpoints"
@@ -33,6 +32,7 @@ RESULTS = ("adapter", "model")
 """The names that a result may have; a run makes one of them."""
 
 _ANEW = "--overwrite starts anew"
+_MOVABLE = ("output",)  # the folder's own name does not count: it may be moved
 _STARTED_FIELDS: Fields = {"config": {}}
 _RECORD_FIELDS: Fields = {
     "config": {"training": {"precision": str}},
@@ -63,7 +63,7 @@ class RunFolder:
         Raises:
             SubspaceError: the record is damaged, or its result is gone.
         """
-        record = _read(self.path / _RECORD, _RECORD_FIELDS)
+        record = read_object(self.path / _RECORD, _ANEW, _RECORD_FIELDS)
         if record is not None and not (self.path / record["result"]).is_dir():
             raise SubspaceError(f"{self.path} holds a finished run, but {record['result']}/ is gone: {_ANEW}")
         return record
@@ -77,13 +77,13 @@ class RunFolder:
         self._check_writable()
         self._check_kinds()
         if not (self.path / _STARTED).is_file():
-            if self.path.is_dir() and any(entry.name != _LOCK for entry in self.path.iterdir()):
+            if not is_vacant(self.path):
                 raise SubspaceError(f"output folder {self.path} is not empty and holds no run: choose another")
             return
         if overwrite:
             return
-        started = _read(self.path / _STARTED, _STARTED_FIELDS)
-        if started is not None and (change := _difference(started["config"], config)):
+        started = read_object(self.path / _STARTED, _ANEW, _STARTED_FIELDS)
+        if started is not None and (change := difference(started["config"], config, _MOVABLE)):
             raise SubspaceError(
                 f"{self.path} holds a run of another config: {change}; choose another output or --overwrite"
             )
@@ -97,7 +97,7 @@ class RunFolder:
 
     def _check_kinds(self) -> None:
         """A folder where the run writes a file, or a file where it makes a folder, would end the run at its end."""
-        for name in (_LOCK, _STARTED, _RECORD):
+        for name in (LOCK, _STARTED, _RECORD):
             if (self.path / name).is_dir():
                 raise SubspaceError(f"{self.path / name} is a folder, where the run writes a file: choose another")
         for name in (_CHECKPOINTS, *RESULTS):
@@ -117,25 +117,12 @@ class RunFolder:
         Raises:
             SubspaceError: the folder cannot be made, another process is at work in it, or the data have changed.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / _LOCK, timeout=0)
-            lock.acquire()
-        except Timeout:
-            raise SubspaceError(f"another process is at work in {self.path}") from None
-        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            reason = getattr(error, "strerror", None) or error
-            raise SubspaceError(f"output folder {self.path} cannot be made: {reason}") from error
-        with lock:
+        with alone(self.path):
             if overwrite:
                 self._clear()
             for result in RESULTS:
                 recover(self.path / result)
-            before = _read(self.path / _STARTED, _STARTED_FIELDS)
-            if before is None:
-                write_json(self.path / _STARTED, started)
-            elif change := _difference(before, started):
-                raise SubspaceError(f"{self.path}: the run cannot go on: {change}; {_ANEW}")
+            claim(self.path / _STARTED, started, _ANEW, {f"config.{name}" for name in _MOVABLE})
             yield
 
     def _clear(self) -> None:
@@ -178,32 +165,3 @@ def _is_json(path: Path) -> bool:
         return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError, RecursionError):
         return False
-
-
-def _read(path: Path, fields: Fields) -> dict[str, Any] | None:
-    """A JSON object with these fields, None if there is no such file."""
-    if not path.exists():
-        return None
-    with reading(str(path), _ANEW):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        check_fields(content, fields)
-    return dict(content)
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first value that differs, in words; the output's own name does not count, since a folder may be moved."""
-    old, new = _flat(before), _flat(now)
-    for key in sorted((old.keys() | new.keys()) - {"output", "config.output"}):
-        if old.get(key) != new.get(key):
-            return f"{key} is {old.get(key)!r} there and {new.get(key)!r} now"
-    return None
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

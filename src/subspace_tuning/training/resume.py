@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 
 from ..errors import SubspaceError, reading
-from .fields import Fields, check_fields
+from ..jobs.fields import Fields, check_fields
 from .folder import step_of
 
 _STATE = "trainer_state.json"

@@ -16,12 +16,14 @@ from typing import Any
 import transformers
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers.training_args import OptimizerNames
 
 from .. import tasks
 from ..errors import SubspaceError
 from ..files import replaced
 from ..models.load import load
 from ..models.locate import locate
+from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, prefixed
 from ..tuner.card import TAG
 from ..tuner.penalties import orthogonality
@@ -33,7 +35,7 @@ from .config import validate
 from .folder import RunFolder
 from .record import history
 from .resume import check_checkpoint
-from .sections import Keep, Precision, RunConfig
+from .sections import Device, Keep, Precision, RunConfig
 from .trainer import SeededTrainer, build
 from .use import cut_rows, save_task
 
@@ -121,7 +123,11 @@ def _prepare(config: RunConfig) -> _Parts:
     locate(config.model)
     task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     transformers.set_seed(config.training.seed)  # the head and the factors are drawn from here on
-    base, tokenizer = load(config.model, task.model_class, task.model_settings, config.task.max_length)
+    settings = dict(task.model_settings)
+    if config.quantise is not None:
+        cpu = config.training.device is Device.cpu
+        settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
+    base, tokenizer = load(config.model, task.model_class, settings, config.task.max_length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
@@ -147,6 +153,8 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
             )
     count = len(encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
+    if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
+        args.optim = OptimizerNames.PAGED_ADAMW
     precision = "bfloat16" if args.bf16 else "float32"
     chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)

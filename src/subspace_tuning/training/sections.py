@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING as MISSING
 
 from ..documented import Range, documented, settings
+from ..models.quantise import Quantise
 from ..tuner import SubspaceConfig
 
 FULL = "full"
@@ -175,7 +176,9 @@ class TrainingSection:
         _POSITIVE,
     )
     lora_plus_ratio: float | None = _key(
-        None, "the rate of every factor B over that of A (LoRA+); null stands for 1", _POSITIVE
+        None,
+        "the rate of every factor B, which leads up from the rank, over all else (LoRA+); null stands for 1",
+        _POSITIVE,
     )
     epochs: int = _key(3, "passes over the training rows, unless max_steps is given", _COUNT)
     max_steps: int | None = _key(None, "optimiser steps, instead of epochs", _COUNT)
@@ -217,6 +220,12 @@ class RunConfig:
 
     model: str = _key(MISSING, "a hub name, a local folder, or minilm")
     output: str = _key(MISSING, "the folder that gets the results")
+    quantise: Quantise | None = _key(
+        None,
+        "hold the frozen weights of linear layers in fewer bits, those of the head excepted: nf4, fp4 and int8 by "
+        "bitsandbytes, torchao_int8 by torchao, qlora for nf4 with double quantisation and, on a CUDA device, a paged "
+        "optimiser; null keeps float32",
+    )
     task: TaskSection = field(default_factory=TaskSection)
     adapter: AdapterSection = field(default_factory=AdapterSection)
     training: TrainingSection = field(default_factory=TrainingSection)

@@ -29,7 +29,7 @@ from ..errors import SubspaceError, reading
 from ..tasks import Task
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
-from ..tuner.optim import is_second_factor
+from ..tuner.optim import second_factors
 from ..tuner.scheduling import ScheduleCallback, adapted
 from .callbacks import Bars, Clock, RecentBatches, SaveWithinEpoch
 from .resume import HINT, check_optimizer
@@ -79,7 +79,7 @@ class SeededTrainer(Trainer):
         """The Trainer's optimiser, with groups of their own for the head's parameters and for the factors B."""
         optimizer = super().create_optimizer(model)
         assert self.model is not None
-        faster = {id(parameter) for name, parameter in self.model.named_parameters() if is_second_factor(name)}
+        faster = {id(parameter) for parameter in second_factors(self.model)}
         for group in list(optimizer.param_groups):
             for chosen, rate in ((self.head, self.head_rate), (faster, group["lr"] * self.b_ratio)):
                 own = [parameter for parameter in group["params"] if id(parameter) in chosen]

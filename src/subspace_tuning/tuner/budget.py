@@ -34,21 +34,11 @@ def budget_of(config: SubspaceConfig, total: int) -> int:
     return number
 
 
-def fill(sizes: Mapping[str, int], budget: int) -> list[str]:
-    """Return the names, in their order, of what fits whole into a budget; what is too large is passed over."""
-    chosen = []
-    for name, size in sizes.items():
-        if size <= budget:
-            budget -= size
-            chosen.append(name)
-    return chosen
-
-
 def matrix_shape(module: nn.Module) -> tuple[int, int]:
     """Return n and m of a module's W."""
     kind = kind_of(module)
     assert kind is not None
-    n, m = kind.matrix(outline(module.weight)).shape  # type: ignore[arg-type]
+    n, m = kind.held(module).shape if kind.opaque else kind.matrix(outline(module.weight)).shape  # type: ignore[arg-type]
     return n, m
 
 
@@ -59,18 +49,21 @@ def entries_in(config: SubspaceConfig, name: str, layer: SubspaceLayer) -> int:
     entries, *shape = config.entries[name]
     here = [layer.in_features, layer.out_features]
     if shape != here:
+        mask = config.resolved.formula.masked[0]
         raise SubspaceError(
-            f"{name}: the adapter's factor M has the shape {tuple(shape)}, here it needs {tuple(here)}: it was trained "
-            "on another base model"
+            f"{name}: the adapter's factor {mask} has the shape {tuple(shape)}, here it needs {tuple(here)}: it was "
+            "trained on another base model"
         )
     return entries
 
 
-def entries_of(state: Mapping[str, Tensor], prefix: str, modules: Mapping[str, nn.Module]) -> dict[str, list[int]]:
-    """Read the numbers of entries off saved factors."""
-    found = {}
+def entries_of(
+    config: SubspaceConfig, state: Mapping[str, Tensor], prefix: str, modules: Mapping[str, nn.Module]
+) -> dict[str, list[int]]:
+    """Read the numbers of entries under the config's masks off saved factors."""
+    sparse, found = {entries for _, entries in config.resolved.formula.sparse}, {}
     for key, tensor in state.items():
         name, _, rest = key.partition(f".{prefix}params.")
-        if rest.split(".")[-1] == "Delta" and name in modules:
+        if rest.split(".")[-1] in sparse and name in modules:
             found[name] = [len(tensor), *matrix_shape(modules[name])]
     return found

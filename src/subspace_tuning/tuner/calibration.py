@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SubspaceError
-from .budget import budget_of, fill
+from .budget import budget_of
 from .config import SubspaceConfig
 from .exact import exactly
 from .kinds import kind_of
 from .layer import SubspaceLayer
 from .targets import check_targets, place, targets
-from .weights import check_at_hand
+from .weights import check_at_hand, check_gradient
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -50,20 +50,19 @@ def calibrate(
     found = dict(targets(model, config))
     for name, module in found.items():
         check_at_hand(module, name)
-    kind = "bias" if method.selection == "importance" else "weight"
-    scores = _squares(model, {name: getattr(module, kind) for name, module in found.items()}, batches, loss)
-    if method.selection == "importance":
-        return config.chosen(
-            target_modules=exactly(_biases(config, scores), (name for name, _ in model.named_modules()))
-        )
-    oriented = {name: _oriented(found[name], square) for name, square in scores.items()}
-    positions = _top(oriented, budget_of(config, sum(square.numel() for square in oriented.values())))
-    if method.selection == "sensitivity":
-        positions = {
-            name: index if len(index) <= config.r * sum(oriented[name].shape) else index[:0]
-            for name, index in positions.items()
-        }
-    entries = {name: [len(index), *oriented[name].shape] for name, index in positions.items()}
+    chooser = method.chooser
+    assert chooser is not None
+    if chooser.scored == "weight":
+        for name, module in found.items():
+            check_gradient(module, name)
+    scores = _squares(model, {name: getattr(one, chooser.scored) for name, one in found.items()}, batches, loss)
+    if chooser.scored == "weight":
+        scores = {name: _oriented(found[name], square) for name, square in scores.items()}
+    total = sum(square.numel() for square in scores.values())
+    positions, modules = chooser.choose(scores, budget_of(config, total), config.r)
+    if positions is None:
+        return config.chosen(target_modules=exactly(modules or (), (name for name, _ in model.named_modules())))
+    entries = {name: [len(index), *scores[name].shape] for name, index in positions.items()}
     return config.chosen(entries=entries, positions=positions)
 
 
@@ -72,6 +71,8 @@ def fisher(layers: Mapping[str, SubspaceLayer], run: Callable[[], Iterator[Tenso
 
     ``run`` gives one loss per example, each computed when it is asked for.
     """
+    for name, layer in layers.items():
+        check_gradient(layer.get_base_layer(), name)
     weights = {name: layer.frozen_weight for name, layer in layers.items()}
     squares = _summed(weights, run)
     return {name: layers[name].kind.matrix(square) for name, square in squares.items()}
@@ -147,29 +148,6 @@ def _oriented(module: nn.Module, square: Tensor) -> Tensor:
     kind = kind_of(module)
     assert kind is not None
     return kind.matrix(square)
-
-
-def _top(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
-    """Return for each matrix the flat positions of those entries that are among the largest of all matrices."""
-    device = next(iter(scores.values())).device  # a model may be spread over several
-    together = torch.cat([square.flatten().to(device) for square in scores.values()])
-    chosen = torch.zeros(len(together), dtype=torch.bool, device=together.device)
-    chosen[together.topk(budget).indices] = True
-    parts = chosen.split([square.numel() for square in scores.values()])
-    return {name: part.nonzero().flatten() for name, part in zip(scores, parts, strict=True)}
-
-
-def _biases(config: SubspaceConfig, scores: Mapping[str, Tensor]) -> list[str]:
-    """Return the modules whose biases fit into the budget, those first that promise most per parameter.
-
-    A small step down the gradient lowers the loss by its length times the squared gradient, to first order.
-    """
-    budget = budget_of(config, sum(square.numel() for square in scores.values()))
-    best_first = sorted(scores, key=lambda name: float(scores[name].mean()), reverse=True)
-    chosen = fill({name: scores[name].numel() for name in best_first}, budget)
-    if not chosen:
-        raise SubspaceError(f"budget = {budget:,} is below the smallest bias, of {min(map(len, scores.values())):,}")
-    return chosen
 
 
 def hardest(model: nn.Module, batches: Sequence[Batch], share: float, loss: Loss | None = None) -> list[dict[str, Any]]:

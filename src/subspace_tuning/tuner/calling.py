@@ -75,6 +75,8 @@ def own_forward_problem(module: nn.Module, kind: Kind, method: Method, dropout: 
         return None
     what = f"this {type(module).__name__} does more than its weight and bias say"
     formula = method.formula
+    if kind.opaque:
+        return f"{what}, and its weight is quantised, so no phi(W) can take its place"
     if not formula.is_linear and (formula.wraps_norm or not kind.knows(module)):
         return f"{what}, so only a dense phi(W) can act through its forward, and {method.name!r} has none"
     if dropout and not kind.one_hot and drops(formula):

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import _check_adapters_not_merged as check_adapters_not_merged
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers as include_all_linear_layers
 from peft.utils.other import _set_layer_requires_grad as set_layer_requires_grad
 
-__all__ = ["BufferDict", "include_all_linear_layers", "set_layer_requires_grad"]
+__all__ = ["BufferDict", "check_adapters_not_merged", "include_all_linear_layers", "set_layer_requires_grad"]

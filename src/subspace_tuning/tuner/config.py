@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,15 @@ from peft import LoraConfig, PeftConfig
 from torch import Tensor
 
 from .. import methods
-from ..algebra import parse
 from ..documented import Range, default_of, documented, settings
-from ..errors import SubspaceError, nearest
+from ..errors import SubspaceError
 from ..methods import Method
-from ..methods.patterns import MEAN, NONLINEAR, PENALTIES, REDUCTIONS, constrained, has_pair, read_patterns
+from ..methods.patterns import MEAN, PENALTIES
 from ..methods.schedules import SCHEDULES, Options
 from .card import write_card
+from .resolve import patterns_of, resolve
 from .saving import saved
-from .validate import check_types
+from .validate import check_types, check_use, check_values
 
 FORMAT = 1  # of the saved adapter; raised when an older version could not read it right
 PATTERN_WEIGHT = 1e-3
@@ -78,8 +77,8 @@ class SubspaceConfig(PeftConfig):
     pattern: str | list[str] | None = field(
         default=None,
         metadata={
-            "help": "constraints on A and B: orthogonal, diagonal, nonlinear, or several joined by +; None: the "
-            "method's own; 'none': not even these"
+            "help": "constraints on A and B, the factors that lead down to the rank and back up: orthogonal, diagonal, "
+            "nonlinear, or several joined by +; None: the method's own; 'none': not even these"
         },
     )
     pattern_weight: float | None = field(
@@ -197,44 +196,14 @@ class SubspaceConfig(PeftConfig):
         given = (self.method, self.formula, repr(self.starts), repr(self.pattern), self.nonlinearity)
         known: tuple[object, Method | None, Method] | None = self.__dict__.get("_resolved")
         if known is None or known[0] != given or known[1] is not registered:
-            known = given, registered, self._resolve(registered)
+            known = given, registered, resolve(self, registered)
             self.__dict__["_resolved"] = known
         return known[2]
-
-    def _resolve(self, registered: Method | None) -> Method:
-        for name in ("method", "formula"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                raise SubspaceError(f"{name} = {getattr(self, name)!r} is not a string")
-        if not isinstance(self.starts, (Mapping, type(None))):
-            raise SubspaceError(f"starts = {self.starts!r} is not a mapping from factors to starts")
-        if self.method is None and self.formula is None:
-            raise SubspaceError("give a method (see `subspace methods`) or a formula")
-        if self.formula is None or registered is not None:
-            known = methods.get(self.method or "")
-            patterned = constrained(known, self.patterns_of(known), self.nonlinearity)
-            if self.formula is not None and parse(self.formula) not in (known.formula, patterned.formula):
-                raise SubspaceError(
-                    f"method {known.name!r} is {known.formula} here, not {self.formula}: the adapter comes from "
-                    "another version, or both a method and a formula are given (dataclasses.replace sets one to None)"
-                )
-            if self.starts and self.starts != dict(known.starts):
-                own_starts = ", ".join(f"{name} at {start}" for name, start in known.starts.items()) or "inferred ones"
-                raise SubspaceError(f"starts go with a formula; method {known.name!r} has its own ({own_starts})")
-            return patterned
-        own = methods.from_formula(self.formula, self.starts, self.method or "formula")
-        wanted = self.patterns_of(own)
-        if has_pair(own.formula) and not own.formula.is_linear:  # a loaded formula has its nonlinearity already
-            wanted = tuple(name for name in wanted if name != NONLINEAR)
-        return constrained(own, wanted, self.nonlinearity)
-
-    def patterns_of(self, method: Method) -> tuple[str, ...]:
-        """Return the patterns that hold for a method: the config's, or its own."""
-        return method.pattern if self.pattern is None else read_patterns(self.pattern)
 
     @property
     def patterns(self) -> tuple[str, ...]:
         """The patterns that hold."""
-        return self.patterns_of(self.resolved)
+        return patterns_of(self, self.resolved)
 
     @property
     def penalty_weight(self) -> float:
@@ -310,57 +279,5 @@ class SubspaceConfig(PeftConfig):
 
     def _check(self) -> None:
         check_types(self)
-        if not isinstance(self.format, int) or self.format > FORMAT:
-            raise SubspaceError(
-                f"the adapter is of format {self.format}, saved by a newer version of subspace-tuning; this version "
-                f"reads up to {FORMAT}: upgrade it"
-            )
-        for name, rank in {"r": self.r, **self.rank_pattern}.items():
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise SubspaceError(f"the rank {name} = {rank!r} is not a positive whole number")
-        for one in settings(SubspaceConfig):
-            value = getattr(self, one.name)
-            if one.range is not None and value is not None and value not in one.range:
-                raise SubspaceError(f"{one.name} = {value!r}: it must be {one.range}")
-        if self.pattern_reduction not in REDUCTIONS:
-            known = nearest(str(self.pattern_reduction), REDUCTIONS)
-            raise SubspaceError(f"unknown pattern_reduction {self.pattern_reduction!r}; {known}")
-        if self.target_parameters:
-            raise SubspaceError(
-                f"target_parameters {self.target_parameters!r} cannot be adapted yet: give modules with target_modules"
-            )
-        self._check_budget()
-        self._check_layers()
-        method = self.resolved
-        if self.init_weights:
-            for rank in dict.fromkeys((self.r, *self.rank_pattern.values())):
-                method.check_start(rank)
-        if self.pattern_weight is not None and not set(self.patterns) & set(PENALTIES):
-            raise SubspaceError("pattern_weight goes with the pattern orthogonal or diagonal")
-        if self.schedule is not None and method.schedule is None:
-            raise SubspaceError(f"method {method.name!r} has no schedule: leave the option `schedule` out")
-        if self.budget is not None and method.selection is None:
-            raise SubspaceError(f"method {method.name!r} chooses nothing within a budget: leave the option out")
-        if method.formula.masked and method.selection is None:
-            raise SubspaceError(f"method {method.name!r}: the formula has a mask, and its `selection` is not given")
-        _ = self.schedule_options
-
-    def _check_layers(self) -> None:
-        for option in ("layers_to_transform", "layers_pattern"):
-            if getattr(self, option) is not None and isinstance(self.target_modules, str):
-                raise SubspaceError(
-                    f"`{option}` cannot be used when `target_modules` is a str. List the modules, or name the layers "
-                    f"in the regex {self.target_modules!r}"
-                )
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise SubspaceError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
-
-    def _check_budget(self) -> None:
-        if self.budget is None:
-            return
-        whole = isinstance(self.budget, int) and not isinstance(self.budget, bool) and self.budget >= 1
-        share = isinstance(self.budget, float) and (0.0 < self.budget <= 1.0)
-        if not whole and not share:
-            raise SubspaceError(
-                f"budget = {self.budget!r} is neither a share between 0.0 and 1.0 nor a positive whole number"
-            )
+        check_values(self, settings(SubspaceConfig), FORMAT)
+        check_use(self)

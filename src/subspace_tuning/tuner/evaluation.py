@@ -7,15 +7,18 @@ everything.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.cuda import is_current_stream_capturing
+from torch.utils.checkpoint import checkpoint
 
 from ..algebra.evaluate import Fused, Stage, prepare
 from ..algebra.evaluate.kernels import product_dtype
 from ..algebra.nodes import Environment, Expression
+from ..algebra.operators import reads_entries
 from ..algebra.shapes import NodeShapes
 from ..compat import functorch_is_active
 from ..methods import environment
@@ -43,7 +46,7 @@ class Evaluation:
         self.factors = cast(nn.ParameterDict, layer.subspace_params[name])
         self.constants = layer.subspace_constants[name]
         self.scale = state.scale
-        self.method, self.follows = state.method, bool(state.computed)
+        self.method, self.follows = state.method, bool(state.computed) and not self.kind.opaque
         formula = self.method.formula
         self.norm = layer._plain if formula.wraps_norm else None
         self.fusible = self.kind.fusible and self.own is self.base
@@ -52,7 +55,9 @@ class Evaluation:
         self.beside = self.kind if isinstance(self.kind, NormKind) and not formula.wraps_norm else None
         self.adds_bias = not (formula.names_bias or formula.wraps_norm)
         self.count = len(self.factors)
-        self.keeps = not (self.training or self.beside is not None or self._is_raw())
+        self.keeps = not (self.training or self.kind.opaque or self.beside is not None or self._is_raw())
+        # Else autograd would keep the numbers of every quantised weight until the backward pass.
+        self.repeats = self.kind.opaque and reads_entries(formula.evaluated, differentiably=True)
         self._shape: torch.Size | None = None  # of the last input, of which `_found` tells the stage
         self._dtype: torch.dtype | None = None
         self._found: tuple[Stage, Fused | None]
@@ -64,7 +69,7 @@ class Evaluation:
 
     def _is_raw(self) -> bool:
         """Whether there is nothing to keep: the plan multiplies the rows by the very factors, and none is cast."""
-        reading, weight = self.method.readings[1 if self.kind.one_hot else 0], self.layer.frozen_weight
+        reading, weight = self.method.readings[1 if self.kind.one_hot else 0], self.layer.frozen_matrix
         rounded = any(factor.dtype != weight.dtype for factor in self.factors.values())
         return self.fusible and self.plan.keeps_nothing and not (rounded or reading.sums or reading.offsets)
 
@@ -129,7 +134,12 @@ class Evaluation:
             change = self.layer._bias_delta(self.name, env)
             return frozen + self.beside.along(change, frozen.dim()).to(frozen.dtype)
         stage, fused = self._stage(x, env["W"])
-        return self._by_nodes(x, stage.expression, env, bias) if fused is None else fused.apply(x, env)
+        if fused is not None:
+            return fused.apply(x, env)
+        if self.repeats and torch.is_grad_enabled():
+            run = partial(self._by_nodes, expression=stage.expression, env=env, bias=bias)
+            return checkpoint(run, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._by_nodes(x, stage.expression, env, bias)
 
     def _stage(self, x: Tensor, weight: Tensor) -> tuple[Stage, Fused | None]:
         """Return what the plan says for an input, and the kernel's pattern if it can be used."""
@@ -145,14 +155,14 @@ class Evaluation:
         try:
             weight, bias = tensors["weight"], tensors["bias"]
         except KeyError:  # it is computed, or has no bias
-            weight, bias = layer.frozen_weight, layer.frozen_bias  # type: ignore[assignment]
+            weight, bias = (None if self.kind.opaque else layer.frozen_weight), layer.frozen_bias  # type: ignore[assignment]
         if self.follows and not torch.compiler.is_compiling() and not unchanged(((weight,),), self._weight):
             layer.follow_moves(self.name)
             seen = Seen.of(weight)  # type: ignore[arg-type]
             self._weight = [] if seen is None else [seen]
         env: dict[str, Any] = environment(
             self.method,
-            self.kind.matrix(weight),  # type: ignore[arg-type]
+            layer.frozen_matrix if self.kind.opaque else self.kind.matrix(weight),  # type: ignore[arg-type]
             parameters if len(parameters) == self.count else self.factors,  # type: ignore[arg-type]  # under FSDP
             self.constants._buffers,  # type: ignore[arg-type]
             self.scale,

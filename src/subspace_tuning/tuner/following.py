@@ -10,26 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from ..methods import computed_constants
-from .frozen import FrozenLayer
 from .parametrised import compute
+from .state import StatedLayer
 from .watch import readable
 
 if TYPE_CHECKING:
     from ..algebra import Sizes
     from ..methods import Method
     from .compat import BufferDict
-    from .state import AdapterState
     from .watch import Watch
 
 
-class FollowingLayer(FrozenLayer):
+class FollowingLayer(StatedLayer):
     """The part of a ``SubspaceLayer`` that keeps singular vectors, column norms and other anchors those of W.
 
     A weight is changed by loading a state dict, in place, by another library's merge, or by a new tensor in its place.
     Every forward pass compares what costs nothing (see ``Watch``); merging, saving and loading compare the content.
     """
 
-    adapters: dict[str, AdapterState]
     subspace_constants: nn.ModuleDict
     _watch: Watch
     _given: set[str]  # adapters whose constants came with the weight that is being loaded
@@ -41,13 +39,13 @@ class FollowingLayer(FrozenLayer):
 
     def names_computed(self, method: Method, sizes: Sizes, scale: float) -> tuple[str, ...]:
         """Return the names of a method's constants that follow from W."""
-        meta = torch.empty(self.kind.matrix(self.frozen_weight).shape, device="meta")
+        meta = torch.empty(self.frozen_matrix.shape, device="meta")
         return tuple(self._computed(method, sizes, scale, meta))
 
     def follow_moves(self, name: str) -> None:
         """Follow the weight if it may have changed as far as a forward pass can tell."""
-        if torch.compiler.is_compiling() or not self.adapters[name].computed:
-            return
+        if torch.compiler.is_compiling() or self.kind.opaque or not self.adapters[name].computed:
+            return  # the numbers of a quantised weight are too dear to be compared in every pass
         if self._watch.moved(self.frozen_weight):
             self.follow(thoroughly=True)
 
@@ -109,12 +107,14 @@ class FollowingLayer(FrozenLayer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FollowingLayer:
         """Move or cast the layer. A cast weight is the same one to rounding: nothing is computed anew."""
-        before = self.frozen_weight.data
+        before = None if self.kind.opaque else self.frozen_weight.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for parameter in self._frozen.values():
             parameter.data = fn(parameter.data)
         for module in self._replaced:
             module._apply(fn)
+        if before is None:
+            return self
         after = self.frozen_weight.data
         cast = after.dtype != before.dtype and readable(before) and readable(after)
         if cast and self.follows and self._watch.knows(before) and torch.equal(before.to(after), after):

@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from ..algebra.operators import Operator
     from .kinds import Kind
 
 
@@ -20,13 +21,23 @@ class FrozenLayer(nn.Module, BaseTunerLayer):
 
     @property
     def frozen_weight(self) -> Tensor:
-        """The frozen weight, in the base layer's layout."""
-        return self._frozen["weight"] if self._frozen else self.get_base_layer().weight  # type: ignore[return-value]
+        """The frozen weight, in the base layer's layout; of a quantised layer its numbers, anew at every access."""
+        return self._frozen["weight"] if self._frozen else self.kind.numbers(self._frozen_layer)
+
+    @property
+    def frozen_matrix(self) -> Tensor | Operator:
+        """The frozen W, n x m; of a quantised layer an operator."""
+        return self.kind.matrix(self._frozen["weight"]) if self._frozen else self.kind.held(self._frozen_layer)
+
+    @property
+    def _frozen_layer(self) -> nn.Module:
+        """The base layer; while merged into a quantised one that which a copy has replaced."""
+        return self._replaced[0] if self._replaced else self.get_base_layer()
 
     @property
     def frozen_bias(self) -> Tensor | None:
         """The frozen bias, None if the base layer has none (an embedding has not even the attribute)."""
-        return self._frozen.get("bias") if self._frozen else getattr(self.get_base_layer(), "bias", None)
+        return self._frozen.get("bias") if self._frozen else getattr(self._frozen_layer, "bias", None)
 
     def frozen_tensors(self) -> dict[str, nn.Parameter]:
         """Return the frozen weight and, where there is one, bias."""

@@ -7,17 +7,18 @@ convolution as m x (inputs per group) x window: there n is the size of a patch. 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ..algebra.nodes import Environment, Expression
+from ..algebra.operators import Operator
 from ..algebra.rows import Rows, as_tensor
 from ..errors import SubspaceError
+from .quantised import Door, door_of
+from .rows import OneHot, Patches
 
 
 class Kind(ABC):
@@ -27,7 +28,20 @@ class Kind(ABC):
     only_bias = False  # there is no matrix: the module offers its bias alone
     wrappable = False  # its output is rows along the last dimension, so a formula can go around it
     fusible = False  # the rows are a tensor, so the kernel can take them
+    opaque = False  # W is an operator, and no tensor
     module_types: tuple[type[nn.Module], ...] = ()
+
+    def hosts(self, module: nn.Module) -> bool:
+        """Whether a module is of this kind."""
+        return isinstance(module, self.module_types)
+
+    def held(self, module: nn.Module) -> Tensor | Operator:
+        """Return W, n x m, as the module holds it."""
+        return self.matrix(module.weight)  # type: ignore[arg-type]
+
+    def numbers(self, module: nn.Module) -> Tensor:
+        """Return the module's weight as numbers."""
+        return module.weight  # type: ignore[return-value]
 
     @abstractmethod
     def matrix(self, weight: Tensor) -> Tensor:
@@ -101,6 +115,32 @@ class LinearKind(Kind):
 
     def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
         return matrix.T
+
+
+class QuantisedKind(LinearKind):
+    """A linear layer of a library that quantises. It runs itself, and its weight is behind a door."""
+
+    fusible = False
+    opaque = True
+
+    def hosts(self, module: nn.Module) -> bool:
+        return door_of(module) is not None
+
+    def held(self, module: nn.Module) -> Door:
+        door = door_of(module)
+        assert door is not None
+        return door
+
+    def numbers(self, module: nn.Module) -> Tensor:
+        return self.held(module).dequantise().T
+
+    def knows(self, module: nn.Module) -> bool:
+        return True
+
+    def check(self, module: nn.Module, name: str) -> None:
+        weight = self.held(module)
+        if weight.device.type != "meta" and not torch.isfinite(weight.dequantise()).all():
+            raise SubspaceError(f"{name}: the weight has entries that are not finite; is the checkpoint damaged?")
 
 
 class Conv1DKind(Kind):
@@ -256,72 +296,25 @@ class GroupNormKind(NormKind):
         return bias.view(-1, *(1 for _ in range(dimensions - 2)))
 
 
-_KINDS: tuple[Kind, ...] = (LinearKind(), Conv1DKind(), EmbeddingKind(), ConvKind(), NormKind(), GroupNormKind())
+_KINDS: tuple[Kind, ...] = (
+    QuantisedKind(),
+    LinearKind(),
+    Conv1DKind(),
+    EmbeddingKind(),
+    ConvKind(),
+    NormKind(),
+    GroupNormKind(),
+)
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """Return the kind of a module, None if it is none of ours."""
-    return next((kind for kind in _KINDS if isinstance(module, kind.module_types)), None)
+    return next((kind for kind in _KINDS if kind.hosts(module)), None)
 
 
 def supported() -> str:
     """Return the names of the module types that can be adapted."""
-    return ", ".join(known.__name__ for kind in _KINDS for known in kind.module_types)
-
-
-@dataclass(frozen=True)
-class OneHot:
-    """Rows of an identity, given by their indices: a product with a matrix looks its rows up."""
-
-    indices: Tensor
-    weight: Tensor
-    scales: Tensor | None = None
-
-    def matmul(self, matrix: Tensor) -> Tensor:
-        rows = F.embedding(self.indices, matrix.to(self.weight.dtype))
-        return rows if self.scales is None else rows * self.scales.unsqueeze(-1).to(rows.dtype)
-
-    def scale(self, vector: Tensor) -> OneHot:
-        own = F.embedding(self.indices, vector.unsqueeze(-1)).squeeze(-1)
-        return replace(self, scales=own if self.scales is None else self.scales * own)
-
-    def dropout(self, probability: float) -> OneHot:
-        return self  # indices have nothing to drop
-
-    def materialise(self) -> Tensor:
-        return self.matmul(torch.eye(len(self.weight), device=self.weight.device, dtype=self.weight.dtype))
-
-
-@dataclass(frozen=True)
-class Patches:
-    """The patches of a convolution's input: a product with a matrix is a convolution with it as the kernel.
-
-    With groups the rows are (..., position, group), each the patch of one group.
-    """
-
-    x: Tensor
-    module: nn.Conv2d
-    scales: Tensor | None = None
-
-    def matmul(self, matrix: Tensor) -> Tensor:
-        if self.scales is not None:
-            matrix = self.scales.unsqueeze(-1) * matrix
-        groups, window = self.module.groups, self.module.weight.shape[1:]
-        kernel = matrix.to(self.x.dtype).T.reshape(-1, *window)
-        if groups > 1:
-            kernel = kernel.repeat(groups, *(1 for _ in window))
-        y: Tensor = self.module._conv_forward(self.x, kernel, None).movedim(-self.module.weight.dim() + 1, -1)
-        return y.unflatten(-1, (groups, -1)) if groups > 1 else y
-
-    def scale(self, vector: Tensor) -> Patches:
-        return replace(self, scales=vector if self.scales is None else self.scales * vector)
-
-    def dropout(self, probability: float) -> Patches:
-        return replace(self, x=F.dropout(self.x, probability))
-
-    def materialise(self) -> Tensor:
-        size = self.module.weight[0].numel()
-        return self.matmul(torch.eye(size, device=self.x.device, dtype=self.x.dtype))
+    return ", ".join(dict.fromkeys(known.__name__ for kind in _KINDS for known in kind.module_types))
 
 
 def _as_conv(module: nn.Module) -> nn.Conv2d:

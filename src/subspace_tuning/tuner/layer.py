@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ from ..methods import Method, initial_factors
 from .calling import CalledOnly
 from .compat import BufferDict
 from .following import follow_loaded
-from .kinds import kind_of
+from .kinds import ConvKind, EmbeddingKind, kind_of
 from .parametrised import compute
+from .quantised import Settings
 from .running import RunningLayer
-from .state import AdapterState, SettableView, View
+from .state import AdapterState
 from .watch import Watch
 
 
@@ -34,7 +34,9 @@ class SubspaceLayer(RunningLayer):
     adapter_layer_names = ("subspace_params",)
     other_param_names = ("subspace_constants", "adapters")
 
-    def __init__(self, base_layer: nn.Module, called_elsewhere: bool = False) -> None:
+    def __init__(
+        self, base_layer: nn.Module, called_elsewhere: bool = False, quantisation: Settings | None = None
+    ) -> None:
         super().__init__()
         kind = kind_of(base_layer)
         assert kind is not None
@@ -47,14 +49,14 @@ class SubspaceLayer(RunningLayer):
         self._watch = Watch()
         self._evaluation = None
         self._given = set()
-        self._unfrozen = set()
         self._disable_adapters = False
         self.merged_adapters = []
         self._frozen, self._replaced = {}, []
         self.called_elsewhere = called_elsewhere
+        self.quantisation, self.requantised = quantisation or {}, None
         self.reached = False  # called, or read in place of a call
         self._knows_forward = kind.knows(base_layer)
-        self.in_features, self.out_features = self.kind.matrix(self.frozen_weight).shape
+        self.in_features, self.out_features = self.frozen_matrix.shape
         self.register_load_state_dict_post_hook(follow_loaded)  # type: ignore[no-untyped-call]
         self.train(base_layer.training)  # a second adapter may come to a model that is in evaluation
 
@@ -100,7 +102,8 @@ class SubspaceLayer(RunningLayer):
             positions=positions,
         )
         parameters = {name: tensor.to(weight.dtype) for name, tensor in factors.parameters.items()}  # peft may raise it
-        self.subspace_params[adapter_name] = nn.ParameterDict(parameters)
+        # Pairs keep the formula's order, in which norms are summed; a dict would be sorted by names.
+        self.subspace_params[adapter_name] = nn.ParameterDict(parameters.items())
         chosen_from_data = bool(method.formula.masked) and method.needs_calibration
         state = AdapterState(
             method=method,
@@ -127,16 +130,15 @@ class SubspaceLayer(RunningLayer):
         if state.computed and not self.follows:
             self._watch.remember(self.frozen_weight)
         self.adapters[adapter_name] = state
-        self.unfrozen.add(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def _plans(self, method: Method, sizes: Sizes, dropout: float) -> tuple[Plan, Plan]:
         """Return how a method is evaluated where the weight is, in training and in evaluation."""
-        device, drops = self.frozen_weight.device.type, 0.0 if self.kind.one_hot else dropout  # indices are not dropped
+        device, drops = self.frozen_matrix.device.type, 0.0 if self.kind.one_hot else dropout  # indices are not dropped
         return (
-            plan(method.formula, sizes, training=True, dropout=drops, device=device),
-            plan(method.formula, sizes, training=False, device=device),
+            plan(method.formula, sizes, training=True, dropout=drops, device=device, opaque=self.kind.opaque),
+            plan(method.formula, sizes, training=False, device=device, opaque=self.kind.opaque),
         )
 
     def train(self, mode: bool = True) -> SubspaceLayer:
@@ -147,10 +149,10 @@ class SubspaceLayer(RunningLayer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SubspaceLayer:
         """Move or cast the layer; on another type of device other plans are the cheapest."""
-        before = self.frozen_weight.device.type
+        before = self.frozen_matrix.device.type
         self._evaluation = None
         super()._apply(fn, recurse)
-        if self.frozen_weight.device.type != before:
+        if self.frozen_matrix.device.type != before:
             for name, state in self.adapters.items():
                 self._change(name, plans=self._plans(state.method, state.sizes, state.dropout))
         return self
@@ -164,7 +166,14 @@ class SubspaceLayer(RunningLayer):
             if adapter_name in tensors and not any(
                 parameter.is_meta for parameter in tensors[adapter_name].parameters()
             ):
-                tensors[adapter_name].to(self.frozen_weight.device if device is None else device)
+                tensors[adapter_name].to(self.frozen_matrix.device if device is None else device)
+
+    def raise_precision(self, adapter_name: str) -> None:
+        """Raise factors of a low precision to float32; as peft does it, by new parameters."""
+        factors = self.subspace_params[adapter_name] if adapter_name in self.subspace_params else nn.ParameterDict()
+        for name, factor in list(factors.named_parameters()):
+            if factor.is_floating_point() and factor.dtype.itemsize < torch.float32.itemsize:
+                setattr(factors, name, nn.Parameter(factor.data.float(), factor.requires_grad))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load as torch does, but tell an adapter of another base model in one line."""
@@ -182,35 +191,6 @@ class SubspaceLayer(RunningLayer):
                 )
         self.expect(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def weigh_patterns(self, adapter_name: str, weight: float) -> None:
-        """Set the weight of the penalty on an adapter's patterns."""
-        self._change(adapter_name, pattern_weight=weight)
-
-    def _change(self, adapter_name: str, **changes: Any) -> None:
-        self.adapters[adapter_name] = replace(self.adapters[adapter_name], **changes)
-
-    # What others find on the layer: of the adapters by name what peft's own layers have, too
-
-    @property
-    def method(self) -> Mapping[str, Method]:
-        """The method of every adapter."""
-        return View(self.adapters, "method")
-
-    @property
-    def r(self) -> Mapping[str, int]:
-        """The rank of every adapter."""
-        return View(self.adapters, "r")
-
-    @property
-    def alpha(self) -> Mapping[str, float]:
-        """The scale's numerator of every adapter."""
-        return View(self.adapters, "alpha")
-
-    @property
-    def scaling(self) -> SettableView:
-        """The scale s of every adapter; setting one changes the adapter."""
-        return SettableView(self.adapters, "scale")
 
     def __getattr__(self, name: str) -> Any:
         """Return a public attribute of the base layer, such as ``stride`` or ``eps``, that the layer itself has not."""
@@ -245,26 +225,6 @@ class SubspaceLayer(RunningLayer):
         names = [name for name in names if self.has_dense_form(name)]
         return self._effective(names)["bias"] if names else getattr(self.get_base_layer(), "bias", None)
 
-    # Strength: peft's and diffusers' calls to weigh an adapter. It is not saved.
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """Weigh an adapter: the layer's weight is W + scale * (phi(W) - W). A merged weight stays as it was merged."""
-        if adapter in self.adapters:
-            self._change(adapter, strength=float(scale))
-
-    def scale_layer(self, scale: float) -> None:
-        """Multiply the strength of the active adapters."""
-        for name in self._active():
-            self._change(name, strength=self.adapters[name].strength * scale)
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the strength of the active adapters, or set it back to 1 if ``scale`` is not given."""
-        for name in self._active():
-            self._change(name, strength=1.0 if scale is None else self.adapters[name].strength / scale)
-
-    def _active(self) -> list[str]:
-        return [name for name in self.active_adapters if name in self.adapters]
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_evaluation": None}  # a copy is bound to nothing of this layer
 
@@ -279,10 +239,6 @@ class SubspaceLayer(RunningLayer):
             return False
         formula = self.adapters[adapter_name].method.formula
         return formula.is_linear and not formula.names_bias
-
-    def extra_repr(self) -> str:
-        """Return a line for each adapter: formula, rank, scale, trained parameters, patterns."""
-        return "\n".join(f"{name}: {state}" for name, state in self.adapters.items())
 
     def __repr__(self) -> str:
         return "subspace." + super().__repr__()
@@ -302,3 +258,13 @@ class SubspaceConv(SubspaceLayer):
 
 class SubspaceNorm(SubspaceLayer):
     """A layer on a normalisation, of which only the bias is adapted."""
+
+
+def layer_class(module: nn.Module) -> type[SubspaceLayer]:
+    """Return the class of the layer for a module."""
+    kind = kind_of(module)
+    if kind is not None and kind.only_bias:
+        return SubspaceNorm
+    if isinstance(kind, EmbeddingKind):
+        return SubspaceEmbedding
+    return SubspaceConv if isinstance(kind, ConvKind) else SubspaceLinear

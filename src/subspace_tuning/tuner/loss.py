@@ -14,7 +14,6 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from .penalties import in_use, penalty_of
 from .reached import Penalised, record
-from .switching import showing
 
 IGNORED = -100  # the label that transformers leaves out of a loss
 PATIENCE = 200
@@ -42,23 +41,18 @@ def add_penalty(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     """Add to the loss of a model's outputs what patterns and gates ask for: a forward hook."""
     if not model.training or not torch.is_grad_enabled():
         return outputs
-    with showing():
-        sites = [site for site in in_use(model) if any(factor.requires_grad for factor in site.factors().values())]
-        if not sites:
-            return outputs
-        loss = _loss(outputs)
-        if torch.compiler.is_compiling():
-            # A compiled pass cannot note that a backward pass reached the penalty: its gradient is added at the step.
-            return (
-                outputs
-                if loss is None
-                else _replaced(outputs, loss + _fitting(penalty_of(sites, model).detach(), loss))
-            )
-        share = _share(model, kwargs)
-        _watch(model, sites)
-        if loss is None or share is None:
-            return outputs
-        added = penalty_of(sites, model)
+    sites = [site for site in in_use(model) if any(factor.requires_grad for factor in site.factors().values())]
+    if not sites:
+        return outputs
+    loss = _loss(outputs)
+    if torch.compiler.is_compiling():
+        # A compiled pass cannot note that a backward pass reached the penalty: its gradient is added at the step.
+        return outputs if loss is None else _replaced(outputs, loss + _fitting(penalty_of(sites, model).detach(), loss))
+    share = _share(model, kwargs)
+    _watch(model, sites)
+    if loss is None or share is None:
+        return outputs
+    added = penalty_of(sites, model)
     passes(model).last = added.detach()
     return _replaced(outputs, loss + _fitting(share * added, loss))
 

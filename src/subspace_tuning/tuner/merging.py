@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
 from .following import FollowingLayer
 from .parametrised import is_computed, plain_copy
+from .quantised import Door, Settings
+from .requantised import Requantised
 from .weights import check_writable
 
 
@@ -23,12 +26,15 @@ class MergingLayer(FollowingLayer):
 
     While merged, the base layer holds new parameters, and the frozen ones are set aside. They are never written to:
     another module that holds the same parameter goes on with the frozen weight, as it does before merging. Where the
-    weight is computed, or another part of the model calls the very module, a plain copy takes the base layer's place.
+    weight is computed, or another part of the model calls the very module, a plain copy takes the base layer's place;
+    where it is quantised, a copy of which the weight was quantised again.
     """
 
     subspace_params: nn.ModuleDict
     merged_adapters: list[str]
     called_elsewhere: bool  # the base layer has another place in the model, too
+    quantisation: Settings  # how the model was quantised
+    requantised: Requantised | None  # while merged into a quantised weight
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put phi(W) into the base layer. The frozen parameters are kept aside, so unmerging is exact.
@@ -39,12 +45,28 @@ class MergingLayer(FollowingLayer):
         if not names:
             return
         merged = self.merged_with(names, safe_merge)
+        if isinstance(self.frozen_matrix, Door):
+            self._requantise(self.frozen_matrix, merged)
+            self.merged_adapters.extend(names)
+            return
         if not self._frozen:
             self._set_aside()
         base = self.get_base_layer()
         for key, tensor in merged.items():
             setattr(base, key, nn.Parameter(tensor, requires_grad=self._frozen[key].requires_grad))
         self.merged_adapters.extend(names)
+
+    def _requantise(self, door: Door, merged: dict[str, Tensor]) -> None:
+        """Put a copy of a quantised base layer into its place that holds the merged weight and bias."""
+        before, frozen = door.module, door.dequantise().T
+        same = torch.equal(merged["weight"], frozen)  # the bias alone is another one
+        self.base_layer = copy.deepcopy(before) if same else door.requantised(merged["weight"], self.quantisation)
+        if not same:
+            stored = self.kind.numbers(self.base_layer)
+            self.requantised = Requantised.measured(stored, merged["weight"], frozen)
+        if "bias" in merged:
+            self.base_layer.bias = nn.Parameter(merged["bias"], requires_grad=False)
+        self._replaced = [before]
 
     def _set_aside(self) -> None:
         base = self.get_base_layer()
@@ -78,7 +100,7 @@ class MergingLayer(FollowingLayer):
         for key, parameter in self._frozen.items():
             parameter.data = parameter.data.to(getattr(base, key).data)  # the model may have been moved or cast
             setattr(base, key, parameter)
-        self._frozen = {}
+        self._frozen, self.requantised = {}, None
         self.merged_adapters.clear()
 
     def has_dense_form(self, name: str) -> bool:
@@ -88,6 +110,12 @@ class MergingLayer(FollowingLayer):
 
     def check_merge(self, name: str) -> None:
         """Raise SubspaceError if an adapter cannot be merged into this layer."""
+        self._check_dense(name)
+        if isinstance(self.frozen_matrix, Door) and self.adapters[name].method.formula.matrix != Matrix("W"):
+            self.frozen_matrix.check_requantising(self.quantisation)
+
+    def _check_dense(self, name: str) -> None:
+        """Raise SubspaceError if phi(W) of an adapter cannot be formed here."""
         check_writable(self.get_base_layer())
         method = self.adapters[name].method
         if not method.formula.is_linear:
@@ -99,7 +127,7 @@ class MergingLayer(FollowingLayer):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return phi(W) - W in the base layer's layout. Raises SubspaceError if there is no dense form."""
-        self.check_merge(adapter_name)
+        self._check_dense(adapter_name)
         return self._merged([adapter_name])["weight"] - self.frozen_weight.data
 
     @torch.no_grad()
@@ -140,3 +168,19 @@ class MergingLayer(FollowingLayer):
     @abstractmethod
     def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:
         """Return what the formula's names stand for, at the frozen weight and bias or at others."""
+
+
+def check_merge(
+    layers: Iterable[tuple[str, MergingLayer]], adapter_names: Sequence[str] | None, safe_merge: bool
+) -> None:
+    """Raise SubspaceError if any of the layers, given by name, cannot be merged, so that never half of them are."""
+    for module_name, layer in layers:
+        wanted = layer.active_adapters if adapter_names is None else adapter_names
+        names = [name for name in wanted if name in layer.subspace_params]
+        try:
+            for name in names:
+                layer.check_merge(name)
+            if safe_merge:
+                layer.merged_with([name for name in names if name not in layer.merged_adapters], safe_merge)
+        except SubspaceError as error:
+            raise SubspaceError(f"{error} (in {module_name})") from None

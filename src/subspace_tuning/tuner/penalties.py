@@ -17,15 +17,18 @@ from ..methods.patterns import Orthogonality, read_patterns
 from .layer import SubspaceLayer
 from .reached import Penalised, note_backward
 from .sharding import gathered, partitioned, whole
+from .walking import Outside, layers_of
+
+Pair = tuple[Tensor, Tensor]
+"""A (n x r) and B (r x m) of a low-rank term."""
 
 
-class Pair(NamedTuple):
-    """A (n x r) and B (r x m) of one adapter in one module; ``enabled`` if the module's output depends on them now."""
+class Factored(NamedTuple):
+    """The low-rank terms of one adapter in one module; ``enabled`` if the module's output depends on them now."""
 
     module: str
     adapter: str
-    A: Tensor
-    B: Tensor
+    pairs: list[Pair]
     enabled: bool
 
 
@@ -50,7 +53,7 @@ def penalty(
         reduction: with ``pattern`` or ``weight``: the "mean" over each adapter's matrices, or their "sum".
 
     Raises:
-        SubspaceError: a pattern is given, and the model has no factors A and B, or no such pattern exists.
+        SubspaceError: a pattern is given, and the model has no low-rank term, or no such pattern exists.
     """
     if reduction not in patterns.REDUCTIONS:
         raise SubspaceError(f"unknown reduction {reduction!r}; {nearest(reduction, patterns.REDUCTIONS)}")
@@ -95,20 +98,23 @@ def in_use(model: nn.Module) -> list[Penalised]:
 
 
 def _penalised(model: nn.Module, adapters: Callable[[SubspaceLayer], Iterable[str]]) -> Iterator[Penalised]:
-    for module in model.modules():
-        if isinstance(module, SubspaceLayer):
-            for adapter in adapters(module):
-                site = Penalised(module, adapter)
-                if site.pattern_weight or site.gate_weight:
-                    yield site
+    for _, layer in layers_of(model):
+        for adapter in adapters(layer):
+            site = Penalised(layer, adapter)
+            if site.pattern_weight or site.gate_weight:
+                yield site
 
 
 def pattern_penalty(site: Penalised) -> Tensor | None:
     """Return the weighted penalty on the patterns of A and B in one module, None if there is none."""
     if not site.pattern_weight:
         return None
-    A, B = pair_of(site.layer, site.adapter)
-    return site.pattern_weight * patterns.penalty(A, B, site.patterns)
+    return site.pattern_weight * _penalty_on(pairs_of(site.layer, site.adapter), site.patterns)
+
+
+def _penalty_on(pairs: list[Pair], names: tuple[str, ...]) -> Tensor:
+    first, *others = (patterns.penalty(A, B, names) for A, B in pairs)
+    return sum(others, first)
 
 
 def gate_penalty(site: Penalised) -> Tensor | None:
@@ -123,10 +129,11 @@ def gate_penalty(site: Penalised) -> Tensor | None:
     return total
 
 
-def pair_of(layer: SubspaceLayer, adapter: str) -> tuple[Tensor, Tensor]:
-    """Return A and B of one adapter, gathered from all processes where they are sharded."""
-    env = values_of(layer, adapter, ("A", "B"))
-    return env["A"], env["B"]
+def pairs_of(layer: SubspaceLayer, adapter: str) -> list[Pair]:
+    """Return A and B of every low-rank term of an adapter, gathered from all processes where they are sharded."""
+    terms = patterns.pairs(layer.adapters[adapter].method.formula)
+    env = values_of(layer, adapter, {name for term in terms for name in (*term.down.names, *term.up.names)})
+    return [(dense(term.down, env), dense(term.up, env)) for term in terms]
 
 
 def values_of(layer: SubspaceLayer, adapter: str, names: Iterable[str]) -> dict[str, Any]:
@@ -154,46 +161,54 @@ def _copied(parameter: Tensor) -> Tensor:
 
 
 def orthogonality(model: nn.Module) -> dict[str, Orthogonality]:
-    """Return for every adapted module how orthogonal A's columns and B's rows are, of each active adapter."""
-    return {f"{pair.module}.{pair.adapter}": patterns.orthogonality(pair.A, pair.B) for pair in pairs(model)}
+    """Return for every adapted module how orthogonal A's columns and B's rows are, of each active adapter.
+
+    A method with several low-rank terms has an entry for each, with its number from the second on.
+    """
+    return {
+        ".".join((one.module, one.adapter, *([str(number)] if number > 1 else []))): patterns.orthogonality(A, B)
+        for one in factored(model)
+        for number, (A, B) in enumerate(one.pairs, 1)
+    }
 
 
-def pairs(model: nn.Module) -> Iterator[Pair]:
-    """Yield the factors A and B of every active adapter, of this package's and of peft's LoRA."""
-    for name, module in model.named_modules():
+def factored(model: nn.Module) -> Iterator[Factored]:
+    """Yield the low-rank terms of every active adapter, of this package's and of peft's LoRA."""
+    for name, module in Outside(model).named_modules():
         if isinstance(module, SubspaceLayer):
             for adapter in module.active_adapters:
                 if adapter in module.subspace_params and patterns.has_pair(module.adapters[adapter].method.formula):
-                    yield Pair(name, adapter, *pair_of(module, adapter), Penalised(module, adapter).enabled())
+                    enabled = Penalised(module, adapter).enabled()
+                    yield Factored(name, adapter, pairs_of(module, adapter), enabled)
         elif isinstance(module, LoraLayer):
             for adapter in module.active_adapters:
                 found = _lora(module, adapter)
                 if found is not None:
-                    yield Pair(name, adapter, *found, not (module.disable_adapters or module.merged))
+                    yield Factored(name, adapter, [found], not (module.disable_adapters or module.merged))
 
 
 def _overridden(
     model: nn.Module, wanted: tuple[str, ...] | None, weight: float | None, reduction: str
 ) -> Iterator[Tensor]:
-    """Yield the penalty of every pair for a pattern and a weight that are given instead of the config's."""
+    """Yield the penalty of every module for a pattern and a weight that are given instead of the config's."""
     if wanted is None:
         found = [
-            (site.adapter, *pair_of(site.layer, site.adapter), site.patterns, site.enabled())
+            (site.adapter, pairs_of(site.layer, site.adapter), site.patterns, site.enabled())
             for site in penalised(model)
             if site.pattern_weight
         ]
     else:
-        found = [(pair.adapter, pair.A, pair.B, wanted, pair.enabled) for pair in pairs(model)]
+        found = [(one.adapter, one.pairs, wanted, one.enabled) for one in factored(model)]
         if not found:
             raise SubspaceError("a pattern is given, and no active adapter of the model has factors A and B")
     counts = Counter(adapter for adapter, *_ in found)
-    for adapter, A, B, names, enabled in found:
+    for adapter, pairs, names, enabled in found:
         if enabled and set(names) & set(patterns.PENALTIES):
             share = (1.0 if weight is None else weight) / (counts[adapter] if reduction == patterns.MEAN else 1)
-            yield share * patterns.penalty(A, B, names)
+            yield share * _penalty_on(pairs, names)
 
 
-def _lora(layer: Any, adapter: str) -> tuple[Tensor, Tensor] | None:
+def _lora(layer: Any, adapter: str) -> Pair | None:
     """Return peft's factors as A (n x r) and B (r x m); convolutions with their windows among the inputs."""
     if adapter in layer.lora_A:
         return layer.lora_A[adapter].weight.flatten(1).T, layer.lora_B[adapter].weight.flatten(1).T

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .layer import SubspaceLayer
+from .walking import layers_of
 
 
 def warn_of_unreached(model: nn.Module) -> None:
@@ -56,7 +57,7 @@ def _report(model: nn.Module, args: Any, outputs: Any) -> None:
 def _report_idle(model: nn.Module, args: Any, outputs: Any) -> None:
     if model.training or torch.compiler.is_compiling():
         return
-    first = next((part for part in model.modules() if isinstance(part, SubspaceLayer)), None)
+    first = next((layer for _, layer in layers_of(model)), None)
     if first is None or first.disable_adapters or first.merged:  # and so are all: do not look through them every time
         return
     layers = _applied(model)
@@ -73,8 +74,7 @@ def _report_idle(model: nn.Module, args: Any, outputs: Any) -> None:
 
 def _applied(model: nn.Module) -> dict[str, SubspaceLayer]:
     """Return the layers whose adapters are neither disabled nor merged, by name."""
-    found = ((name, part) for name, part in model.named_modules() if isinstance(part, SubspaceLayer))
-    return {name: layer for name, layer in found if layer.applied}
+    return {name: layer for name, layer in layers_of(model) if layer.applied}
 
 
 def _named(model: nn.Module, layers: Mapping[str, SubspaceLayer]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..algebra.nodes import Gate
 from ..compat import functorch_is_active
+from ..methods.patterns import pairs
 from .layer import SubspaceLayer
 
 
@@ -48,9 +49,12 @@ class Penalised(NamedTuple):
 
     def factors(self) -> dict[str, nn.Parameter]:
         """Return the factors that the penalty depends on, by name."""
-        names: set[str] = {"A", "B"} if self.pattern_weight else set()
+        names: set[str] = set()
+        formula = self.layer.adapters[self.adapter].method.formula
+        if self.pattern_weight:
+            names |= {name for term in pairs(formula) for name in (*term.down.names, *term.up.names)}
         if self.gate_weight:
-            for node in self.layer.adapters[self.adapter].method.formula.expression.walk():
+            for node in formula.expression.walk():
                 names |= set(node.names) if isinstance(node, Gate) else set()
         held = self.layer.subspace_params[self.adapter]._parameters
         return {name: factor for name, factor in held.items() if factor is not None and name in names}

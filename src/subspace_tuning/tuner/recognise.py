@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from ..methods.roles import (
     ATTENTION_OUTPUT,
@@ -25,6 +24,7 @@ from ..methods.roles import (
     VALUE,
 )
 from .architectures import PLACES
+from .kinds import Conv1DKind, LinearKind, kind_of
 
 Shapes = dict[str, tuple[int, int]]  # n and m by the module's name within its block
 
@@ -47,9 +47,10 @@ def recognise(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, list[str]]:
     blocks: dict[str, Shapes] = defaultdict(dict)  # by the block's name: its matrices
     for name, module in by_name.items():
         start = re.match(r"(?:.*?\.)?\d+\.", name)
-        if start and isinstance(module, (nn.Linear, Conv1D)) and not _is_outside(name[start.end() :]):
-            rows, columns = module.weight.shape
-            blocks[start[0]][name[start.end() :]] = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+        kind = kind_of(module)
+        if start and isinstance(kind, (LinearKind, Conv1DKind)) and not _is_outside(name[start.end() :]):
+            n, m = kind.held(module).shape
+            blocks[start[0]][name[start.end() :]] = (n, m)
     if any("language_model." in block for block in blocks):  # with other towers beside it
         blocks = {block: shapes for block, shapes in blocks.items() if "language_model." in block}
     repeated = Counter(_as_pattern(block) for block in blocks)

@@ -91,6 +91,8 @@ class RunningLayer(SwitchingLayer):
         base = self.get_base_layer()
         if self.base_layer is not base:
             return self.base_layer(x)  # type: ignore[no-any-return]
+        if self.kind.opaque:
+            return self.frozen_matrix.run(x)  # type: ignore[no-any-return, union-attr]
         return type(base).forward(base, x)  # type: ignore[no-any-return]
 
     def _outputs(self, x: Tensor, names: Sequence[str]) -> Tensor:
@@ -202,11 +204,10 @@ class RunningLayer(SwitchingLayer):
         state = self.adapters[name]
         if state.computed:
             self.follow_moves(name)
-        if weight is None:
-            weight, bias = self.frozen_weight, self.frozen_bias
+        bias = self.frozen_bias if weight is None else bias
         env: dict[str, Any] = environment(
             state.method,
-            self.kind.matrix(weight),
+            self.frozen_matrix if weight is None else self.kind.matrix(weight),
             self.subspace_params[name],  # type: ignore[arg-type]
             self.subspace_constants[name]._buffers,  # type: ignore[arg-type]
             state.scale,

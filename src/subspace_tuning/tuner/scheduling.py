@@ -22,6 +22,7 @@ from .layer import SubspaceLayer
 from .optimizer_step import install
 from .saving import expect_steps, on_save
 from .sites import LayerSite
+from .walking import layers_of
 
 
 def schedule(
@@ -194,11 +195,7 @@ def _mean_over_processes(scores: Callable[[], Mapping[str, Tensor]]) -> Mapping[
 
 def adapted(model: nn.Module, adapter_name: str = "default") -> dict[str, SubspaceLayer]:
     """Return the layers that have an adapter, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, SubspaceLayer) and adapter_name in module.subspace_params
-    }
+    return {name: layer for name, layer in layers_of(model) if adapter_name in layer.adapters}
 
 
 def config_of(model: nn.Module, adapter_name: str = "default") -> SubspaceConfig | None:

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
+from .walking import Outside, layers_of
 from .weights import is_partitioned
 
 
@@ -61,3 +62,22 @@ def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[Any]:
         return nullcontext()
     zero = importlib.import_module("deepspeed").zero
     return zero.GatheredParameters(parts)  # type: ignore[no-any-return]
+
+
+def leave_out_of_broadcasts(model: nn.Module, adapter: str) -> None:
+    """Have DistributedDataParallel leave out what each process computes from W: it broadcasts buffers in every pass.
+
+    What is drawn or chosen from data stays among them, so that all processes have that of the first.
+    """
+    names = [
+        f"{name}.subspace_constants.{adapter}.{key}"
+        for name, layer in layers_of(model)
+        if adapter in layer.adapters
+        for key in layer.subspace_constants[adapter]._non_persistent_buffers_set
+    ]
+    if names:
+        known = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+        both = [f"{prefix}{name}" for name in names for prefix in ("", "base_model.model.")]
+        # torch marks the tensors as well, and looks every name of the model up in the list.
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(Outside(model, [adapter]), both)
+        model._ddp_params_and_buffers_to_ignore = list(dict.fromkeys([*known, *both]))  # type: ignore[assignment]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..algebra import Formula
 from . import zero
 from .layer import SubspaceLayer
 from .sharding import whole, write
@@ -29,6 +30,11 @@ class LayerSite:
 
     def __post_init__(self) -> None:
         _PARTS.setdefault(self.layer, {})
+
+    @property
+    def formula(self) -> Formula:
+        """The formula, which tells what role each factor has."""
+        return self.layer.adapters[self.adapter].method.formula
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -58,9 +64,11 @@ class LayerSite:
         return self.layer.adapters[self.adapter].r
 
     def value(self, factor: str) -> Tensor:
-        """Return the value of a factor's parameter."""
+        """Return the value of a factor as it stands in the formula."""
         parameter = self.parameters[factor]
-        return zero.read(parameter) if zero.in_zero(parameter) else whole(parameter.detach())
+        held = zero.read(parameter) if zero.in_zero(parameter) else whole(parameter.detach())
+        anchor = self._anchor(factor)
+        return held if anchor is None else anchor + held
 
     def gradient(self, factor: str) -> Tensor | None:
         """Return the gradient of the last optimiser step, None if there is none."""
@@ -71,12 +79,19 @@ class LayerSite:
 
     @torch.no_grad()
     def write(self, factor: str, value: Tensor) -> None:
-        """Overwrite a factor's parameter."""
-        parameter = self.parameters[factor]
+        """Give a factor another value."""
+        parameter, anchor = self.parameters[factor], self._anchor(factor)
+        value = value if anchor is None else value - anchor
         if zero.in_zero(parameter):
             zero.write(parameter, value)
         else:
             write(parameter, value)
+
+    def _anchor(self, factor: str) -> Tensor | float | None:
+        """Return what the parameter is the offset from, None if it is the value."""
+        method = self.layer.adapters[self.adapter].method
+        anchor = method.readings[self.layer.kind.one_hot].anchors.get(factor)
+        return self.constants[anchor] if isinstance(anchor, str) else anchor
 
     @torch.no_grad()
     def forget(self, factor: str, moved: Tensor, optimizer: Optimizer) -> None:

@@ -24,7 +24,7 @@ def sized(model: PreTrainedModel, config: SubspaceConfig, budget: int) -> Subspa
     A method without either comes back as it is. The scale s stays.
     """
     method = config.resolved
-    if method.selection is not None:
+    if method.chooser is not None:
         return replace(config, budget=budget)
     if not method.formula.has_rank:
         return config

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..algebra import Plan, Sizes
 from ..methods import Method
+from .frozen import FrozenLayer
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class AdapterState:
         sizes: the dimensions of the formula's shapes.
         plans: how the formula is evaluated in training and in evaluation.
         dropout: the probability with which inputs of the added terms are dropped in training.
-        patterns: the constraints on A and B.
+        patterns: the constraints on the factors of the low-rank terms.
         pattern_weight: the weight of their penalty.
         gate_weight: the weight of each gate that is expected to be open.
         strength: t in W + t (phi(W) - W).
@@ -82,3 +83,60 @@ class SettableView(View):
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._adapters[name] = replace(self._adapters[name], **{self._field: value})
+
+
+class StatedLayer(FrozenLayer):
+    """The part of a ``SubspaceLayer`` that has the states of its adapters, and tells of them what peft's layers do."""
+
+    adapters: dict[str, AdapterState]
+
+    @property
+    def method(self) -> Mapping[str, Method]:
+        """The method of every adapter."""
+        return View(self.adapters, "method")
+
+    @property
+    def r(self) -> Mapping[str, int]:
+        """The rank of every adapter."""
+        return View(self.adapters, "r")
+
+    @property
+    def alpha(self) -> Mapping[str, float]:
+        """The scale's numerator of every adapter."""
+        return View(self.adapters, "alpha")
+
+    @property
+    def scaling(self) -> SettableView:
+        """The scale s of every adapter; setting one changes the adapter."""
+        return SettableView(self.adapters, "scale")
+
+    def weigh_patterns(self, adapter_name: str, weight: float) -> None:
+        """Set the weight of the penalty on an adapter's patterns."""
+        self._change(adapter_name, pattern_weight=weight)
+
+    def _change(self, adapter_name: str, **changes: Any) -> None:
+        self.adapters[adapter_name] = replace(self.adapters[adapter_name], **changes)
+
+    # Strength: peft's and diffusers' calls to weigh an adapter. It is not saved.
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Weigh an adapter: the layer's weight is W + scale * (phi(W) - W). A merged weight stays as it was merged."""
+        if adapter in self.adapters:
+            self._change(adapter, strength=float(scale))
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the strength of the active adapters."""
+        for name in self._active():
+            self._change(name, strength=self.adapters[name].strength * scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the strength of the active adapters, or set it back to 1 if ``scale`` is not given."""
+        for name in self._active():
+            self._change(name, strength=1.0 if scale is None else self.adapters[name].strength / scale)
+
+    def _active(self) -> list[str]:
+        return [name for name in self.active_adapters if name in self.adapters]
+
+    def extra_repr(self) -> str:
+        """Return a line for each adapter: formula, rank, scale, trained parameters, patterns."""
+        return "\n".join(f"{name}: {state}" for name, state in self.adapters.items())

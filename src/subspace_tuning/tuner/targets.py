@@ -26,8 +26,10 @@ from .exact import exactly
 from .kinds import kind_of, supported
 from .layer import SubspaceLayer
 from .placement import by_role
+from .quantised import check_method
 from .recognise import in_short
 from .validate import check_rank
+from .walking import Outside
 from .weights import check_weight, whole
 
 _FFN = {FFN_IN, FFN_GATE, FFN_OUT}
@@ -114,6 +116,7 @@ def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
 def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
     check_weight(module, name)
     kind, method = kind_of(module), config.resolved
+    check_method(method, module, name)
     if kind is None:
         raise SubspaceError(
             f"Target module {name} ({type(module).__name__}) is not supported. Currently, only the following modules "
@@ -145,6 +148,13 @@ def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -
     method = config.resolved
     if config.inference_mode or method.formula.wraps_norm or not (method.formula.has_rank or config.directions):
         return
+    paired = config.init_weights and "paired" in method.starts_for().values()
+    if paired and (odd := [name for name, _ in found if rank_of(config, name) % 2]):
+        warnings.warn(
+            f"rank {rank_of(config, odd[0])} of {odd[0]} is odd: reflections start in pairs, and the last, without a "
+            "partner, stays at zero; choose an even rank",
+            stacklevel=2,
+        )
     wanted = {name: max(rank_of(config, name), config.directions) for name, _ in found}
     narrow = [(name, *matrix_shape(module)) for name, module in found if wanted[name] > min(matrix_shape(module))]
     if narrow:
@@ -159,8 +169,8 @@ def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -
 
 def rank_of(config: SubspaceConfig, name: str) -> int:
     """Return the rank that a config gives to a module: 0 where a mask was chosen instead of a low-rank term."""
-    sparse = config.resolved.selection == "sensitivity" and (config.entries or {}).get(name, [0])[0]
-    return 0 if sparse else int(by_pattern(config.rank_pattern, name, config.r))
+    rank, chooser = int(by_pattern(config.rank_pattern, name, config.r)), config.resolved.chooser
+    return rank if chooser is None else chooser.rank(rank, (config.entries or {}).get(name, [0])[0])
 
 
 def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
@@ -171,7 +181,7 @@ def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
 def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of the model proper: an adapted one by its own name, nothing of modules saved whole."""
     wrapper: str | None = None
-    for name, module in model.named_modules():
+    for name, module in Outside(model).named_modules():
         if wrapper is not None and name.startswith(wrapper):
             continue
         wrapper = f"{name}." if isinstance(module, (SubspaceLayer, AuxiliaryTrainingWrapper)) else None
@@ -180,7 +190,7 @@ def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _uncalled(model: nn.Module) -> tuple[str, ...]:
     """Return how the names begin of modules whose forward nobody calls."""
-    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    return tuple(f"{name}." for name, module in modules_of(model) if isinstance(module, nn.MultiheadAttention))
 
 
 def _selected(config: SubspaceConfig, name: str) -> bool:

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from .walking import Outside
 
 
 @contextmanager
-def undone_on_failure(model: nn.Module) -> Iterator[None]:
+def undone_on_failure(model: Outside) -> Iterator[None]:
     """Undo what happens to a model inside if it ends in any exception, a keyboard interrupt included.
+
+    Of the adapters only those can change that the ``Outside`` names.
 
     Modules get their attributes back: children, parameters, hooks, what lies in their dictionaries, and the parameters
     their flags. Their tensors are not copied, so changes of their content stay.

@@ -1,4 +1,4 @@
-"""Types and ranges of a config's fields, checked before any of them is used.
+"""Types and ranges of a config's fields, checked before any of them is used, and what goes with which method.
 
 A config is often read from a file, where a field may hold anything that JSON can say.
 """
@@ -8,12 +8,17 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..errors import SubspaceError
+from ..documented import Setting
+from ..errors import SubspaceError, nearest
+from ..methods.patterns import PENALTIES, REDUCTIONS
+
+if TYPE_CHECKING:
+    from .config import SubspaceConfig
 
 LARGEST_ALPHA = 1e12
 """Scales above it leave float32 within a product or two."""
@@ -114,6 +119,74 @@ def check_types(config: Any) -> None:
         raise SubspaceError(f"the rank r = {_shown(config.r)} is out of all proportion: ranks end at {LARGEST_RANK}")
     if _is_whole(config.format) and config.format < 1:
         raise SubspaceError(f"the adapter is of format {_shown(config.format)}, which no version has")
+
+
+def check_values(config: SubspaceConfig, known: Iterable[Setting], newest: int) -> None:
+    """Raise SubspaceError if a field holds a value that has no meaning, whatever the method.
+
+    Args:
+        config: the config.
+        known: its fields, with their ranges.
+        newest: the format that this version saves.
+    """
+    if not isinstance(config.format, int) or config.format > newest:
+        raise SubspaceError(
+            f"the adapter is of format {config.format}, saved by a newer version of subspace-tuning; this version "
+            f"reads up to {newest}: upgrade it"
+        )
+    for name, rank in {"r": config.r, **config.rank_pattern}.items():
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise SubspaceError(f"the rank {name} = {rank!r} is not a positive whole number")
+    for one in known:
+        value = getattr(config, one.name)
+        if one.range is not None and value is not None and value not in one.range:
+            raise SubspaceError(f"{one.name} = {value!r}: it must be {one.range}")
+    if config.pattern_reduction not in REDUCTIONS:
+        nearby = nearest(str(config.pattern_reduction), REDUCTIONS)
+        raise SubspaceError(f"unknown pattern_reduction {config.pattern_reduction!r}; {nearby}")
+    if config.target_parameters:
+        raise SubspaceError(
+            f"target_parameters {config.target_parameters!r} cannot be adapted yet: give modules with target_modules"
+        )
+    _check_budget(config.budget)
+    _check_layers(config)
+
+
+def check_use(config: SubspaceConfig) -> None:
+    """Raise SubspaceError if the method does not start at W, or if an option has no meaning with it."""
+    method = config.resolved
+    if config.init_weights:
+        for rank in dict.fromkeys((config.r, *config.rank_pattern.values())):
+            method.check_start(rank)
+    if config.pattern_weight is not None and not set(config.patterns) & set(PENALTIES):
+        raise SubspaceError("pattern_weight goes with the pattern orthogonal or diagonal")
+    if config.schedule is not None and method.schedule is None:
+        raise SubspaceError(f"method {method.name!r} has no schedule: leave the option `schedule` out")
+    if config.budget is not None and method.chooser is None:
+        raise SubspaceError(f"method {method.name!r} chooses nothing within a budget: leave the option out")
+    if method.formula.masked and method.chooser is None:
+        raise SubspaceError(f"method {method.name!r}: the formula has a mask, and its `selection` is not given")
+    _ = config.schedule_options
+
+
+def _check_layers(config: SubspaceConfig) -> None:
+    for option in ("layers_to_transform", "layers_pattern"):
+        if getattr(config, option) is not None and isinstance(config.target_modules, str):
+            raise SubspaceError(
+                f"`{option}` cannot be used when `target_modules` is a str. List the modules, or name the layers "
+                f"in the regex {config.target_modules!r}"
+            )
+    if config.layers_pattern and config.layers_to_transform is None:
+        raise SubspaceError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
+
+
+def _check_budget(budget: float | None) -> None:
+    if budget is None:
+        return
+    whole = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
+    share = isinstance(budget, float) and (0.0 < budget <= 1.0)
+    if not whole and not share:
+        raise SubspaceError(f"budget = {budget!r} is neither a share between 0.0 and 1.0 nor a positive whole number")
 
 
 def check_rank(module: str, rank: int, n: int, m: int) -> None:

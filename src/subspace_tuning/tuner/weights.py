@@ -1,7 +1,7 @@
 """How a module holds its frozen weight: a plain tensor, or one that must be fetched, or one that cannot be read.
 
 DeepSpeed's ZeRO-3 keeps a part of each weight in each process, accelerate's offloading keeps it in memory or on disk
-until the module runs; both can be fetched. Quantised weights are refused.
+until the module runs; both can be fetched. What libraries hold quantised is behind a door (see ``quantised``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
 from ..errors import SubspaceError
+from .quantised import door_of
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # What layers of quantisation libraries hold in place of, or beside, a weight: GPTQ, AWQ, HQQ, EETQ, AQLM, VPTQ,
@@ -43,11 +44,16 @@ def check_weight(module: nn.Module, name: str) -> None:
         raise SubspaceError(f"{name}: the {kind} has no weight yet; run the model once, then adapt it")
     if isinstance(weight, DTensor):
         raise SubspaceError(f"{name}: the weight is already sharded; add the adapter first, then shard the model")
+    door = door_of(module)
+    if door is not None:
+        if door.problem() is not None:
+            raise SubspaceError(f"{name}: the {kind} {door.problem()}")
+        return
     form = _quantised_form(module, weight)
     if form is not None:
         raise SubspaceError(
-            f"{name} is a {kind} whose weight is quantised or packed ({form}), and a formula needs W itself: load the "
-            "model without quantization_config, or dequantise it first"
+            f"{name} is a {kind} whose weight is quantised or packed in a way that is not known here ({form}): load "
+            "the model without quantization_config, or dequantise it first"
         )
     if isinstance(weight, Tensor) and weight.dtype not in _DTYPES:
         raise SubspaceError(f"{name}: the {kind}'s weight holds {weight.dtype}, not floating-point numbers")
@@ -70,7 +76,7 @@ def _quantised_form(module: nn.Module, weight: Any) -> str | None:
 # Partitioned and offloaded weights
 
 
-def is_partitioned(weight: Tensor) -> bool:
+def is_partitioned(weight: Tensor | None) -> bool:
     """Whether ZeRO-3 holds this weight in parts, so that it is empty here."""
     status = getattr(weight, "ds_status", None)
     return status is not None and status.name == "NOT_AVAILABLE"
@@ -90,7 +96,7 @@ def check_writable(module: nn.Module) -> None:
     """Raise SubspaceError if a module's weight cannot be replaced by a merged one."""
     if is_offloaded(module):
         raise SubspaceError("the weight is offloaded, so it cannot be merged into: load the model without offloading")
-    if is_partitioned(module.weight):  # type: ignore[arg-type]
+    if is_partitioned(getattr(module, "weight", None)):
         raise SubspaceError(
             "ZeRO-3 holds the weight in parts, so it cannot be merged into: save the adapter, merge it in one process"
         )
@@ -98,10 +104,19 @@ def check_writable(module: nn.Module) -> None:
 
 def check_at_hand(module: nn.Module, name: str) -> None:
     """Raise SubspaceError if a module's weight is not here as a whole, where its gradient would be read."""
-    if is_offloaded(module) or is_partitioned(module.weight):  # type: ignore[arg-type]
+    if is_offloaded(module) or is_partitioned(getattr(module, "weight", None)):
         where = "offloaded" if is_offloaded(module) else "held in parts by ZeRO-3"
         raise SubspaceError(
             f"{name}: the weight is {where}, so no gradient of it can be read; calibrate the whole model"
+        )
+
+
+def check_gradient(module: nn.Module, name: str) -> None:
+    """Raise SubspaceError if a module's weight has no gradient because it is quantised."""
+    if (door := door_of(module)) is not None:
+        raise SubspaceError(
+            f"{name}: the weight is quantised ({door.library}), so it has no gradient to choose by: calibrate the "
+            "model in its original precision, and use that config"
         )
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..formula import Formula
 from ..nodes import Expression, W
+from ..normal_form import opened
 from ..shapes import Sizes
 from .cost import MULTIPLY_ADDS, cost_model
 from .fuse import Fused, fuse
@@ -54,7 +55,14 @@ class Plan:
 
 
 @lru_cache(maxsize=1024)
-def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: float = 0.0, device: str = "cpu") -> Plan:
+def plan(
+    formula: Formula,
+    sizes: Sizes,
+    training: bool = True,
+    dropout: float = 0.0,
+    device: str = "cpu",
+    opaque: bool = False,
+) -> Plan:
     """Return the cheapest evaluation of a formula for every number of rows.
 
     Args:
@@ -63,16 +71,17 @@ def plan(formula: Formula, sizes: Sizes, training: bool = True, dropout: float =
         training: count the backward pass, too, and draw what is random (see :meth:`.Expression.drawn`).
         dropout: the probability of dropping entries of the rows that enter the added terms.
         device: the type of the device, such as "cpu" or "cuda" (see :func:`.cost.cost_model`).
+        opaque: W is an operator, which is multiplied and not formed.
     """
     model = cost_model(device)
-    expression = formula.evaluated.drawn() if training and formula.has_gates else formula.evaluated
+    expression = opened(formula.evaluated.drawn() if training and formula.has_gates else formula.evaluated)
     # Besides the frozen layer's own output its bias would come twice.
     remainder = None if formula.names_bias else without_weight(expression)
     target = expression if remainder is None else remainder
-    fused = () if dropout else _fused(expression, CheapestSteps(formula, sizes, 1, training))
+    fused = () if dropout or opaque else _fused(expression, CheapestSteps(formula, sizes, 1, training))
     if dropout:
         target = with_dropout(target, dropout, alone=remainder is not None)
-    any_rows = CheapestSteps(formula, sizes, 1, training, model)
+    any_rows = CheapestSteps(formula, sizes, 1, training, model, opaque=opaque)
 
     def stage(doublings: int) -> Stage:
         planner = replace(any_rows, rows=2**doublings)

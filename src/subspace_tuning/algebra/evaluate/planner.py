@@ -6,6 +6,7 @@ node's rule (``step``, ``form_step``); here are the choices between forming a ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
@@ -43,6 +44,9 @@ class CheapestSteps:
     training: bool
     model: CostModel = CPU
     choose: bool = True
+    opaque: bool = False
+    """W is an operator (see :class:`.Operator`): it is formed only where it cannot be multiplied, and every product
+    with it passes over all of its entries once more."""
     formed: dict[Expression, Step] = field(default_factory=dict)  # holds for every number of rows
     applied: dict[Expression, Step] = field(init=False, default_factory=dict)
 
@@ -76,7 +80,7 @@ class CheapestSteps:
     def whole(self, expression: Expression) -> list[tuple[float, Fused]]:
         """Return the way by phi(W) formed as one matrix, if there is one."""
         matrix, bias = with_bias(expression)
-        if not matrix.has_matrix or matrix.diagonal or isinstance(matrix, Leaf):
+        if self._stays_whole(matrix) or not matrix.has_matrix or matrix.diagonal or isinstance(matrix, Leaf):
             return []
         cost, formed = self.form(matrix)
         n, m = self.shape(matrix)
@@ -96,6 +100,8 @@ class CheapestSteps:
     def form(self, node: Expression) -> Step:
         """Return the cheapest way to form the node's matrix."""
         if node not in self.formed:
+            if self.opaque and node == W:
+                return self.elements(math.prod(self.shape(W))), W
             vector = node.diagonal and not isinstance(node, Product)
             self.formed[node] = (0.0, node) if vector else node.form_step(self)
         return self.formed[node]
@@ -106,7 +112,7 @@ class CheapestSteps:
             width = 0 if node.is_shapeless else self.shape(node)[0]
             return self.elements(self.rows * width, 1 + 2 * self.trains(node)), node
         step = node.step(self)
-        if not self.choose or node.forms_itself or not node.has_matrix or node.diagonal:
+        if not self.choose or node.forms_itself or not node.has_matrix or node.diagonal or self._stays_whole(node):
             return step
         return min(step, self.by_matrix(node), key=lambda one: one[0])
 
@@ -117,6 +123,10 @@ class CheapestSteps:
         if node.diagonal:
             return cost + self.elements(self.rows * n, 1 + self.trains(node)), formed
         return cost + self.product(self.rows, n, m, True, self.trains(node)), Formed(formed)
+
+    def _stays_whole(self, node: Expression) -> bool:
+        """Whether the rows go through a node's parts: its matrix would hold that of an operator."""
+        return self.opaque and "W" in node.names
 
     # Products
 
@@ -129,7 +139,7 @@ class CheapestSteps:
             options = []
             for start in range(0 if weighs else end - 1, end):
                 part = factors[start:end]
-                if len(part) > 1 and not all(factor.has_matrix for factor in part):
+                if len(part) > 1 and not all(factor.has_matrix and not self._stays_whole(factor) for factor in part):
                     continue
                 if len(part) == 1 and part[0].is_shapeless:
                     step: Step = (self.elements(self.rows * width[start]), part[0])

@@ -9,11 +9,11 @@ from .diag import Diag, diag
 from .elementwise import NONLINEARITIES, Activation, Elementwise, gelu, relu, silu, tanh
 from .gate import Gate, expected_open, gate
 from .hadamard import Hadamard
-from .kron import Kron
+from .kron import Kron, kron
 from .language import FUNCTIONS, Call, Typed, function
 from .leaves import Diagonal, Identity, Leaf, Matrix, Normalisation, Number, Scalar, Vector
 from .planning import Planner, Step
-from .reflect import Reflect
+from .reflect import Reflect, reflect
 from .sparse import Sparse
 from .structure import Structure
 from .unit import InverseNorms, Unit, one_for_zero, unit
@@ -67,8 +67,10 @@ __all__ = [
     "function",
     "gate",
     "gelu",
+    "kron",
     "one_for_zero",
     "product",
+    "reflect",
     "relu",
     "silu",
     "substitute",

@@ -62,6 +62,7 @@ class Carried(Expression):
     matrix: Expression
 
     precedence = PRODUCT
+    needs_entries = True
     linear_map = True
     linear_in = (0, 1)
     zero_when = ((0,), (1,))

@@ -29,12 +29,13 @@ import torch
 from torch import Tensor
 
 from ...errors import SubspaceError
+from ..operators import Operator
 from ..rows import Rows
 from ..shapes import NodeShapes, Shape
 from .planning import Planner, Step
 from .structure import NONE, Structure
 
-Environment: TypeAlias = Mapping[str, "Tensor | float | Callable[[Tensor], Tensor]"]
+Environment: TypeAlias = Mapping[str, "Tensor | Operator | float | Callable[[Tensor], Tensor]"]
 
 SUM, PRODUCT, UNARY, ATOM = range(4)  # how tightly an operation binds
 
@@ -57,7 +58,11 @@ class Expression(ABC):
     # Defaults that hold for every node; one that differs says so.
     precedence = ATOM
     forms_itself = False  # whether ``apply`` multiplies the rows by the formed matrix
+    reads_norms = False  # whether ``apply`` takes the norms of the columns below
     rows_enter: ClassVar[int | None] = None  # the child whose rows are this node's, where dropout may act
+    scaled_child: ClassVar[int | None] = (
+        None  # the child that takes the numbers before this node, where that is cheaper
+    )
     holds_weight = True  # whether W within a child makes this node W reconstructed
     latex_in_brackets = False  # within a product
     acts_as_factor = True  # False: it acts on what stands left of it, as a nonlinearity does
@@ -172,6 +177,11 @@ class Expression(ABC):
     def linear_map(self) -> bool:
         """Whether the map on rows is linear as far as this node goes, and acts on all rows alike."""
 
+    @property
+    def needs_entries(self) -> bool:
+        """Whether ``apply`` needs the entries of what stands below, and not only products with it."""
+        return self.forms_itself
+
     @cached_property
     def has_matrix(self) -> bool:
         """Whether the node and all below it are linear maps on rows."""
@@ -195,6 +205,11 @@ class Expression(ABC):
     @property
     def factored(self) -> tuple[Expression, ...]:
         """The node as the factors of a product that is equal to it; alone if it is none."""
+        return (self,)
+
+    @property
+    def opened(self) -> tuple[Expression, ...]:
+        """The terms of a sum equal to the node, over which a product is multiplied out; alone if there is none."""
         return (self,)
 
     @property

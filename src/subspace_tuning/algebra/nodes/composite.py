@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from .. import rows as R
+from ..operators import Operator
 from ..rows import Rows
 from ..shapes import NodeShapes
 from . import structure as S
 from .base import PRODUCT, SUM, UNARY, Environment, Expression
 from .common import FactorsNode, MatrixNode, MultilinearNode, UnaryNode
 from .compact import added, multiplied
-from .leaves import Leaf, Number, Scalar
+from .leaves import Leaf, Matrix, Number, Scalar
 from .planning import Planner, Step
 
 
@@ -233,6 +234,10 @@ class Scale(MultilinearNode):
             if places:
                 place = min(places, key=lambda i: planner.shape(factors[i])[1])
                 return planner.chain((*factors[:place], Scale(scalars, factors[place]), *factors[place + 1 :]))
+        if core.scaled_child is not None and planner.choose:
+            children = list(core.children)
+            children[core.scaled_child] = Scale(scalars, children[core.scaled_child])
+            return planner.apply(core.over(tuple(children)))
         cost, inner = planner.apply(core)
         passes = planner.elements(planner.rows * planner.shape(self)[1], len(scalars))
         return cost + passes, Scale(scalars, inner)
@@ -253,7 +258,17 @@ class Transpose(UnaryNode, MatrixNode):
     _passes = 0
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        return self.node.apply(x, env) if self.diagonal else R.matmul(x, self.compact(env))
+        if self.diagonal:
+            return self.node.apply(x, env)
+        if type(self.node) is Matrix and self.node.name == "W":
+            value = env["W"]
+            if isinstance(value, Operator):
+                return value.multiply_transposed(R.as_tensor(x))
+        return R.matmul(x, self.compact(env))
+
+    @property
+    def needs_entries(self) -> bool:
+        return not (type(self.node) is Matrix and self.node.name == "W")
 
     def compact(self, env: Environment) -> Tensor:
         matrix = self.node.compact(env)

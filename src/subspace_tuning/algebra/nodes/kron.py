@@ -13,10 +13,12 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
 from .base import Environment, Expression, dense
 from .common import FactorsNode, MatrixNode
+from .composite import Product
 from .language import Call, Typed, function
 from .planning import Planner, Step
 
@@ -34,7 +36,10 @@ class Kron(FactorsNode, MatrixNode):
         return Kron(children)
 
     def compact(self, env: Environment) -> Tensor:
-        return reduce(torch.kron, (dense(factor, env) for factor in self.factors))
+        factors = [dense(factor, env) for factor in self.factors]
+        if "W" in env and R.lies_transposed(env["W"]):  # so does the product then
+            return reduce(_kronecker, (factor.T.contiguous() for factor in factors)).T
+        return reduce(_kronecker, (factor.contiguous() for factor in factors))
 
     def __str__(self) -> str:
         return f"kron({', '.join(map(str, self.factors))})"
@@ -51,10 +56,12 @@ class Kron(FactorsNode, MatrixNode):
 class Kronecker(Kron):
     """``kron(A, B)`` of W's own shape: A is n1 x m1 and B is n2 x m2, with n = n1 n2 and m = m1 m2.
 
-    Rows meet the factors one after the other, each row as an n1 x n2 matrix X: A.T @ X @ B.
+    Rows meet the factors one after the other, each row as an n1 x n2 matrix X: A.T @ X @ B. Where B is a product, A
+    acts between two of its parts, on what is narrow there: A.T @ (X @ low) @ high.
     """
 
     forms_itself = False
+    scaled_child = 0
 
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
         return Kronecker(children)
@@ -62,18 +69,45 @@ class Kronecker(Kron):
     def apply(self, x: Rows, env: Environment) -> Rows:
         if not isinstance(x, Tensor):
             return super().apply(x, env)
-        A, B = (dense(factor, env).to(x.dtype) for factor in self.factors)
-        middle = x.reshape(*x.shape[:-1], A.shape[0], B.shape[0]) @ B
-        return (middle.transpose(-1, -2) @ A).transpose(-1, -2).flatten(-2)
+        A = dense(self.factors[0], env).to(x.dtype)
+        low, *high = (dense(factor, env).to(x.dtype) for factor in self.factors[1].factored)
+        # The columns of low come first, before the rows: so A and high meet both without a copy.
+        middle = low.T @ x.reshape(-1, len(low)).T
+        middle = middle.view(-1, len(A)) @ A
+        if high:
+            y = middle.view(low.shape[1], -1).T @ reduce(torch.matmul, high)
+        else:
+            y = middle.view(low.shape[1], -1, A.shape[1]).permute(1, 2, 0)
+        return y.reshape(*x.shape[:-1], -1)
 
     def step(self, planner: Planner) -> Step:
-        (n1, m1), (n2, m2) = map(planner.shape, self.factors)
-        left, right = map(planner.form, self.factors)
-        trains = [planner.trains(factor) for factor in self.factors]
-        cost = left[0] + right[0] + planner.elements(planner.rows * m2 * (n1 + m1))  # the transposed copies
-        cost += planner.product(planner.rows * n1, n2, m2, True, trains[1])
-        cost += planner.product(planner.rows * m2, n1, m1, True, trains[0])
-        return cost, Kronecker((left[1], right[1]))
+        parts = self.factors[1].factored
+        cuts = range(1, len(parts) + 1) if planner.choose else (1,)
+        return min((self._cut(planner, parts[:cut], parts[cut:]) for cut in cuts), key=lambda option: option[0])
+
+    def _cut(self, planner: Planner, *parts: tuple[Expression, ...]) -> Step:
+        """Return the step in which the second factor's parts are multiplied out but for one cut, where there is one."""
+        first, (low, *high) = self.factors[0], [Product(part) for part in parts if part]
+        (n1, m1), (n2, width), m2 = planner.shape(first), planner.shape(low), planner.shape(self.factors[1])[1]
+        costs, formed = zip(*map(planner.form, (first, low, *high)), strict=True)
+        cost = sum(costs) + planner.product(planner.rows * n1, n2, width, True, planner.trains(low))
+        cost += planner.product(planner.rows * width, n1, m1, True, planner.trains(first))
+        if high:
+            cost += planner.product(planner.rows * m1, width, m2, True, planner.trains(high[0]))
+        else:
+            cost += planner.elements(planner.rows * m1 * m2)  # a copy turns the columns of low behind the rows
+        return cost, Kronecker((formed[0], Product(formed[1:])))
+
+
+def _kronecker(left: Tensor, right: Tensor) -> Tensor:
+    """As torch.kron, which fails on some sizes in a transposed layout."""
+    (n1, m1), (n2, m2) = left.shape, right.shape
+    return (left[:, None, :, None] * right[:, None]).reshape(n1 * n2, m1 * m2)
+
+
+def kron(*factors: Expression) -> Kron:
+    """Return the Kronecker product of two factors, or of one for the channels and one for each axis of a window."""
+    return Kron(factors)
 
 
 @function("kron", 2, 1 + AXES, f"two factors, or one for the channels and one for each of 1 to {AXES} axes")

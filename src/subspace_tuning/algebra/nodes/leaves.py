@@ -11,6 +11,7 @@ from ...errors import SubspaceError
 from .. import names
 from .. import rows as R
 from ..latex import name_in_latex
+from ..operators import TENSORS, Operator
 from ..rows import Rows
 from ..shapes import NodeShapes, Shape
 from .base import Environment, Expression, NotLinearError
@@ -36,7 +37,12 @@ class Leaf(Expression):
 
     def compact(self, env: Environment) -> Tensor:
         value = env[self.name]
-        return zero_dim(value) if type(value) in (float, int) else value  # type: ignore[return-value]
+        if type(value) not in TENSORS:  # which most are: no call is made for them
+            if isinstance(value, Operator):
+                return value.dequantise()
+            if isinstance(value, (float, int)):
+                return zero_dim(value)
+        return value  # type: ignore[return-value]
 
     def __str__(self) -> str:
         return self.name
@@ -56,6 +62,12 @@ class Leaf(Expression):
 
 class Matrix(Leaf, MatrixNode):
     """A dense matrix: W, a trainable factor, or a part of W's singular value decomposition."""
+
+    def apply(self, x: Rows, env: Environment) -> Rows:
+        value = env[self.name]
+        if type(value) not in TENSORS and isinstance(value, Operator):
+            return value.multiply(R.as_tensor(x))
+        return R.matmul(x, value)  # type: ignore[arg-type]
 
     def _structure(self) -> Structure:
         shape = (names.SPECTRAL_SHAPES | names.CHOSEN_SHAPES).get(self.name, ())

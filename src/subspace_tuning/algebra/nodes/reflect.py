@@ -11,19 +11,18 @@ from .. import rows as R
 from ..rows import Rows
 from ..shapes import NodeShapes
 from .base import Environment, Expression, dense
-from .common import UnaryNode
+from .common import MatrixNode, UnaryNode
 from .language import Call, Typed, function
+from .leaves import Identity
 from .planning import Planner, Step
 from .structure import Structure
-from .unit import one_for_zero
 
 
 @dataclass(frozen=True, eq=False)
 class Reflect(UnaryNode):
     """``reflect(A)``: H_1 H_2 ... H_r, n x n and orthogonal, with H_i = I - 2 v v.T / |v|^2 for the column v_i of A.
 
-    It is I - A T A.T with T upper triangular (Joffrin, Low and van de Geijn, "Accumulating Householder transformations,
-    revisited", 2006), so rows meet r columns twice and never an n x n matrix. A column of zeros reflects nothing.
+    It is I - A @ folded(A), so rows meet two narrow matrices and never an n x n one. Columns of zeros reflect nothing.
     """
 
     node: Expression
@@ -35,25 +34,18 @@ class Reflect(UnaryNode):
     identity_start = "paired"
     drawn_start = "kaiming_uniform"
 
+    @property
+    def opened(self) -> tuple[Expression, ...]:
+        return Identity(), -(self.node @ Folded(self.node))
+
     def apply(self, x: Rows, env: Environment) -> Rows:
-        V, T = self._factors(env)
-        narrow = R.matmul(R.matmul(x, V), T)
-        return R.as_tensor(x) - R.matmul(narrow, V.T)
+        V = dense(self.node, env)
+        return R.as_tensor(x) - R.matmul(R.matmul(x, V), folded(V))
 
     def compact(self, env: Environment) -> Tensor:
-        V, T = self._factors(env)
-        return torch.eye(len(V), dtype=T.dtype, device=V.device) - V.to(T.dtype) @ T @ V.T.to(T.dtype)
-
-    def _factors(self, env: Environment) -> tuple[Tensor, Tensor]:
-        """Return V and T, the latter in float32 or wider: its inverse has half the squared norms on its diagonal."""
         V = dense(self.node, env)
-        with torch.autocast(V.device.type, enabled=False):
-            wide = V.to(torch.promote_types(V.dtype, torch.float32))
-            products = wide.T @ wide
-            halves = products.diagonal() / 2.0
-            inverse = products.triu(1) + torch.diag(one_for_zero(halves))
-            unit = torch.eye(len(inverse), dtype=inverse.dtype, device=inverse.device)
-            return V, torch.linalg.solve_triangular(inverse, unit, upper=True)
+        Z = folded(V)
+        return torch.eye(len(V), dtype=Z.dtype, device=V.device) - V.to(Z.dtype) @ Z
 
     def __str__(self) -> str:
         return f"reflect({self.node})"
@@ -66,10 +58,9 @@ class Reflect(UnaryNode):
         return rows, rows
 
     def step(self, planner: Planner) -> Step:
-        cost, inner = planner.form(self.node)
         n, r = planner.shape(self.node)
         trains = planner.trains(self.node)
-        cost += planner.product(r, n, r, trains, trains) + planner.product(planner.rows, r, r, True, trains)
+        cost, inner = Folded(self.node).form_step(planner)[0], planner.form(self.node)[1]
         cost += planner.product(planner.rows, n, r, True, trains) + planner.product(planner.rows, r, n, True, trains)
         return cost + planner.elements(planner.rows * n), Reflect(inner)
 
@@ -77,7 +68,59 @@ class Reflect(UnaryNode):
         return Structure.ORTHOGONAL
 
 
+@dataclass(frozen=True, eq=False)
+class Folded(UnaryNode, MatrixNode):
+    """Plan only: T A.T with the upper triangular T for which reflect(A) is I - A T A.T.
+
+    Joffrin, Low and van de Geijn, "Accumulating Householder transformations, revisited", 2006.
+    """
+
+    node: Expression
+
+    linear_in = ()
+    zero_when = ()
+    identity_when = ()
+
+    def compact(self, env: Environment) -> Tensor:
+        return folded(dense(self.node, env))
+
+    def __str__(self) -> str:
+        return f"folded({self.node})"
+
+    def latex(self) -> str:
+        return rf"\operatorname{{folded}}({self.node.latex()})"
+
+    def shape(self, shapes: NodeShapes) -> tuple[int, int]:
+        rows, columns = shapes(self.node)
+        return columns, rows
+
+    def form_step(self, planner: Planner) -> Step:
+        cost, inner = planner.form(self.node)
+        n, r = planner.shape(self.node)
+        trains = planner.trains(self.node)
+        products = planner.product(r, n, r, trains, trains) + planner.product(r, r, n, trains, trains)
+        return cost + products, Folded(inner)
+
+
+def folded(V: Tensor) -> Tensor:
+    """Return T V.T (r x n) for V (n x r), in float32 or wider: T's inverse is V.T V above half of its diagonal."""
+    if torch.is_autocast_enabled(V.device.type):
+        with torch.autocast(V.device.type, enabled=False):
+            return folded(V)
+    wide = V.to(torch.promote_types(V.dtype, torch.float32))
+    products = wide.T @ wide
+    squares = products.diagonal()
+    inverse = products.diagonal_scatter(squares / 2.0 + (squares == 0.0))  # a column of zeros stays one
+    solved: Tensor = torch.linalg.solve_triangular(inverse, wide.T, upper=True)  # reads nothing below the diagonal
+    return solved
+
+
+def reflect(vectors: Expression) -> Reflect:
+    """Return the product of the Householder reflections at the columns of a matrix."""
+    return Reflect(vectors)
+
+
 @function("reflect")
 def _read(call: Call) -> Typed:
     vectors = call.sized_matrix(0)
-    return Typed(Reflect(vectors.node), (vectors.shape[0], vectors.shape[0]))
+    return Typed(reflect(vectors.node), (vectors.shape[0], vectors.shape[0]))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..latex import name_in_latex
+from ..operators import Operator
 from ..shapes import NodeShapes, Shape
 from .base import PRODUCT, Environment
 from .common import MatrixNode
@@ -41,10 +42,11 @@ class Sparse(MatrixNode):
 
     def compact(self, env: Environment) -> Tensor:
         weight, indices, values = env["W"], env[self.mask], env[self.entries]
-        assert isinstance(weight, Tensor) and isinstance(indices, Tensor) and isinstance(values, Tensor)
+        assert isinstance(weight, (Tensor, Operator)) and isinstance(indices, Tensor) and isinstance(values, Tensor)
         columns = weight.shape[1]
         rows = torch.div(indices, columns, rounding_mode="floor")
-        return torch.zeros_like(weight, dtype=values.dtype).index_put((rows, indices % columns), values)
+        zeros = torch.zeros(weight.shape, dtype=values.dtype, device=weight.device)
+        return zeros.index_put((rows, indices % columns), values)
 
     def __str__(self) -> str:
         return f"{self.mask} * {self.entries}"

@@ -48,6 +48,7 @@ class Unit(_ByNorms):
     """
 
     rows_enter = 0
+    reads_norms = True
     zero_when = ((0,),)
     identity_when = (0,)
 

@@ -1,5 +1,7 @@
 """AdaLoRA's budget: the triplets (column of A, entry of D, row of B) that matter least lose their entry of D.
 
+The factors are known by their roles in the formula (see :mod:`.triplets`): any A @ D @ B will do, under any names.
+
 Importance is sensitivity |p * gradient| times its uncertainty, both smoothed (arXiv 2303.10512, section 3.2). After
 ``t_init`` steps the number of kept triplets falls with a cubic to ``target_rank`` per matrix, which it reaches
 ``t_final`` steps before the end; from there the choice is fixed. Optimiser and learning rate are left alone: a triplet
@@ -16,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ...algebra import Formula
 from ...documented import Range, documented
 from ...errors import SubspaceError
 from .base import Context, Options, Schedule, option, steps
-
-FACTORS = ("A", "B", "D")
+from .triplets import LACKING, triplets, triplets_of
 
 
 @documented
@@ -38,6 +40,10 @@ class AdaLoRAOptions(Options):
 
 class AdaLoRA(Schedule):
     options_class = AdaLoRAOptions
+
+    @classmethod
+    def lacking(cls, formula: Formula) -> str | None:
+        return LACKING if triplets(formula) is None else None
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)
@@ -81,7 +87,8 @@ class AdaLoRA(Schedule):
 
     def _observe(self) -> None:
         """Take the gradients of a step into the averages; those of a step that a loss scaler skips are not finite."""
-        gradients = {(site.name, name): site.gradient(name) for site in self.sites for name in FACTORS}
+        names = {site.name: triplets_of(site.formula).names for site in self.sites}
+        gradients = {(site.name, name): site.gradient(name) for site in self.sites for name in names[site.name]}
         known = [gradient for gradient in gradients.values() if gradient is not None]
         self.seen = self.seen or bool(known)
         finite = [torch.isfinite(gradient).all() for gradient in known]
@@ -89,7 +96,7 @@ class AdaLoRA(Schedule):
             return
         smooth, spread = self.betas
         for site in self.sites:
-            for name in FACTORS:
+            for name in names[site.name]:
                 gradient, key = gradients[site.name, name], f"{site.name}.{name}"
                 if gradient is None:
                     continue
@@ -108,10 +115,13 @@ class AdaLoRA(Schedule):
         def score(key: str) -> Tensor:
             return self.importance[key] * self.uncertainty[key]
 
-        return {
-            site.name: score(f"{site.name}.D") + score(f"{site.name}.A").mean(0) + score(f"{site.name}.B").mean(1)
-            for site in self.sites
-        }
+        found = {}
+        for site in self.sites:
+            diagonal, axes = triplets_of(site.formula)
+            found[site.name] = score(f"{site.name}.{diagonal}")
+            for name, axis in axes.items():
+                found[site.name] = found[site.name] + score(f"{site.name}.{name}").mean(1 - axis)
+        return found
 
     def _choose(self, budget: int) -> dict[str, Tensor]:
         """Return for each matrix which triplets stay: the ``budget`` best over all matrices."""
@@ -119,7 +129,11 @@ class AdaLoRA(Schedule):
             raise SubspaceError(
                 "schedule adalora has seen no gradient: call its step after the optimiser's and before zero_grad"
             )
-        missing = [site.name for site in self.sites if f"{site.name}.D" not in self.importance]
+        missing = [
+            site.name
+            for site in self.sites
+            if f"{site.name}.{triplets_of(site.formula).diagonal}" not in self.importance
+        ]
         if missing and self.importance:
             raise SubspaceError(
                 f"schedule adalora: {missing[0]} has had no gradient; its part of the model is not used"
@@ -136,8 +150,9 @@ class AdaLoRA(Schedule):
     def _apply(self) -> None:
         for site in self.sites:
             if site.name in self.kept:
-                diagonal = site.value("D")
-                site.write("D", diagonal * self.kept[site.name].to(diagonal))
+                name = triplets_of(site.formula).diagonal
+                diagonal = site.value(name)
+                site.write(name, diagonal * self.kept[site.name].to(diagonal))
 
     def state_dict(self) -> dict[str, Tensor]:
         parts = {"importance": self.importance, "uncertainty": self.uncertainty, "kept": self.kept}
@@ -149,6 +164,6 @@ class AdaLoRA(Schedule):
             getattr(self, part)[name] = tensor
 
     def report(self) -> dict[str, Any]:
-        # Not counted in D: reading a factor that is sharded takes all processes, and a report is asked for by one.
+        # Not counted in the diagonal: reading a factor that is sharded takes all processes, and one asks for a report.
         everything = {site.name: torch.ones(site.rank) for site in self.sites}
         return {"ranks": {name: int(kept.sum()) for name, kept in (everything | self.kept).items()}}

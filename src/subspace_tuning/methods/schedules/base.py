@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...algebra import Formula
 from ...documented import Range, settings
 from ...errors import SubspaceError, nearest
 
@@ -23,11 +24,16 @@ class Site(Protocol):
     """One adapted matrix. What it gives is read when it is asked for, so that a model may be moved in between.
 
     A factor's ``value`` and ``gradient`` are whole where it is spread over processes, and ``write`` reaches every copy.
+    Values are those that stand in the formula, also of a factor whose parameter is the offset from its start.
     """
 
     @property
     def name(self) -> str:
         """The module's name."""
+
+    @property
+    def formula(self) -> Formula:
+        """The formula, which tells what role each factor has."""
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -50,13 +56,13 @@ class Site(Protocol):
         """The rank r."""
 
     def value(self, factor: str) -> Tensor:
-        """Return the value of a factor's parameter."""
+        """Return the value of a factor."""
 
     def gradient(self, factor: str) -> Tensor | None:
         """Return the gradient of the last optimiser step, None if there is none."""
 
     def write(self, factor: str, value: Tensor) -> None:
-        """Overwrite a factor's parameter."""
+        """Give a factor another value."""
 
     def forget(self, factor: str, moved: Tensor, optimizer: Optimizer) -> None:
         """Zero what an optimiser remembers of those entries of a factor that have come to mean something else."""
@@ -103,6 +109,11 @@ class Schedule(ABC):
     options_class: ClassVar[type[Options]] = Options
     looks_at_examples: ClassVar[bool] = False  # it asks for the context's scores
     moves_entries: ClassVar[bool] = False  # entries of a factor change their meaning: it asks for the optimiser
+
+    @classmethod
+    def lacking(cls, formula: Formula) -> str | None:
+        """Return what the schedule acts on, where the formula has no such thing; None if it has."""
+        return None
 
     def __init__(self, context: Context, options: Options) -> None:
         self.context = context

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ...algebra import Formula
 from ...documented import documented
 from ...errors import SubspaceError
 from .base import Context, Options, Schedule, Site, option, steps
@@ -33,6 +34,10 @@ class DynamicMask(Schedule):
     options_class = DynamicMaskOptions
     looks_at_examples = True
     moves_entries = True
+
+    @classmethod
+    def lacking(cls, formula: Formula) -> str | None:
+        return None if formula.sparse else "sparse entries under a mask, such as M * Delta"
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)
@@ -68,14 +73,17 @@ class DynamicMask(Schedule):
 
 
 def renew(site: Site, scores: Tensor, optimizer: Optimizer | None = None) -> int:
-    """Move a mask to the entries with the largest scores; return how many entries were exchanged."""
-    mask, values = site.constants["M"], site.value("Delta").clone()
-    best = scores.flatten().topk(mask.numel()).indices.to(mask.device)
-    leaves = ~torch.isin(mask, best)
-    comes = best[~torch.isin(best, mask)].sort().values
-    mask[leaves] = comes
-    values[leaves] = 0.0
-    site.write("Delta", values)
-    if optimizer is not None:
-        site.forget("Delta", leaves, optimizer)
-    return len(comes)
+    """Move the masks to the entries with the largest scores; return how many entries were exchanged."""
+    exchanged = 0
+    for name, entries in site.formula.sparse:
+        mask, values = site.constants[name], site.value(entries).clone()
+        best = scores.flatten().topk(mask.numel()).indices.to(mask.device)
+        leaves = ~torch.isin(mask, best)
+        comes = best[~torch.isin(best, mask)].sort().values
+        mask[leaves] = comes
+        values[leaves] = 0.0
+        site.write(entries, values)
+        if optimizer is not None:
+            site.forget(entries, leaves, optimizer)
+        exchanged += len(comes)
+    return exchanged

@@ -1,5 +1,7 @@
 """FlexLoRA's ranks: matrices trade rank by how evenly they use the directions that they have.
 
+D is the diagonal between the factors of a low-rank term, whatever it is called (see :mod:`.triplets`).
+
 A matrix has r places for directions, of which some are active. The evenness of a matrix is the entropy of its squared
 diagonal over the active places, in units of the largest possible one, ln(active): 1 if all are used alike, near 0 if
 one does everything. Every ``interval`` steps between ``t_init`` and ``t_final`` before the end the least even matrix
@@ -21,9 +23,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ...algebra import Formula
 from ...documented import Range, documented
 from ...errors import SubspaceError
-from .base import Context, Options, Schedule, option, steps
+from .base import Context, Options, Schedule, Site, option, steps
+from .triplets import LACKING, triplets, triplets_of
 
 
 @documented
@@ -41,6 +45,10 @@ class FlexLoRAOptions(Options):
 
 class FlexLoRA(Schedule):
     options_class = FlexLoRAOptions
+
+    @classmethod
+    def lacking(cls, formula: Formula) -> str | None:
+        return LACKING if triplets(formula) is None else None
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)
@@ -65,18 +73,19 @@ class FlexLoRA(Schedule):
         if self.t_init < step <= self.total - self.t_final and step % self.interval == 0:
             self._trade()
         for site in self.sites:
-            diagonal = site.value("D")
-            site.write("D", diagonal * self.active[site.name].to(diagonal))
+            name = triplets_of(site.formula).diagonal
+            diagonal = site.value(name)
+            site.write(name, diagonal * self.active[site.name].to(diagonal))
 
     def _trade(self) -> None:
         givers = [site for site in self.sites if int(self.active[site.name].sum()) > 1]
         takers = [site for site in self.sites if not bool(self.active[site.name].all())]
-        evenness = {site.name: evenness_of(site.value("D"), self.active[site.name]) for site in self.sites}
+        evenness = {site.name: evenness_of(_diagonal(site), self.active[site.name]) for site in self.sites}
         giver = min(givers, key=lambda site: evenness[site.name], default=None)
         taker = max(takers, key=lambda site: evenness[site.name], default=None)
         if giver is None or taker is None or evenness[giver.name] >= evenness[taker.name]:
             return
-        magnitudes = giver.value("D").abs().cpu().masked_fill(~self.active[giver.name], math.inf)
+        magnitudes = _diagonal(giver).abs().cpu().masked_fill(~self.active[giver.name], math.inf)
         self.active[giver.name][magnitudes.argmin()] = False
         place = int((~self.active[taker.name]).float().argmax())
         self.active[taker.name][place] = True
@@ -90,6 +99,10 @@ class FlexLoRA(Schedule):
 
     def report(self) -> dict[str, Any]:
         return {"ranks": {name: int(active.sum()) for name, active in self.active.items()}}
+
+
+def _diagonal(site: Site) -> Tensor:
+    return site.value(triplets_of(site.formula).diagonal)
 
 
 def evenness_of(diagonal: Tensor, active: Tensor) -> float:

@@ -1,8 +1,9 @@
 """LoRA-Dash's launch: after some steps of plain LoRA, the singular directions that it changes most get a value each.
 
 The change rate of direction i of W = U S V.T is |u_i^T dW v_i| / (S_i + eps) with dW = s A B: the *absolute* value
-counts (arXiv 2409.01035, definition 4). The q directions with the largest rate stand in the constants U_k and V_k from
-then on and are saved with the adapter; until then both are zero, so that d cannot move.
+counts (arXiv 2409.01035, definition 4). dW is what the low-rank terms of the formula add, any nonlinearity left out.
+The q directions with the largest rate stand in the constants U_k and V_k from then on and are saved with the adapter;
+until then both are zero, so that d cannot move.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ...algebra import Formula, dense
+from ...algebra.low_rank import LowRank
+from ...algebra.names import CHOSEN_SHAPES
 from ...documented import documented
 from ...linalg import svd
 from .base import Context, Options, Schedule, Site, option, steps
@@ -33,6 +37,13 @@ class LoRADashOptions(Options):
 
 class LoRADash(Schedule):
     options_class = LoRADashOptions
+
+    @classmethod
+    def lacking(cls, formula: Formula) -> str | None:
+        chooses = CHOSEN_SHAPES.keys() <= set(formula.expression.names)
+        if chooses and any(term.is_free for term in formula.low_rank):
+            return None
+        return "a low-rank term and the directions that it chooses, such as A @ B and U_k @ diag(d) @ V_k.T"
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)
@@ -60,9 +71,21 @@ class LoRADash(Schedule):
 def change_rates(site: Site) -> tuple[Tensor, Tensor, Tensor]:
     """Return the change rate of every singular direction of W, and U and V."""
     U, S, V = svd(site.weight)
-    left, right = U.T @ site.value("A").to(U), site.value("B").to(V) @ V
-    rates = site.scale * (left * right.T).sum(1).abs() / (S + EPSILON)
+    along = [_along(term, site, U, V) for term in site.formula.low_rank if term.is_free]
+    rates = site.scale * torch.stack(along).sum(0).abs() / (S + EPSILON)
     return rates, U, V
+
+
+def _along(term: LowRank, site: Site, U: Tensor, V: Tensor) -> Tensor:
+    """Return what a low-rank term does along every pair of singular directions."""
+    parts = [term.down, *(node for node in term.core if not node.is_shapeless), term.up]
+    trained, names = site.parameters, {name for part in parts for name in part.names}
+    values = {name: site.value(name) if name in trained else site.constants[name] for name in names}
+    down, *core, up = (dense(part, values) for part in parts)
+    left = U.T @ down.to(U)
+    for matrix in core:
+        left = left @ matrix.to(U)
+    return (left * (up.to(V) @ V).T).sum(1)
 
 
 def _choose(site: Site) -> Tensor:

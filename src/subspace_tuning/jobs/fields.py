@@ -1,15 +1,33 @@
-"""The fields that a JSON file must have, by name and type."""
+"""JSON files that hold an object, and the fields that it must have, by name and type."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
+
+from ..errors import reading
 
 Fields: TypeAlias = Mapping[str, Any]
 """Field names to what they hold: a type, a tuple of allowed values, or the fields of a nested object."""
 
 _NAMES = {str: "a text", int: "a whole number", float: "a finite number", list: "a list", dict: "an object"}
+
+
+def read_object(path: Path, hint: str, fields: Fields | None = None) -> dict[str, Any] | None:
+    """Return the object in a JSON file, None if there is no such file.
+
+    Raises:
+        SubspaceError: the file is damaged, or lacks one of the fields; it ends with the hint.
+    """
+    if not path.exists():
+        return None
+    with reading(str(path), hint):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        check_fields(content, fields or {})
+    return dict(content)
 
 
 def check_fields(content: object, fields: Fields, prefix: str = "") -> None:

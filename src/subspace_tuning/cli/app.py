@@ -1,0 +1,83 @@
+"""The subcommands of `subspace`. Each has a file beside this one and imports what is heavy only when it runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from . import (
+    bench,
+    convert,
+    demo,
+    evaluate,
+    explain,
+    extract,
+    inspect,
+    merge,
+    methods,
+    params,
+    predict,
+    recommend,
+    reference,
+    train,
+)
+
+app = typer.Typer(
+    name="subspace",
+    add_completion=False,
+    rich_markup_mode=None,  # plain help is wrapped between words, and cuts no option
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("merge")(merge.merge)
+app.command("methods")(methods.methods)
+app.command("explain")(explain.explain)
+app.command("params")(params.params)
+app.command("extract")(extract.extract)
+app.command("convert")(convert.convert)
+app.command("combine")(convert.combine)
+app.command("inspect")(inspect.inspect)
+app.command("recommend")(recommend.recommend)
+app.command("bench")(bench.bench)
+app.command("demo")(demo.demo)
+app.command("reference")(reference.reference)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"subspace-tuning {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _help(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tuning methods as formulas over a frozen weight."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run a command and return its exit code. Mistakes in the words and errors of a command are raised.
+
+    Args:
+        arguments: the words after `subspace`; None takes the process's own.
+    """
+    words = None if arguments is None else list(arguments)
+    try:
+        with warnings.catch_warnings():  # commands silence those of other libraries
+            code: Any = app(args=words, prog_name="subspace", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return code or 0

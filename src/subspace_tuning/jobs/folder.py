@@ -1,0 +1,104 @@
+"""Folders that belong to a job: one process at a time, and one description for all that lies there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import SubspaceError
+from ..files import is_temporary, write_json
+from .description import Description, difference, digest
+from .fields import read_object
+
+LOCK = "lock"
+"""The file that the process at work holds. It stays, since to remove a free lock lets two processes in."""
+
+JOB = "job.json"
+"""The description of the job whose results a folder holds."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes out of it during the body. However a process ends, its lock goes with it.
+
+    Raises:
+        SubspaceError: the folder cannot be made, or another process is at work in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise SubspaceError(f"another process is at work in {folder}") from None
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        reason = getattr(error, "strerror", None) or error
+        raise SubspaceError(f"output folder {folder} cannot be made: {reason}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether there is nothing in a folder but a lock and what a killed process was about to write."""
+    return not folder.is_dir() or all(entry.name == LOCK or is_temporary(entry) for entry in folder.iterdir())
+
+
+def claim(file: Path, description: Description, hint: str, ignoring: Collection[str] = ()) -> None:
+    """Write the description of a job, or go on with a job of the same one.
+
+    Args:
+        file: the description's place in the job's folder.
+        description: the job.
+        hint: the way out for another job.
+        ignoring: keys of the description that may change.
+
+    Raises:
+        SubspaceError: the folder belongs to another job, and in what it differs.
+    """
+    before = read_object(file, hint)
+    if before is None:
+        write_json(file, description)
+    elif change := difference(before, description, ignoring):
+        raise SubspaceError(f"{file.parent}: the run cannot go on: {change}; {hint}")
+
+
+@contextmanager
+def owned(folder: Path, description: Description) -> Iterator[None]:
+    """Work alone in a folder that keeps the results of one job.
+
+    Raises:
+        SubspaceError: the folder holds something else, or another process is at work in it.
+    """
+    with alone(folder):
+        if not (folder / JOB).exists() and not is_vacant(folder):
+            raise SubspaceError(f"output folder {folder} is not empty and holds no results: choose another")
+        claim(folder / JOB, description, "choose another folder")
+        yield
+
+
+@contextmanager
+def parts(output: Path, description: Description) -> Iterator[Path]:
+    """Give a folder for the parts of a job whose whole result is to be at ``output``; it goes when the body is done.
+
+    If the body does not come to its end, the parts that are there stay, and the next call with the same description
+    finds them. Another description finds none, since the folder has its digest for a name.
+
+    Raises:
+        SubspaceError: the folder cannot be made, or another process is at work on the same output.
+    """
+    folder = output.with_name(f"{output.name}.part")
+    with alone(folder):
+        own = folder / digest(description)
+        own.mkdir(exist_ok=True)
+        done = False
+        try:
+            yield own
+            done = True
+        finally:
+            if done or not any(folder.glob("*/*")):
+                shutil.rmtree(folder, ignore_errors=True)  # with the lock, while it is held: nobody can have taken it

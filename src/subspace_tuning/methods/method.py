@@ -1,0 +1,267 @@
+"""What a method is: a formula with the data that go with it, or a class of peft's (see :mod:`.hosted`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from types import MappingProxyType
+from typing import Literal
+
+from ..algebra import Formula, FormulaError, Sizes, nearest_formula, parse
+from ..errors import SubspaceError, nearest
+from .checks import start_problem, start_refusal
+from .counts import polynomial
+from .factors import Reading
+from .roles import ALL_MATRICES
+from .schedules import SCHEDULES
+from .selections import SELECTIONS, Selection
+from .starts import fixed_number, infer_starts, lookup, takes_triples
+
+UNNAMED = "formula"  # what a formula in a config is called
+
+Category = Literal["reconstruction", "extension", "combination"]
+
+
+class AnyMethod(ABC):
+    """What all methods have, however they are run: what the catalogue lists, and how fast they train by default."""
+
+    name: str
+    formula: object
+    category: str
+    mode: str
+    count: str | None
+    learning_rate: float
+    citation: str
+    description: str
+
+    @property
+    @abstractmethod
+    def merges(self) -> bool:
+        """Whether what is trained can be written into the weights."""
+
+    @property
+    @abstractmethod
+    def on_matrices(self) -> Method:
+        """The method as a formula over each matrix. Raises SubspaceError if it is none."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, str]:
+        """Return what there is to tell of the method, by keyword."""
+
+
+@dataclass(frozen=True)
+class Method(AnyMethod):
+    """A way to fine-tune a frozen W (n x m).
+
+    ``starts`` names the start of those factors that the formula's form does not settle (see ``starts.infer_starts``);
+    ``count`` is the number of trainable parameters per matrix, a polynomial in the dimensions of ``Sizes``;
+    ``includes`` says which methods are special cases, and which factor to replace by what to see it.
+
+    ``mode`` is the paper's finer division of the category. What some methods need besides: ``selection`` tells how a
+    mask or the adapted modules are chosen (see SELECTIONS) and ``budget`` which share of them by default; ``schedule``
+    names the schedule that acts on the factors between optimiser steps; ``pattern`` and ``pattern_weight`` are
+    constraints that belong to the method; ``convolution`` is the formula on a convolution with one, two or three axes,
+    where C stands for a factor per axis.
+    """
+
+    name: str
+    formula: Formula
+    category: Category
+    placement: tuple[str, ...] = ALL_MATRICES
+    count: str | None = None
+    starts: Mapping[str, str] = field(default_factory=dict)
+    includes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    learning_rate: float = 1e-3
+    citation: str = ""
+    description: str = field(default="", compare=False)
+    mode: str = ""
+    selection: str | None = None
+    budget: float | None = None
+    schedule: str | None = None
+    pattern: tuple[str, ...] = ()
+    pattern_weight: float = 0.0
+    convolution: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("selection", self.selection, SELECTIONS),
+            ("schedule", self.schedule, SCHEDULES),
+        ):
+            if given not in (None, *known):
+                raise SubspaceError(f"method {self.name!r}: unknown {what}; {nearest(str(given), known)}")
+        unknown = set(self.starts) - set(self.formula.trainable)
+        if unknown:
+            wrong = min(unknown)
+            raise SubspaceError(
+                f"method {self.name!r}: a start is given for {wrong!r}; {nearest(wrong, self.formula.trainable)}"
+            )
+        for start in self.starts.values():
+            lookup(start)
+        if not self.formula.trainable:
+            written, named = str(self.formula), self.name if self.is_named else None
+            found = nearest_formula(written, starts_at_weight)
+            raise FormulaError(
+                "phi(W) has no trainable factor", written, None, None if found is None else str(found), method=named
+            )
+        lacking = None if self.schedule is None else SCHEDULES[self.schedule].lacking(self.formula)
+        if lacking is not None:
+            raise SubspaceError(
+                f"method {self.name!r}: the schedule {self.schedule} needs {lacking}, and {self.formula} has none"
+            )
+
+    def __repr__(self) -> str:
+        return f"Method({self.name!r}, {str(self.formula)!r})"
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.formula))
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the method has a name of its own, unlike a formula in a config."""
+        return self.name != UNNAMED
+
+    def like(self, formula: Formula, starts: Mapping[str, str]) -> Method:
+        """Return a method of the same name with another formula and other starts, and nothing else."""
+        return Method(self.name, formula, self.category, starts=starts)
+
+    def starts_for(self, one_hot: bool = False) -> Mapping[str, str]:
+        """Return the start of every trainable factor; ``one_hot`` for an embedding, whose rows are looked up."""
+        return _starts(self.formula, tuple(sorted(self.starts.items())), one_hot)
+
+    def anchors(self, one_hot: bool = False) -> Mapping[str, bool]:
+        """Return for every trainable factor whether its parameter is the offset from an anchor."""
+        return self._anchors[1] if one_hot else self._anchors[0]
+
+    def fixed_anchors(self, one_hot: bool = False) -> Mapping[str, float]:
+        """Return the anchors that are one number for every matrix, such as 1 for a scale."""
+        return self._fixed_anchors[1] if one_hot else self._fixed_anchors[0]
+
+    @property
+    def chooser(self) -> Selection | None:
+        """What the method's selection does; None for a method that chooses nothing."""
+        return None if self.selection is None else SELECTIONS[self.selection]
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether data must be seen before the factors can be made."""
+        return self.chooser is not None and self.chooser.needs_data
+
+    @property
+    def chooses_by_weight(self) -> bool:
+        """Whether what is trained is chosen, and follows from W alone."""
+        return self.chooser is not None and not self.chooser.needs_data
+
+    @property
+    def chooses_form(self) -> bool:
+        """Whether data decide what form a matrix gets, so that its factors alone are not the method's."""
+        return self.chooser is not None and self.chooser.settles_form
+
+    @cached_property
+    def takes_triples(self) -> bool:
+        """Whether the rank is a number of singular triples of W, of which there are min(n, m)."""
+        starts = {start for one_hot in (False, True) for start in self.starts_for(one_hot).values()}
+        leading = {"U_r", "S_r", "V_r"} & set(self.formula.spectral)
+        return bool(leading) or any(map(takes_triples, starts))
+
+    def rank_in(self, n: int, m: int, r: int) -> int:
+        """Return the rank on an n x m matrix: r, or min(n, m) where there are no r singular triples."""
+        return min(r, n, m) if self.takes_triples else r
+
+    def on_axes(self, axes: int) -> Method:
+        """Return the method as it is on a convolution with this number of axes."""
+        if self.convolution is None:
+            return self
+        windows = ", ".join(f"C{axis}" for axis in range(1, axes + 1))
+        formula = parse(re.sub(r"\bC\b", windows, self.convolution))
+        starts = dict.fromkeys(formula.windows, "identity") | dict(self.starts)
+        return dataclasses.replace(self, formula=formula, starts=starts, count=None, includes={}, convolution=None)
+
+    @cached_property
+    def readings(self) -> tuple[Reading, Reading]:
+        """How a forward pass reads the factors from parameters and constants, and how where rows are looked up."""
+        return Reading.of(self, False), Reading.of(self, True)
+
+    # Kept, since loops over all adapted layers ask for them.
+
+    @cached_property
+    def _anchors(self) -> tuple[Mapping[str, bool], Mapping[str, bool]]:
+        dense_rows, one_hot = (
+            {name: lookup(start)[2] for name, start in self.starts_for(kind).items()} for kind in (False, True)
+        )
+        return dense_rows, one_hot
+
+    @cached_property
+    def _fixed_anchors(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        dense_rows, one_hot = (
+            {
+                name: number
+                for name, start in self.starts_for(kind).items()
+                if (number := fixed_number(start)) is not None
+            }
+            for kind in (False, True)
+        )
+        return dense_rows, one_hot
+
+    def counted(self, sizes: Sizes) -> int:
+        """Return the number of trainable parameters of one matrix."""
+        return self.formula.count(sizes) if self.count is None else polynomial(self.count, sizes)
+
+    @property
+    def merges(self) -> bool:
+        """Whether phi(W) can be written into the weight."""
+        return self.formula.is_linear
+
+    @property
+    def on_matrices(self) -> Method:
+        """The method itself."""
+        return self
+
+    def facts(self) -> dict[str, str]:
+        """Return what there is to tell of the method, by keyword."""
+        formula, pattern = self.formula, f"{'+'.join(self.pattern)}, weight {self.pattern_weight:g}"
+        return {
+            "method": self.name,
+            "formula": str(formula),
+            "category": self.category + (f", {self.mode}" if self.mode else ""),
+            "parameters": f"{self.count} per matrix",
+            "placement": ", ".join(self.placement),
+            "merges": "yes" if self.merges else "no: phi(W) is not one matrix",
+            "learning rate": f"{self.learning_rate:g}",
+            "includes": ", ".join(self.includes) or "-",
+            "citation": self.citation,
+            **{
+                f"factor {name}": f"{' x '.join(formula.shapes[name]) or 'a number'}, starts at {start}"
+                for name, start in self.starts_for().items()
+            },
+            **({"chooses": self.chooser.text} if self.chooser else {}),
+            **({"schedule": self.schedule} if self.schedule else {}),
+            **({"pattern": pattern} if self.pattern else {}),
+        }
+
+    @property
+    def start_problem(self) -> str | None:
+        """What is wrong with the start at rank 3, in one line; None if nothing is (see ``checks.start_problem``)."""
+        return start_problem(self)
+
+    def check_start(self, rank: int = 3, one_hot: bool = False) -> None:
+        """Raise FormulaError if phi(W) is not W at the start, or if some factor cannot leave it."""
+        rank = rank if self.formula.has_rank else 3
+        found = start_problem(self, rank, one_hot)
+        if found is not None:
+            raise start_refusal(self, rank, one_hot, found)
+
+
+@lru_cache(maxsize=256)
+def _starts(formula: Formula, declared: tuple[tuple[str, str], ...], one_hot: bool) -> Mapping[str, str]:
+    found = infer_starts(formula, one_hot) | dict(declared)
+    # In reading order, in which factors are drawn: their names do not decide what they start at.
+    return MappingProxyType({name: found[name] for name in formula.trainable if name in found})
+
+
+def starts_at_weight(formula: Formula) -> bool:
+    """Whether a formula by itself starts at phi(W) = W and can leave it."""
+    return bool(formula.trainable) and start_problem(Method(UNNAMED, formula, "extension")) is None

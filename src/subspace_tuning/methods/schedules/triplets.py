@@ -1,0 +1,45 @@
+"""What schedules of the rank act on: the triplets of a low-rank term with a trained diagonal at its core.
+
+A triplet is a column of what leads down to the rank, an entry of the diagonal, and a row of what leads up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ...algebra import Formula
+from ...algebra.low_rank import rank_axis
+
+LACKING = "one low-rank term with a trained diagonal between its factors, such as A @ D @ B"
+
+
+class Triplets(NamedTuple):
+    """The factors of the triplets: the diagonal, and of each other one along which of its axes they are counted."""
+
+    diagonal: str
+    axes: Mapping[str, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All factors."""
+        return (*self.axes, self.diagonal)
+
+
+def triplets(formula: Formula) -> Triplets | None:
+    """Return the triplets of a formula; None if it has not exactly one term that consists of such."""
+    if len(formula.low_rank) != 1:
+        return None
+    (term,) = formula.low_rank
+    if term.diagonal is None or not term.is_free or formula.axes:
+        return None
+    axes = {name: rank_axis(formula.shapes[name]) for name in (*term.down.names, *term.up.names)}
+    known = {name: axis for name, axis in axes.items() if axis is not None and len(formula.shapes[name]) == 2}
+    return Triplets(term.diagonal, known) if known.keys() == axes.keys() else None
+
+
+def triplets_of(formula: Formula) -> Triplets:
+    """Return the triplets of a formula that is known to have some."""
+    found = triplets(formula)
+    assert found is not None, formula
+    return found

@@ -1,0 +1,75 @@
+"""Walks over a model that go around what its adapters hold.
+
+torch's own walks meet every tensor of every adapter, whoever walks and whenever. With hundreds of adapters those are
+nearly all that a model has. What needs the layers alone, or a few of the adapters, says so and walks as is done here;
+and peft, which walks over the whole model several times whenever an adapter comes, goes or is switched to, is given an
+``Outside`` of the model in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .layer import SubspaceLayer
+
+if TYPE_CHECKING:  # that it can be given where a model is asked for
+    _Model = nn.Module
+else:
+    _Model = object
+
+
+class Outside(_Model):
+    """A model seen from outside its adapters: its walks pass by the tensors of all adapters but the ones named.
+
+    It is no module, and the model knows nothing of it. Whatever else it is asked for, it asks the model.
+    """
+
+    modules = nn.Module.modules
+    named_parameters = nn.Module.named_parameters
+    parameters = nn.Module.parameters
+    named_buffers = nn.Module.named_buffers
+    _named_members = nn.Module._named_members
+
+    def __init__(self, model: nn.Module, adapters: Collection[str] = ()) -> None:
+        self._model, self._adapters = model, adapters
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the modules and their names as ``nn.Module.named_modules`` does."""
+        return _walk(self._model, self._adapters, set() if memo is None else memo, prefix, remove_duplicate)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def layers_of(model: nn.Module) -> Iterator[tuple[str, SubspaceLayer]]:
+    """Yield the adapted layers of a model by name."""
+    for name, module in _walk(model, (), set(), "", True):
+        if isinstance(module, SubspaceLayer):
+            yield name, module
+
+
+def _walk(
+    module: nn.Module, adapters: Collection[str], memo: set[nn.Module], prefix: str, remove_duplicate: bool
+) -> Iterator[tuple[str, nn.Module]]:
+    if module in memo:
+        return
+    if remove_duplicate:
+        memo.add(module)
+    yield prefix, module
+    adapted = isinstance(module, SubspaceLayer)
+    for name, child in module._modules.items():
+        path = f"{prefix}.{name}" if prefix else name
+        if child is None:
+            continue
+        if not adapted or name == "base_layer":
+            yield from _walk(child, adapters, memo, path, remove_duplicate)
+            continue
+        yield path, child
+        for adapter in adapters:
+            if (held := child._modules.get(adapter)) is not None:
+                yield from held.named_modules(memo, f"{path}.{adapter}", remove_duplicate)
