@@ -254,6 +254,22 @@ def test_every_sort_of_method_is_used(
         assert "cannot be merged" in line and not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize("format", ["nf4", "torchao_int8"])
+def test_a_run_on_quantised_weights_is_used_with_them_and_merged_without(
+    format: str, run: Run, settings: Settings, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchao" if format.startswith("torchao") else "bitsandbytes")
+    validation = _source(tmp_path, "csv", ROWS["regression"])
+    record = run("regression", f"quantise={format}", "adapter.method=lora", validation=validation).record
+    made = use.finished(settings["output"])
+    figures, _ = use.evaluate(made, made.task.read(validation), 32)
+    assert figures["rmse"] == pytest.approx(record["final"]["rmse"], rel=1e-3)
+    whole = use.finished(settings["output"], quantise=False)
+    assert all(parameter.dtype == torch.float32 for parameter in whole.model.parameters())
+    told = merge(whole, tmp_path / "merged")
+    assert told.difference < 1e-4 * told.largest
+
+
 def test_a_glue_run_is_used_as_well(
     settings: Settings, data: Path, write: Write, capfd: pytest.CaptureFixture[str]
 ) -> None:
