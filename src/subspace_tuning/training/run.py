@@ -224,7 +224,7 @@ def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
     with replaced(path) as temporary:
         parts.model.save_pretrained(str(temporary))
         parts.tokenizer.save_pretrained(str(temporary))
-        save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model)
+        save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model, parts.config.quantise)
         (temporary / "README.md").write_text(_card(parts, record), encoding="utf-8")
 
 
