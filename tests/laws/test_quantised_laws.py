@@ -17,7 +17,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from subspace_tuning import SubspaceConfig, SubspaceError, methods
-from subspace_tuning.tuner.quantised import Needs, door_of, needs
+from subspace_tuning.tuner.needs import Needs, needs
+from subspace_tuning.tuner.quantised import door_of
 
 from .quantised_layers import FORMS, WithDoor
 

@@ -29,7 +29,7 @@ from .lora_form import Layout
 from .merging import check_merge
 from .mixing import rows_named
 from .naming import check_name
-from .quantised import check_method
+from .needs import check_method
 from .reach import forget_unreached, warn_of_unreached
 from .requantised import tell
 from .sharding import leave_out_of_broadcasts

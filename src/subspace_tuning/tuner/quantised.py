@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeAlias
@@ -24,11 +23,8 @@ from peft.utils.quantization_utils import (
 )
 from torch import Tensor, nn
 
-from ..algebra.names import SPECTRAL_SHAPES
-from ..algebra.operators import Operator, reads_entries
+from ..algebra.operators import Operator
 from ..errors import SubspaceError
-from ..methods import Method
-from ..methods.starts import reads_weight
 
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _UNFINISHED = "is not quantised yet: move the model to the device where it will run"
@@ -280,37 +276,3 @@ def _without_bias(module: nn.Module) -> nn.Module:
         bare.__dict__[held] = dict(bare.__dict__[held])
     bare.bias = None  # type: ignore[assignment]
     return bare
-
-
-# What a formula needs of a quantised weight
-
-
-class Needs(Enum):
-    """When a method needs the entries of W, and not only products with it."""
-
-    NOTHING = "trains as it is"
-    START = "dequantises at the start"
-    PASSES = "dequantises in every pass"
-    ALWAYS = "is refused"
-
-
-def needs(method: Method) -> Needs:
-    """Return when a method needs the entries of W. What it needs always would be kept, and be no smaller than W."""
-    formula = method.formula
-    if any("k" in SPECTRAL_SHAPES[name] for name in formula.spectral):
-        return Needs.ALWAYS
-    if reads_entries(formula.evaluated):
-        return Needs.PASSES
-    starts = any(reads_weight(start) for start in method.starts_for(False).values())
-    return Needs.START if starts or formula.spectral or method.selection == "magnitude" else Needs.NOTHING
-
-
-def check_method(method: Method, module: nn.Module, name: str) -> None:
-    """Raise SubspaceError if a module is quantised and a method would undo that."""
-    door = door_of(module)
-    if door is not None and needs(method) is Needs.ALWAYS:
-        raise SubspaceError(
-            f"{name} is quantised ({door.library}), and {method.name!r} keeps all singular vectors of W, which take "
-            "more than W itself: choose a formula with W, or with U_r and V_r, or load the model without "
-            "quantization_config"
-        )

@@ -25,8 +25,8 @@ from .config import SubspaceConfig
 from .exact import exactly
 from .kinds import kind_of, supported
 from .layer import SubspaceLayer
+from .needs import check_method
 from .placement import by_role
-from .quantised import check_method
 from .recognise import in_short
 from .validate import check_rank
 from .walking import Outside
