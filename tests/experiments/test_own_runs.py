@@ -254,6 +254,22 @@ def test_every_sort_of_method_is_used(
         assert "cannot be merged" in line and not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize("format", ["nf4", "torchao_int8"])
+def test_a_run_on_quantised_weights_is_used_with_them_and_merged_without(
+    format: str, run: Run, settings: Settings, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchao" if format.startswith("torchao") else "bitsandbytes")
+    validation = _source(tmp_path, "csv", ROWS["regression"])
+    record = run("regression", f"quantise={format}", "adapter.method=lora", validation=validation).record
+    made = use.finished(settings["output"])
+    figures, _ = use.evaluate(made, made.task.read(validation), 32)
+    assert figures["rmse"] == pytest.approx(record["final"]["rmse"], rel=1e-3)
+    whole = use.finished(settings["output"], quantise=False)
+    assert all(parameter.dtype == torch.float32 for parameter in whole.model.parameters())
+    told = merge(whole, tmp_path / "merged")
+    assert told.difference < 1e-4 * told.largest
+
+
 def test_a_glue_run_is_used_as_well(
     settings: Settings, data: Path, write: Write, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,10 +353,11 @@ def test_smoothing_is_refused_with_weights(settings: Settings, write: Write) -> 
         configs.load(write(settings))
 
 
+@pytest.mark.slow
 def test_weights_of_classes_change_what_is_learnt(run: Run, settings: Settings) -> None:
     plain = run("classification")
     settings["output"] += "-weighted"
-    weighted = run("classification", class_weights=True, held_out_seed=1)
+    weighted = run("classification", class_weights=True)
     assert len(weighted.record["options"]["weights"]) == 3 and "weights" not in plain.record["options"]
     assert not _same_weights(plain.folder, weighted.folder)
 

@@ -17,7 +17,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from subspace_tuning import SubspaceConfig, SubspaceError, methods
-from subspace_tuning.tuner.needs import Needs, needs
+from subspace_tuning.tuner.entries import Needs, need_of
 from subspace_tuning.tuner.quantised import door_of
 
 from .quantised_layers import FORMS, WithDoor
@@ -104,7 +104,7 @@ def test_laws(form: str, method: methods.Method, tmp_path: Path) -> None:
     base, x, close = quantised(form), inputs(), FORMS[form][1]
     with torch.no_grad():
         before = base(x)
-    if needs(method) is Needs.ALWAYS:
+    if need_of(method) is Needs.ALWAYS:
         with pytest.raises(SubspaceError, match=rf"^0 is quantised .*'{method.name}' keeps all singular") as caught:
             adapted(base, method)
         assert "\n" not in str(caught.value)
@@ -205,7 +205,7 @@ def test_a_formula_gets_entries_where_the_rule_says_so(text: str) -> None:
     layer = model.base_model.model[0].base_layer
     layer.asked = 0
     model.eval()(inputs())
-    assert (layer.asked > 0) is (needs(config.resolved) is Needs.PASSES)
+    assert (layer.asked > 0) is (need_of(config.resolved) is Needs.PASSES)
 
 
 def test_the_table_of_the_page_is_the_rule() -> None:
@@ -213,4 +213,4 @@ def test_the_table_of_the_page_is_the_rule() -> None:
     rows = [line.strip("| ").split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if "|" in line]
     told = {row[1]: set(row[2].replace("`", "").split()) for row in rows if row[1] in {need.value for need in Needs}}
     known = [one for one in methods.every() if not one.formula.wraps_norm]
-    assert told == {need.value: {one.name for one in known if needs(one) is need} for need in Needs}
+    assert told == {need.value: {one.name for one in known if need_of(one) is need} for need in Needs}

@@ -114,8 +114,14 @@ def test_a_change_is_phi_less_the_weight(source: Method) -> None:
         U, S, V = change.svd()
         assert torch.allclose((U * S) @ V.T, change.matrix, atol=1e-10)
     assert (change is not None) == (
-        source.name in {*(one.name for one in LOW_RANK), "pissa", "milora", "spectral", "lora_dash"}
+        source.name in {*(one.name for one in LOW_RANK), "pissa", "milora", "spectral", "lora_dash", "hra"}
     )
+
+
+def test_a_change_that_needs_w_is_none_without_it() -> None:
+    hra = methods.get("hra")
+    env = made(hra, weight())
+    assert change_of(hra, sizes(hra), env | {"W": env["W"].to("meta")}) is None
 
 
 def test_a_sum_of_changes_is_no_sum_of_factors() -> None:

@@ -136,8 +136,7 @@ def test_rank_and_alpha_patterns(bert: Builder, variant: Variant, batch: dict[st
         for factor, shape in variant.method.formula.shapes.items():
             if factor in variant.method.formula.trainable:
                 entries = layer.subspace_params["default"].get("Delta", torch.empty(0)).numel()
-                sizes = {"n": 32, "m": 32, "k": 32, "r": rank, "p": entries, "q": 3}
-                wanted = tuple(sizes[dimension] for dimension in shape)
+                wanted = Sizes(32, 32, rank, entries, 3).of(shape)
                 assert layer.subspace_params["default"][factor].shape == wanted
         environment = layer._environment("default")
         assert environment["s"] == found[name][1] / rank

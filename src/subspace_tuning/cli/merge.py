@@ -36,7 +36,7 @@ def merge(
         if not overwrite:
             raise SubspaceError(f"{output} holds a model: choose another --output, or give --overwrite")
     with quiet(bars=False):
-        made = finished(run, base)
+        made = finished(run, base, quantise=False)
         if output.resolve() == made.folder.resolve():
             raise SubspaceError(f"{output} is the run's own result: choose another --output")
         told = merge(made, output)

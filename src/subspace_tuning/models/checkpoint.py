@@ -17,7 +17,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from ..errors import SubspaceError, reading
-from ..tuner.kinds import Kind, kind_of
+from ..tuner.kind import Kind
+from ..tuner.kinds import kind_of
 from .locate import cannot_load, locate
 from .meta import without_weights
 

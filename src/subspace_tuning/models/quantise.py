@@ -40,8 +40,6 @@ def quantised(
     Raises:
         SubspaceError: the library is not installed, or the model's configuration cannot be read.
     """
-    library = "torchao" if format is Quantise.torchao_int8 else "bitsandbytes"
-    needs(f"quantise = {format.value}", "quantised", library)
     architecture = architecture_of(name)
     for key, value in settings.items():
         setattr(architecture, key, value)
@@ -53,10 +51,13 @@ def quantised(
 
 
 def _config(format: Quantise, head: list[str]) -> Any:
+    what = f"quantise = {format.value}"
     if format is Quantise.torchao_int8:
+        needs(what, "quantised", "torchao")
         from torchao.quantization import Int8WeightOnlyConfig
 
         return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=head)
+    needs(what, "quantised", "bitsandbytes")
     if format is Quantise.int8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=head)  # type: ignore[no-untyped-call]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]

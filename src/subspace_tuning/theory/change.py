@@ -35,8 +35,8 @@ class Change(NamedTuple):
 def change_of(method: Method, sizes: Sizes, env: Mapping[str, Any]) -> Change | None:
     """Return the change as narrow factors.
 
-    None if the formula is not W plus narrow products (a scale or a normalisation acts on W itself), or if it names
-    singular vectors of W that ``env`` does not hold.
+    None if the formula is not W plus narrow products (a scale or a normalisation acts on W itself), or if they name W
+    or singular vectors of W that ``env`` does not hold.
     """
     formula = method.formula
     shapes = NodeShapes(formula.shapes, sizes)
@@ -46,7 +46,8 @@ def change_of(method: Method, sizes: Sizes, env: Mapping[str, Any]) -> Change | 
     lows = [chained((*cut.scalars, cut.low)) or cut.low for cut in form.cuts]
     highs = [cut.high for cut in form.cuts]
     needed = {name for node in (*lows, *highs) for name in node.names}
-    if any(not isinstance(env.get(name), (Tensor, float, int)) for name in needed):
+    held = {name for name in needed if isinstance(env.get(name), (Tensor, float, int))}
+    if held < needed or any(isinstance(env[name], Tensor) and env[name].is_meta for name in held):
         return None
     left = torch.cat([dense(low, env) for low in lows], 1)
     return Change(left, torch.cat([dense(high, env) for high in highs], 0).T)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.training_args import OptimizerNames
@@ -140,17 +141,7 @@ def _prepare(config: RunConfig) -> _Parts:
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
     training = parts.config.training
-    length = parts.config.task.max_length
-    encoded = {split: parts.task.encode(rows, parts.tokenizer, length) for split, rows in parts.rows.items()}
-    cut = {
-        split: cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length) for split, rows in parts.rows.items()
-    }
-    for split, rows in parts.rows.items():
-        if cut[split]:
-            logger.warning(
-                "%d of the %d %s rows are longer than task.max_length = %d tokens and are cut",
-                *(cut[split], len(rows), split, length),
-            )
+    encoded, cut = _encoded(parts)
     count = len(encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
@@ -189,6 +180,20 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     return Outcome(record, folder.path / result, repeated=False)
 
 
+def _encoded(parts: _Parts) -> tuple[dict[str, Dataset], dict[str, int]]:
+    """Return the rows of each split as the model takes them, and how many of them are cut."""
+    length, encoded, cut = parts.config.task.max_length, {}, {}
+    for split, rows in parts.rows.items():
+        encoded[split] = parts.task.encode(rows, parts.tokenizer, length)
+        cut[split] = cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length)
+        if cut[split]:
+            logger.warning(
+                "%d of the %d %s rows are longer than task.max_length = %d tokens and are cut",
+                *(cut[split], len(rows), split, length),
+            )
+    return encoded, cut
+
+
 def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | None) -> TrainerState:
     """Trains to the end from the checkpoint, if there is one, and leaves the weights to be saved in the model."""
     if checkpoint is None or state is None:
@@ -219,7 +224,7 @@ def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
     with replaced(path) as temporary:
         parts.model.save_pretrained(str(temporary))
         parts.tokenizer.save_pretrained(str(temporary))
-        save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model)
+        save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model, parts.config.quantise)
         (temporary / "README.md").write_text(_card(parts, record), encoding="utf-8")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -20,16 +19,18 @@ from transformers.trainer_pt_utils import nested_concat
 from .. import tasks
 from ..errors import SubspaceError, reading
 from ..files import write_json
+from ..jobs.fields import Fields, read_object
 from ..models.load import load
+from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, Values
 from ..tuner.mam import load_mam
-from .fields import Fields, check_fields
 from .folder import RESULTS, RunFolder
 
 TASK = "task.json"
 """The file beside a model or an adapter that says what it is for."""
 _ADAPTER = "adapter_config.json"
-_FIELDS: Fields = {"task": str, "options": {}, "max_length": int, "model": str}
+_FORMATS = (None, *(one.value for one in Quantise))
+_FIELDS: Fields = {"task": str, "options": {}, "max_length": int, "model": str, "quantise": _FORMATS}
 _IGNORED = -100  # pads outputs of rows of different lengths, as the Trainer does
 
 
@@ -54,46 +55,63 @@ class Finished:
     folder: Path
 
 
-def save_task(folder: Path, task: Task[Any], max_length: int, model: str) -> None:
+def save_task(folder: Path, task: Task[Any], max_length: int, model: str, quantise: Quantise | None = None) -> None:
     """Write beside a model or an adapter what ``finished`` reads.
 
     The classes' names stand there, too: peft saves of a model's config nothing.
     """
-    content = {"task": task.name, "options": dict(task.options), "max_length": max_length, "model": model}
+    content = {
+        "task": task.name,
+        "options": dict(task.options),
+        "max_length": max_length,
+        "model": model,
+        "quantise": None if quantise is None else quantise.value,
+    }
     write_json(folder / TASK, content)
 
 
-def finished(path: str | Path, base: str | None = None) -> Finished:
+def finished(path: str | Path, base: str | None = None, *, quantise: bool = True) -> Finished:
     """Return what a run has made.
 
     Args:
         path: the run's folder, or the folder of its adapter or model by itself.
         base: where the base model is now, if it is no longer where the run found it.
+        quantise: whether the base's weights are in the run's format, and not all in float32.
 
     Raises:
         SubspaceError: there is no finished run, a file of it is damaged, or the base model is another one.
     """
     folder = _result(Path(path).expanduser())
-    with reading(str(folder / TASK)):
-        content = json.loads((folder / TASK).read_text(encoding="utf-8"))
-        check_fields(content, _FIELDS)
+    content = read_object(folder / TASK, "run it again with --overwrite", _FIELDS)
+    assert content is not None
     with reading(f"the task in {folder / TASK}"):
         task = tasks.get(content["task"]).configured(content["options"])
     has_adapter = (folder / _ADAPTER).is_file()
     if base is not None and not has_adapter:
         raise SubspaceError(f"{folder} is a whole model and has no base: leave --base out")
     name = (base or content["model"]) if has_adapter else str(folder)
-    loaded, own = load(name, task.model_class, task.model_settings, content["max_length"])
-    model: nn.Module = loaded
-    tokenizer = own
+    settings = dict(task.model_settings)
+    packed = quantise and has_adapter and content["quantise"] is not None
+    if packed:
+        settings |= quantised(Quantise(content["quantise"]), name, task.model_class, settings, _head(folder), cpu=False)
+    loaded, own = load(name, task.model_class, settings, content["max_length"])
+    model, tokenizer = cast("nn.Module", loaded), own
     if has_adapter:
         with reading(f"the tokenizer in {folder}"):
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
         _check_vocabulary(folder, tokenizer, name, own)
         with reading(f"the adapter in {folder} on model {name!r}", "--base names the model that it was trained on"):
             model = _adapted(loaded, folder)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return Finished(task, model.to(device or "cpu").eval(), tokenizer, content["max_length"], name, folder)
+    if not packed and torch.accelerator.is_available():  # packed weights are on their device
+        model = model.to(torch.accelerator.current_accelerator())
+    return Finished(task, model.eval(), tokenizer, content["max_length"], name, folder)
+
+
+def _head(folder: Path) -> list[str] | None:
+    """The modules that were trained whole, by the ends of their names."""
+    with reading(f"the adapter in {folder}"):
+        modules: list[str] | None = getattr(peft.PeftConfig.from_pretrained(str(folder)), "modules_to_save", None)
+    return modules
 
 
 def _result(path: Path) -> Path:

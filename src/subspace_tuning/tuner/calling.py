@@ -17,7 +17,7 @@ from ..algebra.evaluate import drops
 from ..compat import plain_tensors, tree_leaves
 from ..errors import SubspaceError
 from ..methods import Method
-from .kinds import Kind
+from .kind import Kind
 
 BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
 

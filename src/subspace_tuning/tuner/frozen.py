@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from ..algebra.operators import Operator
-    from .kinds import Kind
+    from .kind import Kind
 
 
 class FrozenLayer(nn.Module, BaseTunerLayer):

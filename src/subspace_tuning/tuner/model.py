@@ -22,6 +22,7 @@ from .calling import BASE
 from .card import TAG
 from .compat import check_adapters_not_merged, include_all_linear_layers
 from .config import SubspaceConfig
+from .entries import check_method
 from .hooks import count_passes, penalise, remove_hooks
 from .layer import SubspaceLayer, layer_class
 from .loading import check_fit
@@ -29,7 +30,6 @@ from .lora_form import Layout
 from .merging import check_merge
 from .mixing import rows_named
 from .naming import check_name
-from .needs import check_method
 from .reach import forget_unreached, warn_of_unreached
 from .requantised import tell
 from .sharding import leave_out_of_broadcasts

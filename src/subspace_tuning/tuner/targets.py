@@ -22,10 +22,10 @@ from .budget import matrix_shape
 from .calling import own_forward_problem
 from .compat import include_all_linear_layers
 from .config import SubspaceConfig
+from .entries import check_method
 from .exact import exactly
 from .kinds import kind_of, supported
 from .layer import SubspaceLayer
-from .needs import check_method
 from .placement import by_role
 from .recognise import in_short
 from .validate import check_rank

@@ -60,9 +60,7 @@ class Expression(ABC):
     forms_itself = False  # whether ``apply`` multiplies the rows by the formed matrix
     reads_norms = False  # whether ``apply`` takes the norms of the columns below
     rows_enter: ClassVar[int | None] = None  # the child whose rows are this node's, where dropout may act
-    scaled_child: ClassVar[int | None] = (
-        None  # the child that takes the numbers before this node, where that is cheaper
-    )
+    scaled_child: ClassVar[int | None] = None  # the child that takes the numbers before the node, if that is cheaper
     holds_weight = True  # whether W within a child makes this node W reconstructed
     latex_in_brackets = False  # within a product
     acts_as_factor = True  # False: it acts on what stands left of it, as a nonlinearity does

@@ -205,12 +205,7 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
     if outer is not None and (of_x or of_left) and not (joins or scales_weight(g, weight, len(weight))):
         g, right, outer = R.scale_rows(g, outer), None, None  # once for every product that follows
     if any(of_highs):
-        value = kept.t if kept.value is None else kept.value
-        if value is None:
-            value = narrowed(x, joined(chosen(lows, of_highs), 1), scale)
-        by_high = row_products(value, g)
-        by_high = by_high if outer is None else by_high * outer.to(by_high.dtype)
-        by_highs = spread(parted(by_high, chosen(highs, of_highs), 0), of_highs)
+        by_highs = _highs_gradients(g, x, parts, kept, of_highs, outer)
     # Terms of which nothing trains pass their gradient on to x alone, if W does not do so for them.
     terms = of_lows if joins or not of_x else [True] * len(lows)
     if any(terms):
@@ -233,6 +228,17 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
         assert own is not None
         by_lows = spread(parted(low_products(own, x), chosen(lows, of_lows), 1), of_lows)
     return (by_x if of_x else None, None, by_bias, by_left, by_right, *by_lows, *by_highs)
+
+
+def _highs_gradients(
+    g: Tensor, x: Tensor, parts: Parts, kept: _Kept, wanted: Sequence[bool], outer: Tensor | None
+) -> list[Tensor | None]:
+    value = kept.t if kept.value is None else kept.value
+    if value is None:
+        value = narrowed(x, joined(chosen(parts.lows, wanted), 1), parts.scale)
+    found = row_products(value, g)
+    found = found if outer is None else found * outer.to(found.dtype)
+    return spread(parted(found, chosen(parts.highs, wanted), 0), wanted)
 
 
 def _rows_gradient(g: Tensor, parts: Parts, kept: _Kept, u: Tensor | None, joins: bool) -> Tensor:

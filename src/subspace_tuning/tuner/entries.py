@@ -1,4 +1,4 @@
-"""What a method needs of a quantised weight: a rule on its formula and its starts."""
+"""What a formula needs of a quantised weight: products with W, or its entries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Needs(Enum):
     ALWAYS = "is refused"
 
 
-def needs(method: Method) -> Needs:
+def need_of(method: Method) -> Needs:
     """Return when a method needs the entries of W. What it needs always would be kept, and be no smaller than W."""
     formula = method.formula
     if any("k" in SPECTRAL_SHAPES[name] for name in formula.spectral):
@@ -31,13 +31,13 @@ def needs(method: Method) -> Needs:
     if reads_entries(formula.evaluated):
         return Needs.PASSES
     starts = any(reads_weight(start) for start in method.starts_for(False).values())
-    return Needs.START if starts or formula.spectral or method.selection == "magnitude" else Needs.NOTHING
+    return Needs.START if starts or formula.spectral or method.chooses_by_weight else Needs.NOTHING
 
 
 def check_method(method: Method, module: nn.Module, name: str) -> None:
     """Raise SubspaceError if a module is quantised and a method would undo that."""
     door = door_of(module)
-    if door is not None and needs(method) is Needs.ALWAYS:
+    if door is not None and need_of(method) is Needs.ALWAYS:
         raise SubspaceError(
             f"{name} is quantised ({door.library}), and {method.name!r} keeps all singular vectors of W, which take "
             "more than W itself: choose a formula with W, or with U_r and V_r, or load the model without "
