@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import subspace_tuning
 from subspace_tuning import SubspaceConfig, compat
+from subspace_tuning.bench.device import operations
 from subspace_tuning.tuner import compat as of_peft
 
 SOURCE = Path(subspace_tuning.__file__).parent
@@ -31,6 +32,13 @@ def test_private_names_are_imported_in_one_place(path: Path) -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
             whole = node.value
             assert not (isinstance(whole.value, ast.Name) and (whole.value.id, whole.attr) == ("torch", "_C"))
+
+
+def test_operations_are_seen_forward_and_backward() -> None:
+    x = torch.ones(2, 2, requires_grad=True)
+    names = operations(lambda: (x @ x).sum().backward())
+    assert names.count("aten.mm.default") == 3
+    assert "aten.sum.default" in names
 
 
 def test_transforms_are_seen() -> None:

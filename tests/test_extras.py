@@ -244,7 +244,7 @@ COMMANDS = {
     "combine none none -o none": "theory",
     "recommend MODEL --tuned MODEL": "theory",
     "train none.yaml": "train",
-    "evaluate none": "train",
+    "evaluate none --data none": "train",
     "predict none --text word": "train",
     "merge none -o other": "train",
     "train --template": "train",

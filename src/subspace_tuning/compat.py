@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["differentiates_forward", "functorch_is_active", "plain_tensors", "tree_leaves"]
+__all__ = ["TorchDispatchMode", "differentiates_forward", "functorch_is_active", "plain_tensors", "tree_leaves"]
 
 functorch_is_active = torch._C._are_functorch_transforms_active
 """Whether a transform of torch.func looks on. The very function: it is asked in every call of a layer."""

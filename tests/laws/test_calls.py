@@ -101,7 +101,7 @@ def test_a_pass_makes_no_more_calls_than_with_peft(case: Method, training: bool)
 
 def test_dora_decodes_as_lora_does() -> None:
     dora, lora = (decoding(layer(SubspaceConfig(method=name, **TARGET)).eval()) for name in ("dora", "lora"))
-    assert dora <= lora + 1  # it scales the columns, too
+    assert dora <= lora + 2  # it scales the columns, and adds the bias after that
 
 
 @pytest.mark.parametrize("name", SHARE)

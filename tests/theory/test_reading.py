@@ -163,7 +163,7 @@ def test_every_node_has_a_rule_or_is_known_to_have_none() -> None:
     without = {kind.__name__ for kind in concrete if kind not in reading._within.registry}
     leaves = {"Matrix", "Diagonal", "Vector", "Scalar", "Normalisation", "Number", "Identity"}
     free = {"Diag", "Elementwise"}  # as a whole, see `elements`
-    plans = {"Norms", "InverseNorms", "Carried", "Drawn"}
+    plans = {"Norms", "InverseNorms", "Carried", "Drawn", "Folded"}
     assert without - leaves - free - plans == {"Activation", "Affine", "Gate", "Kron", "Kronecker", "Reflect", "Unit"}
 
 

@@ -108,6 +108,7 @@ HOW = [{"method": known.name} for known in methods.every() if not known.needs_ca
 ]
 
 
+@pytest.mark.filterwarnings("ignore:rank .* is odd")  # hra, of a rank that a pattern chose
 def test_what_can_be_set_can_be_saved_and_loaded(tmp_path: Path) -> None:
     """Any fields together: they are refused, or the adapter is the same after loading."""
     loaded: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from subspace_tuning import SubspaceConfig, SubspaceError
 from subspace_tuning.tuner import loss
 from subspace_tuning.tuner.budget import matrix_shape
+from subspace_tuning.tuner.weights import agree
 
 Fields = dict[str, Any]
 
@@ -61,6 +62,11 @@ def test_a_weight_in_parts_cannot_be_merged_into() -> None:
     base.weight = in_parts(base.weight)
     with pytest.raises(SubspaceError, match=r"^ZeRO-3 holds the weight in parts, so it cannot be merged into"):
         model.merge_adapter()
+
+
+def test_a_parameter_without_entries_is_refused_by_name() -> None:
+    with pytest.raises(SubspaceError, match=r"^layer\.0: nothing is trained there, and ZeRO-3 holds no parameter"):
+        agree([torch.ones(2), torch.empty(0)], [], "layer.0")
 
 
 @pytest.fixture(scope="module")

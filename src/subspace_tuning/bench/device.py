@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..compat import TorchDispatchMode
 
 HAS_ACCELERATOR = torch.accelerator.is_available()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,8 +70,6 @@ def _checked(output: Path) -> Path:
 
 
 def _write(output: Path, answers: Sequence[Mapping[str, Any]]) -> None:
-    import pandas as pd
-
     from ..files import written
 
     with written(output) as temporary:
@@ -78,7 +77,12 @@ def _write(output: Path, answers: Sequence[Mapping[str, Any]]) -> None:
             lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
             temporary.write_text(lines, encoding="utf-8", newline="\n")
         else:
-            pd.DataFrame([_flat(answer) for answer in answers]).to_csv(temporary, index=False, lineterminator="\n")
+            rows = [_flat(answer) for answer in answers]
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                columns = list(dict.fromkeys(key for row in rows for key in row))
+                table = csv.DictWriter(file, columns, lineterminator="\n")
+                table.writeheader()
+                table.writerows(rows)
 
 
 def _flat(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def get(name: str) -> Task[Any]:
     _read_modules()
     plain = _plain(name)
     if plain not in _TASKS:
-        raise SubspaceError(f"unknown task {name!r}: {nearest(plain, _TASKS)}")
+        raise SubspaceError(f"unknown task {name!r}: {nearest(name, (task.name for task in _TASKS.values()))}")
     return _TASKS[plain]
 
 

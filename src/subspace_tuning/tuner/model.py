@@ -126,9 +126,8 @@ class SubspaceModel(BaseTuner):
         with whole(base):
             layer = self._adapt(peft_config, adapter_name, target, target_name, parent, current_key)
         if partitioned:
-            agree(
-                [*layer.subspace_params[adapter_name].parameters(), *layer.subspace_constants[adapter_name].buffers()]
-            )
+            own, constants = layer.subspace_params[adapter_name], layer.subspace_constants[adapter_name]
+            agree(own.parameters(), constants.buffers(), current_key)
 
     def _adapt(
         self,

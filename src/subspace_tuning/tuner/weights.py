@@ -138,8 +138,20 @@ def whole(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def agree(tensors: Iterable[Tensor]) -> None:
-    """Give every process the tensors of the first."""
+def agree(parameters: Iterable[Tensor], constants: Iterable[Tensor], name: str) -> None:
+    """Give every process what the first has drawn for a module.
+
+    Raises:
+        SubspaceError: a parameter has no entries, as where a method chose none in this matrix. ZeRO-3 ends in an error
+            of its own at an empty one.
+    """
+    tensors = [*parameters]
+    if not all(parameter.numel() for parameter in tensors):
+        raise SubspaceError(
+            f"{name}: nothing is trained there, and ZeRO-3 holds no parameter without entries: leave the module out of "
+            "target_modules"
+        )
+    tensors += constants
     nccl = torch.distributed.get_backend() == "nccl"  # without gloo beside it, it takes no tensor of the CPU
     for tensor in tensors:
         shared = (tensor.data.cuda() if nccl else tensor.data).contiguous()

@@ -26,7 +26,8 @@ def splits(source: str) -> dict[str, Records]:
         if path.is_dir():
             return _saved(path) if any((path / name).is_file() for name in _SAVED) else _folder(path)
     if path.suffix.lower() in READERS or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        entries = path.parent.iterdir() if path.parent.is_dir() else ()
+        beside = [entry.name for entry in entries if entry.suffix.lower() in READERS]
         hint = f": {nearest(path.name, beside)}" if beside else ""
         raise SubspaceError(f"data {source!r} does not exist{hint}")
     return _hub(source)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ... import rows as R
 from ...nodes import NONLINEARITIES
-from .pattern import Parts, product_dtype, scaled_sum, with_norms
+from .pattern import Parts, product_dtype, with_norms
 
 
 def composed(x: Tensor, parts: Parts, dtype: torch.dtype | None = None) -> Tensor:
@@ -30,8 +30,17 @@ def composed(x: Tensor, parts: Parts, dtype: torch.dtype | None = None) -> Tenso
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
+def _scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """Return y * right + bias, not by `addcmul`, whose gradient would pass over the rows twice more."""
+    if R.is_narrower(y, right):
+        scaled = R.scale_rows(y, right)
+    else:
+        scaled = y * (right if right.dtype is y.dtype else right.to(y.dtype))
+    return scaled if bias is None else scaled.add_(bias)
+
+
 def composed_rows(
-    rows: Tensor, parts: Parts, outer: Callable[[Tensor, Tensor, Tensor | None], Tensor] = scaled_sum
+    rows: Tensor, parts: Parts, outer: Callable[[Tensor, Tensor, Tensor | None], Tensor] = _scaled_sum
 ) -> Tensor:
     """Return the pattern on rows in the precision of the products; ``outer`` scales the columns and adds the bias.
 
@@ -44,7 +53,7 @@ def composed_rows(
     scaled = rows if left is None else R.scale_rows(rows, left)
     y = F.linear(scaled, weight.T, bias if right is None else None)
     if right is not None and not around:
-        y = scaled_sum(y, right, bias)
+        y = _scaled_sum(y, right, bias)
     if len(lows) > 0:  # dynamo knows no truth of a tuple
         low, high = (torch.cat(lows, 1), torch.cat(highs)) if lows[1:] else (lows[0], highs[0])
         t = torch.mm(rows, low if low.dtype is dtype else low.to(dtype))

@@ -116,8 +116,7 @@ def is_transformed() -> bool:
 
 def scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     """Return y * right + bias."""
-    # The gradient of `addcmul` would pass over the rows twice more.
-    if bias is None or y.requires_grad or R.is_narrower(y, right):
+    if bias is None or R.is_narrower(y, right):
         scaled = R.scale_rows(y, right)
         return scaled if bias is None else scaled.add_(bias)
     return torch.addcmul(bias, y, right if right.dtype is y.dtype else right.to(y.dtype))
