@@ -132,7 +132,9 @@ def gate_penalty(site: Penalised) -> Tensor | None:
 def pairs_of(layer: SubspaceLayer, adapter: str) -> list[Pair]:
     """Return A and B of every low-rank term of an adapter, gathered from all processes where they are sharded."""
     terms = patterns.pairs(layer.adapters[adapter].method.formula)
-    env = values_of(layer, adapter, {name for term in terms for name in (*term.down.names, *term.up.names)})
+    # Not a set, whose order differs between processes: each name is gathered by all of them at once.
+    names = dict.fromkeys(name for term in terms for name in (*term.down.names, *term.up.names))
+    env = values_of(layer, adapter, names)
     return [(dense(term.down, env), dense(term.up, env)) for term in terms]
 
 
