@@ -18,9 +18,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import subspace_tuning
-from subspace_tuning import methods
 from subspace_tuning.cli.app import app
 from subspace_tuning.extras import EXTRAS
+
+from .packaged import packaged
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -262,7 +263,7 @@ def test_the_core_works_alone(tmp_path: Path) -> None:
     arguments = {"parts": parts, "calls": calls, "commands": commands, "of_the_command": sorted(command)}
     found = run("core", refused() | command, **arguments)
 
-    assert found["methods"] == {case.name: True for case in methods.every()}
+    assert found["methods"] == {case.name: True for case in packaged()}
     for name, extra in (EXTRA_OF_PART | EXTRA_OF_CALL).items():
         assert_names(extra, (found["parts"] | found["calls"])[name])
     code, out, err = found["without the command"]

@@ -20,6 +20,7 @@ from subspace_tuning import SubspaceConfig, SubspaceError, methods
 from subspace_tuning.tuner.entries import Needs, need_of
 from subspace_tuning.tuner.quantised import door_of
 
+from ..packaged import packaged
 from .quantised_layers import FORMS, WithDoor
 
 N, M, ROWS = 64, 48, 7
@@ -212,5 +213,5 @@ def test_the_table_of_the_page_is_the_rule() -> None:
     page = Path(__file__).parents[2] / "docs" / "quantised.md"
     rows = [line.strip("| ").split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if "|" in line]
     told = {row[1]: set(row[2].replace("`", "").split()) for row in rows if row[1] in {need.value for need in Needs}}
-    known = [one for one in methods.every() if not one.formula.wraps_norm]
+    known = [one for one in packaged() if not one.formula.wraps_norm]
     assert told == {need.value: {one.name for one in known if need_of(one) is need} for need in Needs}
