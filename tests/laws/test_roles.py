@@ -24,6 +24,7 @@ from subspace_tuning.theory.convert import convert
 from subspace_tuning.tuner.optim import parameter_groups, second_factors
 from subspace_tuning.tuner.scheduling import schedule, sites
 
+from ..tuner.fsdp_run import Net
 from .registry import METHODS, method_id
 
 STEPS = 12
@@ -35,16 +36,6 @@ KINDS = (
     (lambda name: True, "{}", ["l", "z9", "lam", "a", "d", "tau", "delta", "alpha"]),
 )
 """What a name may become: the language knows masks, diagonals, matrices and vectors by their names, and no more."""
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(10, 12), nn.Linear(12, 8)
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        y = self.second(torch.tanh(self.first(x)))
-        return {"loss": (y - labels).square().mean(), "logits": y}
 
 
 def renaming(case: Method, seed: int) -> dict[str, str]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from subspace_tuning import SubspaceConfig, SubspaceError, SubspaceLayer, methods
 from subspace_tuning.algebra import Expression, Sizes
 from subspace_tuning.methods import Method, environment, explain, initial_factors
+from subspace_tuning.methods.counts import polynomial
 from subspace_tuning.methods.inclusions import DECLARED, FOUND, Inclusion, contained_in, containing
-from subspace_tuning.methods.registry import polynomial
 from subspace_tuning.methods.telling import brief, told
 
 from ..algebra.expressions import formulas

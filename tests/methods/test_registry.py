@@ -7,7 +7,8 @@ import pytest
 from subspace_tuning import SubspaceError, methods
 from subspace_tuning.algebra import Sizes, relu
 from subspace_tuning.methods import method
-from subspace_tuning.methods.registry import categorise, polynomial
+from subspace_tuning.methods.counts import polynomial
+from subspace_tuning.methods.registry import categorise
 
 TWELVE = "ssl ssb ia3 sam_parser bitfit lora trilora flora dora svdiff spectral parallel_adapter".split()
 

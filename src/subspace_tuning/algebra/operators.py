@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ TENSORS = (Tensor, nn.Parameter)
 """The types of what an environment mostly holds: no operators."""
 
 
-class Operator:
+class Operator(ABC):
     """What an environment may hold as W in place of a tensor.
 
     A formula that only multiplies with W never asks for the entries. One that computes with them (see
@@ -30,17 +31,17 @@ class Operator:
     dtype: torch.dtype
     device: torch.device
 
+    @abstractmethod
     def multiply(self, x: Tensor) -> Tensor:
         """Return the rows x (... x n) times the matrix (... x m), in the precision of x; differentiable in x."""
-        raise NotImplementedError
 
     def multiply_transposed(self, y: Tensor) -> Tensor:
         """Return the rows y (... x m) times the transposed matrix (... x n), in the precision of y."""
         return y @ self.dequantise().T.to(y.dtype)
 
+    @abstractmethod
     def dequantise(self) -> Tensor:
         """Return the entries, n x m, as a tensor of its own."""
-        raise NotImplementedError
 
 
 def reads_entries(expression: Expression, differentiably: bool = False) -> bool:

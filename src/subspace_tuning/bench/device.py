@@ -51,7 +51,7 @@ def peak_mib(step: Callable[[], object]) -> float | None:
 class Operations(TorchDispatchMode):
     """The names of the operations that torch's dispatcher begins, forward and backward, views among them.
 
-    Where little is computed they are what takes the time: of each of them the host knows only after it has begun it.
+    Where little is computed, beginning them is what takes the time.
     """
 
     def __init__(self) -> None:

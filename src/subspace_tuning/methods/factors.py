@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..algebra import Sizes, names
 from ..algebra.operators import Operator
+from ..algebra.rows import wide
 from ..linalg import Spectrum, svd
 from .selections import Selection
 from .starts import Place, fixed_number, lookup, reads_weight, value_at_start
@@ -76,7 +77,7 @@ def initial_factors(
         parameters[name] = torch.randn(shapes[name]) * _spread(shapes[name]) if random else drawn
         if first in method.formula.shapes and first not in constants:
             constants[first] = drawn.clone() if number is None else torch.full(shapes[name], number)
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+    dtype = wide(weight.dtype)
     return Factors(
         {name: tensor.to(device=weight.device, dtype=dtype).contiguous() for name, tensor in parameters.items()},
         _kept(method, weight, constants),
@@ -125,7 +126,7 @@ def _parts_and_anchors(
 
 def _kept(method: Method, weight: Tensor, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the constants that the formula needs, as they are stored."""
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+    dtype = wide(weight.dtype)
     return {
         # Contiguous, as what is loaded from a file: products of another layout differ in the last bit.
         name: constants[name]
@@ -237,8 +238,7 @@ def environment(
     if norm is not None:
         env["N"] = norm
     if method.formula.names_bias:
-        zeros = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        env["b"] = zeros if bias is None else bias
+        env["b"] = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device) if bias is None else bias
     for name, anchor in reading.sums if evaluated else reading.anchors.items():
         env[name] = (constants[anchor] if type(anchor) is str else anchor) + parameters[name]  # type: ignore[operator]
     for name, start in reading.offsets:

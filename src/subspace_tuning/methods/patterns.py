@@ -26,6 +26,7 @@ from torch import Tensor
 from ..algebra import Expression, Formula, parse
 from ..algebra.low_rank import LowRank
 from ..algebra.nodes import NONLINEARITIES, Activation
+from ..algebra.rows import wide
 from ..errors import SubspaceError, nearest
 from .method import Method
 
@@ -136,7 +137,7 @@ class _Grams(NamedTuple):
 
 def _grams(A: Tensor, B: Tensor) -> _Grams:
     with torch.autocast(A.device.type, enabled=False):
-        A, B = (factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in (A, B))
+        A, B = (factor.to(wide(factor.dtype)) for factor in (A, B))
         return _Grams(A.T @ A, B @ B.T)
 
 

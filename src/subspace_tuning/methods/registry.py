@@ -18,7 +18,6 @@ from ..algebra import Formula, parse
 from ..algebra.nodes import Leaf
 from ..errors import SubspaceError, nearest
 from .checks import start_problem
-from .counts import polynomial as polynomial
 from .functions import formula_of
 from .hosted import HOSTED
 from .method import UNNAMED, AnyMethod, Category, Method, starts_at_weight

@@ -17,6 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..algebra.rows import wide
 from ..errors import SubspaceError, nearest
 from ..linalg import Part, Spectrum, svd
 from .start_rules import infer_starts as infer_starts
@@ -159,7 +160,7 @@ def row_norms(place: Place) -> Tensor:
 
 
 def _wide(weight: Tensor) -> torch.dtype:
-    return torch.promote_types(weight.dtype, torch.float32)
+    return wide(weight.dtype)
 
 
 _CALL = re.compile(r"(\w+)(?:\((.*)\))?")

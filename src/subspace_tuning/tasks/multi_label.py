@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
-import torch
 from datasets import Dataset
 from numpy.typing import DTypeLike
 from scipy.special import expit
@@ -15,66 +14,42 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
 from ..errors import SubspaceError
-from ..tuner.calibration import Batch
 from .base import Values
+from .classes import ClassesTask, class_name
 from .data.records import Records, as_list
 from .data.tables import Table
-from .own import OwnTask, by_number, class_list, class_name, unknown
 from .own_texts import OwnTextTask
 from .registry import register
 
 
 @dataclass(frozen=True)
-class MultiLabel(OwnTextTask):
+class MultiLabel(ClassesTask[Table], OwnTextTask):
     """Any number of classes per row, each of which is decided by itself.
 
     Attributes:
         separator: what stands between the classes of a row where they are one text.
-        classes: their names in the order of their numbers; those of the training file, sorted, if not given.
-        class_weights: whether the rows that have a class count in its loss the more, the fewer they are.
-        weights: how much they count then.
     """
 
     name = "multi_label"
     primary = "f1_micro"
+    problem_type = "multi_label_classification"
 
     separator: str = ","
-    classes: tuple[str, ...] | None = None
-    class_weights: bool = False
-    weights: tuple[float, ...] = ()
 
-    def configured(self, options: Mapping[str, Any]) -> OwnTask[Table]:
+    def configured(self, options: Mapping[str, Any]) -> MultiLabel:
         """Return the task with these options."""
         if options.get("separator") == "":
             raise SubspaceError("task.separator is empty: give what stands between the labels of a row")
-        return super().configured(options)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes, once they are known."""
-        assert self.classes is not None
-        return self.classes
-
-    @property
-    def model_settings(self) -> dict[str, Any]:
-        """The head's size, its classes and the kind of loss."""
-        return {**by_number(self.names), "problem_type": "multi_label_classification"}
+        return cast("MultiLabel", super().configured(options))
 
     @property
     def label_type(self) -> DTypeLike:
         """The type of the outputs."""
         return np.float32
 
-    @property
-    def loss(self) -> Callable[[nn.Module, Batch], tuple[Tensor, Any]] | None:  # type: ignore[override]
-        """The sum of the weighted classes' losses; the model's own without weights."""
-        return self._weighted if self.class_weights else None
-
-    def _weighted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
-        outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
-        logits = outputs.logits.float()
-        weight = torch.tensor(self.weights, device=logits.device)
-        return nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"], pos_weight=weight), outputs
+    def criterion(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Return the mean loss of all decisions, in which the rows that have a class count by its weight."""
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
 
     def raw_labels(self, records: Records) -> list[list[str]]:
         """Return the names of each row's classes."""
@@ -88,25 +63,17 @@ class MultiLabel(OwnTextTask):
             found.append([class_name(name) for name in names])
         return found
 
-    def settled(self, records: Records, labels: list[list[str]]) -> MultiLabel:
-        """Return the task with its classes, and with their weights if they shall have any."""
-        every = [name for names in labels for name in names]
-        task = replace(self, classes=class_list(self.classes, every, records, self.label))
-        if not self.class_weights:
-            return task
-        having = task.numbers(records, labels).sum(axis=0)
+    def weights_of(self, records: Records, labels: list[list[str]]) -> tuple[float, ...]:
+        """Return for each class how many rows have it not for one that has it; 1 for one that no row has."""
+        having = self.numbers(records, labels).sum(axis=0)
         weights = (len(labels) - having) / np.maximum(having, 1)
-        return replace(task, weights=tuple(np.where(having > 0, weights, 1.0).tolist()))
+        return tuple(np.where(having > 0, weights, 1.0).tolist())
 
     def numbers(self, records: Records, labels: Sequence[Sequence[str]]) -> Values:
         """Return a 1 for each class that a row has, rows x classes."""
-        known = {name: number for number, name in enumerate(self.names)}
         found = np.zeros((len(labels), len(self.names)))
-        for row, names in enumerate(labels):
-            for name in names:
-                if name not in known:
-                    records.refuse([row], *unknown(name, self.label, self.names))
-                found[row, known[name]] = 1.0
+        for row, numbers in enumerate(self.numbers_of(records, labels)):
+            found[row, numbers] = 1.0
         return found
 
     def predict(self, outputs: Values) -> Values:

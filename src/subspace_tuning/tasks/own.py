@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from ..errors import SubspaceError, nearest
+from ..errors import SubspaceError
 from .base import Rows, Task
 from .data import sources
 from .data.records import Records, is_missing, shown
@@ -152,64 +151,9 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def class_name(value: str | float | bool) -> str:
-    """Return a label as the name of a class, without white space around it."""
-    return str(value).strip()
-
-
 def labelled(records: Records, column: str) -> Sequence[Any]:
     """Return the column of the labels. Raises SubspaceError if there is none, or a row has none."""
     values = records.column(column, "task.label")
     if missing := [row for row, value in enumerate(values) if is_missing(value)]:
         records.refuse(missing, f"column {column!r} has no label", "write one, or take the row away")
     return values
-
-
-def class_list(given: Sequence[str] | None, names: Sequence[str], records: Records, column: str) -> tuple[str, ...]:
-    """Return the classes in the order of their numbers: those given, or the names that occur, sorted.
-
-    Raises:
-        SubspaceError: there are fewer than two, one is there twice, or they are too many to be classes.
-    """
-    classes = tuple(sorted(set(names))) if given is None else tuple(map(class_name, given))
-    if twice := sorted({name for name in classes if classes.count(name) > 1}):
-        raise SubspaceError(f"task.classes has {twice[0]!r} twice")
-    if len(classes) < 2:
-        raise SubspaceError(
-            f"{records.where}, column {column!r}: a task needs two classes, and this one has "
-            f"{', '.join(map(repr, classes)) or 'none'}"
-        )
-    if given is None and len(classes) > max(50, len(names) / 2):
-        raise SubspaceError(
-            f"{records.where}, column {column!r} has {len(classes):,} different labels in {len(names):,} rows: name "
-            "another column as task.label, take task.name=regression for numbers, or list the classes in task.classes"
-        )
-    return classes
-
-
-def numbered(records: Records, column: str, names: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the numbers of classes, one name per row. Raises SubspaceError if a name is none of them."""
-    known = {name: number for number, name in enumerate(classes)}
-    for row, name in enumerate(names):
-        if name not in known:
-            records.refuse([row], *unknown(name, column, classes))
-    return np.array([known[name] for name in names], dtype=np.int64)
-
-
-def unknown(name: str, column: str, classes: Sequence[str]) -> tuple[str, str]:
-    """Return what is wrong with a label that is none of the classes, and the way out."""
-    return f"column {column!r} has {name!r}, which is none of the {len(classes)} classes", nearest(name, classes)
-
-
-def by_number(classes: Sequence[str]) -> dict[str, Any]:
-    """Return what transformers calls the classes."""
-    return {
-        "num_labels": len(classes),
-        "id2label": dict(enumerate(classes)),
-        "label2id": {name: number for number, name in enumerate(classes)},
-    }
-
-
-def texts_of(records: Records, columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Return the columns of the texts, the first of which ``task.text`` names and the second ``task.text_pair``."""
-    return tuple(records.texts(name, key) for name, key in zip(columns, ("task.text", "task.text_pair"), strict=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import DTypeLike
 from peft import TaskType
+from scipy.special import softmax
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
@@ -23,9 +25,9 @@ class TextTask(Task[Table]):
     task_type: ClassVar[TaskType] = TaskType.SEQ_CLS
 
     @property
+    @abstractmethod
     def text_columns(self) -> tuple[str, ...]:
         """The columns of the texts, one or two, in the order in which the tokenizer gets them."""
-        raise NotImplementedError
 
     @property
     def label_type(self) -> DTypeLike:
@@ -61,12 +63,6 @@ class TextTask(Task[Table]):
         ]
 
 
-def probabilities(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the softmax over the last axis."""
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=-1, keepdims=True))
-
-
 def by_class(logits: np.ndarray[Any, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the most probable class of each row of logits, with the probabilities of all."""
     return [
@@ -75,5 +71,5 @@ def by_class(logits: np.ndarray[Any, Any], names: Sequence[str]) -> list[dict[st
             "probability": float(row.max()),
             "probabilities": dict(zip(names, map(float, row), strict=True)),
         }
-        for row in probabilities(logits)
+        for row in softmax(logits, axis=-1)
     ]

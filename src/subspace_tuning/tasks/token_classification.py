@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 from peft import TaskType
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score, f1_score
-from torch import Tensor, nn
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -24,13 +24,10 @@ from transformers import (
 )
 
 from ..errors import SubspaceError
-from ..tuner.calibration import Batch
 from .base import Values
-from .classification import balanced, weighted_loss
+from .classes import ClassesTask, balanced, class_name
 from .data.records import Records, as_list, check_text
-from .own import OwnTask, by_number, class_list, class_name, unknown
 from .registry import register
-from .texts import probabilities
 
 _IGNORED = -100  # what transformers' losses leave out
 
@@ -66,15 +63,12 @@ class Sentences:
 
 
 @dataclass(frozen=True)
-class TokenClassification(OwnTask[Sentences]):
+class TokenClassification(ClassesTask[Sentences]):
     """A class for each word.
 
     Attributes:
         text: the column of the words, as lists or as texts with spaces between the words.
         label: the column of their classes, in the same form.
-        classes: their names in the order of their numbers; those of the training file, sorted, if not given.
-        class_weights: whether a class counts in the loss the more, the rarer it is.
-        weights: how much each class counts then.
     """
 
     name = "token_classification"
@@ -84,25 +78,6 @@ class TokenClassification(OwnTask[Sentences]):
 
     text: str = "tokens"
     label: str = "tags"
-    classes: tuple[str, ...] | None = None
-    class_weights: bool = False
-    weights: tuple[float, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes, once they are known."""
-        assert self.classes is not None
-        return self.classes
-
-    @property
-    def model_settings(self) -> dict[str, Any]:
-        """The head's size and its classes."""
-        return by_number(self.names)
-
-    @property
-    def loss(self) -> Callable[[nn.Module, Batch], tuple[Tensor, Any]] | None:  # type: ignore[override]
-        """The cross-entropy of the weighted classes; the model's own without weights."""
-        return weighted_loss(self.weights) if self.class_weights else None
 
     def raw_labels(self, records: Records) -> list[list[str]]:
         """Return the names of each row's classes, one for each word."""
@@ -134,22 +109,13 @@ class TokenClassification(OwnTask[Sentences]):
             found.append(tuple(words))
         return tuple(found)
 
-    def settled(self, records: Records, labels: list[list[str]]) -> TokenClassification:
-        """Return the task with its classes, and with their weights if they shall have any."""
-        every = [name for names in labels for name in names]
-        task = replace(self, classes=class_list(self.classes, every, records, self.label))
-        if not self.class_weights:
-            return task
-        return replace(task, weights=balanced(task.rows(records, labels).known, len(task.names)))
+    def weights_of(self, records: Records, labels: list[list[str]]) -> tuple[float, ...]:
+        """Return the inverse of each class's share of the words."""
+        return balanced(self.rows(records, labels).known, len(self.names))
 
     def rows(self, records: Records, labels: list[list[str]] | None) -> Sentences:
         """Return records as sentences."""
-        known = {name: number for number, name in enumerate(self.names)}
-        for row, names in enumerate(labels or ()):
-            for name in names:
-                if name not in known:
-                    records.refuse([row], *unknown(name, self.label, self.names))
-        numbers = None if labels is None else tuple(tuple(known[name] for name in names) for names in labels)
+        numbers = None if labels is None else tuple(map(tuple, self.numbers_of(records, labels)))
         return Sentences(self._words(records), numbers)
 
     def rows_of(self, texts: Sequence[str]) -> Sentences:
@@ -205,7 +171,7 @@ class TokenClassification(OwnTask[Sentences]):
         for words, numbers, logits in zip(rows.words, encoded["labels"], outputs, strict=True):
             predicted: list[str | None] = [None] * len(words)
             probability: list[float | None] = [None] * len(words)
-            for word, chances in zip(numbers, probabilities(logits[: len(numbers)]), strict=True):
+            for word, chances in zip(numbers, softmax(logits[: len(numbers)], axis=-1), strict=True):
                 if word != _IGNORED:
                     predicted[word], probability[word] = self.names[int(chances.argmax())], float(chances.max())
             answers.append({self.text: list(words), "predicted": predicted, "probability": probability})

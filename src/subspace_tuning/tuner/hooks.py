@@ -12,6 +12,7 @@ from ..methods.patterns import MEAN
 from .config import SubspaceConfig
 from .loss import add_penalty
 from .optimizer_step import install
+from .penalties import penalised
 from .reached import Penalised, record
 from .saving import count_pass
 from .walking import layers_of
@@ -19,8 +20,7 @@ from .walking import layers_of
 
 def penalise(model: nn.Module, adapter: str, config: SubspaceConfig) -> None:
     """Have the penalties of an adapter act in training: in the model's own loss, or else at the optimiser's step."""
-    found = [Penalised(layer, adapter) for _, layer in layers_of(model) if adapter in layer.adapters]
-    sites = [site for site in found if site.pattern_weight or site.gate_weight]
+    sites = list(penalised(model, adapter))
     counted = sum(site.pattern_weight > 0 and site.layer.adapters[adapter].r > 0 for site in sites)
     for site in sites:
         record(site.layer)

@@ -92,7 +92,6 @@ class Kind(ABC):
 
     def check(self, module: nn.Module, name: str) -> None:
         """Raise SubspaceError if this module cannot be adapted."""
-        weight = module.weight
-        assert isinstance(weight, Tensor)
+        weight = self.numbers(module)
         if not weight.is_meta and not torch.isfinite(weight).all():
             raise SubspaceError(f"{name}: the weight has entries that are not finite; is the checkpoint damaged?")

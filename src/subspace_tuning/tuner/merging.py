@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..algebra import dense
 from ..algebra.nodes import Affine, Matrix
+from ..algebra.rows import wide
 from ..errors import SubspaceError
 from .following import FollowingLayer
 from .parametrised import is_computed, plain_copy
@@ -141,11 +142,11 @@ class MergingLayer(FollowingLayer):
         There is a bias if the layer has one or a formula adds one. The result is differentiable. Gates are drawn if
         ``training``.
         """
-        wide = {key: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for key, tensor in frozen.items()}
-        matrix = W = self.kind.matrix(wide["weight"])
-        changed = dict(wide)
+        widened = {key: tensor.to(wide(tensor.dtype)) for key, tensor in frozen.items()}
+        matrix = W = self.kind.matrix(widened["weight"])
+        changed = dict(widened)
         for name in names:
-            state, env = self.adapters[name], self._environment(name, wide["weight"], wide.get("bias"))
+            state, env = self.adapters[name], self._environment(name, widened["weight"], widened.get("bias"))
             strength, expression = state.strength, state.method.formula.evaluated
             expression = expression.drawn() if training else expression
             if isinstance(expression, Affine):

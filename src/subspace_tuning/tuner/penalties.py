@@ -87,9 +87,9 @@ def _added_up(terms: Iterable[Tensor | None], model: nn.Module) -> Tensor:
     return total
 
 
-def penalised(model: nn.Module) -> Iterator[Penalised]:
-    """Yield the adapters in modules whose config asks for a penalty, whether or not they are in use."""
-    return _penalised(model, lambda layer: layer.subspace_params)
+def penalised(model: nn.Module, adapter: str | None = None) -> Iterator[Penalised]:
+    """Yield all adapters, or one, in the modules where its config asks for a penalty, in use or not."""
+    return _penalised(model, lambda layer: layer.adapters if adapter is None else layer.adapters.keys() & {adapter})
 
 
 def in_use(model: nn.Module) -> list[Penalised]:

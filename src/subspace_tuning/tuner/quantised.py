@@ -71,14 +71,21 @@ class Door(Operator):
 
     def check_requantising(self, settings: Settings) -> None:
         """Raise SubspaceError if the library cannot quantise a weight again, or needs settings that are not known."""
-        raise SubspaceError(
+        raise self._final()
+
+    def requantised(self, weight: Tensor, settings: Settings) -> nn.Module:
+        """Return a copy of the layer that holds another weight (m x n), quantised as its own was.
+
+        Raises:
+            SubspaceError: as ``check_requantising``.
+        """
+        raise self._final()
+
+    def _final(self) -> SubspaceError:
+        return SubspaceError(
             f"a weight of {self.library} cannot be quantised again, so nothing can be merged into it: save the "
             "adapter, and merge it into the model in its original precision"
         )
-
-    def requantised(self, weight: Tensor, settings: Settings) -> nn.Module:
-        """Return a copy of the layer that holds another weight (m x n), quantised as its own was."""
-        raise NotImplementedError
 
     def _with_gradient(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.has_backward or not (torch.is_grad_enabled() and x.requires_grad):
@@ -137,7 +144,7 @@ class _Bitsandbytes4(_ByPeft):
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
-        return _of(module.__dict__.get("_parameters", {}).get("weight"), "bitsandbytes", "Params4bit")
+        return _of(_weight_of(module), "bitsandbytes", "Params4bit")
 
     def problem(self) -> str | None:
         return _UNFINISHED if self.state is None and not self.module.weight.is_meta else None
@@ -155,7 +162,7 @@ class _Bitsandbytes8(_ByPeft):
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
-        weight = module.__dict__.get("_parameters", {}).get("weight")
+        weight = _weight_of(module)
         return _of(weight, "bitsandbytes", "Int8Params") and not weight.has_fp16_weights
 
     def problem(self) -> str | None:
@@ -172,7 +179,7 @@ class _Torchao(_ByPeft):
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
-        return isinstance(module, nn.Linear) and _of(module._parameters.get("weight"), "torchao")
+        return isinstance(module, nn.Linear) and _of(_weight_of(module), "torchao")
 
     def check_requantising(self, settings: Settings) -> None:
         if "get_apply_tensor_subclass" not in settings:
@@ -215,7 +222,7 @@ class _Float8(Door):
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
-        weight = module.__dict__.get("_parameters", {}).get("weight")
+        weight = _weight_of(module)
         own = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
         return own and type(weight) is nn.Parameter and weight.dtype.itemsize == 1 and weight.is_floating_point()
 
@@ -253,6 +260,11 @@ def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
     yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def _weight_of(module: nn.Module) -> Any:
+    """Return a module's own parameter, which no property or attribute of a subclass stands before."""
+    return module.__dict__.get("_parameters", {}).get("weight")
 
 
 def _of(weight: Any, package: str, name: str | None = None) -> bool:

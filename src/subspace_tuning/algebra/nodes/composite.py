@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from .. import rows as R
-from ..operators import Operator
+from ..operators import TENSORS, Operator
 from ..rows import Rows
 from ..shapes import NodeShapes
 from . import structure as S
@@ -260,14 +261,14 @@ class Transpose(UnaryNode, MatrixNode):
     def apply(self, x: Rows, env: Environment) -> Rows:
         if self.diagonal:
             return self.node.apply(x, env)
-        if type(self.node) is Matrix and self.node.name == "W":
+        if not self.needs_entries:
             value = env["W"]
-            if isinstance(value, Operator):
+            if type(value) not in TENSORS and isinstance(value, Operator):
                 return value.multiply_transposed(R.as_tensor(x))
         return R.matmul(x, self.compact(env))
 
-    @property
-    def needs_entries(self) -> bool:
+    @cached_property
+    def needs_entries(self) -> bool:  # kept, since every call asks for it
         return not (type(self.node) is Matrix and self.node.name == "W")
 
     def compact(self, env: Environment) -> Tensor:

@@ -107,7 +107,7 @@ def folded(V: Tensor) -> Tensor:
     if torch.is_autocast_enabled(V.device.type):
         with torch.autocast(V.device.type, enabled=False):
             return folded(V)
-    wide = V.to(torch.promote_types(V.dtype, torch.float32))
+    wide = V.to(R.wide(V.dtype))
     products = wide.T @ wide
     squares = products.diagonal()
     inverse = products.diagonal_scatter(squares / 2.0 + (squares == 0.0))  # a column of zeros stays one

@@ -239,4 +239,4 @@ def _inner(a: _Split, b: _Split) -> Tensor:
 
 
 def _detached(matrix: Tensor) -> Tensor:
-    return matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
+    return matrix.detach().to(R.wide(matrix.dtype))

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ...algebra import Formula
 from ...documented import Range, documented
 from ...errors import SubspaceError
-from .base import Context, Options, Schedule, option, steps
-from .triplets import LACKING, triplets, triplets_of
+from .base import Context, Options, option, steps
+from .triplets import OnTriplets, triplets_of
 
 
 @documented
@@ -38,12 +37,8 @@ class AdaLoRAOptions(Options):
     beta_uncertainty: float = option(0.85, "what the mean of the uncertainty keeps from step to step")
 
 
-class AdaLoRA(Schedule):
+class AdaLoRA(OnTriplets):
     options_class = AdaLoRAOptions
-
-    @classmethod
-    def lacking(cls, formula: Formula) -> str | None:
-        return LACKING if triplets(formula) is None else None
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)

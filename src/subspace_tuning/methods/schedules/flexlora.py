@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ...algebra import Formula
 from ...documented import Range, documented
 from ...errors import SubspaceError
-from .base import Context, Options, Schedule, Site, option, steps
-from .triplets import LACKING, triplets, triplets_of
+from .base import Context, Options, Site, option, steps
+from .triplets import OnTriplets, triplets_of
 
 
 @documented
@@ -43,12 +42,8 @@ class FlexLoRAOptions(Options):
     interval: int | None = option(None, "steps from one move to the next; None: 0.01 of the run")
 
 
-class FlexLoRA(Schedule):
+class FlexLoRA(OnTriplets):
     options_class = FlexLoRAOptions
-
-    @classmethod
-    def lacking(cls, formula: Formula) -> str | None:
-        return LACKING if triplets(formula) is None else None
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)

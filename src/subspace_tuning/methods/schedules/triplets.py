@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from ...algebra import Formula
 from ...algebra.low_rank import rank_axis
-
-LACKING = "one low-rank term with a trained diagonal between its factors, such as A @ D @ B"
+from .base import Schedule
 
 
 class Triplets(NamedTuple):
@@ -24,6 +23,16 @@ class Triplets(NamedTuple):
     def names(self) -> tuple[str, ...]:
         """All factors."""
         return (*self.axes, self.diagonal)
+
+
+class OnTriplets(Schedule):
+    """A schedule of the triplets."""
+
+    @classmethod
+    def lacking(cls, formula: Formula) -> str | None:
+        if triplets(formula) is None:
+            return "one low-rank term with a trained diagonal between its factors, such as A @ D @ B"
+        return None
 
 
 def triplets(formula: Formula) -> Triplets | None:
