@@ -42,7 +42,7 @@ def test_a_rank_above_the_smaller_side_trains(case: Method, kind: str, tmp_path:
     base, x = Net(kind), KINDS[kind][1]()
     config = ranked(case, kind)
     if case.selection == "sensitivity":
-        config = config.chosen(
+        config = config.with_choice(
             entries={}, positions={"target": torch.zeros(0, dtype=torch.int64)}
         )  # no mask, but a rank
     with pytest.warns(UserWarning, match=f"rank {RANK} is above") as caught:

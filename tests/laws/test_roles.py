@@ -128,7 +128,7 @@ def trained(name: str, folder: Path) -> dict[str, Any]:
     if known.needs_calibration:
         found = {"first": [9, 10, 12], "second": [0 if known.chooses_form else 9, 12, 8]}
         drawn = {module: torch.randperm(n * m)[:p] for module, (p, n, m) in found.items()}
-        config = config.chosen(entries=found, positions=drawn) if known.formula.masked else config.chosen()
+        config = config.with_choice(entries=found, positions=drawn) if known.formula.masked else config.with_choice()
     model: Any = get_peft_model(base, config)
     generator = torch.Generator().manual_seed(1)
 
@@ -304,9 +304,9 @@ def test_the_entries_of_a_mask_of_any_name_are_read_off_a_file() -> None:
     config = SubspaceConfig(formula="W + M7 * Q", budget=11, target_modules=["first", "second"])
     entries = {"first": [5, 10, 12], "second": [6, 12, 8]}
     positions = {"first": torch.arange(5), "second": torch.arange(6) + 3}
-    state = get_peft_model(Net(), config.chosen(entries=entries, positions=positions)).state_dict()
+    state = get_peft_model(Net(), config.with_choice(entries=entries, positions=positions)).state_dict()
     state = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items() if "subspace" in name}
-    bare = config.chosen()
+    bare = config.with_choice()
     inject_adapter_in_model(bare, Net(), state_dict=state)
     assert bare.entries == entries
 

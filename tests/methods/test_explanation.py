@@ -17,7 +17,7 @@ from subspace_tuning.algebra import Expression, Sizes
 from subspace_tuning.methods import Method, environment, explain, initial_factors
 from subspace_tuning.methods.counts import polynomial
 from subspace_tuning.methods.inclusions import DECLARED, FOUND, Inclusion, contained_in, containing
-from subspace_tuning.methods.telling import brief, told
+from subspace_tuning.methods.rendering import brief, rendered
 
 from ..algebra.expressions import formulas
 
@@ -175,16 +175,16 @@ def test_what_the_registry_could_do_without() -> None:
 @pytest.mark.parametrize("case", [*EVERY, *OWN], ids=lambda case: case.name)
 def test_lines_fit_and_nothing_is_cut(case: Method) -> None:
     found = explain(case, shape=(96, 48))
-    whole = "".join(told(found, 10_000).split())
+    whole = "".join(rendered(found, 10_000).split())
     for width in (40, 57, 80, 120):
-        lines = told(found, width).splitlines()
+        lines = rendered(found, width).splitlines()
         assert max(map(len, lines)) <= width
         assert "".join("".join(lines).split()) == whole
-    assert max(map(len, told(found, 12).splitlines())) <= 12
+    assert max(map(len, rendered(found, 12).splitlines())) <= 12
     for text in (found.formula, found.latex, found.merges, *(part.name for part in found.parts)):
         assert "".join(text.split()) in whole
     assert max(map(len, brief(found, 80).splitlines())) <= 80
-    assert str(found) == told(found)
+    assert str(found) == rendered(found)
 
 
 def test_a_refused_start_is_told_first_and_the_rest_is_explained() -> None:
@@ -203,7 +203,7 @@ def test_a_refused_start_is_told_first_and_the_rest_is_explained() -> None:
         ("lroa", {}, "unknown method 'lroa'; did you mean lora"),
         ("prefix_tuning", {}, "is no formula over one matrix"),
         ("W", {}, "has no trainable factor"),
-        ("W + ", {}, r"nothing stands behind '\+'"),
+        ("W + ", {}, r"'\+' has no right operand"),
         ("W + W @ W", {}, "meet"),
         (3, {}, "is wanted, not int"),
         ("lora", {"rank": 0}, "rank = 0"),

@@ -48,7 +48,7 @@ def refused(model: nn.Module, config: SubspaceConfig, unchanged: Remember, adapt
         ({"method": ""}, r"unknown method ''; known: adalora, bitfit"),
         ({}, r"give a method \(see `subspace methods`\) or a formula"),
         ({"method": "lora", "formula": "D1 @ W"}, r"method 'lora' is W \+ s \* A @ B here, not D1 @ W"),
-        ({"formula": "W @"}, r"^formula '.*': nothing stands behind"),
+        ({"formula": "W @"}, r"^formula '.*': '@' has no right operand"),
         ({"formula": "A @ B"}, r"phi\(W\) does not use W"),
         ({"formula": "A @ B @ W"}, r"is not W at its start, at rank 8: .*write '\(I \+ A @ B\) @ W'"),
         ({"formula": "W + A @ sin @ B"}, r"sin"),
@@ -266,7 +266,7 @@ def test_an_adapter_whose_method_has_another_formula_here(bert: Builder, tmp_pat
     edited(tmp_path, formula="W + s * A @ G @ B")
     wrong(tmp_path, bert(), r"method 'lora' is W \+ s \* A @ B here, not W \+ s \* A @ G @ B", unchanged)
     edited(tmp_path, method="loro", formula="W +")
-    wrong(tmp_path, bert(), r"^formula '.*': nothing stands behind", unchanged)
+    wrong(tmp_path, bert(), r"^formula '.*': '@' has no right operand", unchanged)
     edited(tmp_path, method="ssb", formula=str(methods.get("ssb").formula), starts={"D1": "zeros"})
     wrong(tmp_path, bert(), r"method 'ssb' has its own \(inferred ones\)", unchanged)
 

@@ -20,7 +20,7 @@ from .strict import check_against
 
 
 @dataclass(frozen=True)
-class Layer:
+class SavedLayer:
     """One adapted matrix: the method as it is there, its numbers, and what the file holds of it."""
 
     module: str
@@ -41,7 +41,7 @@ class Layer:
         )
 
     def environment(self, weight: Tensor | None, bias: Tensor | None = None, one_hot: bool = False) -> dict[str, Any]:
-        """What the formula's names stand for, in float64.
+        """Return what the formula's names stand for, in float64.
 
         Args:
             weight: W, n x m; None for formulas whose factors do not start from it.
@@ -75,7 +75,7 @@ class Adapter:
     """An adapter as a folder holds it: the configuration, a layer per matrix, and the modules that were saved whole."""
 
     config: SubspaceConfig
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, SavedLayer]
     saved: Mapping[str, Tensor]
     base: str | None
     source: str = ""
@@ -92,7 +92,7 @@ class Adapter:
 
 
 def dimensions_of(method: Method, tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The dimensions of a formula, read off the shapes of the tensors that its names stand for."""
+    """Return the dimensions of a formula, read off the shapes of the tensors that its names stand for."""
     return {
         dimension: size
         for name, tensor in tensors.items()
@@ -100,7 +100,7 @@ def dimensions_of(method: Method, tensors: Mapping[str, Tensor]) -> dict[str, in
     }
 
 
-def layer_base(base: Checkpoint, layer: Layer, adapter: str) -> tuple[Tensor, Tensor | None]:
+def layer_base(base: Checkpoint, layer: SavedLayer, adapter: str) -> tuple[Tensor, Tensor | None]:
     """W and b of the module that a layer adapts. Raises SubspaceError if the base model does not fit the adapter."""
     if layer.module not in base:
         raise SubspaceError(
@@ -108,8 +108,8 @@ def layer_base(base: Checkpoint, layer: Layer, adapter: str) -> tuple[Tensor, Te
         )
     weight = base.matrix(layer.module)
     sizes = layer.sizes
-    for told, real in zip((sizes.n, sizes.m), weight.shape, strict=True):
-        if told not in (0, real):
+    for stated, real in zip((sizes.n, sizes.m), weight.shape, strict=True):
+        if stated not in (0, real):
             raise SubspaceError(
                 f"{layer.module}: the adapter {adapter!r} is for {sizes.n} x {sizes.m}, and W of {base.name!r} is "
                 f"{' x '.join(map(str, weight.shape))}"

@@ -14,7 +14,7 @@ from ..models.checkpoint import Checkpoint
 from ..theory.change import Change, summed
 from ..theory.convert import factored, is_low_rank
 from .adapter import Adapter
-from .convert import Result, layer_change, result_of, target_config
+from .convert import ConvertedAdapter, layer_change, result_of, target_config
 
 
 def combine_adapters(
@@ -24,8 +24,8 @@ def combine_adapters(
     rank: int | None = None,
     base: Checkpoint | None = None,
     head: int | None = None,
-    told: Callable[[], None] = lambda: None,
-) -> Result:
+    on_progress: Callable[[], None] = lambda: None,
+) -> ConvertedAdapter:
     """Add adapters up: the new change of every matrix is the weighted sum of theirs, never the sum of their factors.
 
     Args:
@@ -35,7 +35,7 @@ def combine_adapters(
         rank: the rank of the result; the sum of their ranks, which is exact, if not given.
         base: the base model, for changes that the factors alone do not tell.
         head: the number, from 1, of the adapter whose whole modules are kept where those of others differ.
-        told: called after each matrix.
+        on_progress: called after each matrix.
 
     Raises:
         SubspaceError: the numbers do not match, the adapters belong to different models, or a matrix cannot be done.
@@ -54,7 +54,7 @@ def combine_adapters(
         own = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if module in adapter.layers]
         sizes, change = _sum(module, own, base)
         found[module] = sizes, factored(target, change, sizes, rank, 1.0)
-        told()
+        on_progress()
     return result_of(_joined(adapters, head), to or "lora", found, base)
 
 

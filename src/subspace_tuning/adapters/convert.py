@@ -18,13 +18,13 @@ from ..theory.change import Change, change_of
 from ..theory.convert import EXACT, Conversion, convert, dense_of
 from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
-from .adapter import Adapter, Layer, layer_base, persistent
+from .adapter import Adapter, SavedLayer, layer_base, persistent
 
 PEFT_LORA = "peft-lora"
 """What `--to` takes besides methods: LoRA in peft's own files."""
 
 
-Found = tuple[Sizes, Conversion]
+_Sized = tuple[Sizes, Conversion]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Converted:
 
 
 @dataclass(frozen=True)
-class Result:
+class ConvertedAdapter:
     """An adapter in its new form, and the matrices that were converted."""
 
     adapter: Adapter
@@ -58,7 +58,7 @@ class Result:
 
 
 def target_config(to: str, r: int = 8) -> SubspaceConfig:
-    """The configuration of a target: a method's name, peft-lora, or a formula. Raises SubspaceError if unknown."""
+    """Return the configuration of a target: a method's name, peft-lora, or a formula. Raises SubspaceError if unknown."""
     name = "lora" if to == PEFT_LORA else to
     known = name.isidentifier()
     return SubspaceConfig(method=name if known else None, formula=None if known else name, r=r, alpha=float(r))
@@ -69,8 +69,8 @@ def convert_adapter(
     to: str,
     rank: int | None = None,
     base: Checkpoint | None = None,
-    told: Callable[[], None] = lambda: None,
-) -> Result:
+    on_progress: Callable[[], None] = lambda: None,
+) -> ConvertedAdapter:
     """Convert an adapter, matrix by matrix.
 
     Args:
@@ -78,7 +78,7 @@ def convert_adapter(
         to: a method's name, a formula, or "peft-lora".
         rank: the rank of the result; what keeps the change whole if not given.
         base: the base model; needed where the factors alone do not tell the change, or W takes part in the new form.
-        told: called after each matrix.
+        on_progress: called after each matrix.
 
     Raises:
         SubspaceError: a matrix cannot be converted, and which.
@@ -92,11 +92,11 @@ def convert_adapter(
             found[module] = _convert_layer(layer, target, rank, base, adapter.source)
         except SubspaceError as error:
             raise SubspaceError(f"{module}: {error}") from None
-        told()
+        on_progress()
     return result_of(adapter, to, found, base)
 
 
-def _convert_layer(layer: Layer, target: Method, rank: int | None, base: Checkpoint | None, source: str) -> Found:
+def _convert_layer(layer: SavedLayer, target: Method, rank: int | None, base: Checkpoint | None, source: str) -> _Sized:
     weight, bias = (None, None) if base is None else layer_base(base, layer, source)
     one_hot = base is not None and base.kind(layer.module).one_hot
     if weight is None and _starts_from_weight(layer.method):
@@ -109,13 +109,13 @@ def _convert_layer(layer: Layer, target: Method, rank: int | None, base: Checkpo
 
 
 def _starts_from_weight(method: Method) -> bool:
-    """Whether the values of factors, and not their offsets, need W."""
+    """Return whether the values of factors, and not their offsets, need W."""
     anchored = [name for name, is_anchored in method.anchors().items() if is_anchored]
     return bool(method.formula.spectral) or any(name not in method.fixed_anchors() for name in anchored)
 
 
-def layer_change(layer: Layer, base: Checkpoint | None, source: str) -> tuple[Sizes, Change]:
-    """The change of one matrix as narrow factors, from the factors or, with the base model, from phi(W) - W itself.
+def layer_change(layer: SavedLayer, base: Checkpoint | None, source: str) -> tuple[Sizes, Change]:
+    """Return the change of one matrix as narrow factors, from the factors or, with the base model, from phi(W) - W itself.
 
     Raises:
         SubspaceError: the method has no dense form, or the base model is needed and not given.
@@ -136,12 +136,12 @@ def layer_change(layer: Layer, base: Checkpoint | None, source: str) -> tuple[Si
     return sizes, Change(U * S, right.T)
 
 
-def dense_change(layer: Layer, weight: Tensor, env: Mapping[str, Any]) -> Tensor:
+def dense_change(layer: SavedLayer, weight: Tensor, env: Mapping[str, Any]) -> Tensor:
     """phi(W) - W, n x m, in float64. Raises SubspaceError if the method has no dense form."""
     return dense_of(layer.method, env) - weight.double()
 
 
-def result_of(adapter: Adapter, to: str, found: Mapping[str, Found], base: Checkpoint | None) -> Result:
+def result_of(adapter: Adapter, to: str, found: Mapping[str, _Sized], base: Checkpoint | None) -> ConvertedAdapter:
     highest = max((conversion.r for _, conversion in found.values()), default=1)
     config = target_config(to, highest)
     target = config.resolved
@@ -162,7 +162,7 @@ def result_of(adapter: Adapter, to: str, found: Mapping[str, Found], base: Check
         }
         config.calibrated = True
     layers = {
-        module: Layer(
+        module: SavedLayer(
             module,
             target,
             conversion.r,
@@ -172,8 +172,8 @@ def result_of(adapter: Adapter, to: str, found: Mapping[str, Found], base: Check
         )
         for module, (_, conversion) in found.items()
     }
-    told = tuple(
+    converted = tuple(
         Converted(module, sizes.n, sizes.m, conversion.r, conversion.error, conversion.how)
         for module, (sizes, conversion) in found.items()
     )
-    return Result(dataclasses.replace(adapter, config=config, layers=layers), told)
+    return ConvertedAdapter(dataclasses.replace(adapter, config=config, layers=layers), converted)

@@ -20,14 +20,14 @@ from ..models.checkpoint import Checkpoint
 from ..theory.approximate import Approximation, approximate
 from ..theory.budget import energy_rank, read_budget, spread_ranks
 from ..tuner import SubspaceConfig
-from ..tuner.budget import matrix_shape, share_out
+from ..tuner.budget import allocate, matrix_shape
 from ..tuner.exact import exactly
 from ..tuner.lora_form import Layout
 from ..tuner.targets import check_targets, place, targets
-from .adapter import Adapter, Layer, persistent
+from .adapter import Adapter, SavedLayer, persistent
 from .carried import kept_whole, left_out, tensors_of
 from .files import check_output, write_adapter
-from .measures import Row, row_of, write_report
+from .measures import ReportRow, row_of, write_report
 from .pairs import check_alike, pair, spectrum
 from .parts import Part, keep_part, read_part
 
@@ -77,8 +77,8 @@ def extract(
     output: str | Path,
     *,
     overwrite: bool = False,
-    told: Callable[[str, int, int], None] = lambda what, done, count: None,
-) -> list[Row]:
+    on_progress: Callable[[str, int, int], None] = lambda what, done, count: None,
+) -> list[ReportRow]:
     """Extract an adapter and write it. What an interruption leaves is taken up again by the same call.
 
     Args:
@@ -88,7 +88,7 @@ def extract(
         output: the folder of the adapter; a report stands in it as report.json and report.csv, and left_out.json names
             what the fine-tuning changed and the adapter does not carry.
         overwrite: replace an adapter that is there.
-        told: called with what is being done, and how many of how many matrices are done.
+        on_progress: called with what is being done, and how many of how many matrices are done.
 
     Returns:
         The report: a row for each matrix.
@@ -101,12 +101,12 @@ def extract(
     config = _placed(base, tuned, wanted)
     modules = [name for name, _ in targets(tuned.model, config)]
     with parts(folder, _job(base, tuned, wanted, modules)) as kept:
-        ranks = _ranks(base, tuned, wanted, config, modules, kept, told)
+        ranks = _ranks(base, tuned, wanted, config, modules, kept, on_progress)
         layers, rows = {}, []
         for number, module in enumerate(modules):
             layers[module], row = _part(base, tuned, config, module, ranks.get(module, config.r), kept)
             rows.append(row)
-            told("matrices", number + 1, len(modules))
+            on_progress("matrices", number + 1, len(modules))
         lost = left_out(base, tuned, set(modules), config.modules_to_save or [])
 
         def report(into: Path) -> None:
@@ -130,12 +130,12 @@ def _placed(base: Checkpoint, tuned: Checkpoint, wanted: Extraction) -> Subspace
                 )
     check_targets(tuned.model, config)
     if config.resolved.formula.masked:
-        config.entries = share_out(config, targets(tuned.model, config))
+        config.entries = allocate(config, targets(tuned.model, config))
     return config
 
 
 def _job(base: Checkpoint, tuned: Checkpoint, wanted: Extraction, modules: list[str]) -> dict[str, Any]:
-    """All that the parts depend on."""
+    """Return all that the parts depend on."""
     return {
         "base": [str(base.folder), _stamp(base)],
         "tuned": [str(tuned.folder), _stamp(tuned)],
@@ -158,9 +158,9 @@ def _ranks(
     config: SubspaceConfig,
     modules: list[str],
     kept: Path,
-    told: Callable[[str, int, int], None],
+    on_progress: Callable[[str, int, int], None],
 ) -> dict[str, int]:
-    """The rank of every matrix, where it is not one for all."""
+    """Return the rank of every matrix, where it is not one for all."""
     if wanted.energy is None and wanted.budget is None:
         return {}
     spectra = {}
@@ -171,7 +171,7 @@ def _ranks(
             part = Part({"values": spectrum(W_star - W)}, {})
             keep_part(kept, f"spectrum-{number}", part)
         spectra[module] = part.tensors["values"]
-        told("spectra", number + 1, len(modules))
+        on_progress("spectra", number + 1, len(modules))
     if wanted.energy is not None:
         return {module: energy_rank(values, wanted.energy) for module, values in spectra.items()}
     assert wanted.budget is not None
@@ -186,7 +186,7 @@ def _ranks(
 
 def _part(
     base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig, module: str, rank: int, kept: Path
-) -> tuple[Layer, Row]:
+) -> tuple[SavedLayer, ReportRow]:
     """Approximate one matrix, or read what an earlier call has kept of it."""
     method = config.resolved
     scale = config.scale(config.alpha, config.r)  # one for all ranks: the factors take up any
@@ -206,7 +206,7 @@ def _part(
     for key, tensor in part.tensors.items():
         kind, _, name = key.partition(".")
         held[kind][name] = tensor
-    return Layer(module, method, rank, scale, held["parameters"], held["constants"]), dict(part.row)
+    return SavedLayer(module, method, rank, scale, held["parameters"], held["constants"]), dict(part.row)
 
 
 def _approximated(
@@ -238,7 +238,11 @@ def _approximated(
 
 
 def _adapter(
-    base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig, layers: Mapping[str, Layer], ranks: Mapping[str, int]
+    base: Checkpoint,
+    tuned: Checkpoint,
+    config: SubspaceConfig,
+    layers: Mapping[str, SavedLayer],
+    ranks: Mapping[str, int],
 ) -> Adapter:
     method = config.resolved
     every = (name for name, _ in tuned.model.named_modules())

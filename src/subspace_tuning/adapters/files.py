@@ -26,7 +26,7 @@ from ..models.checkpoint import Checkpoint
 from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
 from ..tuner.lora_form import LINEAR, Layout, from_peft, to_peft
-from .adapter import Adapter, Layer, dimensions_of
+from .adapter import Adapter, SavedLayer, dimensions_of
 from .strict import check_factors
 
 _PREFIX = "base_model.model."
@@ -99,12 +99,12 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
         axes = len(factors.keys() - method.formula.shapes.keys())  # a convolution has a factor more for each axis
         own = method.on_axes(axes) if axes else method
         check_factors(source, module, own, r, factors, constants.get(module, {}))
-        layers[module] = Layer(module, own, r, config.scale(alpha, r), factors, constants.get(module, {}))
+        layers[module] = SavedLayer(module, own, r, config.scale(alpha, r), factors, constants.get(module, {}))
     return Adapter(config, layers, saved, config.base_model_name_or_path, source)
 
 
 def _pair(method: methods.Method) -> tuple[str, str]:
-    """The names of a LoRA's factors A and B."""
+    """Return the names of a LoRA's factors A and B."""
     (term,) = method.formula.low_rank
     return str(term.down), str(term.up)
 
@@ -132,7 +132,7 @@ def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -
         alpha = _pattern(config.alpha_pattern or {}, module, config.lora_alpha)
         r = next(tensor.shape[0] for name, tensor in factors.items() if name.startswith(("lora_A", "lora_embedding_A")))
         scale = alpha / (r**0.5 if config.use_rslora else r)
-        layers[module] = Layer(module, lora, A.shape[1], scale, {down: A.contiguous(), up: B.contiguous()})
+        layers[module] = SavedLayer(module, lora, A.shape[1], scale, {down: A.contiguous(), up: B.contiguous()})
         if layout != Layout():
             layouts[module] = layout.written()
     alphas = {key: layer.scale * (layer.r**0.5 if config.use_rslora else layer.r) for key, layer in layers.items()}
@@ -258,7 +258,7 @@ def _listed(modules: Iterable[str], base: Checkpoint | None) -> list[str] | str:
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:
-    """The path of an adapter to write. Raises SubspaceError if something is there that must not be replaced."""
+    """Return the path of an adapter to write. Raises SubspaceError if something is there that must not be replaced."""
     folder = check_folder(Path(path))
     recover(folder)
     if folder.is_dir() and any(folder.iterdir()):

@@ -102,14 +102,14 @@ def from_gradients(
 
 
 def matrices(model: nn.Module) -> list[str]:
-    """The names of the matrices that any method adapts: those of LoRA's placement."""
+    """Return the names of the matrices that any method adapts: those of LoRA's placement."""
     config = SubspaceConfig(method=_EVENLY)
     place(model, config)
     return [name for name, _ in targets(model, config)]
 
 
 def candidates() -> list[Method]:
-    """The registered methods with a dense phi(W) that changes W, one of each formula."""
+    """Return the registered methods with a dense phi(W) that changes W, one of each formula."""
     found: dict[str, Method] = {}
     for method in methods.every():
         formula = method.formula
@@ -124,7 +124,7 @@ def recommend(
     moves: Moves,
     budget: str,
     chosen: Sequence[Method],
-    told: Callable[[str, int, int], None] = lambda what, done, count: None,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, count: None,
 ) -> list[Recommendation]:
     """Rank methods by the share of the evidence that each can take up within a budget, the best first.
 
@@ -133,7 +133,7 @@ def recommend(
         moves: the evidence, of ``from_tuned`` or ``from_gradients``.
         budget: parameters, "300k" or "0.3permille". Methods without a rank count what they count.
         chosen: the methods.
-        told: called with what is being done, and how many of how many matrices are done.
+        on_progress: called with what is being done, and how many of how many matrices are done.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
     wanted = read_budget(budget, total)
@@ -144,14 +144,14 @@ def recommend(
     for method in chosen:
         names = _placed(model, method, moves)
         if names:
-            found.append(_of(method, {name: moves[name] for name in names}, wanted, energy, told))
+            found.append(_of(method, {name: moves[name] for name in names}, wanted, energy, on_progress))
     if any(method.name == _EVENLY for method in chosen):
         found.append(_by_spectrum(moves, wanted, energy))
     return sorted(found, key=lambda one: -one.share)
 
 
 def _placed(model: nn.Module, method: Method, moves: Moves) -> list[str]:
-    """The matrices that a method adapts by itself, none where the architecture has no place for it."""
+    """Return the matrices that a method adapts by itself, none where the architecture has no place for it."""
     config = SubspaceConfig(method=method.name)
     try:
         place(model, config)
@@ -161,12 +161,12 @@ def _placed(model: nn.Module, method: Method, moves: Moves) -> list[str]:
 
 
 def without_place(model: nn.Module, moves: Moves, chosen: Sequence[Method]) -> list[str]:
-    """The methods that have nothing to adapt in a model."""
+    """Return the methods that have nothing to adapt in a model."""
     return [method.name for method in chosen if not _placed(model, method, moves)]
 
 
 def _of(
-    method: Method, moves: Moves, wanted: int, energy: float, told: Callable[[str, int, int], None]
+    method: Method, moves: Moves, wanted: int, energy: float, on_progress: Callable[[str, int, int], None]
 ) -> Recommendation:
     sizes = [_sizes(W, 1) for W, _ in moves.values()]
     rank = uniform_rank(method, sizes, wanted) if method.formula.has_rank else None
@@ -181,7 +181,7 @@ def _of(
         count += sum(factor.numel() for factor in result.factors.values())
         kept += float((W_star - W).square().sum()) - result.error**2
         ways.add(result.how)
-        told(method.name, number + 1, len(moves))
+        on_progress(method.name, number + 1, len(moves))
     worst = next(how for how in ("heuristic", "iterative", "exact") if how in ways)
     return Recommendation(method.name, str(method.formula), rank, count, max(0.0, kept / energy), worst)
 
@@ -204,5 +204,5 @@ def _by_spectrum(moves: Moves, wanted: int, energy: float) -> Recommendation:
 
 
 def as_rows(found: Sequence[Recommendation]) -> list[dict[str, object]]:
-    """The recommendations as plain data."""
+    """Return the recommendations as plain data."""
     return [dataclasses.asdict(one) for one in found]

@@ -24,13 +24,13 @@ def check_factors(
         parameters: what is trained.
         constants: what is saved beside it.
     """
-    formula, told = method.formula, f"adapter {source!r}, {module}"
+    formula, place = method.formula, f"adapter {source!r}, {module}"
     for name in formula.trainable:
         if name not in parameters:
-            raise SubspaceError(f"{told}: the factor {name} of {formula} is missing: the file is damaged")
+            raise SubspaceError(f"{place}: the factor {name} of {formula} is missing: the file is damaged")
     for name in parameters:
         if name not in formula.trainable:
-            raise SubspaceError(f"{told}: {name} is no factor of {formula}: the file is of another adapter")
+            raise SubspaceError(f"{place}: {name} is no factor of {formula}: the file is of another adapter")
     sizes = {} if method.chooses_form else {"r": r}  # it gives a matrix rank 0 or none of the entries
     for name, tensor in {**parameters, **constants}.items():
         shape = formula.shapes.get((started(name) or name) if name in constants else name)
@@ -39,15 +39,15 @@ def check_factors(
         if name in formula.spectral and tensor.dim() == 1:  # a diagonal is kept as its vector
             shape = shape[:1]
         if tensor.dim() != len(shape):
-            raise SubspaceError(f"{told}: {name} has {tensor.dim()} dimensions, and {formula} asks for {len(shape)}")
+            raise SubspaceError(f"{place}: {name} has {tensor.dim()} dimensions, and {formula} asks for {len(shape)}")
         for dimension, size in zip(shape, tensor.shape, strict=True):
             if sizes.setdefault(dimension, size) != size:
                 raise SubspaceError(
-                    f"{told}: {name} is {' x '.join(map(str, tensor.shape)) or 'a number'}, which does not fit "
+                    f"{place}: {name} is {' x '.join(map(str, tensor.shape)) or 'a number'}, which does not fit "
                     f"{dimension} = {sizes[dimension]} of the other factors or of the config"
                 )
     if {"k", "n", "m"} <= sizes.keys() and sizes["k"] != min(sizes["n"], sizes["m"]):
-        raise SubspaceError(f"{told}: it has {sizes['k']} singular values for a {sizes['n']} x {sizes['m']} weight")
+        raise SubspaceError(f"{place}: it has {sizes['k']} singular values for a {sizes['n']} x {sizes['m']} weight")
 
 
 def check_against(

@@ -31,12 +31,12 @@ _KEPT_AS = frozenset(dir(nn.ParameterDict()))  # what holds the factors of a lay
 
 
 def is_diagonal(name: str) -> bool:
-    """Whether the name stands for a diagonal matrix."""
+    """Return whether the name stands for a diagonal matrix."""
     return _DIAGONAL.fullmatch(started(name) or name) is not None
 
 
 def is_mask(name: str) -> bool:
-    """Whether the name stands for the positions of sparse entries."""
+    """Return whether the name stands for the positions of sparse entries."""
     return _MASK.fullmatch(name) is not None
 
 
@@ -53,7 +53,7 @@ def started(name: str) -> str | None:
 
 
 def is_start(name: str) -> bool:
-    """Whether the name stands for the frozen start of a factor."""
+    """Return whether the name stands for the frozen start of a factor."""
     return started(name) is not None
 
 
@@ -62,7 +62,7 @@ OFFSET = "_offset"
 
 
 def is_frozen(name: str) -> bool:
-    """Whether the name's tensor comes from W and is never trained."""
+    """Return whether the name's tensor comes from W and is never trained."""
     from_base = name in BASE or name in SPECTRAL_SHAPES or name in CHOSEN_SHAPES
     return from_base or name == SCALE or is_mask(name) or is_start(name)
 
@@ -70,7 +70,7 @@ def is_frozen(name: str) -> bool:
 def problem(name: str) -> str | None:
     """Return why a name can stand in no formula, None if it can: every factor is also the name of a parameter."""
     if not _NAME.fullmatch(name):
-        return "a name is made of A to Z, a to z, digits and _, starts with a letter and does not end in _"
+        return "a name consists of A to Z, a to z, digits and _, starts with a letter and does not end in _"
     if len(name) > _LONGEST:
         return f"a name has at most {_LONGEST} letters, digits and _"
     if name in ("nan", "inf"):
@@ -78,5 +78,5 @@ def problem(name: str) -> str | None:
     if name in _KEPT_AS:
         return f"{name} is an attribute of torch.nn.ParameterDict, which holds the factors; choose another name"
     if name.endswith(OFFSET):
-        return f"names that end in {OFFSET} are kept for what a factor has moved; choose another name"
+        return f"names that end in {OFFSET} are reserved for the offsets of factors; choose another name"
     return None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .nodes import Activation, Affine, Expression, Identity, Product, Scale, Sum, Vector, W, add, product, times
 
-Shape = Callable[[Expression], tuple[int, int]]
+ShapeOf = Callable[[Expression], tuple[int, int]]
 
 
 class Cut(NamedTuple):
@@ -25,15 +25,15 @@ class Cut(NamedTuple):
 
 
 class NarrowForm(NamedTuple):
-    """``(left @ W + narrow chains) @ right``; ``right`` acts on W alone if not ``around``."""
+    """``(left @ W + narrow chains) @ right``; ``right`` acts on W alone if not ``right_scales_low_rank``."""
 
     left: tuple[Expression, ...]
     right: tuple[Expression, ...]
-    around: bool
+    right_scales_low_rank: bool
     cuts: tuple[Cut, ...]
 
 
-def narrow_form(matrix: Expression, shape: Shape) -> NarrowForm | None:
+def narrow_form(matrix: Expression, shape: ShapeOf) -> NarrowForm | None:
     """Return a formula's matrix as W between diagonals plus narrow chains, None if it is not of that form.
 
     Args:
@@ -47,10 +47,10 @@ def narrow_form(matrix: Expression, shape: Shape) -> NarrowForm | None:
         return None
     place = frozen[0].index(W)
     left, right = frozen[0][:place], frozen[0][place + 1 :]
-    around = bool(right) and all(term[-len(right) :] == right for term in added)
-    cuts = [_cut(term[: -len(right)] if around else term, shape) for term in added]
+    right_scales_low_rank = bool(right) and all(term[-len(right) :] == right for term in added)
+    cuts = [_cut(term[: -len(right)] if right_scales_low_rank else term, shape) for term in added]
     found = tuple(cut for cut in cuts if cut is not None)
-    return NarrowForm(left, right, around, found) if len(found) == len(cuts) else None
+    return NarrowForm(left, right, right_scales_low_rank, found) if len(found) == len(cuts) else None
 
 
 def opened(expression: Expression) -> Expression:
@@ -107,7 +107,7 @@ def chained(factors: Sequence[Expression]) -> Expression | None:
     return times(*reversed(scalars), matrices[0] if len(matrices) == 1 else Product(matrices))
 
 
-def _cut(factors: Sequence[Expression], shape: Shape) -> Cut | None:
+def _cut(factors: Sequence[Expression], shape: ShapeOf) -> Cut | None:
     """Cut a chain at its nonlinearity, or at its narrowest place; None if neither leaves something narrow."""
     chain = [factor for factor in factors if not factor.is_number and not isinstance(factor, Identity)]
     scalars = tuple(factor for factor in factors if factor.is_number)

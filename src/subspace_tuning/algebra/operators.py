@@ -45,7 +45,7 @@ class Operator(ABC):
 
 
 def reads_entries(expression: Expression, differentiably: bool = False) -> bool:
-    """Whether rows cannot be multiplied by an expression with products with W alone.
+    """Return whether rows cannot be multiplied by an expression with products with W alone.
 
     Args:
         expression: a formula, as it is evaluated.

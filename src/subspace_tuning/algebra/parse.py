@@ -45,7 +45,7 @@ _LONGEST = 100_000  # characters, more than a formula of so many operations need
 
 
 _OPERATIONS = (ast.BinOp, ast.UnaryOp, ast.Attribute, ast.Call)
-_TOO_MANY = f"a formula of more than {_MOST} operations; no longer one is read"
+_TOO_MANY = f"a formula has at most {_MOST} operations"
 
 
 def parse(text: str, usable: Callable[[Formula], bool] | None = None) -> Formula:
@@ -110,9 +110,9 @@ class _Reader:
         tree = self.syntax()
         result = self.visit(tree.body)
         if len(result.shape) != 2:
-            raise self.error(tree.body, f"phi(W) is a matrix, this is {_kind(result)}")
+            raise self.error(tree.body, f"phi(W) must be a matrix, but is {_kind(result)}")
         wanted = ("m", "m") if "N" in result.node.names else ("n", "m")
-        self.unify(tree.body, result.shape, self.known(*wanted), "phi(W) is {1} like W, this is {0}")
+        self.unify(tree.body, result.shape, self.known(*wanted), "phi(W) must be {1} like W, but is {0}")
         if not {"W", "U", "U_r", "N"} & set(result.node.names):
             raise self.error(tree.body, "phi(W) does not use W")
         shapes = {name: tuple(d.root().name or "r" for d in self.shapes[name]) for name in result.node.names}
@@ -124,7 +124,7 @@ class _Reader:
     def syntax(self) -> ast.Expression:
         """Return the formula's syntax tree, of a size that can be walked."""
         if len(self.text) > _LONGEST:
-            raise FormulaError(f"a formula of {len(self.text)} characters; the longest that is read has {_LONGEST}")
+            raise FormulaError(f"a formula of {len(self.text)} characters; the limit is {_LONGEST}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Python's, of syntax that is refused below
@@ -146,12 +146,12 @@ class _Reader:
             stem = names.started(name)
             if stem is not None and stem not in formula.trainable:
                 found = f"{name} is the frozen start of {stem}, which the formula does not train"
-                raise self.error(place, f"{found}; a factor that stays as it was drawn is not in the language")
+                raise self.error(place, f"{found}; the language has no frozen random factors")
         for node in formula.expression.walk():
             if isinstance(node, Scalar) and formula.shapes[node.name]:
                 raise self.error(place, f"{node.name} is a vector in one place and a number in another")
             if isinstance(node, Matrix) and names.is_mask(node.name):
-                raise self.error(place, f"a mask {node.name} stands in front of its entries: {node.name} * Delta")
+                raise self.error(place, f"a mask {node.name} comes before its entries: {node.name} * Delta")
 
     # Dimensions
 
@@ -159,9 +159,9 @@ class _Reader:
         return tuple(self.dimensions.setdefault(name, Dimension(name)) for name in dimensions)
 
     def unify(self, place: ast.expr, left: tuple[Dimension, ...], right: tuple[Dimension, ...], message: str) -> None:
-        told = [" x ".join(map(str, side)) for side in (left, right)]
+        shown = [" x ".join(map(str, side)) for side in (left, right)]
         if len(left) != len(right) or not all(a.unify(b) for a, b in zip(left, right, strict=True)):
-            raise self.error(place, message.format(*told))
+            raise self.error(place, message.format(*shown))
 
     def error(self, place: ast.expr, message: str) -> FormulaError:
         written = self.text.encode()  # ast counts bytes
@@ -199,7 +199,7 @@ class _Reader:
 
     def need_shallow(self, place: ast.expr, depth: int) -> None:
         if depth > _DEEPEST:
-            raise self.error(place, f"more than {_DEEPEST} operations stand within each other here")
+            raise self.error(place, f"more than {_DEEPEST} operations are nested here")
 
     def operand(self, tree: ast.expr) -> Typed:
         if isinstance(tree, ast.Name):
@@ -231,7 +231,7 @@ class _Reader:
             return self.known(*spectral[tree.id])
         if tree.id[:2] in ("U_", "S_", "V_"):
             known = ", ".join(spectral)
-            raise self.error(tree, f"{tree.id} is no part of W's singular value decomposition; there are {known}")
+            raise self.error(tree, f"{tree.id} is not a part of W's singular value decomposition, which has {known}")
         if tree.id == "W" or names.is_mask(tree.id):
             return self.known("n", "m")
         if isinstance(node, Normalisation):
@@ -276,14 +276,16 @@ class _Reader:
         """Give every lower-case name of the argument the shape of a vector of this length."""
         for name in argument.node.names:
             if not isinstance(symbol(name), Scalar) or name == names.SCALE:
-                raise self.error(place, f"a vector is wanted here, and {name} is none; vectors have lower-case names")
+                raise self.error(
+                    place, f"a vector is expected here, and {name} is not one; vectors have lower-case names"
+                )
             if name == "b" and not length.unify(*self.known("m")):
-                raise self.error(place, f"b is the layer's bias of m numbers, {length} are wanted here")
+                raise self.error(place, f"b is the layer's bias of m numbers, {length} are expected here")
             if self.shapes[name] and not self.shapes[name][0].unify(length):
-                raise self.error(place, f"{name} has {self.shapes[name][0]} numbers, {length} are wanted here")
+                raise self.error(place, f"{name} has {self.shapes[name][0]} numbers, {length} are expected here")
             self.shapes[name] = (length,)
         if len(argument.shape) == 2:
-            raise self.error(place, f"a vector is wanted here, this is {_kind(argument)}")
+            raise self.error(place, f"a vector is expected here, this is {_kind(argument)}")
         return argument.node
 
     def need_matrix(self, place: ast.expr, operand: Typed, operation: str) -> None:
@@ -314,7 +316,7 @@ class _Reader:
                     Typed(self.vector(place, side, length), (length,))
                     for place, side in ((tree.left, first), (tree.right, right))
                 )
-            message = f"the left side is {first}, the right side {right}, and only equal shapes are added"
+            message = f"the left side is {first}, the right side {right}, and only equal shapes can be added"
             self.unify(tree, first.shape, right.shape, message)
             nodes.append(-right.node if isinstance(tree.op, ast.Sub) else right.node)
         return Typed(add(*nodes), first.shape)
@@ -324,7 +326,7 @@ class _Reader:
         for tree in run:
             right = self.visit(tree.right)
             if left.shape and right.shape:
-                message = f"* is element by element: left {left}, right {right}; @ multiplies"
+                message = f"* is element-wise: left {left}, right {right}; @ multiplies"
                 self.unify(tree, left.shape, right.shape, message)
             nodes.append(right.node)
             left = left if left.shape else right
@@ -335,7 +337,7 @@ class _Reader:
         for tree in run:
             right = self.visit(tree.right)
             if not isinstance(right.node, Number):
-                raise self.error(tree.right, "/ divides by a number that is written out; s is alpha / r already")
+                raise self.error(tree.right, "/ divides by a literal number; s is already alpha / r")
             node = node / right.node.value
         return Typed(node, first.shape)
 

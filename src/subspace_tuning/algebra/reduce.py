@@ -90,7 +90,7 @@ def scaled_factors(node: Expression) -> Iterator[Expression]:
 
 
 def is_constant(node: Expression) -> bool:
-    """Whether a node is a number other than 0 that is not trained."""
+    """Return whether a node is a number other than 0 that is not trained."""
     return (isinstance(node, Number) and node.value != 0.0) or node == Scalar(names.SCALE)
 
 
@@ -195,7 +195,7 @@ class _Rules:
                         yield _Rewritten(rest, kept, times(scalar, kept))
 
     def can_go(self, node: Expression) -> bool:
-        """Whether a node trains something, and is a value that another factor could have."""
+        """Return whether a node trains something, and is a value that another factor could have."""
         trains = any(not names.is_frozen(name) for name in node.names)
         return trains and node.has_matrix and not any(part.is_random for part in node.walk())
 

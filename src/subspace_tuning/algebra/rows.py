@@ -84,7 +84,7 @@ def scale_rows_(x: Tensor, vector: Tensor) -> Tensor:
 
 
 def is_narrower(x: Tensor, vector: Tensor) -> bool:
-    """Whether rows have a lower precision than what scales them."""
+    """Return whether rows have a lower precision than what scales them."""
     return x.dtype.itemsize < vector.dtype.itemsize
 
 
@@ -99,7 +99,7 @@ def as_tensor(x: Rows) -> Tensor:
 
 
 def lies_transposed(matrix: object) -> bool:
-    """Whether this is the transpose of a matrix that lies row by row in memory, as W of a linear layer is."""
+    """Return whether this is the transpose of a matrix that lies row by row in memory, as W of a linear layer is."""
     if not isinstance(matrix, Tensor) or matrix.ndim != 2:
         return False
     down, across = matrix.stride()

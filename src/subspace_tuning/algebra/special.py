@@ -88,7 +88,7 @@ def special_cases(formula: Formula) -> Mapping[Form, Mapping[str, str]]:
 
 
 def is_any_matrix(formula: Formula) -> bool:
-    """Whether phi(W) can be every n x m matrix, since a free factor of that shape is added."""
+    """Return whether phi(W) can be every n x m matrix, since a free factor of that shape is added."""
     terms = formula.matrix.terms if isinstance(formula.matrix, Sum) else (formula.matrix,)
     is_free = free_factors(formula.expression)
     for term in terms:

@@ -19,8 +19,8 @@ from ..errors import SubspaceError
 from ..tuner import SubspaceConfig
 from ..tuner.calibration import calibrate
 from ..tuner.targets import placement, targets
-from .choices import Precision
-from .settings import Shape, autocast, freeze, shared_copy, start_gradient_at_embeddings
+from .choices import BenchPrecision
+from .settings import ModelShape, autocast, freeze, shared_copy, start_gradient_at_embeddings
 
 Source = Literal["floor", "ours", "peft", "full"]
 RATE = 1e-4  # small, so that no arm diverges
@@ -60,7 +60,7 @@ FULL = Arm("full", "full fine-tuning")
 
 
 def arms(
-    names: Sequence[str], rank: int = 8, matching: tuple[Shape, str] | None = None, compiled: bool = False
+    names: Sequence[str], rank: int = 8, matching: tuple[ModelShape, str] | None = None, compiled: bool = False
 ) -> list[Arm]:
     """Return the floor, each method with peft's version beside it where there is one, and full fine-tuning.
 
@@ -89,7 +89,7 @@ class Bench:
     arm: Arm
     model: nn.Module
     inputs: dict[str, Tensor]
-    precision: Precision
+    precision: BenchPrecision
     build_seconds: float
     optimizer: torch.optim.Optimizer = field(init=False)
 
@@ -108,7 +108,7 @@ class Bench:
         self.optimizer.step()
 
 
-def build(arm: Arm, base: PreTrainedModel, shape: Shape, precision: Precision) -> Bench:
+def build(arm: Arm, base: PreTrainedModel, shape: ModelShape, precision: BenchPrecision) -> Bench:
     """Make an arm on a base model, whose frozen weights it shares."""
     if arm.compiled:
         bench = build(replace(arm, compiled=False), base, shape, precision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 
-class Precision(str, Enum):
+class BenchPrecision(str, Enum):
     """The number format of a step; factors and the optimiser's state are float32 in each."""
 
     float32 = "float32"

@@ -19,8 +19,8 @@ from ..extras import needs
 from ..provenance import peak_memory
 from . import device
 from .arms import FLOOR, Arm, Bench, build
-from .choices import Precision
-from .settings import Shape
+from .choices import BenchPrecision
+from .settings import ModelShape
 
 WARM_UP = 2
 
@@ -49,7 +49,7 @@ def _median_interval(ordered: Sequence[float]) -> tuple[float, float]:
 
 
 def interleaved(
-    steps: Mapping[str, Callable[[], object]], rounds: int, told: Callable[[], None] = lambda: None
+    steps: Mapping[str, Callable[[], object]], rounds: int, on_progress: Callable[[], None] = lambda: None
 ) -> dict[str, list[float]]:
     """Return the seconds of each step in each round; every round runs each step once, in an order that moves on."""
     names = list(steps)
@@ -63,7 +63,7 @@ def interleaved(
                 if number >= WARM_UP:
                     found[name].append(taken)
             gc.collect()
-            told()
+            on_progress()
     finally:
         if collecting:
             gc.enable()
@@ -110,7 +110,7 @@ def begun(bench: Bench) -> int:
     return count
 
 
-def peak(bench: Bench, shape: Shape, precision: Precision, count: int) -> float:
+def peak(bench: Bench, shape: ModelShape, precision: BenchPrecision, count: int) -> float:
     """Return the peak memory in MiB.
 
     On an accelerator that of a step beyond what the model holds, else what is resident in a process that does nothing
@@ -120,13 +120,13 @@ def peak(bench: Bench, shape: Shape, precision: Precision, count: int) -> float:
     return _resident(bench.arm, shape, precision, count) if found is None else found
 
 
-def _resident(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
+def _resident(arm: Arm, shape: ModelShape, precision: BenchPrecision, count: int) -> float:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         megabytes: float = pool.apply(_peak, (arm, shape, precision, count))
     return megabytes
 
 
-def _peak(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
+def _peak(arm: Arm, shape: ModelShape, precision: BenchPrecision, count: int) -> float:
     warnings.filterwarnings("ignore", module="transformers|peft|torch")  # a new process has forgotten it
     torch.set_num_threads(count)
     bench = build(arm, shape.model(precision), shape, precision)
@@ -140,7 +140,7 @@ def _peak(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
     return peak_memory()
 
 
-class Row(NamedTuple):
+class Measurement(NamedTuple):
     """What is known of an arm: times as ratios, the rest in its own unit."""
 
     arm: Arm
@@ -160,13 +160,13 @@ class Row(NamedTuple):
 
 
 def table(
-    shape: Shape,
+    shape: ModelShape,
     chosen: Sequence[Arm],
-    precision: Precision,
+    precision: BenchPrecision,
     rounds: int,
     memory: bool = False,
-    told: Callable[[], None] = lambda: None,
-) -> list[Row]:
+    on_progress: Callable[[], None] = lambda: None,
+) -> list[Measurement]:
     """Measure arms in one run.
 
     Args:
@@ -175,17 +175,17 @@ def table(
         precision: the number format.
         rounds: steps of each arm, after the warm-up.
         memory: also take each arm's peak memory.
-        told: called after each round.
+        on_progress: called after each round.
     """
     assert chosen[0] == FLOOR
     base = shape.model(precision)
     benches = {str(arm): build(arm, base, shape, precision) for arm in chosen}
-    seconds = interleaved({name: bench.step for name, bench in benches.items()}, rounds, told)
+    seconds = interleaved({name: bench.step for name, bench in benches.items()}, rounds, on_progress)
     rows = []
     for name, bench in benches.items():
         other = str(replace(bench.arm, source="peft")) if bench.arm.source == "ours" else ""
         rows.append(
-            Row(
+            Measurement(
                 arm=bench.arm,
                 seconds=statistics.median(seconds[name]),
                 to_floor=Ratio.of(seconds[name], seconds[str(FLOOR)]),

@@ -19,14 +19,14 @@ from transformers import (
 )
 
 from ..errors import SubspaceError, nearest
-from .choices import Precision
+from .choices import BenchPrecision
 from .device import device
 
 HEADS = ("classifier", "score")
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A model by its configuration and a batch by its size."""
 
     name: str
@@ -42,7 +42,7 @@ class Shape:
             f"batch {self.batch} x {self.tokens}"
         )
 
-    def model(self, precision: Precision = Precision.float32) -> PreTrainedModel:
+    def model(self, precision: BenchPrecision = BenchPrecision.float32) -> PreTrainedModel:
         """Return the model with random weights, the same at each call, in training mode and without dropout.
 
         It is on the accelerator, if there is one.
@@ -52,7 +52,7 @@ class Shape:
             model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
                 copy.deepcopy(self.config)
             )
-        if precision is Precision.bfloat16:
+        if precision is BenchPrecision.bfloat16:
             model.bfloat16()
         model.to(device())  # type: ignore[arg-type]
         model.train()
@@ -80,14 +80,14 @@ def _bert(width: int, layers: int, **more: Any) -> BertConfig:
     )
 
 
-def bert_block(width: int, layers: int = 1, batch: int = 8, tokens: int = 64) -> Shape:
+def bert_block(width: int, layers: int = 1, batch: int = 8, tokens: int = 64) -> ModelShape:
     """Return a small encoder of a given width, for growth curves."""
-    return Shape(f"bert-{width}", _bert(width, layers, vocab_size=1000), batch, tokens)
+    return ModelShape(f"bert-{width}", _bert(width, layers, vocab_size=1000), batch, tokens)
 
 
 SHAPES = {
-    "a": Shape("a (MiniLM)", _bert(384, 6, vocab_size=30522), 32, 64),
-    "b": Shape(
+    "a": ModelShape("a (MiniLM)", _bert(384, 6, vocab_size=30522), 32, 64),
+    "b": ModelShape(
         "b (RoBERTa-base, 4 layers)",
         RobertaConfig(
             num_hidden_layers=4,
@@ -99,7 +99,7 @@ SHAPES = {
         16,
         128,
     ),
-    "c": Shape(
+    "c": ModelShape(
         "c (Llama block pair)",
         LlamaConfig(
             hidden_size=1024,
@@ -116,16 +116,16 @@ SHAPES = {
 }
 
 
-def shape_of(name: str) -> Shape:
+def shape_of(name: str) -> ModelShape:
     """Return one of the shapes. Raises SubspaceError for an unknown name."""
     if name not in SHAPES:
         raise SubspaceError(f"unknown shape {name!r}; {nearest(name, SHAPES)}")
     return SHAPES[name]
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(precision: BenchPrecision, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context of a forward pass on a device."""
-    if precision is Precision.autocast:
+    if precision is BenchPrecision.autocast:
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..extras import needs
-from .refuse import drawn, told
+from .refuse import drawn, message_of
 
 _INTERRUPTED = 130
 
@@ -15,7 +15,7 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 bad input (one line on stderr), 130 interrupted.
 
-    What the operating system refuses and files that cannot be read count as bad input; ``refuse.told`` says which
+    What the operating system refuses and files that cannot be read count as bad input; ``refuse.message_of`` says which
     errors these are. On a terminal the error of a formula has more lines. Any other error is a fault of the code and
     shows its traceback.
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        message = told(error)
+        message = message_of(error)
         if message is None:
             raise
         shown = drawn(error) if sys.stderr.isatty() else None

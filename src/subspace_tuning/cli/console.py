@@ -14,7 +14,7 @@ _UNLIMITED, _TEXT_WIDTH = 10_000, 80
 _PADDING = 2  # of a column
 
 
-def hush_libraries() -> None:
+def silence_libraries() -> None:
     """Keep quiet what the libraries have to say to their own developers."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
 

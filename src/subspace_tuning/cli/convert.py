@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, shortened, show, table_of
+from .console import shortened, show, silence_libraries, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
-    from ..adapters.convert import Result
+    from ..adapters.convert import ConvertedAdapter
     from ..models.checkpoint import Checkpoint
 
 _BASE = "The base model, where factors do not tell the change."
@@ -41,7 +41,7 @@ def convert(
     from ..adapters.convert import convert_adapter
     from ..adapters.files import check_output, read_adapter
 
-    hush_libraries()
+    silence_libraries()
     check_output(output, overwrite)
     found = read_adapter(adapter)
     model = _base(base)
@@ -77,7 +77,7 @@ def combine(
     from ..adapters.combine import combine_adapters
     from ..adapters.files import check_output, read_adapter
 
-    hush_libraries()
+    silence_libraries()
     check_output(output, overwrite)
     found = [read_adapter(path) for path in adapters]
     numbers = _weights(weights, len(found))
@@ -103,7 +103,7 @@ def _weights(text: str | None, count: int) -> list[float]:
         raise SubspaceError(f"--weights {text!r} are not numbers with commas between them") from None
 
 
-def _finish(result: Result, to: str, output: Path, overwrite: bool, base: Checkpoint | None, uneven: bool) -> None:
+def _finish(result: ConvertedAdapter, to: str, output: Path, overwrite: bool, base: Checkpoint | None, uneven: bool) -> None:
     from ..adapters.convert import PEFT_LORA
     from ..adapters.files import write_adapter, write_lora
 
@@ -117,9 +117,9 @@ def _finish(result: Result, to: str, output: Path, overwrite: bool, base: Checkp
         lost = "nothing" if layer.exact else f"{layer.error:.4f}"
         table.add_row(name, f"{layer.n} x {layer.m}", str(layer.r), lost, layer.how)
     show(table)
-    told = (
+    summary = (
         "exact to rounding"
         if all(layer.exact for layer in result.layers)
         else (f"at most {result.error:.4f} of a matrix's change is lost")
     )
-    typer.echo(f"\n{to}: {adapter.parameters:,} parameters, {told}\nadapter: {output}")
+    typer.echo(f"\n{to}: {adapter.parameters:,} parameters, {summary}\nadapter: {output}")

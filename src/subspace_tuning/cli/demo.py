@@ -26,7 +26,7 @@ def demo(
     """
     needs("the demo", "demo")
     from ..report.demo import plot
-    from ..training.demo import ENTRIES, PICTURE, demo
+    from ..training.demo import ENTRIES, FIGURE, demo
 
     results = []
     for entry, result in zip(ENTRIES, demo(output, seed, overwrite=overwrite, progress=not quiet), strict=True):
@@ -39,6 +39,6 @@ def demo(
         table.add_row(result.title, result.formula, f"{result.trainable:,}", f"{result.per_mille:.2f}", *scores)
     typer.echo()
     show(table)
-    picture = output / PICTURE
-    plot(results, picture)
-    typer.echo(f"\nplot: {picture}\nadapters: {output}/*/adapter")
+    figure = output / FIGURE
+    plot(results, figure)
+    typer.echo(f"\nplot: {figure}\nadapters: {output}/*/adapter")

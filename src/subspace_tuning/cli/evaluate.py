@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import hush_libraries
+from .console import silence_libraries
 
 RUN = "The folder of a finished run, or its adapter."
 BASE = "The base model, if it is no longer where the run found it."
@@ -33,7 +33,7 @@ def evaluate(
     from ..training.use import evaluate, finished
     from .predict import tell_cut
 
-    hush_libraries()
+    silence_libraries()
     if output is not None:
         output = check_file(output)
     with quiet(bars=False):

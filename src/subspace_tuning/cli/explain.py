@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, text_width
+from .console import silence_libraries, text_width
 
 if TYPE_CHECKING:
     from ..methods import Explanation
@@ -39,7 +39,7 @@ def explain(
 
     A formula whose start is refused is explained, too; what is wrong with it stands first.
     """
-    hush_libraries()
+    silence_libraries()
     if watch or (formula is None and sys.stdin.isatty()):
         if formula is not None or as_json:
             raise SubspaceError("--watch reads formulas line by line: leave the formula and --json out")
@@ -53,9 +53,9 @@ def explain(
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
-    from ..methods.telling import told
+    from ..methods.rendering import rendered
 
-    typer.echo(told(found, text_width()))
+    typer.echo(rendered(found, text_width()))
     if model is not None and found.model is None:
         typer.echo(f"\nnot counted in {model}: with this start the adapter is refused")
 
@@ -100,7 +100,7 @@ def _watch(shape: str | None, rank: int, rows: int) -> None:
 
 
 def _answer(line: str, shape: str | None, rank: int, rows: int) -> str:
-    from ..methods.telling import brief
+    from ..methods.rendering import brief
 
     try:
         return brief(_explained(line, shape, rank, rows), text_width())

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import hush_libraries, shortened, show, table_of
+from .console import shortened, show, silence_libraries, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from ..adapters.measures import Row
+    from ..adapters.measures import ReportRow
 
 _LEFT_OUT = 8  # tensors that are named on the screen
 
@@ -42,12 +42,12 @@ def extract(
     from ..models.checkpoint import Checkpoint
     from ..tuner import SubspaceConfig
 
-    hush_libraries()
+    silence_libraries()
     named = {"method": method} if method.isidentifier() else {"formula": method}
     config = SubspaceConfig(**named, r=rank, alpha=float(rank), target_modules=target)  # type: ignore[arg-type]
     wanted = Extraction(config, energy, budget)
     with progress_bar() as bar:
-        rows = extract(Checkpoint(base), Checkpoint(tuned), wanted, output, overwrite=overwrite, told=bar.at)
+        rows = extract(Checkpoint(base), Checkpoint(tuned), wanted, output, overwrite=overwrite, on_progress=bar.at)
     _show(rows)
     parameters = sum(row["parameters"] for row in rows)
     typer.echo(
@@ -63,7 +63,7 @@ def extract(
     typer.echo(f"adapter and report: {output}")
 
 
-def _show(rows: list[Row]) -> None:
+def _show(rows: list[ReportRow]) -> None:
     figures = ("rank", "parameters", "error of W*", "error of the change", "bound", "change", "how")
     table = table_of("matrix", figures=figures)
     for name, row in zip(shortened([row["module"] for row in rows]), rows, strict=True):
@@ -80,8 +80,8 @@ def _show(rows: list[Row]) -> None:
     show(table)
 
 
-def _whole_error(rows: list[Row]) -> float:
-    """The error of all changes together, beside all changes, weighted as the sums of squares are."""
+def _whole_error(rows: list[ReportRow]) -> float:
+    """Return the error of all changes together, beside all changes, weighted as the sums of squares are."""
     whole = sum(row["change"] ** 2 for row in rows)
     lost = sum((row["change_error"] * row["change"]) ** 2 for row in rows)
     return float((lost / whole) ** 0.5) if whole else 0.0

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import SubspaceError
 from ..extras import needs
-from .console import hush_libraries, shortened, show, table_of
+from .console import shortened, show, silence_libraries, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def inspect(
         int, typer.Option("--leading", "-k", min=1, help="Directions that count as W's leading subspace.")
     ] = 16,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also a .csv, .parquet or .json.")] = None,
-    pictures: Annotated[Path | None, typer.Option("--pictures", help="A folder for spectra, angles, shares.")] = None,
+    figures: Annotated[Path | None, typer.Option("--figures", help="A folder for spectra, angles, shares.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="How each matrix is evaluated, and the alternatives.")] = False,
     method: Annotated[str | None, typer.Option("--method", "-m", help="For --plan: the method; lora.")] = None,
     formula: Annotated[str | None, typer.Option("--formula", "-f", help="For --plan: a formula instead.")] = None,
@@ -59,7 +59,7 @@ def inspect(
     With --plan instead: how a method would be evaluated in the model, which is built without its weights. A cost is an
     estimate in floating point operations, in which moving a number counts as well; the first line of each size runs.
     """
-    hush_libraries()
+    silence_libraries()
     if plan:
         if adapter is not None:
             raise SubspaceError("--plan is of a method: leave the adapter out")
@@ -67,11 +67,11 @@ def inspect(
         return
     if adapter is None:
         raise SubspaceError("say what to look at: an adapter of the model, or --plan to see how matrices are evaluated")
-    _diagnose(model, adapter, against, leading, output, pictures)
+    _diagnose(model, adapter, against, leading, output, figures)
 
 
 def _diagnose(
-    model: str, path: Path, against: Path | None, leading: int, output: Path | None, pictures: Path | None
+    model: str, path: Path, against: Path | None, leading: int, output: Path | None, figures: Path | None
 ) -> None:
     from ..adapters.diagnose import frame
     from ..adapters.files import read_adapter
@@ -81,9 +81,9 @@ def _diagnose(
     from ..report.tables import check_table, write_table
 
     file = None if output is None else check_table(output)
-    if pictures is not None:
+    if figures is not None:
         needs("drawing", "report", "matplotlib")
-        check_folder(pictures)
+        check_folder(figures)
     base, found = Checkpoint(model), read_adapter(path)
     other = None if against is None else read_adapter(against)
     spectra = Spectra(len(found.layers))
@@ -97,9 +97,9 @@ def _diagnose(
     if file is not None:
         write_table(file, data)
         typer.echo(f"table: {file}")
-    if pictures is not None:
-        for picture in draw(pictures, data, spectra, found.method.name):
-            typer.echo(f"picture: {picture}")
+    if figures is not None:
+        for figure in draw(figures, data, spectra, found.method.name):
+            typer.echo(f"figure: {figure}")
 
 
 def _table(data: pd.DataFrame, besides: str | None) -> Table:

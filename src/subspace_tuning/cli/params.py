@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, show, table_of
+from .console import show, silence_libraries, table_of
 
 
 def params(
@@ -28,7 +28,7 @@ def params(
 
     The model is built without its weights.
     """
-    hush_libraries()
+    silence_libraries()
     if paper:
         if method or formula or budget:
             raise SubspaceError("--paper has its own rows: leave --method, --formula and --budget out")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, show, table_of
+from .console import show, silence_libraries, table_of
 from .evaluate import BASE, BATCH, RUN
 
 _SHOWN = 60  # characters of a text in the table
@@ -34,7 +34,7 @@ def predict(
     from ..training.runtime import quiet
     from ..training.use import finished, outputs_of
 
-    hush_libraries()
+    silence_libraries()
     if bool(text) == (file is not None):
         raise SubspaceError("give texts by --text, or their rows by --file")
     if output is not None:
@@ -86,7 +86,7 @@ def _write(output: Path, answers: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _flat(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for a table: a column for each class's probability, lists as JSON."""
+    """Return a row for a table: a column for each class's probability, lists as JSON."""
     flat: dict[str, Any] = {}
     for name, value in answer.items():
         if isinstance(value, Mapping):

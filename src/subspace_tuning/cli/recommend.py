@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, show, table_of
+from .console import show, silence_libraries, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def recommend(
     from ..adapters.recommend import recommend as rank_methods
     from ..files import check_file, write_json
 
-    hush_libraries()
+    silence_libraries()
     if (tuned is None) == (task is None):
         raise SubspaceError("say on what evidence: --tuned MODEL or --task NAME")
     if output is not None:

@@ -23,7 +23,7 @@ _MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "Unabl
 _READERS = ("json", "yaml", "omegaconf")
 
 
-def told(error: BaseException) -> str | None:
+def message_of(error: BaseException) -> str | None:
     """Return the line that tells an error of the input or of the machine, None for a fault of the code."""
     if isinstance(error, SubspaceError):
         return _line(str(error))

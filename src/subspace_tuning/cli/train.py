@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import hush_libraries
+from .console import silence_libraries
 
 if TYPE_CHECKING:
     from ..training.run import Outcome
@@ -60,7 +60,7 @@ def train(
     from ..training.run import run
 
     # What transformers and peft have to say about each other's coming releases is not for the person who trains.
-    hush_libraries()
+    silence_libraries()
     alone = "=" in config and not Path(config).exists()
     settings = configs.load(None if alone else config, [*([config] if alone else ()), *(overrides or ())])
     _report(run(settings, overwrite=overwrite, progress=not quiet))
@@ -92,7 +92,7 @@ def _report(outcome: Outcome) -> None:
 
 def _precision(record: dict[str, Any]) -> str:
     """Tell the format of the products, and how to have another one if it was chosen for the person."""
-    told: str = record["precision"]
-    if record["config"]["training"]["precision"] == "auto" and told != "float32":
-        told += ", which this machine has instructions for; training.precision=float32 overrides"
-    return told
+    precision: str = record["precision"]
+    if record["config"]["training"]["precision"] == "auto" and precision != "float32":
+        precision += ", which this machine has instructions for; training.precision=float32 overrides"
+    return precision

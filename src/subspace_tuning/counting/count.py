@@ -14,12 +14,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import SubspaceError
 from ..methods import HOSTED
-from ..methods.selections import fill
+from ..methods.selections import greedy_fit
 from ..models.heads import head_modules, parameter_count
 from ..models.meta import architecture_of, without_weights
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig, SubspaceLayer
-from ..tuner.budget import budget_of, share_out
+from ..tuner.budget import allocate, budget_of
 from ..tuner.exact import exactly
 from ..tuner.hosting import with_adapter
 from ..tuner.sizing import peft_config, sized
@@ -127,7 +127,7 @@ def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
     place(model, config)
     found = targets(model, config)
     if config.resolved.formula.masked:
-        return config.chosen(entries=share_out(config, found))
+        return config.with_choice(entries=allocate(config, found))
     sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator]
-    chosen = fill(sizes, budget_of(config, sum(sizes.values())))
-    return config.chosen(target_modules=exactly(chosen, (name for name, _ in model.named_modules())))
+    chosen = greedy_fit(sizes, budget_of(config, sum(sizes.values())))
+    return config.with_choice(target_modules=exactly(chosen, (name for name, _ in model.named_modules())))

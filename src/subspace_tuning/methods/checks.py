@@ -118,16 +118,16 @@ class _Case:
         formula = self.method.formula
         shapes = {name: f" ({' x '.join(shape)})" if shape else "" for name, shape in formula.shapes.items()}
         starts = self.method.starts_for(self.one_hot)
-        told = ", ".join(f"{name}{shapes[name]} at {start}" for name, start in starts.items())
+        listed = ", ".join(f"{name}{shapes[name]} at {start}" for name, start in starts.items())
         y, wanted = self.output(training=False), self.frozen()
         if y.shape != wanted.shape or not torch.allclose(y, wanted):
             where = f", at rank {self.rank}" if formula.has_rank else ""
-            return f"phi(W) is not W at its start{where}: {told}"
+            return f"phi(W) is not W at its start{where}: {listed}"
         upstream = _drawn(*y.shape)
         gradients = self.gradients(upstream)
         moving = _moving(gradients, upstream)
         if not moving:
-            return f"phi(W) cannot leave its start, where every gradient is 0: {told}"
+            return f"phi(W) cannot leave its start, where every gradient is 0: {listed}"
         largest = max(float(gradients[name].abs().max()) for name in moving)
         for name in moving:
             moved = self.leaves[name] - gradients[name] * (_STEP / largest)
@@ -135,7 +135,7 @@ class _Case:
         moving |= _moving(self.gradients(upstream), upstream)
         still = [name for name in self.leaves if name not in moving]
         if still:
-            return f"phi(W) never moves {', '.join(still)} from the start, since the gradient is 0: {told}"
+            return f"phi(W) never moves {', '.join(still)} from the start, since the gradient is 0: {listed}"
         return None
 
     def frozen(self) -> Tensor:

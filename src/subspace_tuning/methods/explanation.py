@@ -124,9 +124,9 @@ class Explanation:
     model: InModel | None = None
 
     def __str__(self) -> str:
-        from .telling import told
+        from .rendering import rendered
 
-        return told(self)
+        return rendered(self)
 
 
 def explain(

@@ -64,9 +64,9 @@ def _text_of(own: str, function: Callable[..., Any], names: Sequence[str]) -> st
     except SubspaceError as error:
         raise SubspaceError(f"method {own!r}: {error}") from None
     except Exception as error:
-        # Of what Python itself cannot do with a name, its words are told; of the function's own mistakes the kind, too.
-        told = str(error) if isinstance(error, (TypeError, AttributeError)) else described(error)
-        raise SubspaceError(f"method {own!r}: not a formula ({' '.join(told.split())})") from None
+        # Of what Python itself cannot do with a name, its words are reason; of the function's own mistakes the kind, too.
+        reason = str(error) if isinstance(error, (TypeError, AttributeError)) else described(error)
+        raise SubspaceError(f"method {own!r}: not a formula ({' '.join(reason.split())})") from None
     if not isinstance(written, Expression):
         raise SubspaceError(f"method {own!r}: the function returns {type(written).__name__}, not a formula")
     return str(written)

@@ -88,7 +88,7 @@ def _inclusion(name: str, wider: Method, narrower: Method) -> Inclusion | None:
 
 
 def _starts_alike(*both: Method) -> bool:
-    """Whether what is subtracted as a start is the same: PiSSA's is another part of W than MiLoRA's."""
+    """Return whether what is subtracted as a start is the same: PiSSA's is another part of W than MiLoRA's."""
     started = [{names.started(name) for name in one.formula.shapes} - {None} for one in both]
     first, second = (
         sorted(start for name, start in one.starts_for().items() if name in own)

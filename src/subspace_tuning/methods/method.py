@@ -263,5 +263,5 @@ def _starts(formula: Formula, declared: tuple[tuple[str, str], ...], one_hot: bo
 
 
 def starts_at_weight(formula: Formula) -> bool:
-    """Whether a formula by itself starts at phi(W) = W and can leave it."""
+    """Return whether a formula by itself starts at phi(W) = W and can leave it."""
     return bool(formula.trainable) and start_problem(Method(UNNAMED, formula, "extension")) is None

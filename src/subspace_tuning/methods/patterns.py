@@ -57,7 +57,7 @@ def pairs(formula: Formula) -> tuple[LowRank, ...]:
 
 
 def has_pair(formula: Formula) -> bool:
-    """Whether a formula has factors A and B of a low-rank term."""
+    """Return whether a formula has factors A and B of a low-rank term."""
     return bool(pairs(formula))
 
 

@@ -103,7 +103,7 @@ class Importance(Selection):
 
     def choose(self, scores: Mapping[str, Tensor], budget: int, rank: int) -> Choice:
         best_first = sorted(scores, key=lambda name: float(scores[name].mean()), reverse=True)
-        chosen = fill({name: scores[name].numel() for name in best_first}, budget)
+        chosen = greedy_fit({name: scores[name].numel() for name in best_first}, budget)
         if not chosen:
             raise SubspaceError(
                 f"budget = {budget:,} is below the smallest bias, of {min(map(len, scores.values())):,}"
@@ -119,7 +119,7 @@ SELECTIONS: dict[str, Selection] = {
 }
 
 
-def fill(sizes: Mapping[str, int], budget: int) -> list[str]:
+def greedy_fit(sizes: Mapping[str, int], budget: int) -> list[str]:
     """Return the names, in their order, of what fits whole into a budget; what is too large is passed over."""
     chosen = []
     for name, size in sizes.items():

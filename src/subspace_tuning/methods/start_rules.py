@@ -107,7 +107,7 @@ class _Rules:
                 self.draw(child, matrix)
 
     def can_vanish(self, node: Expression) -> bool:
-        """Whether some trainable factor makes the node zero."""
+        """Return whether some trainable factor makes the node zero."""
         own = [name for name in node.own_names if not names.is_frozen(name)]
         if own:
             return all(self.found.get(name, "zeros") == "zeros" for name in own)
@@ -153,12 +153,12 @@ def _zeros(node: Expression) -> list[tuple[int, ...]]:
 
 
 def _bends(node: Expression) -> bool:
-    """Whether a factor of the node is a nonlinearity, or one that no start makes zero."""
+    """Return whether a factor of the node is a nonlinearity, or one that no start makes zero."""
     return any(not child.linear_map or (child.children and not child.zero_when) for child in node.children)
 
 
 def _is_vector(node: Expression) -> bool:
-    """Whether the node is the diagonal of one vector."""
+    """Return whether the node is the diagonal of one vector."""
     return node.diagonal and len(node.children) == 1 and isinstance(node.children[0], Vector)
 
 

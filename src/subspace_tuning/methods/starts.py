@@ -228,7 +228,7 @@ def value_at_start(name: str, start: str, place: Place) -> Tensor | float:
 
 
 def takes_triples(start: str) -> bool:
-    """Whether a start is made of r singular triples of W, of which there are min(n, m)."""
+    """Return whether a start is made of r singular triples of W, of which there are min(n, m)."""
     return lookup(start)[0] in (principal_left, principal_right, minor_left, minor_right)
 
 
@@ -239,6 +239,6 @@ def fixed_number(start: str) -> float | None:
 
 
 def reads_weight(start: str) -> bool:
-    """Whether a start is an anchor whose value depends on W."""
+    """Return whether a start is an anchor whose value depends on W."""
     function, _, anchored = lookup(start)
     return anchored and function not in (ones, constant, identity)

@@ -68,20 +68,20 @@ class Checkpoint:
         return self._known(module, self.modules) is not None
 
     def module(self, name: str) -> nn.Module:
-        """A module without its weights, by its name here or in a model with a head around this one."""
+        """Return a module without its weights, by its name here or in a model with a head around this one."""
         known = self._known(name, self.modules)
         if known is None:
             raise SubspaceError(f"model {self.name!r} has no module {name} that could be adapted")
         return self.modules[known]
 
     def kind(self, module: str) -> Kind:
-        """How a module holds its matrix."""
+        """Return how a module holds its matrix."""
         kind = kind_of(self.module(module))
         assert kind is not None
         return kind
 
     def find(self, tensor: str) -> str | None:
-        """The name that ``read`` takes for a tensor of the model, None if the files do not have it."""
+        """Return the name that ``read`` takes for a tensor of the model, None if the files do not have it."""
         return self._known(tensor, self.keys)
 
     @cached_property
@@ -119,13 +119,13 @@ class Checkpoint:
         return loaded.state_dict()
 
     def _known(self, name: str, among: Container[str]) -> str | None:
-        """A name as it is known: a bare encoder goes without the prefix that it has beside a head."""
+        """Return a name as it is known: a bare encoder goes without the prefix that it has beside a head."""
         prefix = f"{self.model.base_model_prefix}."
         candidates = (name, name.removeprefix(prefix), f"{prefix}{name}")
         return next((known for known in candidates if known in among), None)
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading it."""
         key = self.keys[tensor]
         if key is None:
             return tuple(self.model.state_dict()[tensor].shape)
@@ -133,7 +133,7 @@ class Checkpoint:
             return tuple(file.get_slice(key).get_shape())
 
     def read(self, tensor: str) -> Tensor:
-        """A tensor by the name that ``find`` gave. Raises SubspaceError if it holds NaN or infinity."""
+        """Return a tensor by the name that ``find`` gave. Raises SubspaceError if it holds NaN or infinity."""
         key = self.keys[tensor]
         if key is None:
             value = self._made[tensor]
@@ -154,7 +154,7 @@ class Checkpoint:
         return n, m
 
     def bias(self, module: str) -> Tensor | None:
-        """The bias of a module, None if it has none."""
+        """Return the bias of a module, None if it has none."""
         if getattr(self.module(module), "bias", None) is None:
             return None
         return self.read(self.stored(f"{module}.bias"))
@@ -211,7 +211,7 @@ def _folder(name: str) -> Path:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """The file of each tensor."""
+    """Return the file of each tensor."""
     index = folder / _INDEX
     if index.is_file():
         with reading(f"{index}, an index of shards,"):

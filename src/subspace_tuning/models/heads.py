@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
-    """The modules trained beside any method: what the task's class adds to the encoder, and the encoder's pooler.
+    """Return the modules trained beside any method: what the task's class adds to the encoder, and the encoder's pooler.
 
     A checkpoint of the bare encoder holds a pooler trained for something else or none at all, so it goes with the head.
     """
@@ -45,7 +45,7 @@ def ending(model: nn.Module, ends: Sequence[str]) -> list[str]:
 
 
 def _is_projection(name: str, module: nn.Module) -> bool:
-    """Whether a child of a model is what a head is: linear layers, and not a stack of blocks."""
+    """Return whether a child of a model is what a head is: linear layers, and not a stack of blocks."""
     owners = [part for part in module.modules() if next(part.parameters(recurse=False), None) is not None]
     blocks = any(isinstance(part, nn.ModuleList) for part in module.modules())
     linear = any(isinstance(part, nn.Linear) for part in owners)
@@ -63,6 +63,6 @@ def _entries(parameter: nn.Parameter) -> int:
 
 
 def head_parameters(model: PreTrainedModel, head: Sequence[str]) -> list[nn.Parameter]:
-    """The parameters under the modules whose dotted names end in one of `head`."""
+    """Return the parameters under the modules whose dotted names end in one of `head`."""
     owners = [model.get_submodule(name) for name in ending(model, head)]
     return list({id(parameter): parameter for owner in owners for parameter in owner.parameters()}.values())

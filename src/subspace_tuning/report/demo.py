@@ -10,10 +10,10 @@ from ..extras import needs
 from ..files import written
 
 if TYPE_CHECKING:
-    from ..training.demo import Result
+    from ..training.demo import DemoResult
 
 
-def plot(results: list[Result], path: Path) -> None:
+def plot(results: list[DemoResult], path: Path) -> None:
     """Draw accuracy over trainable parameters, with the majority class beside it.
 
     Raises:

@@ -39,7 +39,7 @@ class Spectra:
 
 
 def draw(folder: Path, table: pd.DataFrame, spectra: Spectra, title: str) -> list[Path]:
-    """Draw the three pictures into a folder and return their paths.
+    """Draw the three figures into a folder and return their paths.
 
     Raises:
         SubspaceError: matplotlib is not installed.
@@ -92,7 +92,7 @@ def _short(module: str) -> str:
 
 
 def _place(module: str) -> tuple[int, str]:
-    """The number of the layer and the module's name within it."""
+    """Return the number of the layer and the module's name within it."""
     match = _NUMBER.search(module)
     return (int(match[1]), module[match.end() :] or module) if match else (0, module)
 
@@ -126,7 +126,7 @@ def _angles(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _projection(table: pd.DataFrame, title: str) -> Figure:
-    """The paper's figure 1 from real numbers: how far a change leads within W's subspace, and how far out of it."""
+    """Return the paper's figure 1 from real numbers: how far a change leads within W's subspace, and how far out of it."""
     figure = _figure(6.4, 5.6)
     axis = figure.subplots()
     kinds = list(dict.fromkeys(kind for _, kind in map(_place, table["module"])))

@@ -17,7 +17,7 @@ FORMATS = (".csv", ".parquet", ".json")
 
 
 def check_table(path: str | Path) -> Path:
-    """The path of a table to write.
+    """Return the path of a table to write.
 
     Raises:
         SubspaceError: its ending is not known, its folder does not exist, or what writes Parquet is not installed.

@@ -132,12 +132,12 @@ def factored(target: Method, change: Change, sizes: Sizes, r: int | None, scale:
 
 
 def is_low_rank(method: Method) -> bool:
-    """Whether a formula is W plus one low-rank term, so that it reaches every change up to its rank."""
+    """Return whether a formula is W plus one low-rank term, so that it reaches every change up to its rank."""
     return _only_block(method) is not None
 
 
 def bias_of(method: Method, env: Mapping[str, Any]) -> Tensor | None:
-    """The bias of a formula that names it, None for others."""
+    """Return the bias of a formula that names it, None for others."""
     expression = method.formula.evaluated
     return expression.bias.compact(env) if isinstance(expression, Affine) else None
 

@@ -50,6 +50,6 @@ class Covariance:
         return min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
 
     def shrunk(self) -> Tensor:
-        """The mean mixed with a multiple of the identity, n x n, positive definite if any row is not zero."""
+        """Return the mean mixed with a multiple of the identity, n x n, positive definite if any row is not zero."""
         second, n, weight = self.mean(), len(self._sum), self.shrinkage
         return (1 - weight) * second + weight * float(second.trace()) / n * torch.eye(n, dtype=second.dtype)

@@ -144,7 +144,7 @@ class Diagnosis:
         return float(leading * leading) / self.W.numel()
 
     def intruders(self, subspace: bool = False, threshold: float = INTRUDER) -> int:
-        """How many of the k leading left singular vectors of phi(W) are new, those of the thin decomposition.
+        """Return how many of the k leading left singular vectors of phi(W) are new, those of the thin decomposition.
 
         A vector counts if its cosine with *every single* left singular vector of W is below the threshold (Shuttleworth
         et al., arXiv 2410.21228). With ``subspace`` it counts if its projection on the *span* of W's k leading ones is
@@ -170,7 +170,7 @@ class Diagnosis:
 
 
 def skewness(matrix: Tensor) -> float:
-    """How far the columns of a matrix are from orthogonal: the root mean square cosine of their pairs, 0 to 1."""
+    """Return how far the columns of a matrix are from orthogonal: the root mean square cosine of their pairs, 0 to 1."""
     columns = matrix / torch.linalg.vector_norm(matrix, dim=0).clamp(min=torch.finfo(matrix.dtype).tiny)
     count = columns.shape[1]
     if count < 2:
@@ -181,7 +181,7 @@ def skewness(matrix: Tensor) -> float:
 
 
 def cosine(one: Change, other: Change) -> float:
-    """The cosine between two changes of one matrix, as vectors; from their factors."""
+    """Return the cosine between two changes of one matrix, as vectors; from their factors."""
     product = float(((one.left.T @ other.left) * (one.right.T @ other.right)).sum())
     norms = [float(torch.linalg.vector_norm(change.svd().S)) for change in (one, other)]
     return product / (norms[0] * norms[1]) if all(norms) else 0.0

@@ -37,7 +37,7 @@ def trainable(node: Expression) -> tuple[str, ...]:
 
 
 def is_free(node: Expression) -> bool:
-    """Whether a node can take any value of its shape (of a diagonal: any diagonal) by its trainable factor."""
+    """Return whether a node can take any value of its shape (of a diagonal: any diagonal) by its trainable factor."""
     if isinstance(node, Leaf):
         return not names.is_frozen(node.name)
     way = _way(node)
@@ -45,7 +45,7 @@ def is_free(node: Expression) -> bool:
 
 
 def is_positive(node: Expression) -> bool:
-    """Whether a node can take any diagonal without a negative entry, and nothing else."""
+    """Return whether a node can take any diagonal without a negative entry, and nothing else."""
     way = _way(node)
     return way is not None and way.positive and is_free(way.child)
 

@@ -151,7 +151,7 @@ def _in_sparse(node: Sparse, place: Place) -> list[Block]:
 
 
 def _can_vanish(node: Expression) -> bool:
-    """Whether a block makes the node zero."""
+    """Return whether a block makes the node zero."""
     if is_free(node) or is_positive(node) or any(name in trainable(node) for name in node.own_names):
         return True
     return any(all(_can_vanish(node.children[index]) for index in way) for way in node.zero_when)

@@ -23,7 +23,7 @@ SETTLED = 1e-10
 """The share of the error that a sweep must gain for the next one."""
 
 
-class Found(NamedTuple):
+class Solution(NamedTuple):
     """The end of a search: what the names stand for there, and how it was come to."""
 
     env: dict[str, Any]
@@ -51,7 +51,7 @@ class Search:
     settled: float = SETTLED
     seed: int = 0
 
-    def run(self, env: dict[str, Any]) -> Found:
+    def run(self, env: dict[str, Any]) -> Solution:
         """Search from the factors in ``env``, which holds everything that the formula names."""
         norms, solved = norms_taken(self.expression), without_unit(self.expression)
         try:
@@ -60,13 +60,13 @@ class Search:
                 raise NoRuleError("there is no rule for an element-wise product with activations")
         except NoRuleError as error:
             found = least_squares(self.expression, env, self.problem.W_star, self.problem.root, self.seed)
-            return Found({**env, **found}, "heuristic", None, [], str(error))
+            return Solution({**env, **found}, "heuristic", None, [], str(error))
         env = env | {f"{name}{BY_NORM}": torch.ones_like(env[name]) for name in norms}
         env, how, history = self._solved(blocks, solved, env)
         for name, inner in norms.items():
             env[name] = env[f"{name}{BY_NORM}"] * torch.linalg.vector_norm(dense(inner, env), dim=0)
         bound = self.error(self.expression, env) if how == "exact" else self._bound(blocks, solved, env)
-        return Found(env, how, bound, history, None)
+        return Solution(env, how, bound, history, None)
 
     def error(self, expression: Expression, env: Env) -> float:
         """Return how far an expression is from W*."""

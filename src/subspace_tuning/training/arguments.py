@@ -18,7 +18,7 @@ from .sections import Device, Keep, Scheduler, TrainingSection
 
 
 def total_steps(training: TrainingSection, rows: int) -> int:
-    """The optimiser steps of a run over `rows` training rows."""
+    """Return the optimiser steps of a run over `rows` training rows."""
     batches = math.ceil(rows / training.batch_size)
     return training.max_steps or training.epochs * math.ceil(batches / training.gradient_accumulation)
 
@@ -26,7 +26,7 @@ def total_steps(training: TrainingSection, rows: int) -> int:
 def arguments(
     training: TrainingSection, task: Task[Any], rows: int, learning_rate: float, checkpoints: str, progress: bool
 ) -> TrainingArguments:
-    """The Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
+    """Return the Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
     constant = training.scheduler is Scheduler.constant
     args = TrainingArguments(
         output_dir=checkpoints,

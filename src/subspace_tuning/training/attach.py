@@ -40,7 +40,7 @@ class Counts:
 
 
 def trained_head(model: PreTrainedModel | peft.PeftModel, adapter: AdapterSection) -> list[nn.Parameter]:
-    """The trained parameters of the head of a model that `attach` gave for `adapter`."""
+    """Return the trained parameters of the head of a model that `attach` gave for `adapter`."""
     if isinstance(model, peft.PeftModel):
         named = model.named_parameters()
         return [parameter for name, parameter in named if ".modules_to_save." in name and parameter.requires_grad]
@@ -54,7 +54,7 @@ def attach(
     batches: Callable[[], Iterable[Batch]] | None = None,
     loss: Loss | None = None,
 ) -> tuple[PreTrainedModel | peft.PeftModel, Counts]:
-    """The model with the method on it, ready to train, and what there is to train. The given model is changed.
+    """Return the model with the method on it, ready to train, and what there is to train. The given model is changed.
 
     Args:
         model: the model with its head.
@@ -108,7 +108,7 @@ def _fitted(
 def build_adapter(
     adapter: AdapterSection, head: Sequence[str], task_type: peft.TaskType | None = None
 ) -> peft.PeftConfig:
-    """The adapter's config, with `head` trained and saved beside it.
+    """Return the adapter's config, with `head` trained and saved beside it.
 
     Raises:
         SubspaceError: the method, the formula or one of the values is not known.
@@ -119,7 +119,7 @@ def build_adapter(
 
 
 def default_learning_rate(adapter: AdapterSection) -> float:
-    """The peak learning rate of a method for which the config gives none.
+    """Return the peak learning rate of a method for which the config gives none.
 
     Raises:
         SubspaceError: the method is unknown (the message names the nearest), or the formula cannot be read.

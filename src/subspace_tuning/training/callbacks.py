@@ -43,7 +43,7 @@ class Clock(TrainerCallback, ExportableState):
         return self.seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"args": {"seconds": self.total()}, "attributes": {}}
 
 

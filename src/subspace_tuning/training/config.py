@@ -22,7 +22,7 @@ from .sections import FULL, HEAD, SECTIONS, AdapterSection, RunConfig
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run that a YAML file describes.
+    """Return the run that a YAML file describes.
 
     Args:
         path: the file; None if the overrides say all.
@@ -102,7 +102,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def validate(config: RunConfig) -> RunConfig:
-    """The same config, if its values are in range and fit together. Looks at no file and no model.
+    """Return the same config, if its values are in range and fit together. Looks at no file and no model.
 
     Raises:
         SubspaceError: a value is out of range; the message names the key, the value and the range.
@@ -140,6 +140,6 @@ def _check_adapter(adapter: AdapterSection) -> None:
 
 
 def _given(adapter: AdapterSection, besides: Iterable[str]) -> list[str]:
-    """The names of the fields that were given a value."""
+    """Return the names of the fields that were given a value."""
     names = {entry.name for entry in dataclasses.fields(adapter)} - set(besides)
     return [name for name in names if getattr(adapter, name) is not None]

@@ -19,7 +19,7 @@ from .folder import RunFolder
 from .run import run
 from .sections import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
 
-PICTURE = "demo.png"
+FIGURE = "demo.png"
 """The name of the plot in the demo's folder."""
 _DATA = "data"
 
@@ -45,7 +45,7 @@ ENTRIES = (
 
 
 @dataclass(frozen=True)
-class Result:
+class DemoResult:
     """What one method reached. Scores are accuracies on the test sentences, between 0 and 1."""
 
     title: str
@@ -57,7 +57,7 @@ class Result:
     seconds: float
 
 
-def demo(folder: Path, seed: int = 0, *, overwrite: bool = False, progress: bool = True) -> Iterator[Result]:
+def demo(folder: Path, seed: int = 0, *, overwrite: bool = False, progress: bool = True) -> Iterator[DemoResult]:
     """Fine-tune with each method in turn; finished ones are not run again.
 
     Args:
@@ -85,7 +85,7 @@ def demo(folder: Path, seed: int = 0, *, overwrite: bool = False, progress: bool
 def _check(folder: Path, files: Mapping[Path, str], configs: Sequence[RunConfig], overwrite: bool) -> None:
     """Refuse, before anything is written, a folder that is not a demo's or is one of another seed's."""
     check_folder(folder)
-    own = {_DATA, PICTURE, *(Path(config.output).name for config in configs)}
+    own = {_DATA, FIGURE, *(Path(config.output).name for config in configs)}
     held = _names(folder)
     if held and (held - own or _DATA not in held or _names(folder / _DATA) - {path.name for path in files}):
         raise SubspaceError(f"output folder {folder} is not empty and holds no demo: choose another")
@@ -95,7 +95,7 @@ def _check(folder: Path, files: Mapping[Path, str], configs: Sequence[RunConfig]
             way = "" if overwrite else ", or give --overwrite if they are an earlier demo's"
             raise SubspaceError(f"{path} holds other sentences: choose another output{way}")
     if held:
-        check_file(folder / PICTURE)
+        check_file(folder / FIGURE)
     for config in configs:
         RunFolder(config.output).check(config.resolved(), overwrite=overwrite)
 
@@ -126,11 +126,11 @@ def _config(entry: Entry, folder: Path, seed: int) -> RunConfig:
     )
 
 
-def _result(entry: Entry, record: dict[str, Any]) -> Result:
+def _result(entry: Entry, record: dict[str, Any]) -> DemoResult:
     from ..tuner import SubspaceConfig
 
     config = SubspaceConfig(method=entry.adapter.method, formula=entry.adapter.formula)
-    return Result(
+    return DemoResult(
         title=entry.title,
         formula=str(config.resolved.formula),
         trainable=record["parameters"]["adapter"],

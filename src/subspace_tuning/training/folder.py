@@ -58,7 +58,7 @@ class RunFolder:
         self.checkpoints = self.path / _CHECKPOINTS
 
     def record(self) -> dict[str, Any] | None:
-        """The record of the finished run, None if there is none.
+        """Return the record of the finished run, None if there is none.
 
         Raises:
             SubspaceError: the record is damaged, or its result is gone.
@@ -134,7 +134,7 @@ class RunFolder:
         (self.path / _STARTED).unlink(missing_ok=True)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; those that an interruption left half-written are removed.
+        """Return the newest complete checkpoint; those that an interruption left half-written are removed.
 
         Raises:
             SubspaceError: a file has the name of a checkpoint.
@@ -150,13 +150,13 @@ class RunFolder:
         return None
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Writes the record, and removes the checkpoints, which nothing needs any more."""
+        """Write the record, and removes the checkpoints, which nothing needs any more."""
         write_json(self.path / _RECORD, record)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser step after which a checkpoint was written."""
+    """Return the optimiser step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

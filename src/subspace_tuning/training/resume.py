@@ -38,7 +38,7 @@ HINT = "remove the checkpoint to go on from the one before it, or --overwrite to
 
 
 def check_checkpoint(folder: Path, trainer: Trainer, steps: int) -> TrainerState:
-    """The state of a checkpoint that `trainer` can go on from.
+    """Return the state of a checkpoint that `trainer` can go on from.
 
     Args:
         folder: the checkpoint.
@@ -100,7 +100,7 @@ def check_weights(folder: Path, model: nn.Module) -> None:
 
 
 def _aliases(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
-    """The names of each tensor: of those that share their memory one is saved."""
+    """Return the names of each tensor: of those that share their memory one is saved."""
     groups: dict[Any, list[str]] = {}
     for name, tensor in tensors.items():
         place = (tensor.data_ptr(), tuple(tensor.shape)) if tensor.numel() and not tensor.is_meta else name

@@ -229,7 +229,7 @@ def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
-    """The model card: what the result is, how good, and the lines that load it."""
+    """Return the model card: what the result is, how good, and the lines that load it."""
     adapter = isinstance(parts.model, PeftModel)
     owner, prefix = ("peft", "AutoPeftModel") if adapter else ("transformers", "AutoModel")
     loader = prefix + parts.task.model_class.__name__.removeprefix("AutoModel")

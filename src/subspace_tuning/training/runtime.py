@@ -27,7 +27,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def uses_bfloat16(precision: Precision, device: Device) -> bool:
-    """Whether products are in bfloat16: as the config says; by default, where the processor has instructions for it."""
+    """Return whether products are in bfloat16: as the config says; by default, where the processor has instructions for it."""
     if precision is not Precision.auto:
         return precision is Precision.bfloat16
     if device is Device.auto and torch.cuda.is_available():

@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed for torch from several numbers, unrelated to that of any other numbers."""
+    """Return a seed for torch from several numbers, unrelated to that of any other numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 

@@ -66,10 +66,10 @@ def _key(default: Any, meaning: str, within: Range | None = None) -> Any:
 
 
 def _of_config(name: str, meaning: str | None = None) -> Any:
-    """A field of ``SubspaceConfig``, whose default holds while it is null."""
+    """Return a field of ``SubspaceConfig``, whose default holds while it is null."""
     [known] = [one for one in settings(SubspaceConfig) if one.name == name]
-    told = {"help": meaning or known.meaning.replace("None", "null"), "default": known.default}
-    return field(default=None, metadata=told)
+    metadata = {"help": meaning or known.meaning.replace("None", "null"), "default": known.default}
+    return field(default=None, metadata=metadata)
 
 
 @documented
@@ -231,7 +231,7 @@ class RunConfig:
     training: TrainingSection = field(default_factory=TrainingSection)
 
     def resolved(self) -> dict[str, Any]:
-        """All values as plain data, fit for YAML and JSON; `load` reads them back to an equal config."""
+        """Return all values as plain data, fit for YAML and JSON; `load` reads them back to an equal config."""
         return {str(key): value for key, value in _plain(dataclasses.asdict(self)).items()}
 
 

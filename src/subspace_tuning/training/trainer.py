@@ -72,11 +72,11 @@ class SeededTrainer(Trainer):
         return next(entry.total() for entry in self.callback_handler.callbacks if isinstance(entry, Clock))
 
     def load_weights(self, checkpoint: str) -> None:
-        """Puts a checkpoint's weights into the model."""
+        """Put a checkpoint's weights into the model."""
         self._load_from_checkpoint(checkpoint)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimiser, with groups of their own for the head's parameters and for the factors B."""
+        """Return the Trainer's optimiser, with groups of their own for the head's parameters and for the factors B."""
         optimizer = super().create_optimizer(model)
         assert self.model is not None
         faster = {id(parameter) for parameter in second_factors(self.model)}
@@ -88,7 +88,7 @@ class SeededTrainer(Trainer):
         return optimizer
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's step; a schedule that looks at examples finds the batch in `recent`."""
+        """Return the Trainer's step; a schedule that looks at examples finds the batch in `recent`."""
         if self.scheduling.schedule.looks_at_examples:
             self.recent.append(self._prepare_inputs(inputs))
         return super().training_step(model, inputs, *args, **kwargs)
@@ -96,14 +96,14 @@ class SeededTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The task's own loss if it has one, else the Trainer's."""
+        """Return the task's own loss if it has one, else the Trainer's."""
         if self.task.loss is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = self.task.loss(model, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's step; what a task generates takes the place of the outputs."""
+        """Return the Trainer's step; what a task generates takes the place of the outputs."""
         loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if self.task.generate is not None:
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -150,7 +150,7 @@ def build(
     training: TrainingSection,
     head: Sequence[nn.Parameter],
 ) -> SeededTrainer:
-    """A trainer of `model` on `data`, a dataset per split; `head` are those of its parameters that are the head's."""
+    """Return a trainer of `model` on `data`, a dataset per split; `head` are those of its parameters that are the head's."""
     train = data["train"]
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -108,7 +108,7 @@ def finished(path: str | Path, base: str | None = None, *, quantise: bool = True
 
 
 def _head(folder: Path) -> list[str] | None:
-    """The modules that were trained whole, by the ends of their names."""
+    """Return the modules that were trained whole, by the ends of their names."""
     with reading(f"the adapter in {folder}"):
         modules: list[str] | None = getattr(peft.PeftConfig.from_pretrained(str(folder)), "modules_to_save", None)
     return modules

@@ -18,7 +18,7 @@ def _names(
     cross: str | None = None,
     norm: str | None = None,
 ) -> dict[str, str]:
-    """How the module's name ends for each role: a regular expression with plain dots, `#` a layer's number.
+    """Return how the module's name ends for each role: a regular expression with plain dots, `#` a layer's number.
 
     `attention` lists query, key, value and output; `cross` are all matrices of the attention to the encoder's states;
     `norm` is the normalisation that sees the feed-forward block's output plus its residual, where there is such a one.
@@ -102,7 +102,7 @@ _VISION_ATTENTION = [
 
 
 def _inside(tower: str, *architectures: dict[str, str]) -> dict[str, str]:
-    """The roles within one tower of a model that has several, whichever of some architectures it is."""
+    """Return the roles within one tower of a model that has several, whichever of some architectures it is."""
     roles = [role for role in PLACES if any(role in names for names in architectures)]
     ends = {role: "|".join(dict.fromkeys(names[role] for names in architectures if role in names)) for role in roles}
     return {role: rf"{tower}\.(.*\.)?({end})" for role, end in ends.items()}

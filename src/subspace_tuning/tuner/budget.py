@@ -14,7 +14,7 @@ from .layer import SubspaceLayer
 from .weights import outline
 
 
-def share_out(config: SubspaceConfig, found: Sequence[tuple[str, nn.Module]]) -> dict[str, list[int]]:
+def allocate(config: SubspaceConfig, found: Sequence[tuple[str, nn.Module]]) -> dict[str, list[int]]:
     """Share a budget out over matrices in proportion to their sizes. Raises SubspaceError if it is above their sum."""
     shapes = {name: matrix_shape(module) for name, module in found}
     sizes = [n * m for n, m in shapes.values()]

@@ -61,9 +61,9 @@ def calibrate(
     total = sum(square.numel() for square in scores.values())
     positions, modules = chooser.choose(scores, budget_of(config, total), config.r)
     if positions is None:
-        return config.chosen(target_modules=exactly(modules or (), (name for name, _ in model.named_modules())))
+        return config.with_choice(target_modules=exactly(modules or (), (name for name, _ in model.named_modules())))
     entries = {name: [len(index), *scores[name].shape] for name, index in positions.items()}
-    return config.chosen(entries=entries, positions=positions)
+    return config.with_choice(entries=entries, positions=positions)
 
 
 def fisher(layers: Mapping[str, SubspaceLayer], run: Callable[[], Iterator[Tensor]]) -> dict[str, Tensor]:

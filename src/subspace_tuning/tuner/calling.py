@@ -51,7 +51,7 @@ def chosen_rows(x: Tensor, rows: list[int]) -> Tensor:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module runs hooks."""
+    """Return whether calling the module runs hooks."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
 

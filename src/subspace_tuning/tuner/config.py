@@ -273,7 +273,7 @@ class SubspaceConfig(PeftConfig):
         width = max(r, 1)
         return alpha / (width**0.5 if self.rank_stabilised else width)
 
-    def chosen(self, **choice: Any) -> SubspaceConfig:
+    def with_choice(self, **choice: Any) -> SubspaceConfig:
         """Return a copy that carries a choice made from data: ``entries`` and ``positions``, or ``target_modules``."""
         return dataclasses.replace(self, calibrated=True, **choice)
 

@@ -68,7 +68,7 @@ class Evaluation:
         self._kept: dict[tuple[int, torch.dtype | None], Any] = {}
 
     def _is_raw(self) -> bool:
-        """Whether there is nothing to keep: the plan multiplies the rows by the very factors, and none is cast."""
+        """Return whether there is nothing to keep: the plan multiplies the rows by the very factors, and none is cast."""
         reading, weight = self.method.readings[1 if self.kind.one_hot else 0], self.layer.frozen_matrix
         rounded = any(factor.dtype != weight.dtype for factor in self.factors.values())
         return self.fusible and self.plan.keeps_nothing and not (rounded or reading.sums or reading.offsets)
@@ -95,7 +95,7 @@ class Evaluation:
         return found if known and len(factors._parameters) == found.count and found.holds(layer) else None
 
     def holds(self, layer: RunningLayer) -> bool:
-        """Whether the layer is in the state to which this is bound. It calls nothing: calls are what takes the time."""
+        """Return whether the layer is in the state to which this is bound. It calls nothing: calls are what takes the time."""
         base, name, modules = self.base, self.name, layer._modules
         own = base.__dict__
         return (
@@ -177,7 +177,7 @@ class Evaluation:
 
     def _by_nodes(self, x: Tensor, expression: Expression, env: Environment, bias: Tensor | None) -> Tensor:
         kind, base, layer = self.kind, self.base, self.layer
-        if self.plan.on_base:
+        if self.plan.adds_to_base_output:
             frozen = layer._plain(x)
             change = kind.run(base, expression, x, env, None).to(frozen.dtype)
             return frozen + (

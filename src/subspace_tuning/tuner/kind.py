@@ -24,7 +24,7 @@ class Kind(ABC):
     module_types: tuple[type[nn.Module], ...] = ()
 
     def hosts(self, module: nn.Module) -> bool:
-        """Whether a module is of this kind."""
+        """Return whether a module is of this kind."""
         return isinstance(module, self.module_types)
 
     def held(self, module: nn.Module) -> Tensor | Operator:
@@ -60,7 +60,7 @@ class Kind(ABC):
         return x.numel() // x.shape[-1]
 
     def knows(self, module: nn.Module) -> bool:
-        """Whether the forward of the module's class does what its weight and bias say, and nothing else.
+        """Return whether the forward of the module's class does what its weight and bias say, and nothing else.
 
         A parametrised module has a class of its own that inherits the forward.
         """
@@ -75,11 +75,11 @@ class Kind(ABC):
         return self.finish(module, y if bias is None else y + bias.to(y.dtype))
 
     def forms_weight(self, module: nn.Module) -> bool:
-        """Whether a call with phi(W) in place of the weight is cheaper than row by row, however many rows there are."""
+        """Return whether a call with phi(W) in place of the weight is cheaper than row by row, however many rows there are."""
         return False
 
     def keeps_rows(self, module: nn.Module) -> bool:
-        """Whether some row of W is never changed."""
+        """Return whether some row of W is never changed."""
         return False
 
     def keep_rows(self, module: nn.Module, phi: Tensor, W: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def _padding(module: nn.Module) -> int | None:
 
 
 def _scales_lookups(module: nn.Module) -> bool:
-    """Whether this is one of transformers' embeddings that scale what they look up by ``embed_scale``, and do no more.
+    """Return whether this is one of transformers' embeddings that scale what they look up by ``embed_scale``, and do no more.
 
     Seen by the names that its forward uses: to form phi(W) of a whole vocabulary in every call would be slow.
     """

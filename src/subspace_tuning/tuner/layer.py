@@ -234,7 +234,7 @@ class SubspaceLayer(RunningLayer):
         return value
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether ``peft.convert_to_lora`` can approximate the adapter."""
+        """Return whether ``peft.convert_to_lora`` can approximate the adapter."""
         if adapter_name not in self.adapters or not isinstance(self, SubspaceLinear):
             return False
         formula = self.adapters[adapter_name].method.formula

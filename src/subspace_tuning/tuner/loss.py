@@ -107,7 +107,7 @@ def _share(model: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | float | None
 
 
 def _shifts_labels(model: nn.Module) -> bool:
-    """Whether the model's loss compares position i with label i + 1, as losses of causal language models do."""
+    """Return whether the model's loss compares position i with label i + 1, as losses of causal language models do."""
     causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
     return causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
 

@@ -105,7 +105,7 @@ class MergingLayer(FollowingLayer):
         self.merged_adapters.clear()
 
     def has_dense_form(self, name: str) -> bool:
-        """Whether weight and bias of this layer can express an adapter: it is linear, with a bias only where one is."""
+        """Return whether weight and bias of this layer can express an adapter: it is linear, with a bias only where one is."""
         formula = self.adapters[name].method.formula
         return formula.is_linear and not (formula.names_bias and self.frozen_bias is None)
 

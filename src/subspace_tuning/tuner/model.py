@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import SubspaceError, nearest
-from .budget import entries_in, entries_of, share_out
+from .budget import allocate, entries_in, entries_of
 from .calling import BASE
 from .card import TAG
 from .compat import check_adapters_not_merged, include_all_linear_layers
@@ -179,7 +179,7 @@ class SubspaceModel(BaseTuner):
                 "with a few batches, then use that config"
             )
         if method.chooses_by_weight and config.entries is None:
-            config.entries = share_out(config, targets(model, config))
+            config.entries = allocate(config, targets(model, config))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; in training, what the patterns and gates ask for joins the loss of the outputs.

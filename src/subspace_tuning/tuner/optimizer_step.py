@@ -113,6 +113,6 @@ def _handle(site: Penalised, name: str, factor: nn.Parameter) -> None:
 
 
 def _handled(site: Penalised, name: str, factor: nn.Parameter) -> bool:
-    """Whether this gradient has its penalty: one optimiser may call the step of another, with the same gradients."""
+    """Return whether this gradient has its penalty: one optimiser may call the step of another, with the same gradients."""
     gradient, version = record(site.layer).handled.get((site.adapter, name), (None, 0))
     return gradient is not None and factor.grad is gradient() and factor.grad._version == version  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ _HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 
 
 def is_computed(module: nn.Module) -> bool:
-    """Whether the weight or the bias of a module is computed from other parameters."""
+    """Return whether the weight or the bias of a module is computed from other parameters."""
     return any(getattr(module, key, None) is not None and key not in module._parameters for key in ("weight", "bias"))
 
 

@@ -36,9 +36,9 @@ def by_role(
     played = {role: found[role] for role in PLACES if role in roles and role in found}
     untold = f"model type {model_type!r} is not in the table of placements" if model_type else "a model without a type"
     if played:
-        told = "; ".join(f"{role} {in_short(names)}" for role, names in played.items())
+        inferred = "; ".join(f"{role} {in_short(names)}" for role, names in played.items())
         warnings.warn(
-            f"{untold}: inferred from names and shapes are {told}. Pass target_modules to choose others",
+            f"{untold}: inferred from names and shapes are {inferred}. Pass target_modules to choose others",
             stacklevel=2,
         )
         names = dict.fromkeys(name for names in played.values() for name in names)

@@ -52,7 +52,7 @@ class Door(Operator):
     @classmethod
     @abstractmethod
     def fits(cls, module: nn.Module) -> bool:
-        """Whether the library made a module."""
+        """Return whether the library made a module."""
 
     def problem(self) -> str | None:
         """Return why the layer cannot be adapted as it is now, None if it can."""
@@ -268,13 +268,13 @@ def _weight_of(module: nn.Module) -> Any:
 
 
 def _of(weight: Any, package: str, name: str | None = None) -> bool:
-    """Whether a tensor is of a package's own type."""
+    """Return whether a tensor is of a package's own type."""
     own = type(weight)
     return own.__module__.partition(".")[0] == package and name in (None, own.__name__)
 
 
 def _has(module: nn.Module, *methods: str) -> bool:
-    """Whether a module tells its sizes, and has these methods."""
+    """Return whether a module tells its sizes, and has these methods."""
     sizes = all(isinstance(getattr(module, size, None), int) for size in ("in_features", "out_features"))
     return sizes and all(callable(getattr(module, method, None)) for method in methods)
 

@@ -43,7 +43,7 @@ class Penalised(NamedTuple):
         return self.layer.adapters[self.adapter].gate_weight
 
     def enabled(self) -> bool:
-        """Whether the module's output depends on the adapter now."""
+        """Return whether the module's output depends on the adapter now."""
         layer = self.layer
         return self.adapter in layer.active_adapters and not layer.disable_adapters and not layer.merged
 

@@ -21,12 +21,12 @@ __all__ = ["ROLES", "known_model_types", "target_modules"]
 
 
 def known_model_types() -> tuple[str, ...]:
-    """The values of `model.config.model_type` that the table has."""
+    """Return the values of `model.config.model_type` that the table has."""
     return tuple(ARCHITECTURES)
 
 
 def target_modules(model_type: str, roles: Iterable[str]) -> str:
-    """The regular expression for peft's `target_modules` that matches the modules playing `roles`, and no others.
+    """Return the regular expression for peft's `target_modules` that matches the modules playing `roles`, and no others.
 
     A role that the architecture lacks is left out: BERT's feed-forward block has no gate.
 

@@ -55,7 +55,7 @@ class RunningLayer(SwitchingLayer):
         return self._forward(*args, **kwargs)
 
     def _offloaded(self) -> bool:
-        """Whether accelerate keeps the base layer or an active adapter elsewhere until they run."""
+        """Return whether accelerate keeps the base layer or an active adapter elsewhere until they run."""
         every = (self.subspace_params, self.subspace_constants)
         active = (tensors[name] for tensors in every for name in self.active_adapters if name in tensors)
         return is_offloaded(self.get_base_layer()) or any(map(is_offloaded, active))
@@ -144,7 +144,7 @@ class RunningLayer(SwitchingLayer):
             return self.base_layer(*args, **kwargs)
 
     def _is_plain_weight(self, name: str) -> bool:
-        """Whether this call of an adapter is one with phi(W), and drops nothing of the input."""
+        """Return whether this call of an adapter is one with phi(W), and drops nothing of the input."""
         state = self.adapters[name]
         return state.method.formula.is_linear and not (self.training and state.dropout)
 

@@ -39,7 +39,7 @@ class Seen(NamedTuple):
 
 
 def unchanged(groups: Iterable[Iterable[Tensor | None]], seen: list[Seen]) -> bool:
-    """Whether these are the tensors that were seen, none of them changed."""
+    """Return whether these are the tensors that were seen, none of them changed."""
     index, count = 0, len(seen)
     for tensors in groups:
         for tensor in tensors:

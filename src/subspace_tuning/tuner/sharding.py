@@ -16,7 +16,7 @@ from .weights import is_partitioned
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a shard of FSDP2's."""
+    """Return whether a tensor is a shard of FSDP2's."""
     return isinstance(tensor, DTensor)
 
 
@@ -50,7 +50,7 @@ def write(tensor: Tensor, value: Tensor) -> None:
 
 
 def partitioned(tensor: Tensor) -> bool:
-    """Whether DeepSpeed's ZeRO-3 holds a parameter in parts, so that its own storage is empty."""
+    """Return whether DeepSpeed's ZeRO-3 holds a parameter in parts, so that its own storage is empty."""
     return hasattr(tensor, "ds_id")
 
 

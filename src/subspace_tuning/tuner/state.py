@@ -49,14 +49,14 @@ class AdapterState:
 
     def __str__(self) -> str:
         formula = self.method.formula
-        told = [
+        parts = [
             str(formula),
             *([f"r={self.r}"] if formula.has_rank else []),
             *([f"s={self.scale:g}"] if "s" in formula.expression.names else []),
             f"{formula.count(self.sizes):,} trained",  # from the shapes: a factor may be elsewhere, or in parts
             *([f"pattern={'+'.join(self.patterns)}"] if self.patterns else []),
         ]
-        return ", ".join(told)
+        return ", ".join(parts)
 
 
 class View(Mapping[str, Any]):

@@ -194,7 +194,7 @@ def _uncalled(model: nn.Module) -> tuple[str, ...]:
 
 
 def _selected(config: SubspaceConfig, name: str) -> bool:
-    """Whether the config's limits let in a module that its placement names; peft applies them to suffixes alone."""
+    """Return whether the config's limits let in a module that its placement names; peft applies them to suffixes alone."""
     by_suffix = copy.copy(config)
     by_suffix.target_modules = [name.rpartition(".")[2]]
     in_layer = config.layers_to_transform is None or "." in name

@@ -49,7 +49,7 @@ class Watch:
         self._stamp, self._moves = None, 0
 
     def moved(self, weight: Tensor, sample: bool = False) -> bool:
-        """Whether the weight may have another content; ``sample``: compare entries on any device, not only the CPU."""
+        """Return whether the weight may have another content; ``sample``: compare entries on any device, not only the CPU."""
         if not readable(weight):
             return False
         if self._stamp is None or self._sample is None or (self._moves < _RESTLESS and not self._in_place(weight)):
@@ -57,11 +57,11 @@ class Watch:
         return (sample or weight.device.type == "cpu") and sampled(weight) != self._sample
 
     def knows(self, weight: Tensor) -> bool:
-        """Whether the weight has the content that is remembered."""
+        """Return whether the weight has the content that is remembered."""
         return self._fingerprint == fingerprint(weight)
 
     def changed(self, weight: Tensor) -> bool:
-        """Whether the weight has another content, which is remembered from now on."""
+        """Return whether the weight has another content, which is remembered from now on."""
         if not self.knows(weight):
             self.remember(weight)
             return True
@@ -83,7 +83,7 @@ class Watch:
 
 
 def readable(weight: Tensor) -> bool:
-    """Whether the content of a weight can be read here: it is no shard, on no meta device, and not traced."""
+    """Return whether the content of a weight can be read here: it is no shard, on no meta device, and not traced."""
     return (
         type(weight) in (Tensor, nn.Parameter)
         and not is_partitioned(weight)

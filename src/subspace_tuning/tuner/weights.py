@@ -77,7 +77,7 @@ def _quantised_form(module: nn.Module, weight: Any) -> str | None:
 
 
 def is_partitioned(weight: Tensor | None) -> bool:
-    """Whether ZeRO-3 holds this weight in parts, so that it is empty here."""
+    """Return whether ZeRO-3 holds this weight in parts, so that it is empty here."""
     status = getattr(weight, "ds_status", None)
     return status is not None and status.name == "NOT_AVAILABLE"
 
@@ -88,7 +88,7 @@ def outline(weight: Tensor) -> Tensor:
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate keeps the module's tensors elsewhere until the module runs."""
+    """Return whether accelerate keeps the module's tensors elsewhere until the module runs."""
     return _offloading_hook(module) is not None
 
 

@@ -29,18 +29,18 @@ class _Part(NamedTuple):
         return flat.narrow(0, self.master.storage_offset() - like.storage_offset(), len(self.master))
 
     def within(self, flat: Tensor) -> bool:
-        """Whether the part is one of this flat tensor."""
+        """Return whether the part is one of this flat tensor."""
         first, size = flat.data_ptr(), flat.numel() * flat.element_size()
         return first <= self.master.data_ptr() < first + size
 
 
 def in_zero(parameter: Tensor) -> bool:
-    """Whether an optimiser of ZeRO steps a parameter."""
+    """Return whether an optimiser of ZeRO steps a parameter."""
     return hasattr(parameter, "_hp_mapping") or hasattr(parameter, "_z3_optimizer")
 
 
 def stepped_elsewhere(parameter: Tensor) -> bool:
-    """Whether other processes step all of a parameter, so that no optimiser is seen to step it here."""
+    """Return whether other processes step all of a parameter, so that no optimiser is seen to step it here."""
     return in_zero(parameter) and _part(parameter) is None
 
 

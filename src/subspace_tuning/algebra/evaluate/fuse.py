@@ -1,4 +1,4 @@
-"""The kernel's pattern ``(diag @ W + low @ f @ high) @ diag`` and a bias, as a node of a plan."""
+"""The kernel's form ``(diag @ W + low @ f @ high) @ diag`` and a bias, as a node of a plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import names
 from .. import rows as R
 from ..nodes import Environment, Expression, InverseNorms, Leaf, Number, Planner, PlanNode, Scalar, Step, W
-from ..normal_form import Shape, chained, narrow_form, with_bias
+from ..normal_form import ShapeOf, chained, narrow_form, with_bias
 from ..rows import Rows
 from .kernels import Parts, can_fold, composed, product_dtype, scaled_low_rank
 
@@ -31,7 +31,7 @@ class Fused(PlanNode):
     highs: tuple[Expression, ...] = ()
     function: str | None = None
     scalars: tuple[Expression, ...] = ()
-    around: bool = True
+    right_scales_low_rank: bool = True
     unit: bool = False
     composed: bool = False
 
@@ -70,16 +70,16 @@ class Fused(PlanNode):
             _each(self.highs, env) if self.highs else (),
             self.function,
             scale,
-            self.around,
+            self.right_scales_low_rank,
             self.unit,
         )
 
     def evaluate(self, x: Tensor, parts: Parts, dtype: torch.dtype) -> Tensor:
-        """Return the pattern on rows, from products in a precision."""
+        """Return the form on rows, from products in a precision."""
         return composed(x, parts, dtype) if self.composed else scaled_low_rank(x, parts)
 
     def suits(self, weight: Tensor) -> bool:
-        """Whether a frozen weight is exact enough: added to one of a low precision, small changes would be lost."""
+        """Return whether a frozen weight is exact enough: added to one of a low precision, small changes would be lost."""
         return not self._rounds_weight or can_fold(weight)
 
     def __str__(self) -> str:
@@ -91,8 +91,8 @@ class Fused(PlanNode):
         raise NotImplementedError("the planner weighs the kernel against whole plans")
 
 
-def fuse(expression: Expression, shape: Shape) -> Fused | None:
-    """Return a formula as the kernel's pattern, None if it is not of that form.
+def fuse(expression: Expression, shape: ShapeOf) -> Fused | None:
+    """Return a formula as the kernel's form, None if it is not of that form.
 
     Args:
         expression: what is evaluated (``Formula.evaluated``).
@@ -106,7 +106,7 @@ def fuse(expression: Expression, shape: Shape) -> Fused | None:
     if len(form.cuts) > 1 and functions != {None}:
         return None
     # The kernel takes the norms of all that it forms itself.
-    unit = form.around and isinstance(form.right[0], InverseNorms)
+    unit = form.right_scales_low_rank and isinstance(form.right[0], InverseNorms)
     # One scale of all that is never trained goes to what is as narrow as the rank; every other to its own factor.
     common = next(iter(scales)) if len(scales) == 1 and all(map(_is_number, next(iter(scales)))) else ()
     return Fused(
@@ -119,7 +119,7 @@ def fuse(expression: Expression, shape: Shape) -> Fused | None:
         tuple(cut.high if common else chained([*cut.scalars, cut.high]) or cut.high for cut in form.cuts),
         functions.pop() if functions else None,
         common,
-        form.around,
+        form.right_scales_low_rank,
         unit,
     )
 

@@ -36,11 +36,11 @@ class Stage(NamedTuple):
 class Plan:
     """How one layer evaluates one formula: its stages, in rising order of rows.
 
-    If ``on_base`` a stage's ``expression`` is what is *added* to the frozen layer's own output, because W stands in the
+    If ``adds_to_base_output`` a stage's ``expression`` is what is *added* to the frozen layer's own output, because W stands in the
     formula as a term alone. ``fused`` is always the whole of it, with the bias.
     """
 
-    on_base: bool
+    adds_to_base_output: bool
     stages: tuple[Stage, ...]
     keeps_nothing: bool = field(init=False)
     """Whether no stage computes something that does not depend on the rows."""
@@ -119,7 +119,7 @@ def _fused(expression: Expression, planner: CheapestSteps) -> tuple[Fused, ...]:
 
 
 def drops(formula: Formula) -> bool:
-    """Whether dropout does anything in a formula: it acts on the rows that enter added terms."""
+    """Return whether dropout does anything in a formula: it acts on the rows that enter added terms."""
     remainder = without_weight(formula.evaluated)
     target = with_dropout(formula.evaluated if remainder is None else remainder, 0.5, alone=remainder is not None)
     return any(isinstance(node, Dropped) for node in target.walk())

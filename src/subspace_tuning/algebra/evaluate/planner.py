@@ -125,7 +125,7 @@ class CheapestSteps:
         return cost + self.product(self.rows, n, m, True, self.trains(node)), Formed(formed)
 
     def _stays_whole(self, node: Expression) -> bool:
-        """Whether the rows go through a node's parts: its matrix would hold that of an operator."""
+        """Return whether the rows go through a node's parts: its matrix would hold that of an operator."""
         return self.opaque and "W" in node.names
 
     # Products

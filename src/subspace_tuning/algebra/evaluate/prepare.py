@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..nodes import Diagonal, Environment, Expression, Leaf, Matrix
-from ..normal_form import Shape
+from ..normal_form import ShapeOf
 
 
 class Prepared(NamedTuple):
@@ -20,7 +20,7 @@ class Prepared(NamedTuple):
         return {**env, **{name: node.compact(env) for name, node in self.held.items()}}
 
 
-def prepare(expression: Expression, shape: Shape, largest: int) -> Prepared:
+def prepare(expression: Expression, shape: ShapeOf, largest: int) -> Prepared:
     """Take out the vectors and small matrices that an expression computes from its names.
 
     Args:

@@ -79,7 +79,7 @@ def with_dropout(node: Expression, probability: float, alone: bool = False) -> E
 
 
 def _carries_weight(term: Expression, spectral: frozenset[str]) -> bool:
-    """Whether the term is W reconstructed (a product with W or its subspaces) and not an addition to it."""
+    """Return whether the term is W reconstructed (a product with W or its subspaces) and not an addition to it."""
     if isinstance(term, Identity):  # I + A @ B beside or behind W
         return True
     if isinstance(term, Leaf):

@@ -57,7 +57,7 @@ class Activation(Expression):
         return rf"\operatorname{{{self.function}}}"
 
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
-        raise SubspaceError(f"{self.function} has the width of its neighbours, and here it has none")
+        raise SubspaceError(f"{self.function} has the width of its neighbours, and has none here")
 
     def step(self, planner: Planner) -> Step:
         return 0.0, self

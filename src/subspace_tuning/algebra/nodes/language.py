@@ -20,8 +20,8 @@ class Typed:
     def __str__(self) -> str:
         if not self.shape:
             return "a number"
-        told = " x ".join(map(str, self.shape))
-        return "a matrix" if told == "? x ?" else told
+        shown = " x ".join(map(str, self.shape))
+        return "a matrix" if shown == "? x ?" else shown
 
 
 class Call(Protocol):
@@ -72,10 +72,10 @@ def function(
 ) -> Callable[[Reader], Reader]:
     """Register how ``name(...)`` is read, with the number of its arguments."""
     most = least if most is None else most
-    told = arguments or f"{least} argument{'s' * (least > 1)}"
+    shown = arguments or f"{least} argument{'s' * (least > 1)}"
 
     def register(reader: Reader) -> Reader:
-        FUNCTIONS[name] = Function(reader, least, most, told)
+        FUNCTIONS[name] = Function(reader, least, most, shown)
         return reader
 
     return register

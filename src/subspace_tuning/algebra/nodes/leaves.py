@@ -94,7 +94,7 @@ class Normalisation(Leaf):
         return result
 
     def compact(self, env: Environment) -> Tensor:
-        raise NotLinearError(f"{self.name} is a normalisation, which no matrix stands for")
+        raise NotLinearError(f"{self.name} is a normalisation, which has no matrix")
 
     def step(self, planner: Planner) -> Step:
         return 0.0, self
@@ -118,7 +118,7 @@ class Scalar(Leaf):
     is_number = True
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        raise NotLinearError(f"the scalar {self.name!r} is not a map; multiply a matrix with it by *")
+        raise NotLinearError(f"the scalar {self.name!r} is not a map; multiply a matrix by it with *")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class Number(Expression):
         super().__post_init__()
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        raise NotLinearError(f"the number {self} is not a map; multiply a matrix with it by *")
+        raise NotLinearError(f"the number {self} is not a map; multiply a matrix by it with *")
 
     def compact(self, env: Environment) -> Tensor:
         return zero_dim(self.value)
@@ -158,7 +158,7 @@ class Number(Expression):
         return (1, 1)
 
     def step(self, planner: Planner) -> Step:
-        raise NotLinearError(f"the number {self} is not a map; multiply a matrix with it by *")
+        raise NotLinearError(f"the number {self} is not a map; multiply a matrix by it with *")
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +184,7 @@ class Identity(Expression):
         return "I"
 
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
-        raise SubspaceError("the identity has the size of its neighbours, and here it has none")
+        raise SubspaceError("the identity has the size of its neighbours, and has none here")
 
     def step(self, planner: Planner) -> Step:
         return 0.0, self

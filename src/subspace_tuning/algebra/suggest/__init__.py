@@ -49,22 +49,22 @@ def _candidates(written: str, functions: Collection[str]) -> Iterator[str]:
     tree = _tree(text.tidied(written, reads=_tree(written) is not None))
     if tree is None:
         return
-    told = ast.unparse(constructs.translated(tree, functions))
-    yield told
-    seen = {written, told}
-    level = _trees(told)
+    candidate = ast.unparse(constructs.translated(tree, functions))
+    yield candidate
+    seen = {written, candidate}
+    level = _trees(candidate)
     for _ in range(_STEPS):
         following: list[ast.expr] = []
         for tree in level:
             for changed in (new for rule in RULES for new in rule(tree)):
-                told = ast.unparse(changed)
-                if told in seen:
+                candidate = ast.unparse(changed)
+                if candidate in seen:
                     continue
                 if len(seen) == _TRIED:
                     return
-                seen.add(told)
-                yield told
-                following += _trees(told)
+                seen.add(candidate)
+                yield candidate
+                following += _trees(candidate)
         level = following
 
 

@@ -54,7 +54,7 @@ _SLIPS = (
     _slip(
         r"^\s*[^\s=+*@/-]+(?:\s*\(\s*\w+\s*\))?\s*:?=(?!=)\s*",
         "",
-        "a formula is what stands right of the equals sign, phi(W) itself",
+        "a formula is the right side of the equation, phi(W) itself",
     ),
     _slip(r"^(.*?)([-+*@/])=\s*(.*)$", r"\1\2 (\3)", "a formula is all of phi(W), not what changes W in place"),
     _slip(rf"(?<=[\w)\]])\s*{_TRANSPOSES}", ".T", "the transpose is written .T"),
@@ -64,30 +64,28 @@ _SLIPS = (
     _slip(r"/\s*\|\|?([^|]*)\|\|?", r"/ norm(\1)", "unit(X) scales the columns of X to norm 1"),
     _slip(r"_\{(\w+)\}", r"\1", "a name is written without braces"),
     _slip(r"\\(?:cdot|times)\b", " @ ", "the product of matrices is written @, a number in front *"),
-    _slip(r"\\(?:odot|circ)\b", " * ", "the product element by element is written *"),
+    _slip(r"\\(?:odot|circ)\b", " * ", "the element-wise product is written *"),
     _slip(r"\\([A-Za-z]+)", r"\1 ", "names are written without a backslash"),
-    _slip(r"[$`]", "", "{0} is no sign of a formula"),
+    _slip(r"[$`]", "", "{0} has no meaning in a formula"),
     _slip(r"(\w+)\s*(?:⊗|\\otimes)\s*(\w+)", r"kron(\1, \2)", "the Kronecker product is written kron(A, B)"),
     _slip(r"%\s*\*\s*%", "@", "the product of matrices is written @"),
-    _slip(r"\.\*", " * ", "the product element by element is written *"),
+    _slip(r"\.\*", " * ", "the element-wise product is written *"),
     *(
         _slip(f"[{letters}]", f" {sign} ", f"{{0}} is written {sign} in a formula")
         for sign, letters in _OPERATORS.items()
     ),
-    _slip(r"[^\x00-\x7f]", _latin, "{0} is no letter of a formula; names have the letters A to Z and a to z"),
+    _slip(r"[^\x00-\x7f]", _latin, "{0} is not allowed in a formula; names use the letters A to Z and a to z"),
     _slip(r"[&|]+", " @ ", "the product of matrices is written @"),
-    _slip(r"@(?:\s*@)+", "@", "@ stands there twice"),
-    _slip(
-        r"\blambda\b(?!\s*[\w,\s]*:)", "lam", "{0} is a word that Python keeps for itself; choose another name", False
-    ),
+    _slip(r"@(?:\s*@)+", "@", "@ is repeated"),
+    _slip(r"\blambda\b(?!\s*[\w,\s]*:)", "lam", "{0} is a Python keyword; choose another name", False),
     _slip(
         rf"\b(?!lambda\b)({_WORDS})\b",
         r"\g<1>1",
-        "{0} is a word that Python keeps for itself; choose another name",
+        "{0} is a Python keyword; choose another name",
         False,
     ),
-    _slip(r"\s*[-+*@/%,;:.&|\s]+$", "", "nothing stands behind {0!r}", False),
-    _slip(r"^[*@/%,;:.&|\s]+", "", "nothing stands in front of {0!r}", False),
+    _slip(r"\s*[-+*@/%,;:.&|\s]+$", "", "{0!r} has no right operand", False),
+    _slip(r"^[*@/%,;:.&|\s]+", "", "{0!r} has no left operand", False),
     _slip(
         r"(?<![\w.])(\d+(?:\.\d*)?)\s*(?!e[-+]?\d)(?=[A-Za-z(])",
         r"\1 * ",
@@ -97,7 +95,7 @@ _SLIPS = (
     _slip(
         r"(?<=[\w)\]])(?:\s+(?=[\w(])|(?<=[)\]])(?=\w))(?!(?:if|else|and|or|not|in|is|for)\b)",
         " @ ",
-        "two operands stand side by side; @ multiplies matrices, and * by a number",
+        "an operator is missing between two operands; @ multiplies matrices, and * by a number",
         False,
     ),
 )

@@ -59,7 +59,7 @@ def trained(tree: ast.AST) -> list[str]:
 
 
 def is_matrix(tree: ast.AST) -> bool:
-    """Whether a tree stands for a matrix, as far as its names tell."""
+    """Return whether a tree stands for a matrix, as far as its names tell."""
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
         return True
     if isinstance(tree, ast.Name):
@@ -68,12 +68,12 @@ def is_matrix(tree: ast.AST) -> bool:
 
 
 def is_number(tree: ast.AST) -> bool:
-    """Whether a tree is a number that is written out."""
+    """Return whether a tree is a number that is written out."""
     return isinstance(tree, ast.Constant) and type(tree.value) in (int, float)
 
 
 def is_one(tree: ast.AST) -> bool:
-    """Whether a tree is the number 1."""
+    """Return whether a tree is the number 1."""
     return isinstance(tree, ast.Constant) and type(tree.value) in (int, float) and tree.value == 1
 
 
@@ -120,5 +120,5 @@ def matrices(node: ast.BinOp) -> list[ast.expr]:
 
 
 def is_call(tree: ast.expr, *functions: str) -> bool:
-    """Whether the tree is a call of one of the functions."""
+    """Return whether the tree is a call of one of the functions."""
     return isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in functions

@@ -1,4 +1,4 @@
-"""The hand-written gradient of the one pattern that most methods come to: a scaled frozen product plus a low-rank one.
+"""The hand-written gradient of the one form that most methods come to: a scaled frozen product plus a low-rank one.
 
 ``y = ((x * left) W + s f(x low) high) * right + bias`` on rows x: SSL, SSB, LoRA and its relatives, PiSSA, DoRA,
 spectral and parallel adapters. torch would build the step from a dozen operations, each with a pass over all rows and
@@ -18,8 +18,7 @@ from torch import Tensor
 from ... import rows as R
 from ...nodes import NONLINEARITIES
 from .composed import composed, composed_rows
-from .narrow import as_rows, column_sums, low_products, narrowed, row_products
-from .pattern import (
+from .form import (
     Parts,
     can_fold,
     folds_low_rank,
@@ -32,6 +31,7 @@ from .pattern import (
     scales_weight,
     with_norms,
 )
+from .narrow import as_rows, column_sums, low_products, narrowed, row_products
 
 # From the gradient of f(t) and t: the gradient of t.
 _ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -56,8 +56,8 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
         return composed(x, parts)
     dtype = product_dtype(x)
     flat = (x if x.ndim == 2 else x.reshape(-1, x.shape[-1])).to(dtype)
-    joins = folds_low_rank(parts, flat, parts.weight.shape[0])
-    formed = formed_weight(parts) if joins or parts.unit else None
+    folded = folds_low_rank(parts, flat, parts.weight.shape[0])
+    formed = formed_weight(parts) if folded or parts.unit else None
     parts = with_norms(parts, formed) if parts.unit else parts
     weight, bias, left, right, lows, highs, *_ = parts
     scaled = left is not None or right is not None
@@ -71,15 +71,15 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
     if left is None and len(lows) == 0:
         y = composed_rows(flat, cast, _ScaledSum.apply)
     elif not torch.is_grad_enabled():
-        y, _ = _forward(flat, cast, formed if joins else None)
+        y, _ = _forward(flat, cast, formed if folded else None)
     else:
-        y = _ScaledLowRank.apply(formed if joins else None, flat, *_flat(cast))  # type: ignore[no-untyped-call]
+        y = _ScaledLowRank.apply(formed if folded else None, flat, *_flat(cast))  # type: ignore[no-untyped-call]
     return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 
 def _flat(parts: Parts) -> tuple[Any, ...]:
     """Return parts as autograd takes them: no tensor within a tuple. The tensors stand from ``_TENSORS`` on."""
-    options = (len(parts.lows), parts.function, parts.scale, parts.around)
+    options = (len(parts.lows), parts.function, parts.scale, parts.right_scales_low_rank)
     return (*options, *parts[:4], *parts.lows, *parts.highs)
 
 
@@ -87,9 +87,19 @@ _TENSORS = 4
 
 
 def _read(given: tuple[Any, ...], options: tuple[Any, ...]) -> Parts:
-    count, function, scale, around = options
+    count, function, scale, right_scales_low_rank = options
     weight, bias, left, right, *factors = given
-    return Parts(weight, bias, left, right, tuple(factors[:count]), tuple(factors[count:]), function, scale, around)
+    return Parts(
+        weight,
+        bias,
+        left,
+        right,
+        tuple(factors[:count]),
+        tuple(factors[count:]),
+        function,
+        scale,
+        right_scales_low_rank,
+    )
 
 
 class _Kept(NamedTuple):
@@ -110,8 +120,8 @@ class _Kept(NamedTuple):
 def _forward(
     x: Tensor, parts: Parts, formed: Tensor | None = None, of_highs: Sequence[bool] = ()
 ) -> tuple[Tensor, _Kept]:
-    """Return the pattern and what its gradient needs. ``of_highs`` says which of ``highs`` are trained."""
-    weight, bias, left, right, lows, _, function, scale, around, _ = parts
+    """Return the form and what its gradient needs. ``of_highs`` says which of ``highs`` are trained."""
+    weight, bias, left, right, lows, _, function, scale, right_scales_low_rank, _ = parts
     within = bias if right is None else None  # what stands in the sum before ``right``
     kept, added = _Kept(), None
     if lows and formed is None:
@@ -123,7 +133,7 @@ def _forward(
         kept = kept if len(lows) == 1 else kept._replace(low=low, high=high)
     if formed is not None:
         y = _product(within, x, formed)
-    elif added is None or around or right is None:
+    elif added is None or right_scales_low_rank or right is None:
         scaled, matrix = scaled_operands(x, weight, left, None)
         # The product with W adds to the low-rank one, which saves a pass over y.
         y = _product(within, scaled, matrix) if added is None else added.addmm_(scaled, matrix)
@@ -189,10 +199,10 @@ class _ScaledLowRank(torch.autograd.Function):
 def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept: _Kept) -> tuple[Tensor | None, ...]:
     """Return the gradients of x and of the tensors among the parts, in the order of ``_flat``."""
     of_x, _, of_bias, of_left, of_right, *of_factors = needed
-    weight, _, left, right, lows, highs, function, scale, around, _ = parts
+    weight, _, left, right, lows, highs, function, scale, right_scales_low_rank, _ = parts
     of_lows, of_highs = of_factors[: len(lows)], of_factors[len(lows) :]
-    outer = right if around else None
-    joins = of_x and not of_left and folds_low_rank(parts, g, weight.shape[1])
+    outer = right if right_scales_low_rank else None
+    folded = of_x and not of_left and folds_low_rank(parts, g, weight.shape[1])
     by_x = by_bias = by_left = by_right = u = None
     by_lows: Sequence[Tensor | None] = [None] * len(lows)
     by_highs: Sequence[Tensor | None] = [None] * len(lows)
@@ -202,12 +212,12 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
     if of_right:
         assert kept.product is not None
         by_right = column_sums(g, kept.product)
-    if outer is not None and (of_x or of_left) and not (joins or scales_weight(g, weight, len(weight))):
+    if outer is not None and (of_x or of_left) and not (folded or scales_weight(g, weight, len(weight))):
         g, right, outer = R.scale_rows(g, outer), None, None  # once for every product that follows
     if any(of_highs):
         by_highs = _highs_gradients(g, x, parts, kept, of_highs, outer)
     # Terms of which nothing trains pass their gradient on to x alone, if W does not do so for them.
-    terms = of_lows if joins or not of_x else [True] * len(lows)
+    terms = of_lows if folded or not of_x else [True] * len(lows)
     if any(terms):
         high = kept.joined(parts)[1] if all(terms) else joined(chosen(highs, terms), 0)
         u = narrowed(g, (high if outer is None else high * outer.to(high.dtype)).T, scale)
@@ -221,7 +231,7 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
         by_x = R.scale_rows_(by_x, left)
         by_x = by_x if u is None or not of_x else by_x.addmm_(as_rows(u), kept.joined(parts)[0].T)
     elif of_x:
-        by_x = _rows_gradient(g, parts._replace(right=right), kept, u, joins)
+        by_x = _rows_gradient(g, parts._replace(right=right), kept, u, folded)
     if any(of_lows):
         assert u is not None
         own = u if terms is of_lows else chosen_blocks(u, lows, of_lows)
@@ -241,9 +251,9 @@ def _highs_gradients(
     return spread(parted(found, chosen(parts.highs, wanted), 0), wanted)
 
 
-def _rows_gradient(g: Tensor, parts: Parts, kept: _Kept, u: Tensor | None, joins: bool) -> Tensor:
-    """Return the gradient of x; ``u`` is that of x @ low, and ``joins`` says whether low @ high is added to W."""
-    if joins:
+def _rows_gradient(g: Tensor, parts: Parts, kept: _Kept, u: Tensor | None, folded: bool) -> Tensor:
+    """Return the gradient of x; ``u`` is that of x @ low, and ``folded`` says whether low @ high is added to W."""
+    if folded:
         matrix, right = formed_weight(parts).T, parts.right
         return torch.mm(g, matrix if right is None else matrix.mul_(right.to(matrix.dtype).unsqueeze(1)))
     rows, matrix = scaled_operands(g, parts.weight.T, parts.right, parts.left)

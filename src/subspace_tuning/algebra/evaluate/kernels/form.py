@@ -1,4 +1,4 @@
-"""The kernel's pattern, its parts, and what is common to its passes."""
+"""The kernel's form, its parts, and what is common to its passes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...nodes import one_for_zero
 
 
 class Parts(NamedTuple):
-    """What the pattern is made of; each part but W can be absent.
+    """What the form is made of; each part but W can be absent.
 
     ``left`` has n numbers, ``right`` and ``bias`` m. ``lows`` are n x k and ``highs`` k x m, with k below both; side by
     side and one below the other they are two matrices, with the nonlinearity ``function`` and ``scale`` between them.
-    ``around`` says whether ``right`` scales their product, too, or only that with W. If ``unit``, the columns of what
+    ``right_scales_low_rank`` says whether ``right`` scales their product, too, or only that with W. If ``unit``, the columns of what
     ``right`` scales are divided by their norms first, which are constants to the gradient.
     """
 
@@ -30,7 +30,7 @@ class Parts(NamedTuple):
     highs: tuple[Tensor, ...] = ()
     function: str | None = None
     scale: float = 1.0
-    around: bool = True
+    right_scales_low_rank: bool = True
     unit: bool = False
 
     @property
@@ -66,17 +66,17 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def can_fold(weight: Tensor) -> bool:
-    """Whether W can take up a scale: in a low precision it would lose what lies between its own steps."""
+    """Return whether W can take up a scale: in a low precision it would lose what lies between its own steps."""
     return weight.dtype in (torch.float32, torch.float64)
 
 
 def folds_low_rank(parts: Parts, rows: Tensor, width: int) -> bool:
-    """Whether to add the low-rank term to W instead of to the product of that many rows with W.
+    """Return whether to add the low-rank term to W instead of to the product of that many rows with W.
 
     A pass over W then takes the place of one over the product, which has as many more numbers as there are more rows
     than ``width``, W's other dimension. In a low precision W would lose small changes.
     """
-    inside = parts.right is None or parts.around
+    inside = parts.right is None or parts.right_scales_low_rank
     exact = parts.weight.dtype == rows.dtype and can_fold(parts.weight)
     return len(parts.lows) > 0 and parts.function is None and inside and exact and len(rows) >= width
 
@@ -110,7 +110,7 @@ def _formed_weight(parts: Parts) -> Tensor:
 
 
 def is_transformed() -> bool:
-    """Whether torch.compile, a transform of torch.func or forward differentiation looks on; they need plain code."""
+    """Return whether torch.compile, a transform of torch.func or forward differentiation looks on; they need plain code."""
     return torch.compiler.is_compiling() or functorch_is_active() or differentiates_forward()
 
 
@@ -123,7 +123,7 @@ def scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def scales_weight(rows: Tensor, weight: Tensor, width: int) -> bool:
-    """Whether a scale of rows goes to W instead, which has fewer numbers; ``width`` is that of their product."""
+    """Return whether a scale of rows goes to W instead, which has fewer numbers; ``width`` is that of their product."""
     return len(rows) > width and can_fold(weight)
 
 

@@ -20,7 +20,7 @@ _WAYS = {
 }
 
 
-def told(explanation: Explanation, width: int = _WIDTH) -> str:
+def rendered(explanation: Explanation, width: int = _WIDTH) -> str:
     """Return an explanation in lines of at most ``width`` characters."""
     rows = list(_rows(explanation))
     indent = max(len(label) for label, _ in rows) + 2
