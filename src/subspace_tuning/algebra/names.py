@@ -1,4 +1,4 @@
-"""What a name in a formula means. Names decide kinds, position decides shapes."""
+"""The meaning of names in a formula. Names decide kinds, position decides shapes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from torch import nn
 
-# W = U @ S @ V.T, thin: k = min(n, m). The suffix _r is the leading part of rank r, and rest what remains of W.
+# W = U @ S @ V.T, thin: k = min(n, m). The suffix _r marks the leading part of rank r; rest is the remainder of W.
 SPECTRAL_SHAPES = {
     "U": ("n", "k"),
     "S": ("k", "k"),
@@ -27,7 +27,7 @@ _DIAGONAL = re.compile(r"S|S_r|D\d*")
 _MASK = re.compile(r"M\d*")
 _NAME = re.compile(r"[A-Za-z](\w*[A-Za-z0-9])?", re.ASCII)
 _LONGEST = 64
-_KEPT_AS = frozenset(dir(nn.ParameterDict()))  # what holds the factors of a layer has these attributes
+_KEPT_AS = frozenset(dir(nn.ParameterDict()))  # attributes of the module that holds a layer's factors
 
 
 def is_diagonal(name: str) -> bool:
@@ -58,7 +58,7 @@ def is_start(name: str) -> bool:
 
 
 OFFSET = "_offset"
-"""The suffix of what a trainable factor has moved away from its start: A_offset = A - A0. It occurs only in plans."""
+"""The suffix of a trainable factor's offset from its start: A_offset = A - A0. It occurs only in plans."""
 
 
 def is_frozen(name: str) -> bool:
@@ -68,7 +68,7 @@ def is_frozen(name: str) -> bool:
 
 
 def problem(name: str) -> str | None:
-    """Return why a name can stand in no formula, None if it can: every factor is also the name of a parameter."""
+    """Return why a name is not allowed in a formula, or None if it is: every factor also names a parameter."""
     if not _NAME.fullmatch(name):
         return "a name consists of A to Z, a to z, digits and _, starts with a letter and does not end in _"
     if len(name) > _LONGEST:

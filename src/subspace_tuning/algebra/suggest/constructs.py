@@ -1,4 +1,4 @@
-"""What Python's grammar reads and a formula has not: the reason for a message, and the nearest that a formula has."""
+"""Python constructs that are not in the language: why they are refused, and their nearest replacement."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def reason(tree: ast.expr) -> str:
 
 
 def beside(written: Collection[str]) -> str:
-    """Return what to do with lower-case names where a matrix is wanted, behind the reason; nothing without names."""
+    """Return a hint about lower-case names used as matrices, to follow the reason; empty without names."""
     if "x" in written:
         return "; the layer multiplies its input x by phi(W), so leave x out"
     if set(written) & _NONLINEAR:
@@ -76,7 +76,7 @@ def beside(written: Collection[str]) -> str:
 
 
 def unknown(tree: ast.Call, known: Collection[str]) -> str:
-    """Return why what is called is no function of the language."""
+    """Return why a called object is not a function of the language."""
     if isinstance(tree.func, ast.Attribute):
         if tree.func.attr in _TRANSPOSES and not _of_library(tree.func):
             return f"the transpose is written .T, not .{tree.func.attr}(...)"
@@ -101,7 +101,7 @@ def unknown(tree: ast.Call, known: Collection[str]) -> str:
 
 
 def translated(tree: ast.expr, known: Collection[str]) -> ast.expr:
-    """Return the tree with everything that a formula has not, replaced by the nearest that it has."""
+    """Return the tree with every construct outside the language replaced by the nearest one in it."""
     found: ast.expr = _Translator(known).visit(tree)
     return found
 
@@ -245,7 +245,7 @@ class _Translator(ast.NodeTransformer):
 
 
 def _normalised(tree: ast.BinOp) -> ast.expr | None:
-    """Return d * unit(X) for d * X / norm(X), None for another quotient."""
+    """Return d * unit(X) for d * X / norm(X), or None for another quotient."""
     if not (isinstance(tree.op, ast.Div) and isinstance(tree.right, ast.Call) and tree.right.args):
         return None
     if "norm" not in ast.unparse(tree.right.func):
@@ -256,7 +256,7 @@ def _normalised(tree: ast.BinOp) -> ast.expr | None:
 
 
 def _parts(tree: ast.expr) -> list[ast.expr]:
-    """Return the members of a list or a tuple, any other tree alone."""
+    """Return the members of a list or tuple, or any other tree by itself."""
     return list(tree.elts) if isinstance(tree, (ast.List, ast.Tuple)) else [tree]
 
 
@@ -272,7 +272,7 @@ _WEIGHT = re.compile(r"W_?(0|o|orig|old|base|pre|pretrained|frozen)|Theta_?0?|we
 
 
 def _nearest_name(written: str) -> str:
-    """Return the name that stands for what the written one does elsewhere."""
+    """Return this language's name for a name used elsewhere."""
     if _WEIGHT.fullmatch(written):
         return "W"
     if re.fullmatch(r"(?i:delta|d)_?(W|w|weight|Theta)", written):

@@ -1,7 +1,7 @@
-"""Slips of writing: what mathematics, LaTeX and other languages write differently, and what is missing or too much.
+"""Typing slips: notation from mathematics, LaTeX and other languages, and missing or superfluous signs.
 
-A slip is a pattern in the text, what to write there, and the reason that a message gives. The texts need not be
-formulas after all: what is suggested is read again before anyone sees it.
+A slip is a regular expression, its replacement, and the reason for the message. The results need not be formulas: every
+suggestion is parsed again before it is shown.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _GREEK = {"λ": "lam", "Λ": "Lam", "ς": "sigma", "Ω": "Omega", "∆": "Delta"
 
 
 class Slip(NamedTuple):
-    """A pattern, what to write for it, and the reason, in which {0} is what was written."""
+    """A regular expression, its replacement, and the reason, in which {0} is the matched text."""
 
     pattern: re.Pattern[str]
     instead: str | Callable[[re.Match[str]], str]
     reason: str
-    anywhere: bool = True  # False: only in a text that Python's grammar does not read
+    anywhere: bool = True  # False: only in a text that Python cannot parse
 
 
 def _slip(pattern: str, instead: str | Callable[[re.Match[str]], str], reason: str, anywhere: bool = True) -> Slip:
@@ -38,7 +38,7 @@ def _slip(pattern: str, instead: str | Callable[[re.Match[str]], str], reason: s
 
 
 def _latin(match: re.Match[str]) -> str:
-    """Return Greek letters by their names, digits from their subscripts, and others without their accents."""
+    """Return Greek letters by name, subscripts as digits, and other letters without accents."""
     letter = match[0]
     if letter in _GREEK:
         return _GREEK[letter]
@@ -102,7 +102,7 @@ _SLIPS = (
 
 
 def fault(text: str) -> tuple[tuple[int, int], str] | None:
-    """Return place and reason of the first slip in a text that Python's grammar does not read; None without one."""
+    """Return place and reason of the first slip in a text that Python cannot parse, or None."""
     for slip in _SLIPS:
         match = slip.pattern.search(text)
         if match is not None:
@@ -120,7 +120,7 @@ def fault(text: str) -> tuple[tuple[int, int], str] | None:
 
 
 def tidied(text: str, reads: bool) -> str:
-    """Return the text with every known slip mended; ``reads`` says whether Python's grammar reads it as it is."""
+    """Return the text with every known slip fixed; ``reads`` says whether Python can parse it as written."""
     for slip in _SLIPS:
         if slip.anywhere or not reads:
             text = slip.pattern.sub(slip.instead, text)
@@ -141,7 +141,7 @@ def _unbalanced(text: str) -> int | None:
 
 
 def _balanced(text: str) -> str:
-    """Return the text with brackets closed at its end, and without those that close nothing."""
+    """Return the text with missing brackets added at its end, and without those that close nothing."""
     text = text.translate(str.maketrans("{}", "()"))
     while (place := _unbalanced(text)) is not None:
         text = f"{text})" if text[place] in "([" else text[:place] + text[place + 1 :]

@@ -1,4 +1,4 @@
-"""The form that most methods come to: with a hand-written gradient, and composed of torch's operations."""
+"""The form to which most methods reduce: with a hand-written gradient, and composed of torch's operations."""
 
 from .autograd import scaled_low_rank
 from .composed import composed

@@ -1,10 +1,10 @@
-"""The hand-written gradient of the one form that most methods come to: a scaled frozen product plus a low-rank one.
+"""The hand-written gradient of the form to which most methods reduce: a scaled frozen product plus a low-rank one.
 
 ``y = ((x * left) W + s f(x low) high) * right + bias`` on rows x: SSL, SSB, LoRA and its relatives, PiSSA, DoRA,
 spectral and parallel adapters. torch would build the step from a dozen operations, each with a pass over all rows and
-something to keep for its gradient. Here a step has one product with W forward and one backward. Where the rows are many
-the low-rank term is added to W first, which spares a pass over them; else the low-rank products start the sums to which
-those with W add in place. Of size rows x width only x is kept (and x @ W where ``right`` trains).
+a tensor kept for its gradient. Here a step has one product with W forward and one backward. With many rows the low-rank
+term is added to W first, which saves a pass over them; otherwise the low-rank products start the sums into which the
+products with W accumulate. Of size rows x width only x is kept (and x @ W if ``right`` is trained).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
     """Return ``((x * left) @ W + scale * f(x @ low) @ high) * right + bias``, with gradients for all but W.
 
     Args:
-        x: rows, (..., n). Under autocast the products are in its precision, else in that of x.
-        parts: W and what stands around it. Scales may have a higher precision than x and lose none of it.
+        x: rows, (..., n). Under autocast the products are in its precision, otherwise in that of x.
+        parts: W and the tensors around it. Scales may have a higher precision than x without losing any of it.
 
     Returns:
         (..., m), in the precision of the products.
@@ -67,7 +67,7 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
         lows=tuple(low.to(dtype) for low in lows),
         highs=tuple(high.to(dtype) for high in highs),
     )
-    # Without a left scale or a low-rank term there is nothing to add in place: torch's own gradient does as well.
+    # Without a left scale or a low-rank term nothing is accumulated in place: torch's own gradient is as good.
     if left is None and len(lows) == 0:
         y = composed_rows(flat, cast, _ScaledSum.apply)
     elif not torch.is_grad_enabled():
@@ -78,7 +78,7 @@ def scaled_low_rank(x: Tensor, parts: Parts) -> Tensor:
 
 
 def _flat(parts: Parts) -> tuple[Any, ...]:
-    """Return parts as autograd takes them: no tensor within a tuple. The tensors stand from ``_TENSORS`` on."""
+    """Flatten parts for autograd, which sees no tensor within a tuple. The tensors begin at ``_TENSORS``."""
     options = (len(parts.lows), parts.function, parts.scale, parts.right_scales_low_rank)
     return (*options, *parts[:4], *parts.lows, *parts.highs)
 
@@ -103,7 +103,7 @@ def _read(given: tuple[Any, ...], options: tuple[Any, ...]) -> Parts:
 
 
 class _Kept(NamedTuple):
-    """What the backward pass needs besides the parts."""
+    """The tensors that the backward pass needs besides the parts."""
 
     product: Tensor | None = None  # what ``right`` scales
     # scale * x @ low of the trained ``highs``, transposed in chunks (see ``narrowed``); with a function x @ low
@@ -120,9 +120,9 @@ class _Kept(NamedTuple):
 def _forward(
     x: Tensor, parts: Parts, formed: Tensor | None = None, of_highs: Sequence[bool] = ()
 ) -> tuple[Tensor, _Kept]:
-    """Return the form and what its gradient needs. ``of_highs`` says which of ``highs`` are trained."""
+    """Return the output and the tensors its gradient needs. ``of_highs`` says which of ``highs`` are trained."""
     weight, bias, left, right, lows, _, function, scale, right_scales_low_rank, _ = parts
-    within = bias if right is None else None  # what stands in the sum before ``right``
+    within = bias if right is None else None  # the sum before ``right``
     kept, added = _Kept(), None
     if lows and formed is None:
         low, high = parts.low, parts.high
@@ -135,7 +135,7 @@ def _forward(
         y = _product(within, x, formed)
     elif added is None or right_scales_low_rank or right is None:
         scaled, matrix = scaled_operands(x, weight, left, None)
-        # The product with W adds to the low-rank one, which saves a pass over y.
+        # The product with W accumulates into the low-rank one, which saves a pass over y.
         y = _product(within, scaled, matrix) if added is None else added.addmm_(scaled, matrix)
     else:
         product = torch.mm(*scaled_operands(x, weight, left, None))
@@ -177,19 +177,19 @@ class _ScaledLowRank(torch.autograd.Function):
         y, kept = _forward(x, parts, formed, of_highs)
         of_x, (_, _, of_left, of_right) = ctx.needs_input_grad[1], ctx.needs_input_grad[2 + _TENSORS :][:4]
         if not (of_x or of_left or of_right):
-            # No gradient reads W. What stands for it takes no room, as a copy in another precision would.
+            # No gradient reads W. Its placeholder takes no memory, unlike a copy in another precision.
             weight = weight.new_zeros(()).expand(weight.shape)
         ctx.save_for_backward(*kept, x, weight, *others)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: with gradient checkpointing each look would compute them anew
+        saved = ctx.saved_tensors  # once: with gradient checkpointing each access would recompute them
         count = len(_Kept._fields)
         kept, (x, *tensors) = _Kept(*saved[:count]), saved[count:]
         parts = _read(tuple(tensors), ctx.options)
         needed = (ctx.needs_input_grad[1], *ctx.needs_input_grad[2 + _TENSORS :])
-        if torch.is_grad_enabled():  # the gradient will be differentiated again
+        if torch.is_grad_enabled():  # the gradient itself will be differentiated
             by_x, *others = _plain_backward(needed, x, parts, gradients[0])
         else:
             by_x, *others = _backward(needed, x, parts, gradients[0].contiguous(), kept)
@@ -206,7 +206,7 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
     by_x = by_bias = by_left = by_right = u = None
     by_lows: Sequence[Tensor | None] = [None] * len(lows)
     by_highs: Sequence[Tensor | None] = [None] * len(lows)
-    # What reads g alone comes first, while g is still where the step before has put it.
+    # What reads g alone comes first, while g is still in the cache.
     if of_bias:
         by_bias = g.sum(0)
     if of_right:
@@ -216,7 +216,7 @@ def _backward(needed: tuple[bool, ...], x: Tensor, parts: Parts, g: Tensor, kept
         g, right, outer = R.scale_rows(g, outer), None, None  # once for every product that follows
     if any(of_highs):
         by_highs = _highs_gradients(g, x, parts, kept, of_highs, outer)
-    # Terms of which nothing trains pass their gradient on to x alone, if W does not do so for them.
+    # Frozen terms only pass their gradient on to x, unless W does so for them.
     terms = of_lows if folded or not of_x else [True] * len(lows)
     if any(terms):
         high = kept.joined(parts)[1] if all(terms) else joined(chosen(highs, terms), 0)
@@ -267,18 +267,18 @@ def chosen(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
 
 
 def spread(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
-    """Return what was found in the places where it was wanted, None in the others."""
+    """Return the results in the places where they are wanted, None in the others."""
     left = iter(found)
     return [next(left) if want else None for want in wanted]
 
 
 def parted(matrix: Tensor, like: Sequence[Tensor], dim: int) -> Sequence[Tensor]:
-    """Return the parts of what belongs to matrices side by side (dim 1) or one below the other (dim 0)."""
+    """Split a gradient of matrices stored side by side (dim 1) or one below the other (dim 0)."""
     return (matrix,) if len(like) == 1 else matrix.split([one.shape[dim] for one in like], dim)
 
 
 def chosen_blocks(t: Tensor, lows: Sequence[Tensor], wanted: Sequence[bool]) -> Tensor | None:
-    """Return that of x @ low, transposed in chunks, which belongs to the wanted ones of ``lows``."""
+    """Return the blocks of x @ low, transposed in chunks, that belong to the wanted ``lows``."""
     if not any(wanted):
         return None
     if all(wanted):
