@@ -201,15 +201,15 @@ def test_a_refused_start_is_told_first_and_the_rest_is_explained() -> None:
     ("what", "options", "problem"),
     [
         ("lroa", {}, "unknown method 'lroa'; did you mean lora"),
-        ("prefix_tuning", {}, "is no formula over one matrix"),
+        ("prefix_tuning", {}, "is not a formula over one matrix"),
         ("W", {}, "has no trainable factor"),
         ("W + ", {}, r"'\+' has no right operand"),
         ("W + W @ W", {}, "meet"),
-        (3, {}, "is wanted, not int"),
+        (3, {}, "expected a method's name, a formula or a Method, not int"),
         ("lora", {"rank": 0}, "rank = 0"),
         ("lora", {"shape": (0, 3)}, "n = 0"),
         ("lora", {"rows": 1.5}, "rows = 1.5"),
-        ("W + kron(A, C1, C2) @ B", {"shape": (10, 4)}, "no multiple of 9"),
+        ("W + kron(A, C1, C2) @ B", {"shape": (10, 4)}, "not a multiple of 9"),
     ],
     ids=str,
 )
@@ -221,7 +221,7 @@ def test_bad_input_is_one_line(what: Any, options: dict[str, Any], problem: str)
 
 def test_what_keeps_a_formula_from_merging() -> None:
     assert explain("parallel_adapter").merges == "no: relu acts between the factors"
-    assert explain("pfeiffer").merges.startswith("no: it goes around a normalisation")
+    assert explain("pfeiffer").merges.startswith("no: it wraps a normalisation")
     assert explain("W + A @ tanh @ B @ gelu @ C").merges == "no: tanh and gelu acts between the factors"
 
 

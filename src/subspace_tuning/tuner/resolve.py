@@ -56,5 +56,5 @@ def _named(config: SubspaceConfig) -> Method:
         )
     if config.starts and config.starts != dict(known.starts):
         own_starts = ", ".join(f"{name} at {start}" for name, start in known.starts.items()) or "inferred ones"
-        raise SubspaceError(f"starts go with a formula; method {known.name!r} has its own ({own_starts})")
+        raise SubspaceError(f"starts are for formulas, and method {known.name!r} has its own ({own_starts})")
     return patterned
