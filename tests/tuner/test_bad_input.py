@@ -65,7 +65,7 @@ def refused(model: nn.Module, config: SubspaceConfig, unchanged: Remember, adapt
         ({"method": "lora_dash", "schedule": {"lunch": 3}}, r"schedule lora_dash has no option 'lunch'; did you mean"),
         ({"method": "ssb", "pattern": "orthogonal"}, r"pattern orthogonal constrains A and B .* method 'ssb' has none"),
         ({"method": "lora", "pattern": "orthonormal"}, r"unknown pattern 'orthonormal'; did you mean"),
-        ({"method": "lora", "pattern_weight": 0.1}, r"pattern_weight goes with the pattern orthogonal or diagonal"),
+        ({"method": "lora", "pattern_weight": 0.1}, r"pattern_weight needs the pattern orthogonal or diagonal"),
         ({"method": "pissa", "pattern": "nonlinear"}, r"pattern nonlinear does not work with method 'pissa'"),
         ({"method": "dora", "pattern": "nonlinear"}, r"pattern nonlinear does not work with method 'dora'"),
         ({"method": "parallel_adapter", "pattern": "nonlinear"}, r"'parallel_adapter' already has a nonlinearity"),
@@ -173,7 +173,7 @@ def test_weights_that_are_not_floating(unchanged: Remember) -> None:
     model = nn.Sequential(nn.Linear(4, 4), linear).requires_grad_(False)
     message = refused(model, SubspaceConfig(method="ssb", target_modules=["0", "1"]), unchanged)
     assert message == (
-        "1 is a Linear whose weight is quantised or packed in a way that is not known here (torch.int8): load the "
+        "1 is a Linear whose weight is quantised or packed in an unknown way (torch.int8): load the "
         "model without quantization_config, or dequantise it first"
     )
 
@@ -189,7 +189,7 @@ def test_modules_that_change_under_the_adapter(unchanged: Remember) -> None:
 def test_a_module_that_nobody_calls(targets: Any, unchanged: Remember) -> None:
     model = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).requires_grad_(False)
     message = refused(model, SubspaceConfig(method="ssb", target_modules=targets), unchanged)
-    assert message.startswith("self_attn.out_proj is a part of a MultiheadAttention, which reads its weight without")
+    assert message.startswith("self_attn.out_proj is part of a MultiheadAttention, which reads its weight without")
     get_peft_model(model, SubspaceConfig(method="ssb", target_modules="all-linear", exclude_modules=["out_proj"]))
 
 
