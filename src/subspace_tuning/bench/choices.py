@@ -1,4 +1,4 @@
-"""What a person chooses of a benchmark by name. Light, so that the command line can tell it without loading torch."""
+"""The named choices of a benchmark. Lightweight, so that the command line can list them without importing torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BenchPrecision(str, Enum):
 
 
 class Curve(str, Enum):
-    """What grows."""
+    """The quantity that grows."""
 
     rows = "rows"
     width = "width"

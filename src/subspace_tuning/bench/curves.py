@@ -1,4 +1,4 @@
-"""How a step grows: with rows, width and rank, and what a model with many adapters costs."""
+"""How the cost of a step grows with rows, width and rank, and the cost of many adapters in one model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def growth(
     rounds: int,
     on_progress: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Return the points of a curve at one value: of each arm the median seconds of a step, also in frozen floors."""
+    """Return a curve's points at one value: each arm's median seconds per step, also in units of the frozen floor."""
     shape = _shape(curve, value)
     base = shape.model(precision)
     chosen = [arm for arm in arms(names, value if curve is Curve.rank else 8) if arm.source != "full"]
@@ -60,7 +60,7 @@ def _shape(curve: Curve, value: int) -> ModelShape:
 def many_adapters(
     name: str, repeats: int = 5, on_progress: Callable[[], None] = lambda: None
 ) -> Iterator[dict[str, Any]]:
-    """Yield what a step, adding, switching to and deleting an adapter take with so many adapters in the model."""
+    """Yield the seconds for a step, and for adding, switching to and deleting an adapter, with many adapters in a model."""
     shape = bert_block(384, layers=6)
     base = shape.model()
     freeze(base)

@@ -1,4 +1,4 @@
-"""What is measured: a model of a given shape with random weights, a batch, a number format."""
+"""The measured setting: a model of a given shape with random weights, a batch, a number format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEADS = ("classifier", "score")
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model by its configuration and a batch by its size."""
+    """The shape of a model (its configuration) and of a batch."""
 
     name: str
     config: PreTrainedConfig
@@ -43,9 +43,9 @@ class ModelShape:
         )
 
     def model(self, precision: BenchPrecision = BenchPrecision.float32) -> PreTrainedModel:
-        """Return the model with random weights, the same at each call, in training mode and without dropout.
+        """Return the model with random weights, the same in every call, in training mode and without dropout.
 
-        It is on the accelerator, if there is one.
+        It is on the accelerator if there is one.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -133,20 +133,20 @@ def autocast(precision: BenchPrecision, device: torch.device) -> AbstractContext
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy with the same tensors as frozen weights, and a head of its own.
 
-    So the arms of a benchmark take no more memory than one, and none of them is lucky with where its weights lie.
+    So the arms of a benchmark need no more memory than one, and none benefits from the placement of its weights.
     """
     memo = {id(tensor): tensor for name, tensor in model.named_parameters() if not name.startswith(HEADS)}
     return copy.deepcopy(model, memo)
 
 
 def freeze(model: nn.Module) -> None:
-    """Freeze all but the head."""
+    """Freeze everything except the head."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(HEADS))
 
 
 def start_gradient_at_embeddings(model: PreTrainedModel) -> None:
-    """Let the gradient flow down to the embeddings' output."""
+    """Propagate the gradient down to the embeddings' output."""
     base = model.base_model
     found: nn.Module = getattr(base, "embeddings", None) or base.get_input_embeddings()  # type: ignore[operator]
     found.register_forward_hook(lambda module, args, output: output.requires_grad_())

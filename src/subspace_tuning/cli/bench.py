@@ -1,4 +1,4 @@
-"""`subspace bench`: what a training step costs beside the frozen floor and beside peft."""
+"""`subspace bench`: the cost of a training step, compared with the frozen floor and with peft."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def bench(
     curve: Annotated[
         Curve | None, typer.Option(help="Instead of one table: how a step grows with this.", show_default=False)
     ] = None,
-    memory: Annotated[bool, typer.Option("--memory", help="Also each arm's peak memory.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Also each arm compiled by torch.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file for the figures.")] = Path("bench.json"),
+    memory: Annotated[bool, typer.Option("--memory", help="Also measure each arm's peak memory.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also run each arm compiled by torch.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file for the results.")] = Path("bench.json"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Measure what a training step of each method costs.
 
-    It stands beside the frozen floor, peft's own version and full fine-tuning. The frozen floor is the same model with
-    frozen weights, the gradient flowing from the embeddings to the loss. All arms run in one process, a step of each in
-    turn; a ratio is the median over the rounds with its 95 percent interval. An interrupted curve goes on when the
-    command is given again.
+    The cost is compared with the frozen floor, peft's own version and full fine-tuning. The frozen floor is the same
+    model with frozen weights, and the gradient propagated from the loss to the embeddings. All arms run in one process,
+    one step of each in turn; a ratio is the median over the rounds with its 95 percent interval. Run the command again
+    to resume an interrupted curve.
     """
     import torch
 
@@ -113,7 +113,7 @@ def _drawn_table(job: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
 
 
 def _pieces(curve: Curve, names: list[str]) -> dict[str, Any]:
-    """Return what of a curve is measured by itself: a value; of many adapters, which add up, a method."""
+    """Return the units of a curve: its values, or the methods for many adapters, which accumulate."""
     from ..bench.curves import CURVES
 
     return {str(piece): piece for piece in (names if curve is Curve.adapters else CURVES[curve])}

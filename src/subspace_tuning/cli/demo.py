@@ -1,4 +1,4 @@
-"""`subspace demo`: the main job on what the package index carries."""
+"""`subspace demo`: fine-tuning with nothing but packages from the package index."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .console import show, table_of
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder that gets the runs and the plot.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the runs and the plot.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option("--seed", help="Of the sentences, the head and the order.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is finished already.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="The seed for the sentences, the head and the order of rows.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Repeat finished runs.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Fine-tune a pretrained encoder with three methods.

@@ -37,7 +37,7 @@ def explain(
 ) -> None:
     """Explain a formula: factors, count, relatives, cost, advice.
 
-    A formula whose start is refused is explained, too; what is wrong with it stands first.
+    A formula whose start is refused is explained, too, beginning with the problem.
     """
     silence_libraries()
     if watch or (formula is None and sys.stdin.isatty()):
@@ -92,9 +92,9 @@ def _numbers(shape: str | None) -> tuple[int, int] | None:
 
 
 def _watch(shape: str | None, rank: int, rows: int) -> None:
-    """Tell of each line the shapes, or what is wrong with it."""
+    """Print for each line the shapes, or the error."""
 
-    _explained("lora", shape, rank, rows)  # numbers out of range are refused at once, and not line by line
+    _explained("lora", shape, rank, rows)  # refuse numbers that are out of range at once, not line by line
     for line in _lines():
         typer.echo(_answer(line, shape, rank, rows))
 
@@ -109,10 +109,10 @@ def _answer(line: str, shape: str | None, rank: int, rows: int) -> str:
 
 
 def _lines() -> Iterator[str]:
-    """Yield the lines of a terminal, which can be edited and called back, or of a pipe, up to an empty one."""
+    """Yield lines up to an empty one, from a pipe or from a terminal with editing and history."""
     terminal = sys.stdin.isatty()
     if terminal:
-        with contextlib.suppress(ImportError):  # there is none on Windows
+        with contextlib.suppress(ImportError):  # missing on Windows
             import readline  # noqa: F401
     while True:
         try:

@@ -1,4 +1,4 @@
-"""`subspace merge RUN -o MODEL`: a model without an adapter."""
+"""`subspace merge RUN -o MODEL`: a model without a separate adapter."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def merge(
 ) -> None:
     """Merge a run's adapter into its base model.
 
-    transformers alone loads the result. It is read back and compared with the adapter on drawn inputs, and the largest
-    difference is merged.
+    transformers loads the result without this package. It is read back and compared with the adapter on random inputs,
+    and the largest difference is printed.
     """
     from ..files import check_folder
     from ..training.merge import LENGTH, ROWS, merge

@@ -20,7 +20,7 @@ def check_table(path: str | Path) -> Path:
     """Return the path of a table to write.
 
     Raises:
-        SubspaceError: its ending is not known, its folder does not exist, or what writes Parquet is not installed.
+        SubspaceError: its ending is unknown, its folder does not exist, or the package for Parquet is not installed.
     """
     file = Path(path).expanduser()
     if file.suffix not in FORMATS:
