@@ -1,4 +1,4 @@
-"""What an adapter did to a model, as a data frame with a row per matrix."""
+"""What an adapter did to a model, as a data frame with one row per matrix."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def frame(
     """Diagnose every adapted matrix.
 
     Args:
-        base: the model that the adapter belongs to.
+        base: the adapter's base model.
         adapter: the adapter, of any method with a dense form.
-        k: how many of W's leading singular directions count as its leading subspace.
-        other: a second adapter of the same model, to compare with.
+        k: the number of singular directions in W's leading subspace.
+        other: a second adapter of the same model to compare with.
         on_diagnosis: called with each diagnosis, for figures.
         on_progress: called after each matrix.
 
     Returns:
-        A row per matrix. Angles are in degrees; columns that end in ``_random`` are what random subspaces give.
+        One row per matrix. Angles are in degrees; columns that end in ``_random`` are for random subspaces.
 
     Raises:
-        SubspaceError: the adapter does not fit the model, or a matrix has no dense phi(W), and which.
+        SubspaceError: the adapter does not fit the model, or a matrix, which the message names, has no dense phi(W).
     """
     import pandas as pd
 
@@ -103,7 +103,7 @@ def _skewness(layer: SavedLayer) -> dict[str, float]:
 
 
 def _compared(found: Diagnosis, other: Adapter, base: Checkpoint, module: str) -> dict[str, Any]:
-    """Return the change of another adapter beside that of the first."""
+    """Compare the change of another adapter with that of the first."""
     if module not in other.layers:
         return {"other_cosine": 0.0, "other_size": 0.0}
     _, change = layer_change(other.layers[module], base, other.source)

@@ -1,4 +1,4 @@
-"""The report of an extraction: what it says of each matrix, and its files."""
+"""The report of an extraction: its row for each matrix, and its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ReportRow = dict[str, Any]
 
 
 def row_of(module: str, rank: int, found: Approximation, W: Tensor, W_star: Tensor, seconds: float) -> ReportRow:
-    """Return what the report says of one matrix."""
+    """Return the report's row for one matrix."""
     n, m = W.shape
     change, made = W_star - W, found.matrix - W
     moved = float(torch.linalg.vector_norm(change))

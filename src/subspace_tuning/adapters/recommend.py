@@ -1,4 +1,4 @@
-"""Which method, and which rank, for a model: by what each can take up of a known change, or of a task's gradients."""
+"""Ranks methods and ranks for a model by how much of a known change, or of a task's gradients, each can capture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..tuner.targets import place, targets
 from .pairs import check_alike, spectrum
 
 SWEEPS, SETTLED = 20, 1e-3
-_STEP = 1e-3  # of ||W||: how far along the gradient W* lies, so that what is nonlinear in the factors hardly shows
+_STEP = 1e-3  # of ||W||: the step along the gradient to W*, small enough for the nonlinearity in the factors not to matter
 _EVENLY = "lora"
 
 Moves = Mapping[str, tuple[Tensor, Tensor]]  # W and W* by module
@@ -32,16 +32,16 @@ Moves = Mapping[str, tuple[Tensor, Tensor]]  # W and W* by module
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What one method could do.
+    """The result for one method.
 
     Attributes:
         method: its name.
         formula: phi(W).
-        rank: the rank, None for a method without one; for ranks by spectrum the mean one.
-        parameters: how many are trained.
-        share: how much of the change's energy, over all matrices that any method adapts, it can take up (0 to 1).
-        how: how the shares were found: exact, iterative or heuristic.
-        ranks: the rank of each matrix, where they differ.
+        rank: the rank, or None for a method without one; for ranks by spectrum, the mean rank.
+        parameters: the number of trained parameters.
+        share: the share of the change's energy, over all matrices that any method adapts, that it captures (0 to 1).
+        how: how the shares were computed: exact, iterative or heuristic.
+        ranks: the rank of each matrix, if they differ.
     """
 
     method: str
@@ -54,7 +54,7 @@ class Recommendation:
 
 
 def from_tuned(base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[Tensor, Tensor]]:
-    """Evidence from a known fine-tune: W and W* of every matrix that a method may adapt."""
+    """Return evidence from a known fine-tune: W and W* of every matrix that a method may adapt."""
     check_alike(base, tuned)
     names = matrices(tuned.model)
     return {name: (base.matrix(name).double(), tuned.matrix(name).double()) for name in names}
@@ -63,9 +63,9 @@ def from_tuned(base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[Tensor, T
 def from_gradients(
     model: nn.Module, batches: Iterable[Batch], loss: Loss | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Evidence from a few batches: W and a small step from it against the loss's gradient.
+    """Return evidence from a few batches: W, and a small step from it against the loss's gradient.
 
-    The steps of all matrices are in one proportion to their gradients, so that matrices count by what they would bring.
+    All steps have the same ratio to their gradients, so that matrices count by what they would gain.
     """
     modules = {name: model.get_submodule(name) for name in matrices(model)}
     weights = [model.get_parameter(f"{name}.weight") for name in modules]
@@ -86,12 +86,12 @@ def from_gradients(
             for weight, state in zip(weights, before, strict=True):
                 weight.requires_grad_(state)
     if not seen:
-        raise SubspaceError("there are no batches to take gradients from")
+        raise SubspaceError("there are no batches for the gradients")
     largest = max(
         float(total.norm()) / float(weight.detach().norm()) for total, weight in zip(totals, weights, strict=True)
     )
     if not largest > 0 or not math.isfinite(largest):
-        raise SubspaceError("the gradients are zero or not finite: they recommend nothing")
+        raise SubspaceError("the gradients are zero or not finite: nothing can be recommended")
     found = {}
     for (name, module), weight, total in zip(modules.items(), weights, totals, strict=True):
         kind = kind_of(module)
@@ -109,7 +109,7 @@ def matrices(model: nn.Module) -> list[str]:
 
 
 def candidates() -> list[Method]:
-    """Return the registered methods with a dense phi(W) that changes W, one of each formula."""
+    """Return the registered methods with a dense phi(W) that changes W, one per formula."""
     found: dict[str, Method] = {}
     for method in methods.every():
         formula = method.formula
@@ -126,20 +126,20 @@ def recommend(
     chosen: Sequence[Method],
     on_progress: Callable[[str, int, int], None] = lambda what, done, count: None,
 ) -> list[Recommendation]:
-    """Rank methods by the share of the evidence that each can take up within a budget, the best first.
+    """Rank methods by the share of the evidence that each can capture within a budget, the best first.
 
     Args:
         model: the model, with or without weights.
-        moves: the evidence, of ``from_tuned`` or ``from_gradients``.
-        budget: parameters, "300k" or "0.3permille". Methods without a rank count what they count.
+        moves: the evidence, from ``from_tuned`` or ``from_gradients``.
+        budget: parameters, "300k" or "0.3permille". Methods without a rank ignore it.
         chosen: the methods.
-        on_progress: called with what is being done, and how many of how many matrices are done.
+        on_progress: called with the current stage, and the numbers of finished and of all matrices.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
     wanted = read_budget(budget, total)
     energy = sum(float((W_star - W).square().sum()) for W, W_star in moves.values())
     if energy == 0:
-        raise SubspaceError("the evidence is no change at all: there is nothing to take up")
+        raise SubspaceError("the evidence contains no change: there is nothing to rank by")
     found = []
     for method in chosen:
         names = _placed(model, method, moves)
@@ -151,7 +151,7 @@ def recommend(
 
 
 def _placed(model: nn.Module, method: Method, moves: Moves) -> list[str]:
-    """Return the matrices that a method adapts by itself, none where the architecture has no place for it."""
+    """Return the matrices that a method adapts by default; none if the architecture has no place for it."""
     config = SubspaceConfig(method=method.name)
     try:
         place(model, config)
@@ -192,7 +192,7 @@ def _sizes(W: Tensor, r: int) -> Sizes:
 
 
 def _by_spectrum(moves: Moves, wanted: int, energy: float) -> Recommendation:
-    """LoRA with the budget shared out by the spectra of the changes."""
+    """Return LoRA with the budget allocated by the spectra of the changes."""
     lora = methods.get(_EVENLY)
     spectra = {name: spectrum(W_star - W) for name, (W, W_star) in moves.items()}
     least = 0 if wanted < parameters(lora, [_sizes(W, 1) for W, _ in moves.values()], 1) else 1

@@ -25,14 +25,14 @@ def explain(
         str | None, typer.Argument(help="A formula or the name of a method; without it: --watch.", show_default=False)
     ] = None,
     model: Annotated[
-        str | None, typer.Argument(help="Also count in it: a hub name, a local folder, or minilm.", show_default=False)
+        str | None, typer.Argument(help="Also count in this model: a hub name, a local folder, or minilm.", show_default=False)
     ] = None,
     shape: Annotated[
-        str | None, typer.Option("--shape", help="The matrix that numbers are for, n x m, as 768x3072.")
+        str | None, typer.Option("--shape", help="The shape n x m of the matrix, such as 768x3072.")
     ] = None,
     rank: Annotated[int, typer.Option("--rank", "-r", help="The rank, or the width of a bottleneck.")] = 8,
     rows: Annotated[int, typer.Option(min=1, help="For the plan: rows at once, batch x tokens.")] = 512,
-    as_json: Annotated[bool, typer.Option("--json", help="All fields as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all fields as JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Read formulas line by line; an empty line ends.")] = False,
 ) -> None:
     """Explain a formula: factors, count, relatives, cost, advice.

@@ -1,4 +1,4 @@
-"""The paper's trainable shares (arXiv 2407.05417, Tables II to IV) beside what the methods train here."""
+"""The paper's trainable shares (arXiv 2407.05417, Tables II to IV), compared with this package's counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCE, RELATIVE_TOLERANCE = 0.03, 0.005
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of the paper: its name there, the method here, and what the rank is at a budget of 1 (0: there is none)."""
+    """A row of the paper: its name there, the method here, and the rank at a budget of 1 (0: no rank)."""
 
     name: str
     method: str
@@ -45,7 +45,7 @@ ROWS = (
     PaperRow("DoRA", "dora", 1),
 )
 
-# Per mille of all parameters: one figure for methods without a rank, else one per budget. "LoRA" stands for every row
+# Per mille of all parameters: one figure for methods without a rank, otherwise one per budget. "LoRA" is for every row
 # with the shape of LoRA: PA, LoRA and TriLoRA with their patterns, AdaLoRA.
 _FIGURES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "roberta-base": {
@@ -89,7 +89,7 @@ _FIGURES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Compared:
-    """A row of the paper at a budget (None without a rank), what is counted here, and the paper's per mille."""
+    """A row of the paper at a budget (None without a rank), this package's count, and the paper's per mille."""
 
     row: PaperRow
     budget: int | None
@@ -98,7 +98,7 @@ class Compared:
 
     @property
     def difference(self) -> float:
-        """Return our per mille less the paper's."""
+        """Return our per mille minus the paper's."""
         return self.counted.per_mille - self.paper
 
     @property
