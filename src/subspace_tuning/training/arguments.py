@@ -1,4 +1,4 @@
-"""The Trainer's arguments for a config, and whether the run can be made at all."""
+"""The Trainer's arguments for a config, and checks that the run is possible."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ def arguments(
         disable_tqdm=not progress,
         report_to=[],
     )
-    # With several devices the Trainer would split each batch among them and take fewer steps than were planned.
+    # With several devices the Trainer would split each batch among them and take fewer steps than planned.
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
 
 def check_training(model: nn.Module, training: TrainingSection, rows: int) -> None:
-    """Raises SubspaceError if the method's schedule or the ratio of LoRA+ does not fit a run over `rows` rows.
+    """Raise SubspaceError if the method's schedule or the LoRA+ ratio does not fit a run over `rows` rows.
 
-    So it does if the steps shall be compiled and torch cannot compile here.
+    Also raised if steps are to be compiled and torch cannot compile here.
     """
     if training.compile:
         try:
             torch.compile(torch.neg)(torch.ones(2))
-        except Exception as error:  # a compiler that is missing, or fails in one of many ways
+        except Exception as error:  # the compiler may be missing, or fail in many ways
             reason = str(error).strip().splitlines()[0]
             raise SubspaceError(f"training.compile is true, and torch.compile fails here: {reason}") from error
     schedule(model, total_steps(training, rows), dict)

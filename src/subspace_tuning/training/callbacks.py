@@ -1,4 +1,4 @@
-"""What the Trainer calls on the way: checkpoints within an epoch, the clock, a schedule's batches, progress bars."""
+"""The Trainer's callbacks: checkpoints within an epoch, the clock, a schedule's batches, progress bars."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ NO_FIGURES = ("runtime", "per_second")  # the Trainer's own timings
 
 
 class SaveWithinEpoch(TrainerCallback):
-    """Asks for a checkpoint every `steps` steps, but not at an epoch's end.
+    """Requests a checkpoint every `steps` steps, except at the end of an epoch.
 
-    There the Trainer saves after the evaluation: going on from a checkpoint taken before it would skip that evaluation.
+    There the Trainer saves after the evaluation: resuming from an earlier checkpoint would skip that evaluation.
     """
 
     def __init__(self, steps: int) -> None:
@@ -27,7 +27,7 @@ class SaveWithinEpoch(TrainerCallback):
 
 
 class Clock(TrainerCallback, ExportableState):
-    """Seconds of training with its evaluations, over all parts of an interrupted run up to each checkpoint."""
+    """Counts the seconds of training and evaluation, over all parts of an interrupted run up to each checkpoint."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -39,16 +39,16 @@ class Clock(TrainerCallback, ExportableState):
         self._since = time.perf_counter()
 
     def total(self) -> float:
-        """Seconds so far."""
+        """Return the seconds so far."""
         return self.seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"args": {"seconds": self.total()}, "attributes": {}}
 
 
 class RecentBatches(TrainerCallback):
-    """Begins the batches of each optimiser step anew, for schedules that look at them."""
+    """Clears the recorded batches at each optimiser step, for schedules that use them."""
 
     def __init__(self, recent: list[Any]) -> None:
         self.recent = recent
@@ -60,7 +60,7 @@ class RecentBatches(TrainerCallback):
 
 
 class Bars(ProgressCallback):
-    """Progress bars, and a short line per evaluation instead of all that the Trainer logs."""
+    """Shows progress bars, and one short line per evaluation instead of the Trainer's whole log."""
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         figures = {key.removeprefix("eval_"): value for key, value in (logs or {}).items() if key.startswith("eval_")}
