@@ -17,7 +17,7 @@ _PACKAGES = ("subspace-tuning", "torch", "transformers", "peft", "accelerate", "
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect a result; "unknown" for one that is not installed."""
+    """Return the versions of Python and of packages that affect a result; "unknown" for one that is not installed."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 

@@ -85,7 +85,9 @@ def convert_adapter(
     """
     target = target_config(to).resolved
     if target.chooses_form:
-        raise SubspaceError(f"nothing can be converted to {target.name}, which chooses the form of each matrix from data")
+        raise SubspaceError(
+            f"nothing can be converted to {target.name}, which chooses the form of each matrix from data"
+        )
     found = {}
     for module, layer in adapter.layers.items():
         try:

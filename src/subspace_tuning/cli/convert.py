@@ -61,7 +61,8 @@ def combine(
     adapters: Annotated[list[Path], typer.Argument(help="Two or more adapters.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new adapter's folder.", show_default=False)],
     weights: Annotated[
-        str | None, typer.Option("--weights", "-w", help="Comma-separated numbers, one per adapter; by default equal shares.")
+        str | None,
+        typer.Option("--weights", "-w", help="Comma-separated numbers, one per adapter; by default equal shares."),
     ] = None,
     to: Annotated[str, typer.Option("--to", help="A method of one low-rank term, or peft-lora.")] = "lora",
     rank: Annotated[
@@ -104,7 +105,9 @@ def _weights(text: str | None, count: int) -> list[float]:
         raise SubspaceError(f"--weights {text!r} are not comma-separated numbers") from None
 
 
-def _finish(result: ConvertedAdapter, to: str, output: Path, overwrite: bool, base: Checkpoint | None, uneven: bool) -> None:
+def _finish(
+    result: ConvertedAdapter, to: str, output: Path, overwrite: bool, base: Checkpoint | None, uneven: bool
+) -> None:
     from ..adapters.convert import PEFT_LORA
     from ..adapters.files import write_adapter, write_lora
 

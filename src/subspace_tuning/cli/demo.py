@@ -15,7 +15,9 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the runs and the plot.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option("--seed", help="The seed for the sentences, the head and the order of rows.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="The seed for the sentences, the head and the order of rows.")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Repeat finished runs.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:

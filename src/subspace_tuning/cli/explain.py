@@ -25,7 +25,8 @@ def explain(
         str | None, typer.Argument(help="A formula or the name of a method; without it: --watch.", show_default=False)
     ] = None,
     model: Annotated[
-        str | None, typer.Argument(help="Also count in this model: a hub name, a local folder, or minilm.", show_default=False)
+        str | None,
+        typer.Argument(help="Also count in this model: a hub name, a local folder, or minilm.", show_default=False),
     ] = None,
     shape: Annotated[
         str | None, typer.Option("--shape", help="The shape n x m of the matrix, such as 768x3072.")
@@ -93,7 +94,6 @@ def _numbers(shape: str | None) -> tuple[int, int] | None:
 
 def _watch(shape: str | None, rank: int, rows: int) -> None:
     """Print for each line the shapes, or the error."""
-
     _explained("lora", shape, rank, rows)  # refuse numbers that are out of range at once, not line by line
     for line in _lines():
         typer.echo(_answer(line, shape, rank, rows))

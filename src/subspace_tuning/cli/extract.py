@@ -27,7 +27,8 @@ def extract(
         float | None, typer.Option("--energy", help="Instead: the lowest ranks that keep this share of the change.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="Instead: a parameter budget to allocate, such as 500k or 0.3permille.")
+        str | None,
+        typer.Option("--budget", help="Instead: a parameter budget to allocate, such as 500k or 0.3permille."),
     ] = None,
     target: Annotated[
         list[str] | None, typer.Option("--target", "-t", help="A module name suffix; repeat for several.")

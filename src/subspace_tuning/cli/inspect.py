@@ -39,25 +39,36 @@ def inspect(
     leading: Annotated[
         int, typer.Option("--leading", "-k", min=1, help="The number of directions in W's leading subspace.")
     ] = 16,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write a .csv, .parquet or .json file.")] = None,
-    figures: Annotated[Path | None, typer.Option("--figures", help="A folder for figures of spectra, angles and shares.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show how each matrix is evaluated, and the alternatives.")] = False,
-    method: Annotated[str | None, typer.Option("--method", "-m", help="For --plan: the method; by default lora.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write a .csv, .parquet or .json file.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="A folder for figures of spectra, angles and shares.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show how each matrix is evaluated, and the alternatives.")
+    ] = False,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="For --plan: the method; by default lora.")
+    ] = None,
     formula: Annotated[str | None, typer.Option("--formula", "-f", help="For --plan: a formula instead.")] = None,
     rank: Annotated[int, typer.Option("--rank", "-r", help="For --plan: the rank.")] = 8,
-    budget: Annotated[str | None, typer.Option("--budget", help="For --plan: a parameter budget, 300k or 0.3permille.")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="For --plan: a parameter budget, 300k or 0.3permille.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="For --plan: rows at once, batch x tokens.")] = 2048,
     evaluation: Annotated[bool, typer.Option("--eval", help="For --plan: only the forward pass.")] = False,
 ) -> None:
     """Show what an adapter did to a model, or a method's plan.
 
     The table has one line per matrix. An overlap is the mean squared cosine of the angles between the leading singular
-    subspaces of the change and of W, beside that of random subspaces. The reconstruction share is the part of the change
-    within W's leading subspace; the rest is extension. Intruders are leading singular vectors of phi(W) that are close to
-    none of W's.
+    subspaces of the change and of W, beside that of random subspaces. The reconstruction share is the part of the
+    change within W's leading subspace; the rest is extension. Intruders are leading singular vectors of phi(W) that are
+    close to none of W's.
 
-    With --plan, show instead how a method would be evaluated in the model, which is built without its weights. A cost is
-    an estimate in floating-point operations that includes moving numbers; the first plan of each size is the one used.
+    With --plan, show instead how a method would be evaluated in the model, which is built without its weights. A cost
+    is an estimate in floating-point operations that includes moving numbers; the first plan of each size is the one
+    used.
     """
     silence_libraries()
     if plan:

@@ -23,7 +23,9 @@ def predict(
     file: Annotated[
         str | None, typer.Option("--file", "-f", help="Instead: rows with the run's columns; labels are ignored.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A .csv or .jsonl file for the answers.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .csv or .jsonl file for the answers.")
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", help=BASE)] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help=BATCH)] = 32,
 ) -> None:

@@ -40,7 +40,9 @@ def train(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the file's values, such as training.seed=1."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard an earlier run in the output folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard an earlier run in the output folder.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
     template: Annotated[
         bool,
@@ -48,7 +50,9 @@ def train(
     ] = False,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", callback=_preset, is_eager=True, help="Print the paper's config for a GLUE task, and exit."),
+        typer.Option(
+            "--preset", callback=_preset, is_eager=True, help="Print the paper's config for a GLUE task, and exit."
+        ),
     ] = None,
 ) -> None:
     """Fine-tune a model on your own files or on a GLUE task.

@@ -1,8 +1,8 @@
 """Starts of factors, such that phi(W) = W before the first step.
 
 A start is either *drawn* (or zero), or an *anchor*: a fixed nonzero value such as 1, the singular values or the column
-norms. The parameter of an anchored factor is its offset from the anchor, and starts at zero. Weight decay then pulls the
-factor towards its start, and the model towards the frozen one, instead of pulling a scale to 0.
+norms. The parameter of an anchored factor is its offset from the anchor, and starts at zero. Weight decay then pulls
+the factor towards its start, and the model towards the frozen one, instead of pulling a scale to 0.
 """
 
 from __future__ import annotations

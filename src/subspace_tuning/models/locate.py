@@ -38,6 +38,4 @@ def cannot_load(name: str, source: str, error: Exception) -> str:
     reason = described(error)
     if Path(source).is_dir():
         return f"cannot load model {name!r}: {reason}"
-    return (
-        f"there is no folder {name!r}, and the hub has no such model: {reason}; give a local folder as model"
-    )
+    return f"there is no folder {name!r}, and the hub has no such model: {reason}; give a local folder as model"

@@ -69,7 +69,9 @@ def attach(
     head = head_modules(model) if adapter.head is None else adapter.head
     parameters = head_parameters(model, head)
     if not parameters:
-        raise SubspaceError(f"adapter.head {head} matches no module with weights; the model's own: {head_modules(model)}")
+        raise SubspaceError(
+            f"adapter.head {head} matches no module with weights; the model's own: {head_modules(model)}"
+        )
     total, in_head = parameter_count(model), sum(parameter.numel() for parameter in parameters)
     tuned: PreTrainedModel | peft.PeftModel = model
     if adapter.method == HEAD:

@@ -95,15 +95,11 @@ class TaskSection:
         None, "for your own rows: the column of the text, or of the words; null: text, or tokens for words"
     )
     text_pair: str | None = _key(None, "the column of a second text, if a row has two")
-    label: str | None = _key(
-        None, "for your own rows: the column of the label; null: label, or tags for words"
-    )
+    label: str | None = _key(None, "for your own rows: the column of the label; null: label, or tags for words")
     classes: list[str] | None = _key(
         None, "the names of the classes, in the order of their numbers; null: those in the training file"
     )
-    separator: str | None = _key(
-        None, "the separator between the labels of a row that are one text; null: a comma"
-    )
+    separator: str | None = _key(None, "the separator between the labels of a row that are one text; null: a comma")
     class_weights: bool | None = _key(None, "give rarer classes more weight in the loss; null: no")
     validation: str | None = _key(None, "the validation rows, from any source that data takes; null: those of data")
     held_out: float | None = _key(
@@ -166,9 +162,7 @@ class AdapterSection:
 class TrainingSection:
     """The optimisation."""
 
-    learning_rate: float | None = _key(
-        None, "the peak learning rate; null: the method's default", _POSITIVE
-    )
+    learning_rate: float | None = _key(None, "the peak learning rate; null: the method's default", _POSITIVE)
     head_learning_rate: float | None = _key(
         None,
         "the peak learning rate of the head, whose dense weights may need a lower one than trained scales; null: "

@@ -62,7 +62,8 @@ class SubspaceConfig(PeftConfig):
     method: str | None = field(default=None, metadata={"help": "the name of a registered method"})
     formula: str | None = field(default=None, metadata={"help": "phi(W) in the formula language, instead of a method"})
     starts: dict[str, str] | None = field(
-        default=None, metadata={"help": "the starts of a formula's factors, if its form does not determine them: {name: start}"}
+        default=None,
+        metadata={"help": "the starts of a formula's factors, if its form does not determine them: {name: start}"},
     )
     r: int = field(
         default=8, metadata={"help": "the rank, or the width of a bottleneck", "range": Range(positive=True)}
@@ -92,7 +93,7 @@ class SubspaceConfig(PeftConfig):
         default=MEAN,
         metadata={"help": "the 'mean' of the penalties over the adapted matrices, or their 'sum' as in the paper"},
     )
-    nonlinearity: str = field(default="relu", metadata={"help": "the function that pattern 'nonlinear' inserts after A"})
+    nonlinearity: str = field(default="relu", metadata={"help": "the function that pattern nonlinear inserts after A"})
     gate_weight: float = field(
         default=1.25e-7,
         metadata={"help": "the weight in the loss of each gate expected to be open", "range": Range()},
@@ -137,7 +138,8 @@ class SubspaceConfig(PeftConfig):
         default=None, metadata={"help": "modules that are trained and saved whole, such as a classifier"}
     )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "rows of the input embeddings to train, or of other embeddings: {module name: rows}"}
+        default=None,
+        metadata={"help": "rows of the input embeddings to train, or of other embeddings: {module name: rows}"},
     )
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "ranks by module name or regex"})
     alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "alphas by module name or regex"})
@@ -146,9 +148,7 @@ class SubspaceConfig(PeftConfig):
     )
     save_constants: bool = field(
         default=False,
-        metadata={
-            "help": "save the singular vectors with the adapter, so that they are not recomputed on loading"
-        },
+        metadata={"help": "save the singular vectors with the adapter, so that they are not recomputed on loading"},
     )
     format: int = field(default=FORMAT, metadata={"help": "version of the saved format"})
 

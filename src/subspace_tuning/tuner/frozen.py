@@ -17,7 +17,9 @@ class FrozenLayer(nn.Module, BaseTunerLayer):
 
     kind: Kind
     _frozen: dict[str, nn.Parameter]  # weight and bias before merging, empty if nothing is merged
-    _replaced: list[nn.Module]  # while merged, the base layer that a copy has replaced; in a list, so that it is not a child
+    _replaced: list[
+        nn.Module
+    ]  # while merged, the base layer that a copy has replaced; in a list, so that it is not a child
 
     @property
     def frozen_weight(self) -> Tensor:

@@ -106,9 +106,7 @@ def check_at_hand(module: nn.Module, name: str) -> None:
     """Raise SubspaceError if a module's weight is not whole in this process, so that its gradient cannot be read."""
     if is_offloaded(module) or is_partitioned(getattr(module, "weight", None)):
         where = "offloaded" if is_offloaded(module) else "partitioned by ZeRO-3"
-        raise SubspaceError(
-            f"{name}: the weight is {where}, so its gradient cannot be read; calibrate the whole model"
-        )
+        raise SubspaceError(f"{name}: the weight is {where}, so its gradient cannot be read; calibrate the whole model")
 
 
 def check_gradient(module: nn.Module, name: str) -> None:

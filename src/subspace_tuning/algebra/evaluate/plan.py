@@ -36,8 +36,8 @@ class Stage(NamedTuple):
 class Plan:
     """How one layer evaluates one formula: its stages, by increasing number of rows.
 
-    If ``adds_to_base_output``, a stage's ``expression`` is *added* to the frozen layer's own output, because W is a term
-    of its own in the formula. ``fused`` is always the whole formula, with the bias.
+    If ``adds_to_base_output``, a stage's ``expression`` is *added* to the frozen layer's own output, because W is a
+    term of its own in the formula. ``fused`` is always the whole formula, with the bias.
     """
 
     adds_to_base_output: bool
