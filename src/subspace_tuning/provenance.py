@@ -53,7 +53,7 @@ KEYS = ("date", "machine", "versions")
 
 
 def provenance() -> dict[str, Any]:
-    """When, on what machine and with which versions something is measured."""
+    """Return the date, the machine and the versions of a measurement."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
