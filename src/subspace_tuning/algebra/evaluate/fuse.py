@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import names
 from .. import rows as R
+from ..narrow_form import ShapeOf, chained, narrow_form, with_bias
 from ..nodes import Environment, Expression, InverseNorms, Leaf, Number, Planner, PlanNode, Scalar, Step, W
-from ..normal_form import ShapeOf, chained, narrow_form, with_bias
 from ..rows import Rows
 from .kernels import Parts, can_fold, composed, product_dtype, scaled_low_rank
 

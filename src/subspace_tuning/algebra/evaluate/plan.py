@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..formula import Formula
+from ..narrow_form import opened
 from ..nodes import Expression, W
-from ..normal_form import opened
 from ..shapes import Sizes
 from .cost import MULTIPLY_ADDS, cost_model
 from .fuse import Fused, fuse
