@@ -20,6 +20,7 @@ from . import (
     methods,
     params,
     predict,
+    push,
     recommend,
     reference,
     train,
@@ -35,6 +36,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("merge")(merge.merge)
+app.command("push")(push.push)
 app.command("methods")(methods.methods)
 app.command("explain")(explain.explain)
 app.command("params")(params.params)

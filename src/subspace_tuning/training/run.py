@@ -26,17 +26,18 @@ from ..models.load import load
 from ..models.locate import locate
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, prefixed
-from ..tuner.card import TAG
+from ..tuner import SubspaceConfig
 from ..tuner.penalties import orthogonality
 from . import record as records
 from . import runtime
 from .arguments import arguments, check_training, total_steps
 from .attach import Counts, attach, default_learning_rate, trained_head
+from .card import card
 from .config import validate
 from .folder import RunFolder
 from .record import history
 from .resume import check_checkpoint
-from .sections import Device, Keep, Precision, RunConfig
+from .sections import Device, Precision, RunConfig
 from .trainer import SeededTrainer, build
 from .use import cut_rows, save_task
 
@@ -225,40 +226,9 @@ def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
         parts.model.save_pretrained(str(temporary))
         parts.tokenizer.save_pretrained(str(temporary))
         save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model, parts.config.quantise)
-        (temporary / "README.md").write_text(_card(parts, record), encoding="utf-8")
+        card(parts.config, parts.task, record, _formula(parts.model)).save(temporary / "README.md")
 
 
-def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
-    """The model card: what the result is, how good, and the lines that load it."""
-    adapter = isinstance(parts.model, PeftModel)
-    owner, prefix = ("peft", "AutoPeftModel") if adapter else ("transformers", "AutoModel")
-    loader = prefix + parts.task.model_class.__name__.removeprefix("AutoModel")
-    lines = ["import subspace_tuning  # makes the adapter's type known to peft"] if adapter else []
-    # By default peft takes the base model's own number of labels.
-    outputs = parts.task.model_settings.get("num_labels", 2)
-    labels = f", num_labels={outputs}" if adapter and outputs != 2 else ""
-    lines += [f"from {owner} import {loader}", ""]
-    lines += [f"model = {loader}.from_pretrained(FOLDER{labels})"]
-    which = "best" if parts.config.training.keep is Keep.best else "last"
-    score, constant, counts = record["score"], record["baseline_score"], parts.counts
-    return "\n".join(
-        [
-            "---",
-            f"library_name: {owner}",
-            *([f"tags: [{TAG}]"] if adapter else []),
-            f"base_model: {locate(parts.config.model)}",
-            "---",
-            "",
-            f"# {parts.task.name}, tuned with {record['method']}",
-            "",
-            f"{record['metric']} {score:.4f} after the {which} epoch; a constant prediction has {constant:.4f}.",
-            f"Trained: {counts.adapter:,} parameters ({counts.per_mille:.3f} per mille), {counts.head:,} in the head.",
-            "",
-            "```python",
-            *lines,
-            "```",
-            "",
-            "`task.json` has the task and what the outputs stand for: `subspace predict FOLDER --text TEXT`.",
-            "",
-        ]
-    )
+def _formula(model: PreTrainedModel | PeftModel) -> str | None:
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    return str(config.resolved.formula) if isinstance(config, SubspaceConfig) else None

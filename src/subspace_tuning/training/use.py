@@ -81,7 +81,7 @@ def finished(path: str | Path, base: str | None = None, *, quantise: bool = True
     Raises:
         SubspaceError: there is no finished run, a file of it is damaged, or the base model is another one.
     """
-    folder = _result(Path(path).expanduser())
+    folder = result_of(Path(path).expanduser())
     content = read_object(folder / TASK, "run it again with --overwrite", _FIELDS)
     assert content is not None
     with reading(f"the task in {folder / TASK}"):
@@ -114,7 +114,8 @@ def _head(folder: Path) -> list[str] | None:
     return modules
 
 
-def _result(path: Path) -> Path:
+def result_of(path: Path) -> Path:
+    """Return the folder of a run's result, by the run's folder or its own. Raises SubspaceError if there is none."""
     if (path / TASK).is_file():
         return path
     if not path.is_dir():
