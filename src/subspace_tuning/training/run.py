@@ -36,7 +36,7 @@ from .card import card
 from .config import validate
 from .folder import RunFolder
 from .record import history
-from .resume import check_checkpoint
+from .resume import check_checkpoint, has_ended
 from .sections import Device, Precision, RunConfig
 from .trainer import SeededTrainer, build
 from .use import cut_rows, save_task
@@ -147,11 +147,11 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
         args.optim = OptimizerNames.PAGED_ADAMW
-    precision = "bfloat16" if args.bf16 else "float32"
+    precision = runtime.resolved(training.precision, training.device).value
     chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
-    trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head)
+    trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head, folder.logs)
     checkpoint = folder.last_checkpoint()
     start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
     state = _fit(trainer, checkpoint, start)
@@ -203,7 +203,7 @@ def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | 
         return trainer.state
     trainer.scheduling.checkpoint = checkpoint
     logger.info("going on from step %d of %d", state.global_step, state.max_steps)
-    if state.global_step < state.max_steps:
+    if not has_ended(state):
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return trainer.state
     # Interrupted between the last step and the record. Sent on from here, the Trainer would do a step too many.

@@ -36,6 +36,7 @@ class Precision(Enum):
     auto = "auto"  # bfloat16 where the processor or accelerator has instructions for it, else float32
     float32 = "float32"
     bfloat16 = "bfloat16"  # autocast
+    float16 = "float16"  # autocast with a loss scaler, on an accelerator
 
 
 class Scheduler(Enum):
@@ -48,7 +49,7 @@ class Scheduler(Enum):
 
 
 class Keep(Enum):
-    """Which weights are saved at the end: those of the last step, or of the epoch with the best primary figure."""
+    """Which weights are saved at the end: those of the last step, or of the evaluation with the best primary figure."""
 
     last = "last"
     best = "best"
@@ -180,6 +181,9 @@ class TrainingSection:
         "the rate of every factor B, which leads up from the rank, over all else (LoRA+); null stands for 1",
         _POSITIVE,
     )
+    rates: dict[str, float] | None = _key(
+        None, "rates of single factors, as multiples of learning_rate: {factor: multiple}; null stands for 1"
+    )
     epochs: int = _key(3, "passes over the training rows, unless max_steps is given", _COUNT)
     max_steps: int | None = _key(None, "optimiser steps, instead of epochs", _COUNT)
     batch_size: int = _key(32, "rows per forward pass", _COUNT)
@@ -199,7 +203,17 @@ class TrainingSection:
         "else results are equal up to rounding",
     )
     save_steps: int = _key(0, "steps between checkpoints within an epoch; 0 for none", _FROM_ZERO)
-    keep: Keep = _key(Keep.last, "save the weights of the last step, or of the epoch with the best validation figure")
+    eval_steps: int = _key(
+        0, "steps between evaluations within an epoch, each with a checkpoint; 0 for none", _FROM_ZERO
+    )
+    patience: int | None = _key(
+        None, "stop after so many evaluations in a row without a better validation figure; keep must be best", _COUNT
+    )
+    log_steps: int = _key(0, "steps between the losses that are reported; 0 reports one per epoch", _FROM_ZERO)
+    report_to: list[str] | None = _key(
+        None, "where losses and figures go as well: tensorboard, wandb, or another that transformers knows"
+    )
+    keep: Keep = _key(Keep.last, "save the weights of the last step, or of the evaluation with the best figure")
     threads: int | None = _key(
         None,
         "threads to compute with; null leaves it to torch. Results are equal bit for bit only for equal threads",
@@ -208,7 +222,7 @@ class TrainingSection:
     precision: Precision = _key(
         Precision.auto,
         "of the products; weights and the optimiser's state are float32 in any. auto is bfloat16 where the machine has "
-        "instructions for it",
+        "instructions for it; float16 scales the loss and needs an accelerator",
     )
     device: Device = _key(Device.auto, "auto takes an accelerator where there is one")
 

@@ -8,6 +8,7 @@ from a checkpoint sees the rows that it would have seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,6 +17,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,15 +25,16 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import SubspaceError, reading
 from ..tasks import Task
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
-from ..tuner.optim import second_factors
+from ..tuner.optim import ratios
 from ..tuner.scheduling import ScheduleCallback, adapted
-from .callbacks import Bars, Clock, RecentBatches, SaveWithinEpoch
+from .callbacks import Clock, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
 from .resume import HINT, check_optimizer
 from .sampler import EpochSampler
 from .sections import TrainingSection
@@ -42,7 +45,7 @@ class DivergedError(SubspaceError):
 
 
 class SeededTrainer(Trainer):
-    """A Trainer of a task whose training rows come in `order`, and which trains `head` at a rate of its own."""
+    """A Trainer of a task. Its training rows come in `order`; `head` and single factors have rates of their own."""
 
     def __init__(
         self,
@@ -50,18 +53,17 @@ class SeededTrainer(Trainer):
         task: Task[Any],
         order: EpochSampler,
         head: Sequence[nn.Parameter],
-        head_rate: float,
-        b_ratio: float = 1.0,
+        training: TrainingSection,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.task = task
         self.order = order
-        self.b_ratio = b_ratio
+        self.head = head
+        self.training = training
         self.recent: list[Any] = []  # the batches of this optimiser step, for schedules that look at them
+        self.pace = Pace()
         self.scheduling = ScheduleCallback(kwargs["model"], self.scores)
-        self.head = {id(parameter) for parameter in head}
-        self.head_rate = head_rate
         # Classification heads take the mean over the rows they see and ignore the count that the Trainer hands them;
         # told that they heed it, the Trainer would add the losses of accumulated batches up instead of averaging them.
         self.model_accepts_loss_kwargs = False
@@ -76,22 +78,27 @@ class SeededTrainer(Trainer):
         self._load_from_checkpoint(checkpoint)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimiser, with groups of their own for the head's parameters and for the factors B."""
+        """The Trainer's optimiser, with groups for what has a rate of its own: the head, and single factors."""
         optimizer = super().create_optimizer(model)
         assert self.model is not None
-        faster = {id(parameter) for parameter in second_factors(self.model)}
+        training, rate = self.training, self.args.learning_rate
+        multiples = ratios(self.model, training.lora_plus_ratio or 1.0, training.rates)
+        own = {id(parameter): rate * multiple for parameter, multiple in multiples}
+        own |= dict.fromkeys(map(id, self.head), training.head_learning_rate or rate)
         for group in list(optimizer.param_groups):
-            for chosen, rate in ((self.head, self.head_rate), (faster, group["lr"] * self.b_ratio)):
-                own = [parameter for parameter in group["params"] if id(parameter) in chosen]
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-                optimizer.add_param_group({**group, "params": own, "lr": rate})
+            for chosen in dict.fromkeys(own.values()):
+                params = [parameter for parameter in group["params"] if own.get(id(parameter)) == chosen]
+                group["params"] = [parameter for parameter in group["params"] if own.get(id(parameter)) != chosen]
+                optimizer.add_param_group({**group, "params": params, "lr": chosen})
         return optimizer
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's step; a schedule that looks at examples finds the batch in `recent`."""
         if self.scheduling.schedule.looks_at_examples:
             self.recent.append(self._prepare_inputs(inputs))
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.pace.add(loss, inputs)
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -149,8 +156,20 @@ def build(
     args: TrainingArguments,
     training: TrainingSection,
     head: Sequence[nn.Parameter],
+    logs: Path,
 ) -> SeededTrainer:
-    """A trainer of `model` on `data`, a dataset per split; `head` are those of its parameters that are the head's."""
+    """A trainer of a task.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        task: the task.
+        data: a dataset per split.
+        args: the Trainer's arguments.
+        training: the section of the config that they come from.
+        head: the parameters of the model's head.
+        logs: the folder for TensorBoard's files.
+    """
     train = data["train"]
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -158,13 +177,16 @@ def build(
     callbacks: list[TrainerCallback] = [Clock()]
     if training.save_steps:
         callbacks.append(SaveWithinEpoch(training.save_steps))
+    if training.eval_steps:
+        callbacks.append(EvaluateWithinEpoch(training.eval_steps))
+    if training.patience:
+        callbacks.append(EarlyStoppingCallback(training.patience))
     evaluation = {prefix: data[split] for prefix, split in task.evaluation}
     trainer = SeededTrainer(
         task=task,
         order=EpochSampler(task.lengths(train), group, training.seed),
         head=head,
-        head_rate=training.head_learning_rate or args.learning_rate,
-        b_ratio=training.lora_plus_ratio or 1.0,
+        training=training,
         model=model,
         args=args,
         train_dataset=train,
@@ -174,11 +196,14 @@ def build(
         compute_metrics=_figures(task, tokenizer),
         callbacks=callbacks,
     )
+    for reporter in trainer.callback_handler.callbacks:
+        if isinstance(reporter, TensorBoardCallback):
+            reporter.logging_dir = reporter.logging_dir or str(logs)
     for callback in (RecentBatches(trainer.recent), trainer.scheduling, PenaltyCallback(model)):
         trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     if not args.disable_tqdm:
-        trainer.add_callback(Bars)
+        trainer.add_callback(Progress(trainer.pace))
     return trainer
 
 
