@@ -184,7 +184,7 @@ SECONDS = (
     "params",
     "recommend",
     "--markdown",
-    "--pictures",
+    "--figures",
     "D1 @ W",
     "subspace train",
 )  # what makes a command take seconds
@@ -207,7 +207,7 @@ def test_every_command_runs(
     shutil.copytree(ROOT / "examples", "examples")
 
     def stand_in(word: str, before: str) -> str:
-        return str(tmp_path / word) if before in ("-o", "--pictures") else stand_ins.get(word, word)
+        return str(tmp_path / word) if before in ("-o", "--figures") else stand_ins.get(word, word)
 
     given = placed(words, stand_in)[1:]
     with pytest.raises(SystemExit) as ended:

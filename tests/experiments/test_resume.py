@@ -177,7 +177,7 @@ def test_changed_data_do_not_go_on(
     _interrupt(config, 4, monkeypatch)
     lines = (copy / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (copy / "train.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
-    with pytest.raises(SubspaceError, match=r"the run cannot go on: data\.train"):
+    with pytest.raises(SubspaceError, match=r"the run cannot be resumed: data\.train"):
         train.run(config, progress=False)
     assert not train.run(config, overwrite=True, progress=False).repeated
 

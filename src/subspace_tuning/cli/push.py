@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from .console import hush_libraries
+from .console import silence_libraries
 from .evaluate import RUN
 
-_BASE = "The base model's name on the hub, where the run had a folder of this machine."
+_BASE = "The base model's name on the hub, if the run's was a local folder."
 
 
 def push(
@@ -21,9 +21,9 @@ def push(
 ) -> None:
     """Push a run's result to a hub, with its model card.
 
-    The token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another hub.
+    The token comes from `hf auth login` or HF_TOKEN; HF_ENDPOINT selects another hub.
     """
     from ..training.push import push
 
-    hush_libraries()
+    silence_libraries()
     typer.echo(push(run, repository, base, private=private))

@@ -1,4 +1,4 @@
-"""The Trainer's arguments for a config, and whether the run can be made at all."""
+"""The Trainer's arguments for a config, and checks that the run is possible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .sections import Device, Keep, Precision, Scheduler, TrainingSection
 
 
 def total_steps(training: TrainingSection, rows: int) -> int:
-    """The optimiser steps of a run over `rows` training rows."""
+    """Return the optimiser steps of a run over `rows` training rows."""
     batches = math.ceil(rows / training.batch_size)
     return training.max_steps or training.epochs * math.ceil(batches / training.gradient_accumulation)
 
@@ -30,7 +30,7 @@ def total_steps(training: TrainingSection, rows: int) -> int:
 def arguments(
     training: TrainingSection, task: Task[Any], rows: int, learning_rate: float, checkpoints: str, progress: bool
 ) -> TrainingArguments:
-    """The Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
+    """Return the Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
     constant = training.scheduler is Scheduler.constant
     precision = resolved(training.precision, training.device)
     args = TrainingArguments(
@@ -67,7 +67,7 @@ def arguments(
         disable_tqdm=not progress,
         report_to=training.report_to or [],
     )
-    # With several devices the Trainer would split each batch among them and take fewer steps than were planned.
+    # With several devices the Trainer would split each batch among them and take fewer steps than planned.
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
@@ -75,8 +75,8 @@ def arguments(
 def check_training(model: nn.Module, training: TrainingSection, rows: int) -> None:
     """Raise SubspaceError if a run over `rows` rows cannot be made on this machine.
 
-    So it is if the method's schedule or the rates of factors do not fit, if a reporter is not installed, and if the
-    steps are to be compiled and torch cannot compile here.
+    Raised if the method's schedule or the rates of factors do not fit, if a reporter is not installed, or if steps are
+    to be compiled and torch cannot compile here.
     """
     resolved(training.precision, training.device)
     for name in training.report_to or ():
@@ -84,7 +84,7 @@ def check_training(model: nn.Module, training: TrainingSection, rows: int) -> No
     if training.compile:
         try:
             torch.compile(torch.neg)(torch.ones(2))
-        except Exception as error:  # a compiler that is missing, or fails in one of many ways
+        except Exception as error:  # the compiler may be missing, or fail in many ways
             reason = str(error).strip().splitlines()[0]
             raise SubspaceError(f"training.compile is true, and torch.compile fails here: {reason}") from error
     schedule(model, total_steps(training, rows), dict)

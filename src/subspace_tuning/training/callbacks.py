@@ -1,4 +1,4 @@
-"""What the Trainer calls on the way: checkpoints and evaluations within an epoch, the clock, the progress line."""
+"""The Trainer's callbacks: checkpoints and evaluations within an epoch, the clock, the progress line."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def _within(state: TrainerState) -> bool:
 
 
 class SaveWithinEpoch(TrainerCallback):
-    """Asks for a checkpoint every `steps` steps, but not at an epoch's end.
+    """Requests a checkpoint every `steps` steps, except at the end of an epoch.
 
-    There the Trainer saves after the evaluation: going on from a checkpoint taken before it would skip that evaluation.
+    There the Trainer saves after the evaluation: resuming from an earlier checkpoint would skip that evaluation.
     """
 
     def __init__(self, steps: int) -> None:
@@ -38,7 +38,7 @@ class SaveWithinEpoch(TrainerCallback):
 
 
 class EvaluateWithinEpoch(TrainerCallback):
-    """Asks for an evaluation with a checkpoint every `steps` steps, but not at an epoch's end, which has its own."""
+    """Requests an evaluation with a checkpoint every `steps` steps, except at the end of an epoch, which has its own."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -49,7 +49,7 @@ class EvaluateWithinEpoch(TrainerCallback):
 
 
 class Clock(TrainerCallback, ExportableState):
-    """Seconds of training with its evaluations, over all parts of an interrupted run up to each checkpoint."""
+    """Counts the seconds of training and evaluation, over all parts of an interrupted run up to each checkpoint."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -61,16 +61,16 @@ class Clock(TrainerCallback, ExportableState):
         self._since = time.perf_counter()
 
     def total(self) -> float:
-        """Seconds so far."""
+        """Return the seconds so far."""
         return self.seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"args": {"seconds": self.total()}, "attributes": {}}
 
 
 class RecentBatches(TrainerCallback):
-    """Begins the batches of each optimiser step anew, for schedules that look at them."""
+    """Clears the recorded batches at each optimiser step, for schedules that use them."""
 
     def __init__(self, recent: list[Any]) -> None:
         self.recent = recent
@@ -83,7 +83,7 @@ class RecentBatches(TrainerCallback):
 
 @dataclass
 class Pace:
-    """What the progress line tells of a step: its loss, and how many tokens it took, padding included."""
+    """What the progress line shows of a step: its loss, and its number of tokens including padding."""
 
     loss: Tensor | float = 0.0
     tokens: int = 0
@@ -119,7 +119,7 @@ class Progress(ProgressCallback):
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
-        """Leave the line alone: a second bar would stand below it."""
+        """Show nothing: a second bar would appear below the line."""
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tokens, self._since = 0, time.perf_counter()  # tokens per second are those of training

@@ -1,4 +1,4 @@
-"""The model card of a run's result: what it is, what it was trained on, how good it is, and the lines that load it."""
+"""The model card of a run's result: what it is, its data, its score, and the code that loads it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def card(config: RunConfig, task: Task[Any], record: Mapping[str, Any], formula:
 
 
 def _data(config: RunConfig) -> str:
-    """The data's name: of a path its last part alone, which tells nothing of the machine."""
+    """Return the data's name; of a path only the last part, which reveals nothing about the machine."""
     return Path(config.task.data).name or config.task.data
 
 
@@ -86,7 +86,7 @@ def _use(task: Task[Any], adapter: bool) -> list[str]:
     labels = f", num_labels={outputs}" if adapter and outputs != 2 else ""
     return [
         "```python",
-        *(["import subspace_tuning  # makes the adapter's type known to peft"] if adapter else []),
+        *(["import subspace_tuning  # registers the adapter's type with peft"] if adapter else []),
         f"from {owner} import {loader}\n",
         f"model = {loader}.from_pretrained(FOLDER{labels})",
         "```\n",

@@ -29,7 +29,7 @@ def push(path: str | Path, repository: str, base: str | None = None, *, private:
     Args:
         path: the run's folder, or the folder of an adapter or a model by itself.
         repository: ``owner/name``; made if it is not there.
-        base: the base model's name on the hub, where the run had a folder of this machine.
+        base: the base model's name on the hub, if the run's was a local folder.
         private: whether a repository that is made is private.
 
     Raises:
@@ -59,7 +59,7 @@ def _folder(path: Path) -> Path:
 
 
 def _files(folder: Path, base: str | None) -> dict[str, Path | bytes]:
-    """Return what is pushed by name, with the base model's name in place of a folder of this machine."""
+    """Return the files to push by name, with the base model's name in place of a local folder."""
     files: dict[str, Path | bytes] = {
         file.name: file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in _PUSHED
     }

@@ -44,17 +44,17 @@ from .use import cut_rows, save_task
 logger = logging.getLogger(__name__)
 
 CALIBRATION_ROWS = 64
-"""The training rows from which some methods choose what to train, unless the config says otherwise."""
+"""The default number of training rows from which some methods choose what to train."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of `run` gives.
+    """The result of a call of `run`.
 
     Attributes:
         record: the run's record, as in its `run.json`.
-        folder: the folder with the trained adapter, or with the model where no adapter was trained.
-        repeated: whether the run had been finished before, so that nothing was done.
+        folder: the folder with the trained adapter, or with the model if no adapter was trained.
+        repeated: whether the run was already finished, so that nothing was done.
     """
 
     record: dict[str, Any]
@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Parts:
-    """All that a run needs, checked."""
+    """Everything a run needs, checked."""
 
     config: RunConfig
     task: Task[Any]
@@ -76,11 +76,11 @@ class _Parts:
 
 
 def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) -> Outcome:
-    """Trains what the config says, or goes on with it, or finds it done.
+    """Start, resume, or return a finished run.
 
     Args:
         config: the run.
-        overwrite: throw away a run that is in the output folder, whatever its config and state.
+        overwrite: discard a run in the output folder, whatever its config and state.
         progress: show progress bars on stderr and the evaluations on stdout.
 
     Raises:
@@ -101,30 +101,30 @@ def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) ->
             "data": {split: {"rows": len(t), "sha256": t.fingerprint()} for split, t in parts.rows.items()},
         }
         with folder.open(started, overwrite=overwrite):
-            done = folder.record()  # another process may have finished the run while this one loaded its model
+            done = folder.record()  # another process may have finished the run while this one was loading its model
             if done is not None:
                 return Outcome(done, folder.path / done["result"], repeated=True)
             return _train(parts, folder, started["data"], progress)
 
 
 def _check_alone() -> None:
-    """Every process would train the whole run into the same folder."""
+    """Refuse several processes, each of which would train the whole run into the same folder."""
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes.isdigit() and int(processes) > 1:
         raise SubspaceError(
-            f"a run takes one process, and a launcher has started {processes}: call `subspace train` by itself, or "
+            f"a run uses one process, but a launcher has started {processes}: call `subspace train` directly, or "
             "train with the Trainer and SubspaceConfig under the launcher"
         )
 
 
 def _prepare(config: RunConfig) -> _Parts:
     task = tasks.get(config.task.name).configured(config.task.options)
-    # The quick checks come first, since data and model can take minutes to arrive; this one reads the method, too.
+    # Quick checks come first, since data and model can take minutes to load; this one also resolves the method.
     learning_rate = default_learning_rate(config.adapter)
     learning_rate = config.training.learning_rate or learning_rate
     locate(config.model)
     task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
-    transformers.set_seed(config.training.seed)  # the head and the factors are drawn from here on
+    transformers.set_seed(config.training.seed)  # from here on the head and the factors are drawn
     settings = dict(task.model_settings)
     if config.quantise is not None:
         cpu = config.training.device is Device.cpu
@@ -182,31 +182,31 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
 
 
 def _encoded(parts: _Parts) -> tuple[dict[str, Dataset], dict[str, int]]:
-    """Return the rows of each split as the model takes them, and how many of them are cut."""
+    """Return the encoded rows of each split, and how many of them are truncated."""
     length, encoded, cut = parts.config.task.max_length, {}, {}
     for split, rows in parts.rows.items():
         encoded[split] = parts.task.encode(rows, parts.tokenizer, length)
         cut[split] = cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length)
         if cut[split]:
             logger.warning(
-                "%d of the %d %s rows are longer than task.max_length = %d tokens and are cut",
+                "%d of the %d %s rows are longer than task.max_length = %d tokens and are truncated",
                 *(cut[split], len(rows), split, length),
             )
     return encoded, cut
 
 
 def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | None) -> TrainerState:
-    """Trains to the end from the checkpoint, if there is one, and leaves the weights to be saved in the model."""
+    """Train to the end, from the checkpoint if there is one, and leave the weights to be saved in the model."""
     if checkpoint is None or state is None:
         logger.info("training from the start")
         trainer.train()
         return trainer.state
     trainer.scheduling.checkpoint = checkpoint
-    logger.info("going on from step %d of %d", state.global_step, state.max_steps)
+    logger.info("resuming from step %d of %d", state.global_step, state.max_steps)
     if not has_ended(state):
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return trainer.state
-    # Interrupted between the last step and the record. Sent on from here, the Trainer would do a step too many.
+    # Interrupted between the last step and the record: resumed from here, the Trainer would take a step too many.
     wanted = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer.load_weights(wanted or str(checkpoint))
     trainer.scheduling.on_train_begin(trainer.args, state, trainer.control)  # for its report

@@ -1,8 +1,8 @@
 """The Hugging Face Trainer, made repeatable.
 
-The Trainer keeps the random state in its checkpoints, so dropout goes on as it would have. The order of the rows,
-grouped by length, it would draw anew; here it is a function of the seed and the epoch, so that a run that goes on
-from a checkpoint sees the rows that it would have seen.
+The Trainer keeps the random state in its checkpoints, so dropout resumes correctly. But it would redraw the order of
+rows that are grouped by length; here the order is a function of the seed and the epoch, so that a resumed run sees the
+same rows as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from .sections import TrainingSection
 
 
 class DivergedError(SubspaceError):
-    """The loss or the predictions became NaN or infinite."""
+    """Raised if the loss or the predictions become NaN or infinite."""
 
 
 class SeededTrainer(Trainer):
-    """A Trainer of a task. Its training rows come in `order`; `head` and single factors have rates of their own."""
+    """A Trainer for a task, with the training rows in `order` and separate rates for `head` and for single factors."""
 
     def __init__(
         self,
@@ -61,24 +61,24 @@ class SeededTrainer(Trainer):
         self.order = order
         self.head = head
         self.training = training
-        self.recent: list[Any] = []  # the batches of this optimiser step, for schedules that look at them
+        self.recent: list[Any] = []  # the batches of this optimiser step, for schedules that use them
         self.pace = Pace()
         self.scheduling = ScheduleCallback(kwargs["model"], self.scores)
-        # Classification heads take the mean over the rows they see and ignore the count that the Trainer hands them;
-        # told that they heed it, the Trainer would add the losses of accumulated batches up instead of averaging them.
+        # Classification heads average over their rows and ignore the count that the Trainer passes; if the Trainer
+        # assumed that they use it, it would sum the losses of accumulated batches instead of averaging them.
         self.model_accepts_loss_kwargs = False
 
     def seconds(self) -> float:
-        """Seconds of training so far, those before an interruption included."""
-        # Asked for anew each time: going on from a checkpoint, the Trainer puts another clock into its place.
+        """Return the seconds of training so far, including those before an interruption."""
+        # Looked up each time: when it resumes from a checkpoint, the Trainer replaces the clock.
         return next(entry.total() for entry in self.callback_handler.callbacks if isinstance(entry, Clock))
 
     def load_weights(self, checkpoint: str) -> None:
-        """Puts a checkpoint's weights into the model."""
+        """Load a checkpoint's weights into the model."""
         self._load_from_checkpoint(checkpoint)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimiser, with groups for what has a rate of its own: the head, and single factors."""
+        """Return the Trainer's optimiser, with separate groups for the head and for factors with their own rates."""
         optimizer = super().create_optimizer(model)
         assert self.model is not None
         training, rate = self.training, self.args.learning_rate
@@ -93,7 +93,7 @@ class SeededTrainer(Trainer):
         return optimizer
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's step; a schedule that looks at examples finds the batch in `recent`."""
+        """Run the Trainer's step; a schedule that needs examples finds the batch in `recent`."""
         if self.scheduling.schedule.looks_at_examples:
             self.recent.append(self._prepare_inputs(inputs))
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -103,14 +103,14 @@ class SeededTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The task's own loss if it has one, else the Trainer's."""
+        """Return the task's own loss if it has one, otherwise the Trainer's."""
         if self.task.loss is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = self.task.loss(model, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's step; what a task generates takes the place of the outputs."""
+        """Run the Trainer's step; if a task generates, its predictions replace the outputs."""
         loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if self.task.generate is not None:
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -118,7 +118,7 @@ class SeededTrainer(Trainer):
         return loss, outputs, labels
 
     def scores(self) -> dict[str, torch.Tensor]:
-        """Fisher information of every adapted W on the half of this step's examples with the largest loss."""
+        """Return the Fisher information of every adapted W on the half of this step's examples with the largest loss."""
         model, loss = self.model, self.task.objective
         assert model is not None
         with evaluating(model):
@@ -158,7 +158,7 @@ def build(
     head: Sequence[nn.Parameter],
     logs: Path,
 ) -> SeededTrainer:
-    """A trainer of a task.
+    """Return a trainer for a task.
 
     Args:
         model: the model.

@@ -26,7 +26,7 @@ def second_factors(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _leading_up(formula: Formula) -> set[str]:
-    """Return the names in the factors that lead up from the rank of a low-rank term, and down to none."""
+    """Return the names of the factors that lead up from the rank of a low-rank term, and down to none."""
     down, up = ({name for term in formula.low_rank for name in getattr(term, side).names} for side in ("down", "up"))
     return up - down
 
@@ -34,12 +34,12 @@ def _leading_up(formula: Formula) -> set[str]:
 def ratios(
     model: nn.Module, b_ratio: float = 1.0, rates: Mapping[str, float] | None = None
 ) -> list[tuple[nn.Parameter, float]]:
-    """Return the factors whose rate differs from the others', each with its multiple of their rate.
+    """Return the factors with a learning rate of their own, each with its multiple of the others' rate.
 
     Args:
-        model: with its adapters.
+        model: the model with its adapters.
         b_ratio: the multiple for every factor B (LoRA+).
-        rates: multiples for factors by their names, which go before ``b_ratio``.
+        rates: multiples by factor name; they take precedence over ``b_ratio``.
 
     Raises:
         SubspaceError: the model trains no factor of a name, or no factor B where ``b_ratio`` is not 1.
@@ -61,7 +61,7 @@ def ratios(
     second = {id(parameter) for parameter in second_factors(model)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if b_ratio != 1.0 and not any(id(parameter) in second for parameter in trained):
-        raise SubspaceError("a ratio for B is given, and the model trains no factor B, which leads up from a rank")
+        raise SubspaceError("a ratio for B is given, but the model trains no factor B, which leads back up from a rank")
     chosen = dict.fromkeys(second, b_ratio) | {
         key: rates[name] for key, name in named.items() if rates and name in rates
     }
@@ -71,16 +71,16 @@ def ratios(
 def parameter_groups(
     model: nn.Module, learning_rate: float, b_ratio: float = 1.0, rates: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Return optimiser groups in which factors have rates of their own.
+    """Return optimiser groups in which some factors have a learning rate of their own.
 
-    Every factor B with ``b_ratio`` times the rate of all else is LoRA+ (arXiv 2402.12354), for any method with a
-    low-rank term: B is what leads back up from the rank, whatever it is called. Its authors advise a ratio of about 16.
+    ``b_ratio`` is LoRA+ (arXiv 2402.12354), for any method with a low-rank term: B is the factor that leads back up from
+    the rank, whatever its name. The authors recommend a ratio of about 16.
 
     Args:
-        model: with its adapters.
-        learning_rate: the rate of all that has no other.
+        model: the model with its adapters.
+        learning_rate: the rate of all other parameters.
         b_ratio: the multiple of ``learning_rate`` for every factor B.
-        rates: multiples for factors by their names, such as ``{"D1": 0.5}``; they go before ``b_ratio``.
+        rates: multiples by factor name, such as ``{"D1": 0.5}``; they take precedence over ``b_ratio``.
 
     Raises:
         SubspaceError: the model trains no factor of a name, or no factor B where ``b_ratio`` is not 1.
