@@ -23,11 +23,11 @@ import transformers
 import typer
 
 import subspace_tuning
+from subspace_cli import main, reference
+from subspace_cli.app import app
+from subspace_cli.inspect import COLUMNS, COSINE
 from subspace_tuning import SubspaceConfig
 from subspace_tuning.algebra import parse
-from subspace_tuning.cli import main, reference
-from subspace_tuning.cli.app import app
-from subspace_tuning.cli.inspect import COLUMNS, COSINE
 from subspace_tuning.documented import settings
 from subspace_tuning.training import config as configs
 from subspace_tuning.training.attach import build_adapter
