@@ -94,7 +94,6 @@ def _numbers(shape: str | None) -> tuple[int, int] | None:
 
 def _watch(shape: str | None, rank: int, rows: int) -> None:
     """Print for each line the shapes, or the error."""
-
     _explained("lora", shape, rank, rows)  # refuse numbers that are out of range at once, not line by line
     for line in _lines():
         typer.echo(_answer(line, shape, rank, rows))

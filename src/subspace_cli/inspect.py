@@ -61,12 +61,13 @@ def inspect(
     """Show what an adapter did to a model, or a method's plan.
 
     The table has one line per matrix. An overlap is the mean squared cosine of the angles between the leading singular
-    subspaces of the change and of W, beside that of random subspaces. The reconstruction share is the part of the change
-    within W's leading subspace; the rest is extension. Intruders are leading singular vectors of phi(W) that are close to
-    none of W's.
+    subspaces of the change and of W, beside that of random subspaces. The reconstruction share is the part of the
+    change within W's leading subspace; the rest is extension. Intruders are leading singular vectors of phi(W) that are
+    close to none of W's.
 
-    With --plan, show instead how a method would be evaluated in the model, which is built without its weights. A cost is
-    an estimate in floating-point operations that includes moving numbers; the first plan of each size is the one used.
+    With --plan, show instead how a method would be evaluated in the model, which is built without its weights. A cost
+    is an estimate in floating-point operations that includes moving numbers; the first plan of each size is the one
+    used.
     """
     silence_libraries()
     if plan:

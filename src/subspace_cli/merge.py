@@ -32,7 +32,7 @@ def merge(
     output = check_folder(output)
     if output.exists() and any(output.iterdir()):
         if not (output / TASK).is_file():
-            raise UsageError(f"{output} is not empty and holds no merged model: choose another --output")
+            raise UsageError(f"{output} is not empty and has no merged model: choose another --output")
         if not overwrite:
             raise UsageError(f"{output} holds a model: choose another --output, or give --overwrite")
     with quiet(bars=False):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pydoc
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -226,6 +227,15 @@ def test_the_page_of_settings_is_the_codes() -> None:
         assert f"| `{one.name}` |" in text
     for name, section in SECTIONS.items():
         assert all(f"| `{name}.{one.name}` |" in text for one in settings(section))
+
+
+def test_every_term_of_the_glossary_is_used() -> None:
+    """Each term stands on another page, whose text may break it over lines."""
+    glossary = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    terms = [term for line in re.findall(r"^\*\*(.+)\*\*$", glossary, re.MULTILINE) for term in line.split(", ")]
+    text = " ".join(" ".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "glossary.md").split())
+    assert len(terms) > 30
+    assert not [term for term in terms if not re.search(rf"\b{term}s?\b", text, re.IGNORECASE)]
 
 
 @pytest.mark.parametrize("cls", [SubspaceConfig, RunConfig, *SECTIONS.values()], ids=lambda cls: cls.__name__)
