@@ -157,7 +157,8 @@ class _Part:
     def _stack(self, stage: Stage) -> _Stacked | None:
         """Return a stage with the tensors of all adapters; None if some are too large to be stacked."""
         first, weight = self.evaluations[0], self.layer.frozen_matrix
-        largest = weight.shape[0] * weight.shape[1] // KEPT_SHARE
+        n, m = weight.shape
+        largest = (m if self.layer.kind.only_bias else n) * m // KEPT_SHARE  # a normalisation goes from m to m
         shape = NodeShapes(first.method.formula.shapes, first.state.sizes)
         expression, held = prepare(stage.expression, shape, largest)
         opaque = self.layer.kind.opaque and "W" in expression.names
