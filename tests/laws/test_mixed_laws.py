@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,12 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from subspace_tuning import SubspaceLayer
+from subspace_tuning import SubspaceError, SubspaceLayer
 from subspace_tuning.bench.device import operations
 from subspace_tuning.methods import Method
 
 from .registry import METHODS, method_id
+from .test_binding import CHANGES, Change
 from .test_layer_laws import config_of
 
 BASE = "__base__"
@@ -27,6 +29,7 @@ STRENGTHS = {"default": 0.5, "second": -2.0, "third": 0.0}
 # Wide enough for their ranks that factors can be stacked.
 KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "linear": (lambda: nn.Linear(96, 128), lambda: torch.randn(7, 2, 96)),
+    "wide": (lambda: nn.Linear(256, 256), lambda: torch.randn(7, 2, 256)),
     "conv1d_of_transformers": (lambda: Conv1D(96, 64), lambda: torch.randn(7, 64)),
     "embedding": (lambda: nn.Embedding(70, 64, padding_idx=0), lambda: torch.randperm(70).view(7, 10)),
     "conv2d": (lambda: nn.Conv2d(8, 48, 3, padding=1, stride=2), lambda: torch.randn(7, 8, 3, 3)),
@@ -57,6 +60,8 @@ class Net(nn.Module):
 def fits(case: Method, kind: str) -> bool:
     if kind == "linear":
         return not case.formula.wraps_norm
+    if kind == "wide":
+        return case.name == "dora"  # which forms no phi(W) there
     if kind == "layer_norm":
         return case.formula.wraps_norm or case.name == "bitfit"
     return method_id(case) in ON_OTHERS and (kind, case.name) != ("embedding", "bitfit")
@@ -73,7 +78,7 @@ def several(case: Method, kind: str, names: list[str] = NAMES) -> tuple[Any, Sub
     model: Any = get_peft_model(net, config_of(case, kind, target, init_weights=False))
     for number, name in enumerate(names[1:]):
         config = config_of(case, kind, target, init_weights=False)
-        config.alpha += number
+        config.alpha += number + 1
         model.add_adapter(name, config)
     x = KINDS[kind][1]()
     model = model.double().eval()
@@ -120,14 +125,51 @@ def test_each_row_gets_what_it_gets_alone(case: Method, kind: str) -> None:
         assert torch.equal(y, together) or torch.equal(y, apart)
 
 
-@pytest.mark.parametrize("case", [case for case in METHODS if fits(case, "linear")], ids=method_id)
-def test_more_adapters_are_no_more_operations(case: Method) -> None:
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        pytest.param(*one, id="-".join((one[1], str(method_id(one[0])))))
+        for one in CASES
+        if one[1] in ("linear", "wide")
+    ],
+)
+def test_more_adapters_are_no_more_operations(case: Method, kind: str) -> None:
     counts = []
-    for number in (3, 9):
+    for number in (3, 4):
         names = ["default", *(f"number {i}" for i in range(1, number))]
-        model, _, x = several(case, "linear", names)
-        x = x.repeat(2, 1, 1)[:number]
+        model, _, x = several(case, kind, names)
+        x = x[:number]
         with torch.no_grad():
             model(x, adapter_names=names)
             counts.append(len(operations(lambda model=model, x=x, names=names: model(x, adapter_names=names))))
-    assert (counts[0] == counts[1]) == (method_id(case) not in NOT_STACKED)
+    assert (counts[0] == counts[1]) == (kind == "wide" or method_id(case) not in NOT_STACKED)
+
+
+@pytest.mark.parametrize("method", ["ssb", "lora", "dora"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_stacked_follows_every_change(method: str, change: Change) -> None:
+    case = next(case for case in METHODS if case.name == method)
+    model, layer, x = several(case, "wide")
+    names = [*NAMES, "second"]
+
+    def output(model: Any) -> Tensor:
+        weight = model.base_model.model.target.frozen_weight
+        y: Tensor = model(x[:4].to(weight.dtype), adapter_names=names)
+        return y
+
+    with torch.no_grad():
+        known = [output(model) for _ in range(2)]
+        assert torch.equal(*known) and layer._mixtures
+        other = change(model, layer)
+        changed = model if other is None else other
+        own = changed.base_model.model.target
+        try:
+            found = [output(changed) for _ in range(2)]
+        except SubspaceError as error:
+            own._forget()
+            with pytest.raises(SubspaceError, match=re.escape(str(error))):
+                output(changed)
+            return
+        own._forget()
+        assert all(torch.equal(one, output(changed)) for one in found)
+        assert other is None or torch.equal(output(model), known[0])

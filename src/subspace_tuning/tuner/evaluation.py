@@ -219,7 +219,7 @@ class Evaluation:
         if key not in kept:
             shape = NodeShapes(self.method.formula.shapes, self.state.sizes)
             prepared = prepare(stage.expression, shape, env["W"].numel() // KEPT_SHARE)
-            kept[key] = prepared.expression, prepared.environment(env)
+            kept[key] = prepared.expression, env | prepared.values(env)
         expression, env = kept[key]
         return self.by_nodes(x, expression, env, bias)
 

@@ -1,8 +1,8 @@
 """Many adapters in one batch: the adapters of one form are the lanes of one evaluation.
 
 Adapters are of one form if they differ in numbers alone. Their tensors are stacked, and ``torch.vmap`` makes batched
-products of what the plan does with those of one adapter. Where a matrix of W's size would be stacked, and where the base
-layer has to be called with each weight, the adapters run one after the other.
+products of what the plan does with those of one adapter. Where that would stack matrices of W's size, and where the base
+layer is called with each weight, the adapters run one after the other.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ def mixed(layer: RunningLayer, wanted: Sequence[str], x: Tensor) -> Tensor:
 
     Without gradients, what is stacked is kept for the next call with the same adapters, until one of them changes.
     """
-    if torch.is_grad_enabled() or functorch_is_active() or (x.is_cuda and is_current_stream_capturing()):
+    traced = torch.compiler.is_compiling() or functorch_is_active() or (x.is_cuda and is_current_stream_capturing())
+    if traced or torch.is_grad_enabled():
         return Mixture(layer, wanted, x.device)(x)
-    names = tuple(wanted)
-    mixture = layer._mixtures.get(names)
+    names, kept = tuple(wanted), layer._mixtures
+    mixture = kept.get(names)
     if mixture is None or not mixture.holds():
         mixture = Mixture(layer, wanted, x.device)
-        if mixture.lasts:
-            others = [item for item in layer._mixtures.items() if item[0] != names]
+        if mixture.remember():
+            others = [item for item in kept.items() if item[0] != names]
             layer._mixtures = dict([*others[1 - _KEPT :], (names, mixture)])
     return mixture(x)
 
@@ -62,30 +63,38 @@ class Mixture:
         for name, own in rows.items():
             form = _form(self.evaluations[name]) if name != BASE else None
             groups.setdefault(name if form is None else (form, len(own)), []).append(name)
-        self.parts = [_Part(layer, [self.evaluations.get(name) for name in g], len(rows[g[0]])) for g in groups.values()]
+        self.parts = [
+            _Part(layer, [self.evaluations.get(name) for name in g], len(rows[g[0]])) for g in groups.values()
+        ]
         order = [row for group in groups.values() for name in group for row in rows[name]]
         self.sorted = order == list(range(len(wanted)))
         self.order = torch.tensor(order, device=device)
-        self.seen = [Seen.of(tensor) for tensors in self._read() for tensor in tensors if tensor is not None]
+        self.training = layer.training
+        self.seen: list[Seen] = []
 
     def _read(self) -> Iterator[Sequence[Tensor | None]]:
         """Yield the tensors that the evaluations read."""
         layer = self.layer
         for name in self.evaluations:
             for part in (layer.subspace_params._modules[name], layer.subspace_constants._modules[name]):
-                yield (*part._parameters.values(), *part._buffers.values())  # type: ignore[union-attr]
+                yield (*part._parameters.values(), *part._buffers.values())
         yield tuple(self.base._parameters.values())
 
-    @property
-    def lasts(self) -> bool:
-        """Whether it can be told whether something has changed."""
-        return None not in self.seen and "weight" in self.base._parameters
+    def remember(self) -> bool:
+        """Remember the state of what is read; whether that can tell of every change."""
+        seen = [Seen.of(tensor) for tensors in self._read() for tensor in tensors if tensor is not None]
+        self.seen = [one for one in seen if one is not None]
+        return len(self.seen) == len(seen) and "weight" in self.base._parameters
 
     def holds(self) -> bool:
-        """Whether nothing has changed."""
-        adapters, evaluations = self.layer.adapters, self.evaluations
-        same = all(adapters.get(name) is evaluation.state for name, evaluation in evaluations.items())
-        return same and self.layer.get_base_layer() is self.base and unchanged(self._read(), self.seen)  # type: ignore[arg-type]
+        """Whether the layer, its weight and these adapters are as they were."""
+        layer, adapters = self.layer, self.layer.adapters
+        return (
+            layer.training is self.training
+            and layer.get_base_layer() is self.base
+            and all(adapters.get(name) is evaluation.state for name, evaluation in self.evaluations.items())
+            and unchanged(self._read(), self.seen)
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the output for the batch."""
@@ -152,7 +161,7 @@ class _Part:
             return at_strength(y, frozen, env[_STRENGTH]) if weighed and frozen is not None else y
 
         each = torch.vmap(lane, (0, None if frozen is None else 0, 0))
-        return each(x.unflatten(0, shape), frozen, stacked.own).flatten(0, 1)  # type: ignore[no-any-return]
+        return each(x.unflatten(0, shape), frozen, stacked.own).flatten(0, 1)
 
     def _stack(self, stage: Stage) -> _Stacked | None:
         """Return a stage with the tensors of all adapters; None if some are too large to be stacked."""
@@ -160,17 +169,18 @@ class _Part:
         n, m = weight.shape
         largest = (m if self.layer.kind.only_bias else n) * m // KEPT_SHARE  # a normalisation goes from m to m
         shape = NodeShapes(first.method.formula.shapes, first.state.sizes)
-        expression, held = prepare(stage.expression, shape, largest)
+        prepared = prepare(stage.expression, shape, largest)
+        expression = prepared.expression
         opaque = self.layer.kind.opaque and "W" in expression.names
         if opaque or any(node.forms_itself and _is_own(node) for node in expression.walk()):
             return None
-        values: dict[str, list[Any]] = {_STRENGTH: []}
+        values: dict[str, list[Any]] = {name: [] for name in (*expression.names, _STRENGTH)}
         for evaluation in self.evaluations:
             self.layer._check_filled(evaluation.name)
             env, bias = evaluation.environment()
-            values[_STRENGTH].append(evaluation.state.strength)
-            for name in expression.names:
-                values.setdefault(name, []).append(held[name].compact(env) if name in held else env[name])
+            read = env | prepared.values(env) | {_STRENGTH: evaluation.state.strength}
+            for name, each in values.items():
+                each.append(read[name])
         own = {name: each for name, each in values.items() if name not in _FROZEN and _differ(each)}
         if any(isinstance(each[0], Tensor) and each[0].numel() > largest for each in own.values()):
             return None

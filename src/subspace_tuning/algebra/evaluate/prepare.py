@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..nodes import Diagonal, Environment, Expression, Leaf, Matrix
 from ..normal_form import Shape
 
@@ -15,9 +18,11 @@ class Prepared(NamedTuple):
     expression: Expression
     held: Mapping[str, Expression]
 
-    def environment(self, env: Environment) -> Environment:
-        """Return an environment that holds what was taken out, too."""
-        return {**env, **{name: node.compact(env) for name, node in self.held.items()}}
+    def values(self, env: Environment) -> dict[str, Tensor]:
+        """Return what was taken out. Autocast does not act on it: it also serves calls without."""
+        device = next(value.device.type for value in env.values() if isinstance(value, Tensor))
+        with torch.autocast(device, enabled=False):
+            return {name: node.compact(env) for name, node in self.held.items()}
 
 
 def prepare(expression: Expression, shape: Shape, largest: int) -> Prepared:
