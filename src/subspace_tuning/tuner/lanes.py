@@ -1,8 +1,8 @@
 """Many adapters in one batch: the adapters of one form are the lanes of one evaluation.
 
 Adapters are of one form if they differ in numbers alone. Their tensors are stacked, and ``torch.vmap`` makes batched
-products of what the plan does with those of one adapter. Where that would stack matrices of W's size, and where the base
-layer is called with each weight, the adapters run one after the other.
+products of what the plan does with those of one. Where that would stack matrices of W's size, and where the base layer
+is called with each weight, the adapters run one after the other.
 """
 
 from __future__ import annotations
