@@ -133,7 +133,7 @@ def test_what_strengths_refuse() -> None:
         (lambda: model.set_adapters("default", float("nan")), "a finite number, got nan"),
         (lambda: layer.set_scale("default", {"block": 1.0}), "a finite number, got {'block': 1.0}"),  # type: ignore[arg-type]
         (lambda: layer.scale_layer(float("inf")), "a finite number, got inf"),
-        (lambda: layer.unscale_layer(0.0), "cannot be divided by 0"),
+        (lambda: layer.unscale_layer(0.0), "cannot be divided by 0; unscale_layer\\(\\) resets it"),
     ):
         with pytest.raises(SubspaceError, match=message):
             call()

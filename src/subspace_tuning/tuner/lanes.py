@@ -81,13 +81,13 @@ class Mixture:
         yield tuple(self.base._parameters.values())
 
     def remember(self) -> bool:
-        """Remember the state of what is read; whether that can tell of every change."""
+        """Remember the state of what is read, and return whether every change of it can be seen."""
         seen = [Seen.of(tensor) for tensors in self._read() for tensor in tensors if tensor is not None]
         self.seen = [one for one in seen if one is not None]
         return len(self.seen) == len(seen) and "weight" in self.base._parameters
 
     def holds(self) -> bool:
-        """Whether the layer, its weight and these adapters are as they were."""
+        """Return whether the layer, its weight and these adapters are as they were."""
         layer, adapters = self.layer, self.layer.adapters
         return (
             layer.training is self.training
@@ -190,7 +190,7 @@ class _Part:
 
 
 def _is_own(node: Expression) -> bool:
-    """Whether a matrix is formed for each adapter."""
+    """Return whether a matrix is formed for each adapter."""
     return not isinstance(node, Leaf) and not {"W"}.issuperset(node.names)
 
 
