@@ -145,6 +145,21 @@ def test_more_adapters_are_no_more_operations(case: Method, kind: str) -> None:
     assert (counts[0] == counts[1]) == (kind == "wide" or method_id(case) not in NOT_STACKED)
 
 
+def test_what_two_batches_stacked_is_kept() -> None:
+    model, layer, x = several(next(case for case in METHODS if case.name == "lora"), "linear")
+    batches = [NAMES, EACH, ["second", "third"]]
+    with torch.no_grad():
+        for names in batches:
+            stacked = []
+            for _ in range(2):
+                found = operations(lambda names=names: model(x[: len(names)], adapter_names=names))
+                stacked.append(sum(name.startswith("aten.stack") for name in found))
+            assert stacked[0] > 0 and stacked[1] == 0
+    assert [list(names) for names in layer._mixtures] == batches[1:]
+    model.delete_adapter("third")
+    assert not layer._mixtures
+
+
 @pytest.mark.parametrize("method", ["ssb", "lora", "dora"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_stacked_follows_every_change(method: str, change: Change) -> None:

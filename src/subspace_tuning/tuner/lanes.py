@@ -67,24 +67,23 @@ class Mixture:
             _Part(layer, [self.evaluations.get(name) for name in g], len(rows[g[0]])) for g in groups.values()
         ]
         order = [row for group in groups.values() for name in group for row in rows[name]]
-        self.sorted = order == list(range(len(wanted)))
-        self.order = torch.tensor(order, device=device)
+        self.order = None if order == list(range(len(wanted))) else torch.tensor(order, device=device)
         self.training = layer.training
         self.seen: list[Seen] = []
 
     def _read(self) -> Iterator[Sequence[Tensor | None]]:
-        """Yield the tensors that the evaluations read."""
-        layer = self.layer
+        """Yield the tensors from which something is stacked: of a quantised layer all but its weight."""
+        layer, opaque = self.layer, self.layer.kind.opaque
         for name in self.evaluations:
             for part in (layer.subspace_params._modules[name], layer.subspace_constants._modules[name]):
                 yield (*part._parameters.values(), *part._buffers.values())
-        yield tuple(self.base._parameters.values())
+        yield [tensor for name, tensor in self.base._parameters.items() if not (opaque and name == "weight")]
 
     def remember(self) -> bool:
         """Remember the state of what is read, and return whether every change of it can be seen."""
         seen = [Seen.of(tensor) for tensors in self._read() for tensor in tensors if tensor is not None]
         self.seen = [one for one in seen if one is not None]
-        return len(self.seen) == len(seen) and "weight" in self.base._parameters
+        return len(self.seen) == len(seen) and (self.layer.kind.opaque or "weight" in self.base._parameters)
 
     def holds(self) -> bool:
         """Return whether the layer, its weight and these adapters are as they were."""
@@ -98,9 +97,9 @@ class Mixture:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the output for the batch."""
-        x = x if self.sorted else x.index_select(0, self.order)
+        x = x if self.order is None else x.index_select(0, self.order)
         y = _joined([part(rows) for part, rows in zip(self.parts, x.split([p.size for p in self.parts]), strict=True)])
-        return y if self.sorted else torch.empty_like(y).index_copy(0, self.order, y)
+        return y if self.order is None else torch.empty_like(y).index_copy(0, self.order, y)
 
 
 def _form(evaluation: Evaluation) -> Hashable | None:
@@ -171,8 +170,8 @@ class _Part:
         shape = NodeShapes(first.method.formula.shapes, first.state.sizes)
         prepared = prepare(stage.expression, shape, largest)
         expression = prepared.expression
-        opaque = self.layer.kind.opaque and "W" in expression.names
-        if opaque or any(node.forms_itself and _is_own(node) for node in expression.walk()):
+        quantised = self.layer.kind.opaque and "W" in stage.expression.names
+        if quantised or any(node.forms_itself and _is_own(node) for node in expression.walk()):
             return None
         values: dict[str, list[Any]] = {name: [] for name in (*expression.names, _STRENGTH)}
         for evaluation in self.evaluations:
