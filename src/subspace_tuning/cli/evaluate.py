@@ -26,7 +26,8 @@ def evaluate(
 ) -> None:
     """Score what a run has trained on other rows.
 
-    They have the columns of the run's own rows; of data with several splits the test is taken.
+    They have the columns of the run's own rows; of data with several splits the test is taken. With --output, a model
+    that writes its answers goes on after an interruption where it was.
     """
     from ..files import check_file, write_json
     from ..training.runtime import quiet
@@ -39,7 +40,7 @@ def evaluate(
     with quiet(bars=False):
         made = finished(run, base)
         rows = made.task.read(data)
-        figures, seen = evaluate(made, rows, batch_size)
+        figures, seen = evaluate(made, rows, batch_size, output)
     tell_cut(seen.cut, len(rows), made.max_length)
     if output is not None:
         write_json(output, {"run": str(run), "data": data, "rows": len(rows), "cut": seen.cut, **figures})

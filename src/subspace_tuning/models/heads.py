@@ -25,6 +25,15 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     return outermost(model, [*outside, *inside])
 
 
+def fresh_modules(model: PreTrainedModel) -> list[str]:
+    """The modules trained beside any method unless a run names others: the head, where the checkpoint brings none.
+
+    The output layer of a language model comes with its checkpoint, and stays frozen.
+    """
+    outputs = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return [] if outputs is not None else head_modules(model)
+
+
 def outermost(model: nn.Module, names: Iterable[str]) -> list[str]:
     """Return the names of modules, by their ends, without those that are inside another named module.
 

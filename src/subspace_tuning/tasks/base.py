@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..errors import SubspaceError
 from ..tuner.calibration import Batch, Loss
@@ -38,28 +39,49 @@ class Rows(Protocol):
 R = TypeVar("R", bound=Rows)
 
 
+@dataclass(frozen=True)
+class Training:
+    """Which trainer a task is trained by.
+
+    Attributes:
+        trainer: its class, to whose steps a run adds its own order of rows, schedules and records.
+        arguments: the class of its arguments.
+        settings: arguments that the task decides.
+        counts_labels: whether its loss is a mean over labels, so that accumulated batches are weighed by theirs.
+    """
+
+    trainer: type[Trainer] = Trainer
+    arguments: type[TrainingArguments] = TrainingArguments
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    counts_labels: bool = False
+
+
 class Task(ABC, Generic[R]):
     """A task: its data, the model it needs, and how predictions are scored.
 
     Attributes:
         name: by which a config refers to the task.
-        primary: the figure by which runs are compared, among those of the first evaluation split; larger is better.
+        primary: the figure by which runs are compared, among those of the first evaluation split.
+        larger_is_better: whether a larger primary figure is a better one.
         evaluation: the splits scored during training, each with the prefix of its figures.
         model_class: the class of transformers that loads the model, such as ``AutoModelForSequenceClassification``.
         task_type: peft's name for this kind of model.
         loss: a loss of the task's own, a function of the model and a batch that returns the loss and the model's
             outputs; None for the loss that the model computes from ``labels``.
         generate: a function of the model and a batch that returns a tensor of predictions, rows first, to be scored
-            in place of the model's outputs; None if the outputs of a forward pass are scored.
+            in place of the model's outputs, with no loss beside them; None if the outputs of a forward pass are scored.
+        truth: the column of a batch with which predictions are compared.
     """
 
     name: str
     primary: str
+    larger_is_better: bool = True
     evaluation: tuple[tuple[str, str], ...] = (("", "validation"),)
     model_class: ClassVar[Any]
     task_type: ClassVar[TaskType]
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Any]] | None = None
     generate: Callable[[nn.Module, Batch], Tensor] | None = None
+    truth: str = "labels"
 
     @property
     def preset(self) -> Mapping[str, Any]:
@@ -80,6 +102,11 @@ class Task(ABC, Generic[R]):
         for name in options:
             raise SubspaceError(f"task.{name} has no meaning with task {self.name}: leave it out")
         return self
+
+    @property
+    def training(self) -> Training:
+        """The trainer of the task; the Trainer of transformers unless the task names another."""
+        return Training()
 
     @property
     def model_settings(self) -> Mapping[str, Any]:
@@ -122,6 +149,18 @@ class Task(ABC, Generic[R]):
 
         They have ``labels`` where the rows do.
         """
+
+    def for_training(self, encoded: Dataset, max_length: int) -> Dataset:
+        """Return encoded rows as they are trained on, such as several packed into one."""
+        return encoded
+
+    def ready(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Task[R]:
+        """Return the task as the model, its adapter on it, and the tokenizer settle it.
+
+        Raises:
+            SubspaceError: they cannot be used for the task.
+        """
+        return self
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
         """Return the function that makes a batch of encoded rows; by default they are padded to the longest."""
@@ -184,8 +223,9 @@ class Task(ABC, Generic[R]):
     def batches(
         self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int, size: int
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows as batches of ``size``, in order."""
-        encoded, collate = self.encode(rows, tokenizer, max_length), self.collator(tokenizer)
+        """Yield the rows as they are trained on, as batches of ``size``, in order."""
+        encoded = self.for_training(self.encode(rows, tokenizer, max_length), max_length)
+        collate = self.collator(tokenizer)
         for start in range(0, len(encoded), size):
             yield dict(collate([encoded[i] for i in range(start, min(start + size, len(encoded)))]))
 

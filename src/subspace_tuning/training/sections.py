@@ -79,8 +79,8 @@ class TaskSection:
 
     name: str = _key(
         MISSING,
-        "the task: classification, regression, multi_label or token_classification of your own rows, one of GLUE's "
-        "(mrpc, cola, ...), or one that your own module registers",
+        "the task: classification, regression, multi_label, token_classification, instruction, commonsense or maths on "
+        "your own rows, one of GLUE's (mrpc, cola, ...), or one that your own module registers",
     )
     data: str = _key(
         "glue",
@@ -92,11 +92,15 @@ class TaskSection:
     train_rows: int | None = _key(None, "keep only so many of the first training rows; null keeps all", _COUNT)
     eval_rows: int | None = _key(None, "keep only so many of the first validation rows; null keeps all", _COUNT)
     text: str | None = _key(
-        None, "of your own rows the column of the text, or of the words; null stands for text, for words tokens"
+        None,
+        "of your own rows the column of the text, or of the words; null stands for text, for words tokens, for chats "
+        "messages or prompt, for commonsense and maths instruction or question",
     )
     text_pair: str | None = _key(None, "the column of a second text, if a row has two")
     label: str | None = _key(
-        None, "of your own rows the column of the label; null stands for label, for the labels of words tags"
+        None,
+        "of your own rows the column of the label; null stands for label, for the labels of words tags, for what a "
+        "language model answers answer",
     )
     classes: list[str] | None = _key(
         None, "the names of the classes, in the order of their numbers; null stands for those of the training file"
@@ -105,6 +109,32 @@ class TaskSection:
         None, "what stands between the labels of a row where they are one text; null stands for a comma"
     )
     class_weights: bool | None = _key(None, "whether a class counts in the loss the more, the rarer it is; null: no")
+    template: str | None = _key(
+        None,
+        "how a language model's chats are written: alpaca, own for its tokenizer's own, a file with a chat template in "
+        "Jinja or the template itself; null stands for own, for commonsense and maths for alpaca",
+    )
+    packing: bool | None = _key(
+        None, "whether short rows are trained on several in one, none of which sees another; null: no"
+    )
+    max_new_tokens: int | None = _key(
+        None, "tokens of an answer that a model writes; null stands for 256, for commonsense 32", _COUNT
+    )
+    input: str | None = _key(
+        None, "of commonsense and maths the column of what an instruction is about; null stands for input"
+    )
+    output: str | None = _key(
+        None,
+        "of commonsense and maths the column of the text to learn, by default output; without it the answer is learnt",
+    )
+    scoring: str | None = _key(
+        None,
+        "of commonsense: likelihood takes the most probable choice, generation the one named first in what the model "
+        "writes; null stands for likelihood",
+    )
+    choices: list[str] | None = _key(
+        None, "of commonsense the choices of rows that name none; null stands for the answers of the training file"
+    )
     validation: str | None = _key(None, "the validation rows, given as data is; null takes those of data")
     held_out: float | None = _key(
         None,

@@ -7,7 +7,7 @@ from a checkpoint sees the rows that it would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -64,7 +64,7 @@ class SeededTrainer(Trainer):
         self.head_rate = head_rate
         # Classification heads take the mean over the rows they see and ignore the count that the Trainer hands them;
         # told that they heed it, the Trainer would add the losses of accumulated batches up instead of averaging them.
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = task.training.counts_labels
 
     def seconds(self) -> float:
         """Seconds of training so far, those before an interruption included."""
@@ -103,12 +103,12 @@ class SeededTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's step; what a task generates takes the place of the outputs."""
-        loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if self.task.generate is not None:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.task.generate(model, self._prepare_inputs(inputs))
-        return loss, outputs, labels
+        """The Trainer's step, or what a task generates."""
+        if self.task.generate is None:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return None, self.task.generate(model, inputs), inputs[self.task.truth]
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Fisher information of every adapted W on the half of this step's examples with the largest loss."""
@@ -141,11 +141,16 @@ class SeededTrainer(Trainer):
         return self.order
 
 
+def _seeded(trainer: type[Trainer]) -> type[SeededTrainer]:
+    """The class whose steps are those of `trainer`, with what `SeededTrainer` adds."""
+    return SeededTrainer if trainer is Trainer else type(f"Seeded{trainer.__name__}", (SeededTrainer, trainer), {})
+
+
 def build(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task[Any],
-    data: dict[str, datasets.Dataset],
+    data: Mapping[str, datasets.Dataset],
     args: TrainingArguments,
     training: TrainingSection,
     head: Sequence[nn.Parameter],
@@ -159,7 +164,7 @@ def build(
     if training.save_steps:
         callbacks.append(SaveWithinEpoch(training.save_steps))
     evaluation = {prefix: data[split] for prefix, split in task.evaluation}
-    trainer = SeededTrainer(
+    trainer = _seeded(task.training.trainer)(
         task=task,
         order=EpochSampler(task.lengths(train), group, training.seed),
         head=head,
