@@ -28,7 +28,7 @@ _MARK = "####"  # what GSM8K writes before the answer
 _NUMBER = re.compile(
     r"""
     (?P<sign>(?<![\w.)])-)?              # a minus, unless something is subtracted
-    [$€£]?(?P<late>-)?                   # -$5 and $-5
+    (?:[$€£](?P<late>-)?)?               # -$5 and $-5
     (?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)
     """,
     re.VERBOSE,

@@ -24,7 +24,7 @@ def training() -> Training:
     needs(_PART, "language", "trl")
     from trl import SFTConfig, SFTTrainer
 
-    class Trainer(SFTTrainer):
+    class Trainer(SFTTrainer):  # type: ignore[misc]  # TRL's classes have no types
         """The SFTTrainer, which reports to nobody, and leaves what is trained in its precision on quantised weights."""
 
         def __init__(self, *, model: nn.Module, **kwargs: Any) -> None:
