@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from datasets import Dataset, load_dataset
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -31,10 +32,19 @@ def train(model: str, rows: Dataset, output: str, steps: int) -> DPOTrainer:
     """
     config = SubspaceConfig(method="lora", r=8, pattern="orthogonal", task_type="CAUSAL_LM")
     policy = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    args = DPOConfig(
+        output,
+        max_steps=steps,
+        learning_rate=1e-3,
+        beta=0.1,
+        bf16=torch.cuda.is_available(),
+        logging_steps=1,
+        report_to=[],
+    )
     trainer = DPOTrainer(
         model=policy,
-        ref_model=None,
-        args=DPOConfig(output, max_steps=steps, learning_rate=1e-3, beta=0.1, logging_steps=1, report_to=[]),
+        ref_model=None,  # the policy with its adapter disabled
+        args=args,
         train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(model),
         callbacks=[ScheduleCallback(policy), PenaltyCallback(policy)],

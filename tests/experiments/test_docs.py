@@ -58,6 +58,7 @@ NOT_RUN = {
     ("counts.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
     ("explain.md", "subspace explain --watch"): "reads a terminal or a pipe; test_explain_command.py has it",
     ("first-hour.md", "subspace train run.yaml"): "trains on the hub's MRPC",
+    ("language-models.md", "subspace"): "begins with a model of the hub; test_language_runs.py has it on a tiny one",
     ("speed.md", "subspace bench"): "takes minutes",
 }
 OTHER_PROGRAMS = {"make", "pip"}

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +24,7 @@ from safetensors.torch import load_file
 
 from subspace_tuning import tasks
 from subspace_tuning.errors import SubspaceError
+from subspace_tuning.tasks.commonsense import Commonsense, first_named
 from subspace_tuning.training import config as configs
 from subspace_tuning.training import run as train
 from subspace_tuning.training import trainer as trainers
@@ -29,7 +34,7 @@ from subspace_tuning.training.run import Outcome
 
 from ..tasks.decoders import MARKED, write_decoder
 from .test_own_runs import _refused, _told
-from .test_resume import _interrupt, _same_weights
+from .test_resume import _interrupt, _same_weights, _wait_for_step
 
 Settings = dict[str, Any]
 Write = Callable[[Mapping[str, Any]], Path]
@@ -170,6 +175,35 @@ def test_a_run_goes_on_where_it_stopped(
     assert _same_weights(parted.folder, whole.folder)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a system with SIGKILL")
+def test_a_killed_process_loses_nothing(settings: Settings, write: Write) -> None:
+    settings = of(settings, "instruction")
+    settings["training"] |= {"max_steps": 60, "save_steps": 2}
+    config, output = write(settings), Path(settings["output"])
+    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main()", "train", str(config), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for_step(output, 10, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "run.json").exists()
+    parted = train.run(configs.load(config), progress=False)
+    assert parted.record["resumed_from_step"] >= 10
+    whole = train.run(configs.load(config, [f"output={output}-whole"]), progress=False)
+    assert parted.record["history"] == whole.record["history"]
+    assert _same_weights(parted.folder, whole.folder)
+
+
+def test_the_best_epoch_is_that_of_the_smallest_loss(settings: Settings, write: Write) -> None:
+    settings["training"] |= {"max_steps": 9, "batch_size": 2, "learning_rate": 0.3, "keep": "best"}
+    outcome = train.run(configs.load(write(of(settings, "instruction"))), progress=False)
+    losses = [entry["loss"] for entry in outcome.record["history"]]
+    assert outcome.record["score"] == min(losses) < max(losses)
+    made = use.finished(outcome.folder)
+    kept = made.task.prepare(str(ROWS["instruction"]))[1]["validation"]
+    assert use.evaluate(made, kept, 4)[0]["loss"] == pytest.approx(min(losses), rel=1e-4)
+
+
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
     return found
@@ -206,9 +240,7 @@ def test_what_is_chosen_from_data_is_chosen_from_packed_rows(method: str, settin
     assert record["steps"] == 4
 
 
-def test_what_trains_on_quantised_weights_stays_in_float32(
-    settings: Settings, write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_trains_on_quantised_weights_stays_in_float32(settings: Settings, write: Write) -> None:
     pytest.importorskip("bitsandbytes")
     settings |= {"quantise": "nf4"}
     settings["training"]["max_steps"] = 1
@@ -266,6 +298,7 @@ def test_what_is_wrong_is_told_before_anything_is_made(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    good = {"prompt": "a", "answer": "b"} if "prompt" in row else good
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(one) + "\n" for one in (good, row or good, good)), encoding="utf-8")
     model = write_decoder(tmp_path / "model", template)
@@ -280,9 +313,43 @@ def test_a_language_model_has_no_head_to_train(settings: Settings, write: Write)
         train.run(configs.load(write(of(settings, "instruction"))), progress=False)
 
 
+def test_the_model_has_room_for_what_it_writes(settings: Settings, write: Write) -> None:
+    config = of(settings, "maths", max_new_tokens=2000)
+    with pytest.raises(SubspaceError, match="the model has 2048 positions for both"):
+        train.run(configs.load(write(config)), progress=False)
+
+
 # Published rows
 
-REASONING = Path("/work/shared/data/reasoning")
+DATA = "SUBSPACE_REASONING"
+PUBLISHED = {
+    "boolq": ("commonsense", "test.json", 3270),
+    "ARC-Easy": ("commonsense", "test.json", 2376),
+    "ARC-Challenge": ("commonsense", "test.json", 1172),
+    "openbookqa": ("commonsense", "test.json", 500),
+    "AddSub": ("maths", "test.json", 395),
+    "MultiArith": ("maths", "test.json", 600),
+    "SVAMP": ("maths", "test.json", 1000),
+    "SingleEq": ("maths", "test.json", 508),
+    "gsm8k_openai": ("maths", "test.jsonl", 1319),
+}
+
+
+@pytest.mark.skipif(DATA not in os.environ, reason=f"set {DATA} to a folder with the data sets of LLM-Adapters")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rows_are_read_and_scored(name: str) -> None:
+    kind, file, count = PUBLISHED[name]
+    source = str(Path(os.environ[DATA]) / name / file)
+    task, found = tasks.get(kind).configured({"validation": source}).prepare(source)
+    rows = found["train"]
+    assert len(rows) == count
+    if kind == "maths":
+        assert task.score(rows.known, rows.known)["accuracy"] == 1
+        return
+    assert isinstance(task, Commonsense) and task.stem == "the correct answer is "
+    said = [chat[-1]["content"] for chat in rows.chats]
+    named = [first_named(text, names) for text, names in zip(said, rows.choices, strict=True)]
+    assert named == [names[number] for names, number in zip(rows.choices, rows.known, strict=True)]
 
 
 # Examples

@@ -52,6 +52,11 @@ class Commonsense(AnsweredTask):
     stem: str = ""
     together: bool = field(default=False, metadata={"option": False})
 
+    @property
+    def writes(self) -> bool:
+        """Whether the task is scored by what the model writes."""
+        return self.scoring == "generation"
+
     def configured(self, options: Any) -> Commonsense:
         """Return the task with these options."""
         made = super().configured(options)
@@ -148,7 +153,7 @@ class Commonsense(AnsweredTask):
     def generate(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the probability of each choice among those of its row, or 1 for the one that the model names."""
         choices = [[[int(t) for t in one if t >= 0] for one in row] for row in batch["choices"].tolist()]
-        if self.scoring == "likelihood":
+        if not self.writes:
             return choice_scores(model, prompts_of(batch), choices, self.together).softmax(dim=1)
         texts = self.texts_of(self.written_by(model, batch).cpu().numpy())
         found = torch.zeros(batch["choices"].shape[:2], dtype=torch.float64, device=batch["choices"].device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ from .data.records import Records
 from .decoding import end_tokens, generate_batches
 from .own import OwnTask
 from .templates import IGNORED, chat_template, prompt, read_template, written
+
+logger = logging.getLogger(__name__)
 
 _LIMITS = "raise task.max_length, or shorten the row"
 
@@ -48,6 +51,11 @@ class LanguageTask(OwnTask[Chats]):
     packing: bool = False
     max_new_tokens: int = 256
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, compare=False, metadata={"option": False})
+
+    @property
+    def writes(self) -> bool:
+        """Whether the task is scored by what the model writes."""
+        return False
 
     @property
     def training(self) -> Training:
@@ -121,9 +129,21 @@ class LanguageTask(OwnTask[Chats]):
             SubspaceError: the model is no decoder, answers would not end or not fit, or packed rows would see others.
         """
         template = chat_template(tokenizer, self.template)
-        ends = {*end_tokens(model), *_ends_of_turn(tokenizer, template)}
+        learnt = _ends_of_turn(tokenizer, template)
+        if not learnt:
+            logger.warning(
+                "the chat template marks no special token behind an answer: the model does not learn to end one"
+            )
+        ends = {*end_tokens(model), *learnt, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
         if not ends:
             raise SubspaceError("the model's tokenizer has no end token, so its answers would not end: give it one")
+        room = _positions(model)
+        new = self.max_new_tokens
+        if self.writes and room is not None and max_length + new > room:
+            raise SubspaceError(
+                f"task.max_length is {max_length} and task.max_new_tokens {new}, and the model has {room} positions "
+                "for both: lower one of them"
+            )
         model.generation_config.eos_token_id = sorted(ends)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         if self.template is not None:
@@ -141,7 +161,9 @@ class LanguageTask(OwnTask[Chats]):
         """Return the tokens that a model answers to the prompts of a batch, -100 behind them (rows x tokens)."""
         assert self.tokenizer is not None
         asked = prompts_of(batch)
-        found = generate_batches(model, self.tokenizer, asked, self.max_new_tokens, len(asked))
+        room = _positions(model)
+        new = self.max_new_tokens if room is None else min(self.max_new_tokens, room - max(map(len, asked)))
+        found = generate_batches(model, self.tokenizer, asked, new, len(asked))
         return _padded(found).to(batch["input_ids"].device)
 
     def texts_of(self, outputs: Values) -> list[str]:
@@ -189,8 +211,12 @@ def _ends_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> set[int]
     """Return the tokens by which an answer ends: the special ones that the template writes behind it."""
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
     labels = written(tokenizer, said, template, "a chat of two messages").labels
-    special = {token for token in labels if token in tokenizer.all_special_ids}
-    return special | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
+    return {token for token in labels if token in tokenizer.all_special_ids}
+
+
+def _positions(model: Any) -> int | None:
+    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    return found
 
 
 def _check_decoder(model: Any) -> None:

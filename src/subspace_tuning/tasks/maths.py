@@ -62,6 +62,11 @@ class Maths(AnsweredTask):
     primary = "accuracy"
     beside = ("truth",)
 
+    @property
+    def writes(self) -> bool:
+        """Whether the task is scored by what the model writes."""
+        return True
+
     def raw_labels(self, records: Records) -> list[Any]:
         """Return the number that answers each row."""
         texts = self.answers_of(records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from datasets import Dataset
@@ -19,6 +20,7 @@ def check_installed() -> None:
     needs(_PART, "language", "trl")
 
 
+@cache
 def training() -> Training:
     """Return the SFTTrainer, to which rows come as tokens, packed and checked."""
     needs(_PART, "language", "trl")

@@ -187,7 +187,9 @@ class AdapterSection:
     rank_pattern: dict[str, int] | None = _of_config("rank_pattern")
     alpha_pattern: dict[str, float] | None = _of_config("alpha_pattern")
     head: list[str] | None = _key(
-        None, "the modules trained beside the adapter; null stands for the model's classification head and pooler"
+        None,
+        "the modules trained beside the adapter; null stands for the model's classification head and pooler, and for "
+        "none in a language model",
     )
 
 
