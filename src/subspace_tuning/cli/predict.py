@@ -1,4 +1,4 @@
-"""`subspace predict RUN --text TEXT`: what a run says of new rows."""
+"""`subspace predict RUN --text TEXT`: a run's predictions for new rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, show, table_of
+from .console import show, silence_libraries, table_of
 from .evaluate import BASE, BATCH, RUN
 
 _SHOWN = 60  # characters of a text in the table
@@ -19,24 +19,26 @@ _SHOWN = 60  # characters of a text in the table
 
 def predict(
     run: Annotated[Path, typer.Argument(help=RUN, show_default=False)],
-    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; again for more.")] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; repeat for several.")] = None,
     file: Annotated[
-        str | None, typer.Option("--file", "-f", help="Instead: rows with the run's columns; labels are not read.")
+        str | None, typer.Option("--file", "-f", help="Instead: rows with the run's columns; labels are ignored.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file for the answers: .csv, .jsonl.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .csv or .jsonl file for the answers.")
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", help=BASE)] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help=BATCH)] = 32,
 ) -> None:
     """Predict the labels of new texts.
 
-    Labels are told by name, with their probabilities. Without --output the answers are printed as a table.
+    Labels are given by name, with their probabilities. Without --output the answers are printed as a table.
     """
     from ..training.runtime import quiet
     from ..training.use import finished, outputs_of
 
-    hush_libraries()
+    silence_libraries()
     if bool(text) == (file is not None):
-        raise SubspaceError("give texts by --text, or their rows by --file")
+        raise SubspaceError("give texts with --text, or rows with --file")
     if output is not None:
         output = _checked(output)
     for number, one in enumerate(text or (), start=1):
@@ -56,9 +58,9 @@ def predict(
 
 
 def tell_cut(cut: int, count: int, length: int) -> None:
-    """Say on stderr how many rows the model has not seen to their end."""
+    """Print on stderr how many rows are truncated."""
     if cut:
-        typer.echo(f"{cut} of the {count} rows are longer than {length} tokens and are cut", err=True)
+        typer.echo(f"{cut} of the {count} rows are longer than {length} tokens and are truncated", err=True)
 
 
 def _checked(output: Path) -> Path:
@@ -86,7 +88,7 @@ def _write(output: Path, answers: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _flat(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for a table: a column for each class's probability, lists as JSON."""
+    """Return a row for a table: a column for each class's probability, lists as JSON."""
     flat: dict[str, Any] = {}
     for name, value in answer.items():
         if isinstance(value, Mapping):

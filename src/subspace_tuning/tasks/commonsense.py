@@ -54,7 +54,7 @@ class Commonsense(AnsweredTask):
 
     @property
     def writes(self) -> bool:
-        """Whether the task is scored by what the model writes."""
+        """Return whether the score depends on generated text."""
         return self.scoring == "generation"
 
     def configured(self, options: Any) -> Commonsense:
@@ -209,7 +209,7 @@ def first_named(text: str, names: Sequence[str]) -> str | None:
 
 
 def _named(chat: tuple[Message, ...]) -> tuple[str, ...]:
-    """The choices that a question names."""
+    """Return the choices that a question names."""
     found = _FORMAT.search(chat[-1]["content"])
     return tuple(found[1].split("/")) if found else ()
 

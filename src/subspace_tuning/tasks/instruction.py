@@ -42,7 +42,7 @@ class Instruction(LanguageTask):
         return _PROMPTS if bare else self.text
 
     def _has_chats(self, records: Records) -> bool:
-        """Whether the rows are chats: lists, which a table holds as JSON."""
+        """Return whether the rows are chats: lists, or their JSON in a table."""
         column = records.columns.get(self._column(records), ())
         return any(not isinstance(one, str) or one.lstrip().startswith("[{") for one in column if one is not None)
 

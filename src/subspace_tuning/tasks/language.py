@@ -54,12 +54,12 @@ class LanguageTask(OwnTask[Chats]):
 
     @property
     def writes(self) -> bool:
-        """Whether the task is scored by what the model writes."""
+        """Return whether the score depends on generated text."""
         return False
 
     @property
     def training(self) -> Training:
-        """TRL's SFTTrainer, which computes the loss of answers without the logits of all tokens."""
+        """Return TRL's SFTTrainer, which computes the loss of answers without the logits of all tokens."""
         return sft.training()
 
     def configured(self, options: Mapping[str, Any]) -> LanguageTask:
@@ -242,5 +242,5 @@ def _check_packing(model: Any, collate: Callable[[list[Any]], Any]) -> None:
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether logits differ by no more than rounding."""
+    """Return whether logits are equal up to rounding."""
     return float((one - other).abs().max()) < 1e-3 * float(other.abs().max())

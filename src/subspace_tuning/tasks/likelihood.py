@@ -48,9 +48,9 @@ def choice_scores(model: Any, prompts: Sequence[Tokens], choices: Sequence[Seque
 
 
 def shares_prompts(model: nn.Module) -> bool:
-    """Whether ``choice_scores`` gives the same for choices together and apart; to be asked in evaluation mode.
+    """Return whether ``choice_scores`` gives the same for choices together and apart, in evaluation mode.
 
-    It does not where positions or the mask of attention are the model's own affair, as with learnt prompts.
+    It does not if the model ignores positions or the attention mask, or adds learned prompts of its own.
     """
     prompts, choices = [[3, 4, 5, 6, 7], [6, 5]], [[[4, 3], [4, 3, 5], [6]], [[3], [5, 6, 7, 4]]]
     with torch.no_grad():

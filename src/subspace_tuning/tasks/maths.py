@@ -64,7 +64,7 @@ class Maths(AnsweredTask):
 
     @property
     def writes(self) -> bool:
-        """Whether the task is scored by what the model writes."""
+        """Return whether the score depends on generated text."""
         return True
 
     def raw_labels(self, records: Records) -> list[Any]:

@@ -144,7 +144,7 @@ class OwnTask(Task[R]):
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type: a plain one, a tuple of such, or a choice of types."""
+    """Return whether a value is of an annotated type: a plain one, a tuple of such, or a choice of types."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
