@@ -309,7 +309,7 @@ def test_what_is_wrong_is_told_before_anything_is_made(
 
 def test_a_language_model_has_no_head_to_train(settings: Settings, write: Write) -> None:
     settings["adapter"] = {"method": "head"}
-    with pytest.raises(SubspaceError, match="names no module with weights"):
+    with pytest.raises(SubspaceError, match="matches no module with weights"):
         train.run(configs.load(write(of(settings, "instruction"))), progress=False)
 
 

@@ -133,7 +133,7 @@ def test_packing_is_right_or_refused(kind: str, tmp_path: Path) -> None:
             model(**batch).logits[0, second], _alone(model, batch["input_ids"][0, second]), atol=1e-3
         )
     if leaks:
-        with pytest.raises(SubspaceError, match="packed rows would see each other"):
+        with pytest.raises(SubspaceError, match="packed rows would attend to each other"):
             packing.ready(model, known, 100)
     else:
         packing.ready(model, known, 100)
@@ -145,12 +145,12 @@ def test_packing_is_right_or_refused(kind: str, tmp_path: Path) -> None:
 def test_packing_is_refused_with_learnt_prompts(config: Any) -> None:
     model = peft.get_peft_model(decoder(), config(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
     tasks.get("instruction").ready(model, tokenizer(), 100)
-    with pytest.raises(SubspaceError, match="packed rows would see each other"):
+    with pytest.raises(SubspaceError, match="packed rows would attend to each other"):
         tasks.get("instruction").configured({"packing": True}).ready(model, tokenizer(), 100)
 
 
 def test_an_encoder_is_no_decoder() -> None:
-    with pytest.raises(SubspaceError, match="the model looks ahead"):
+    with pytest.raises(SubspaceError, match="the model attends to later tokens"):
         tasks.get("maths").ready(decoder("bert"), tokenizer(), 100)
 
 
@@ -312,8 +312,8 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "an unknown role": ("instruction", CHAT, said({"role": "bot", "content": "a"}), "message 1 has the role 'bot'"),
     "no content": ("instruction", CHAT, said(ASKED, SAID | {"content": " "}), "message 2 has no content"),
     "content that is no text": ("instruction", CHAT, said(ASKED | {"content": 3}, SAID), "has the content 3, which"),
-    "no messages": ("instruction", CHAT, said(), "which is no chat"),
-    "no chat": ("instruction", CHAT, {"messages": {"a": 1}}, "which is no chat"),
+    "no messages": ("instruction", CHAT, said(), "which is not a chat"),
+    "no chat": ("instruction", CHAT, {"messages": {"a": 1}}, "which is not a chat"),
     "a long prompt": ("instruction", CHAT, said(ASKED | {"content": "a" * 300}, SAID), "so nothing of it is left"),
     "an empty answer": ("instruction", {"prompt": "a", "answer": "b"}, {"prompt": "a", "answer": ""}, "has no text"),
     "no answer": ("commonsense", TRUE, asked("a", "x true", None), "column 'answer' has no answer"),

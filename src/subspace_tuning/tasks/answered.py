@@ -1,4 +1,4 @@
-"""What the tasks of LLM-Adapters (arXiv:2304.01933) have in common: instructions whose answers are right or wrong."""
+"""The base of the tasks of LLM-Adapters (arXiv:2304.01933): instructions whose answers are right or wrong."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class AnsweredTask(LanguageTask):
     """A task of instructions, each with a text to learn and an answer by which it is scored.
 
     Attributes:
-        template: as for every chat; the one for training is the one for scoring.
-        text: the column of the instructions; ``instruction`` stands for ``question`` where there is no such.
-        input: a column of what an instruction is about; a row may have none.
-        output: the column of the text to learn; where there is no such, the answer is learnt.
+        template: the chat template, the same for training and scoring.
+        text: the column of the instructions; by default ``instruction``, or ``question`` if there is no such column.
+        input: the column of an instruction's input, which may be empty.
+        output: the column of the text to learn; without such a column the answer is learned.
         label: the column of the answers.
     """
 
@@ -45,11 +45,11 @@ class AnsweredTask(LanguageTask):
         ]
 
     def learnt(self, records: Records) -> Sequence[str]:
-        """Return the text that each row teaches."""
+        """Return the text to learn of each row."""
         return records.texts(self.output if self.output in records.columns else self.label, "task.output")
 
     def answers_of(self, records: Records) -> list[str]:
-        """Return the answers as they stand there. Raises SubspaceError if a row has none."""
+        """Return the answers as texts. Raises SubspaceError if a row has none."""
         found = records.column(self.label, "task.label")
         if missing := [row for row, value in enumerate(found) if is_missing(value)]:
             records.refuse(missing, f"column {self.label!r} has no answer", "write one, or take the row away")
@@ -59,7 +59,7 @@ class AnsweredTask(LanguageTask):
         return texts
 
     def chats(self, records: Records, said: Sequence[str] | None) -> Chats:
-        """Return records as chats with what is said to each, or with nothing."""
+        """Return records as chats, with these answers or without any."""
         asked = self.asked(records)
         if said is None:
             return Chats(tuple(asked), places_of(records), labelled=False)

@@ -41,13 +41,13 @@ R = TypeVar("R", bound=Rows)
 
 @dataclass(frozen=True)
 class Training:
-    """Which trainer a task is trained by.
+    """The trainer of a task.
 
     Attributes:
-        trainer: its class, to whose steps a run adds its own order of rows, schedules and records.
+        trainer: its class; a run adds its own order of rows, schedules and records.
         arguments: the class of its arguments.
-        settings: arguments that the task decides.
-        counts_labels: whether its loss is a mean over labels, so that accumulated batches are weighed by theirs.
+        settings: further arguments, set by the task.
+        counts_labels: whether the loss is a mean over labels, so that accumulated batches count by their labels.
     """
 
     trainer: type[Trainer] = Trainer
@@ -151,11 +151,11 @@ class Task(ABC, Generic[R]):
         """
 
     def for_training(self, encoded: Dataset, max_length: int) -> Dataset:
-        """Return encoded rows as they are trained on, such as several packed into one."""
+        """Return encoded rows in the form used for training, such as packed."""
         return encoded
 
     def ready(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Task[R]:
-        """Return the task as the model, its adapter on it, and the tokenizer settle it.
+        """Return the task completed by the model, with its adapter, and the tokenizer.
 
         Raises:
             SubspaceError: they cannot be used for the task.
@@ -223,7 +223,7 @@ class Task(ABC, Generic[R]):
     def batches(
         self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int, size: int
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows as they are trained on, as batches of ``size``, in order."""
+        """Yield the rows in the form used for training, as batches of ``size``, in order."""
         encoded = self.for_training(self.encode(rows, tokenizer, max_length), max_length)
         collate = self.collator(tokenizer)
         for start in range(0, len(encoded), size):

@@ -28,7 +28,7 @@ from .templates import IGNORED, chat_template, prompt, written
 
 SCORINGS = ("likelihood", "generation")
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*\Z")
-_MOST = 20  # more answers than that are no choices
+_MOST = 20  # more different answers than this are hardly choices
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Commonsense(AnsweredTask):
     """Questions answered by one of a few choices.
 
     Attributes:
-        scoring: by the most probable choice (likelihood), or by the choice named first in what the model writes.
-        choices: those of a row that names none behind "Answer format:"; the answers of the training file, if not given.
-        stem: what every text to learn has before its answer, such as "the correct answer is ".
-        together: whether all choices of a row share one forward pass, once there is a model.
+        scoring: "likelihood" for the most probable choice, "generation" for the first one named in the generated text.
+        choices: the choices for rows that name none after "Answer format:"; by default those in the training file.
+        stem: the text before every answer, such as "the correct answer is ".
+        together: whether all choices of a row share one forward pass, set by ``ready``.
     """
 
     name = "commonsense"
@@ -70,7 +70,7 @@ class Commonsense(AnsweredTask):
         return self.answers_of(records)
 
     def settled(self, records: Records, labels: list[Any]) -> Commonsense:
-        """Return the task with its choices, and with what stands before every answer."""
+        """Return the task with its choices and the text before every answer."""
         texts = self.learnt(records)
         ended = [text.strip().endswith(end) for text, end in zip(texts, labels, strict=True)]
         if without := [row for row, one in enumerate(ended) if not one]:
@@ -151,7 +151,7 @@ class Commonsense(AnsweredTask):
         return replace(made, together=shared)
 
     def generate(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the probability of each choice among those of its row, or 1 for the one that the model names."""
+        """Return the probability of each choice within its row, or 1 for the one that the generated text names."""
         choices = [[[int(t) for t in one if t >= 0] for one in row] for row in batch["choices"].tolist()]
         if not self.writes:
             return choice_scores(model, prompts_of(batch), choices, self.together).softmax(dim=1)

@@ -1,4 +1,4 @@
-"""Texts that a language model writes, in batches."""
+"""Text generation in batches."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def generate_batches(
     max_new_tokens: int,
     batch_size: int,
 ) -> list[list[int]]:
-    """Return the most probable continuation of each prompt, token by token, up to the first token that ends it.
+    """Return the greedy continuation of each prompt, up to the first token that ends it.
 
-    Prompts of like length go together, the longest first, so that what does not fit into memory fails at once.
+    Prompts are sorted by length, the longest first, so that running out of memory shows at once.
 
     Args:
-        model: a decoder; what ends a text is in its ``generation_config``.
-        tokenizer: the model's, with a token to pad with.
-        prompts: their tokens.
-        max_new_tokens: how long a continuation may get.
-        batch_size: prompts at a time.
+        model: a decoder; the tokens that end a text are in its ``generation_config``.
+        tokenizer: the model's tokenizer, with a padding token.
+        prompts: the tokens of each prompt.
+        max_new_tokens: the most tokens of a continuation.
+        batch_size: prompts per batch.
     """
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     found: list[list[int]] = [[] for _ in prompts]

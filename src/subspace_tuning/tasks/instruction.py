@@ -26,7 +26,7 @@ class Instruction(LanguageTask):
     """Answers to what is asked.
 
     Attributes:
-        text: the column of the chats, or of the questions; ``messages`` stands for ``prompt`` where there is no such.
+        text: the column of the chats or the questions; by default ``messages``, or ``prompt`` without such a column.
         label: the column of the answers to questions.
     """
 
@@ -77,13 +77,13 @@ class Instruction(LanguageTask):
         return Chats(chats, tuple(f"text {number}" for number in range(1, len(chats) + 1)), labelled=False)
 
     def generate(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return of each row the loss of its answers and their number of tokens; without answers what is answered."""
+        """Return the summed loss and the number of each row's answer tokens; for unlabelled rows, generated answers."""
         if "labels" not in batch:
             return self.written_by(model, batch)
         return answer_losses(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
 
     def predict(self, outputs: Values) -> Values:
-        """Return the losses as they are."""
+        """Return the losses unchanged."""
         return outputs
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
@@ -97,13 +97,13 @@ class Instruction(LanguageTask):
         return [fields | {"predicted": text} for fields, text in zip(chat_fields(rows), texts, strict=True)]
 
     def baseline(self, train: Chats, rows: Chats) -> dict[str, float]:
-        """Return the figures of a guess that takes all tokens for equally probable."""
+        """Return the figures of the uniform distribution over the vocabulary."""
         assert self.tokenizer is not None
         return _figures(math.log(len(self.tokenizer)))
 
 
 def _figures(loss: float) -> dict[str, float]:
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # beyond, there is no such float
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # exp overflows beyond
 
 
 register(Instruction())

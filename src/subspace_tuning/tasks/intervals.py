@@ -1,4 +1,4 @@
-"""How far an accuracy on some rows may be from that on all."""
+"""Confidence intervals of accuracies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 
 def accuracy_figures(right: int, rows: int) -> dict[str, float]:
-    """Return the accuracy, and Wilson's interval that holds that on all rows with 95 % confidence.
+    """Return the accuracy with its 95 % Wilson interval.
 
     Examples:
         >>> {name: round(figure, 3) for name, figure in accuracy_figures(8, 10).items()}

@@ -1,4 +1,4 @@
-"""How probable a language model takes texts to be that follow a prompt."""
+"""The probability of texts after a prompt, under a language model."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def answer_losses(model: nn.Module, tokens: Tensor, mask: Tensor, labels: Tensor
 def choice_scores(model: Any, prompts: Sequence[Tokens], choices: Sequence[Sequence[Tokens]], together: bool) -> Tensor:
     """Return the log-probability of every choice after its prompt (rows x choices).
 
-    A choice has to hold the token that ends it: without it "answer1" could not be less probable than "answer10".
+    A choice must include the token that ends it; otherwise "answer1" could never be less probable than "answer10".
 
     Args:
         model: a decoder.
         prompts: tokens of each row.
-        choices: of each row the tokens of its choices; one without tokens is none, and has minus infinity.
-        together: whether all choices of a row share one forward pass over its prompt, each seeing the prompt and
-            itself, and not a pass each. ``shares_prompts`` tells whether a model can do that.
+        choices: for each row the tokens of its choices; one without tokens is absent and scores minus infinity.
+        together: whether all choices of a row share one forward pass, in which each attends to the prompt and itself;
+            ``shares_prompts`` checks whether a model can do that.
     """
     scored = _together if together else _apart
     found = scored(model, prompts, choices)

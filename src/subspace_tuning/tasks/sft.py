@@ -1,4 +1,4 @@
-"""What is taken from TRL for chats: its trainer, its packing, and its templates that mark the answers."""
+"""The parts of TRL in use: its trainer, its packing, and its chat templates with marked answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def training() -> Training:
     from trl import SFTConfig, SFTTrainer
 
     class Trainer(SFTTrainer):  # type: ignore[misc]  # TRL's classes have no types
-        """The SFTTrainer, which reports to nobody, and leaves what is trained in its precision on quantised weights."""
+        """The SFTTrainer without telemetry, and without a lower precision for adapters on quantised weights."""
 
         def __init__(self, *, model: nn.Module, **kwargs: Any) -> None:
             trained = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""Chats as token numbers: a chat template writes them, and tells the answers from all else."""
+"""Chats as token ids, formatted by a chat template, with labels for the answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .data.chats import ANSWERING, Message
 from .sft import marked_template
 
 IGNORED = -100
-"""The label of a token that is not learnt."""
+"""The label of tokens outside the loss."""
 
 ALPACA = (
     "{{ bos_token }}{% if messages[0].role != 'system' %}Below is an instruction that describes a task. Write a "
@@ -60,9 +60,9 @@ def read_template(given: str) -> str:
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> str:
-    """Return the template that chats are written with: the given one, or the tokenizer's own.
+    """Return the template for chats: the given one, or the tokenizer's own.
 
-    Of a known template of the tokenizer's own TRL has a version with marks around the answers.
+    If TRL knows the tokenizer's own, it is TRL's version of it, with marks around the answers.
 
     Raises:
         SubspaceError: there is none.
@@ -85,10 +85,10 @@ def prompt(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], template
 
 
 def written(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], template: str, place: str) -> Written:
-    """Return a chat in tokens, with labels for its answers, ends of turn included.
+    """Return a chat in tokens, with labels for its answers and the tokens that end them.
 
-    The answers are told by the template's own marks, ``{% generation %}``. Without marks they are what a turn adds to
-    the prompt before it, if the template writes every turn the same whatever follows.
+    Answers are what the template marks by ``{% generation %}``. Without marks, an answer is what its turn adds to the
+    prompt before it, which requires that the template formats a turn the same whatever follows.
 
     Args:
         tokenizer: the model's.
@@ -97,7 +97,7 @@ def written(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], templat
         place: where the chat stands, as messages call it.
 
     Raises:
-        SubspaceError: the template fails, or the answers cannot be told.
+        SubspaceError: the template fails, or the answers cannot be identified.
     """
     if _MARKS.search(template):
         found = _applied(tokenizer, chat, template, place, return_assistant_tokens_mask=True)
@@ -123,7 +123,7 @@ def _by_prefixes(
         if after != tokens[: len(after)] or before != after[: len(before)]:
             raise SubspaceError(
                 f"{place}: the chat template does not write message {number + 1} the same with and without what "
-                "follows, so its tokens cannot be told; set task.template to one with {% generation %} marks"
+                "follows, so its tokens cannot be identified; set task.template to one with {% generation %} marks"
             )
         learnt[len(before) : len(after)] = [True] * (len(after) - len(before))
     return learnt

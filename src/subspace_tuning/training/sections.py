@@ -109,7 +109,7 @@ class TaskSection:
     class_weights: bool | None = _key(None, "give rarer classes more weight in the loss; null: no")
     template: str | None = _key(
         None,
-        "for language models: the chat template, which is alpaca, own for the tokenizer's, a file in Jinja or its text; "
+        "for language models: the chat template: alpaca, own for the tokenizer's, a file in Jinja, or its text; "
         "null: own for instruction, alpaca for commonsense and maths",
     )
     packing: bool | None = _key(
@@ -187,7 +187,7 @@ class AdapterSection:
     alpha_pattern: dict[str, float] | None = _of_config("alpha_pattern")
     head: list[str] | None = _key(
         None,
-        "the modules trained beside the adapter; null: the model's classification head and pooler, or none in a language "
+        "the modules trained beside the adapter; null: the model's classification head and pooler; none in a language "
         "model",
     )
 

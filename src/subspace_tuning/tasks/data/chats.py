@@ -103,7 +103,7 @@ def _chat(records: Records, row: int, column: str, value: Any) -> tuple[Message,
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     if not isinstance(value, list) or not value or not all(isinstance(one, Mapping) for one in value):
-        told = f"column {column!r} is {shown(value)}, which is no chat"
+        told = f"column {column!r} is {shown(value)}, which is not a chat"
         records.refuse([row], told, 'write a list of messages, {"role": "user", "content": "..."}')
     return tuple(_message(records, row, number, one) for number, one in enumerate(value, start=1))
 
@@ -115,6 +115,6 @@ def _message(records: Records, row: int, number: int, value: Mapping[str, Any]) 
     if is_missing(content):
         records.refuse([row], f"message {number} has no content", "write one, or take the row away")
     if not isinstance(content, str):
-        records.refuse([row], f"message {number} has the content {shown(content)}, which is no text", "write a text")
+        records.refuse([row], f"message {number} has the content {shown(content)}, which is not text", "write a text")
     check_text(records, row, content)
     return {"role": str(role), "content": content}
