@@ -59,6 +59,7 @@ NOT_RUN = {
     ("counts.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
     ("explain.md", "subspace explain --watch"): "reads a terminal or a pipe; test_explain_command.py has it",
     ("first-hour.md", "subspace train run.yaml"): "trains on the hub's MRPC",
+    ("language-models.md", "subspace"): "needs a model from the hub; test_language_runs.py has it on a tiny one",
     ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",
     ("speed.md", "subspace bench"): "takes minutes",
 }

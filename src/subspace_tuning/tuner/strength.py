@@ -27,7 +27,7 @@ def strengths(
     Raises SubspaceError for an adapter that is not known, and for weights that are too many, too few or not finite.
     """
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-    each = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
+    each: list[float | None] = list(weights) if isinstance(weights, Sequence) else [weights] * len(names)
     if len(each) != len(names):
         raise SubspaceError(f"{len(names)} adapters and {len(each)} weights: give one weight for each adapter")
     for name in names:
