@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
+from subspace_cli import main
 from subspace_tuning import SubspaceConfig, SubspaceLayer, methods
 from subspace_tuning.adapters import extract as extraction
 from subspace_tuning.adapters.combine import combine_adapters
 from subspace_tuning.adapters.convert import convert_adapter
 from subspace_tuning.adapters.extract import Extraction, extract
 from subspace_tuning.adapters.files import read_adapter, write_adapter
-from subspace_tuning.cli import main
 from subspace_tuning.models.checkpoint import Checkpoint
 
 CHOOSING = ("spt", "s_bitfit")  # what each matrix gets they choose from data

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from subspace_tuning.cli import main
+from subspace_cli import main
 from subspace_tuning.training.config import load
 from subspace_tuning.training.folder import RunFolder
 
@@ -227,7 +227,7 @@ def test_a_wrong_call_is_told_in_one_line(
 
 
 def test_the_process_ends_with_code_2_and_one_line(settings: Settings, write: Write) -> None:
-    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main()"]
+    command = [sys.executable, "-c", "from subspace_cli import main; main()"]
     command += ["train", str(write(settings)), "training.sed=1"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 2

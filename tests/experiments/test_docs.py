@@ -24,11 +24,11 @@ import transformers
 import typer
 
 import subspace_tuning
+from subspace_cli import main, reference
+from subspace_cli.app import app
+from subspace_cli.inspect import COLUMNS, COSINE
 from subspace_tuning import SubspaceConfig
 from subspace_tuning.algebra import parse
-from subspace_tuning.cli import main, reference
-from subspace_tuning.cli.app import app
-from subspace_tuning.cli.inspect import COLUMNS, COSINE
 from subspace_tuning.documented import settings
 from subspace_tuning.training import config as configs
 from subspace_tuning.training.attach import build_adapter
@@ -59,6 +59,8 @@ NOT_RUN = {
     ("counts.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
     ("explain.md", "subspace explain --watch"): "reads a terminal or a pipe; test_explain_command.py has it",
     ("first-hour.md", "subspace train run.yaml"): "trains on the hub's MRPC",
+    ("language-models.md", "subspace"): "needs a model from the hub; test_language_runs.py has it on a tiny one",
+    ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",
     ("speed.md", "subspace bench"): "takes minutes",
 }
 OTHER_PROGRAMS = {"make", "pip"}

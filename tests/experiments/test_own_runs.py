@@ -14,8 +14,8 @@ import pytest
 import torch
 import transformers
 
+from subspace_cli import main
 from subspace_tuning import tasks
-from subspace_tuning.cli import main
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.methods import HOSTED
 from subspace_tuning.training import config as configs

@@ -13,7 +13,14 @@ from ..errors import reading
 Fields: TypeAlias = Mapping[str, Any]
 """The required fields by name: a type, a tuple of allowed values, or the fields of a nested object."""
 
-_NAMES = {str: "a text", int: "a whole number", float: "a finite number", list: "a list", dict: "an object"}
+_NAMES = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def read_object(path: Path, hint: str, fields: Fields | None = None) -> dict[str, Any] | None:

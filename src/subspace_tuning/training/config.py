@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from .. import tasks
 from ..documented import settings
 from ..errors import SubspaceError, nearest, reading
-from .sections import FULL, HEAD, SECTIONS, AdapterSection, RunConfig
+from .sections import FULL, HEAD, SECTIONS, AdapterSection, Keep, RunConfig
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -113,6 +113,8 @@ def validate(config: RunConfig) -> RunConfig:
             raise SubspaceError(f"{key} is {text!r}, which is empty")
     if tasks.get(task.name).configured(task.options).loss is not None and training.label_smoothing:
         raise SubspaceError(f"training.label_smoothing has no meaning with task {task.name}, which has its own loss")
+    if training.patience is not None and training.keep is not Keep.best:
+        raise SubspaceError("training.patience stops after the best figure, which training.keep=best saves: give both")
     _check_adapter(config.adapter)
     if config.quantise is not None and config.adapter.method in (FULL, HEAD):
         raise SubspaceError(

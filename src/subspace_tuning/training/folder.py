@@ -3,6 +3,7 @@
 lock            held by the working process
 started.json    the config and the data's fingerprints, from the start
 checkpoints/    while the run is unfinished
+logs/           TensorBoard's files, if requested
 adapter/        the result; `model/` if no adapter was trained
 run.json        the record; it exists once the run is finished
 """
@@ -27,6 +28,7 @@ from ..jobs.folder import LOCK, alone, claim, is_vacant
 _STARTED = "started.json"
 _RECORD = "run.json"
 _CHECKPOINTS = "checkpoints"
+_LOGS = "logs"
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
 RESULTS = ("adapter", "model")
 """The possible names of a result; a run makes one of them."""
@@ -56,6 +58,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().resolve()
         self.checkpoints = self.path / _CHECKPOINTS
+        self.logs = self.path / _LOGS
 
     def record(self) -> dict[str, Any] | None:
         """Return the record of the finished run, or None if there is none.
@@ -100,7 +103,7 @@ class RunFolder:
         for name in (LOCK, _STARTED, _RECORD):
             if (self.path / name).is_dir():
                 raise SubspaceError(f"{self.path / name} is a folder, where the run writes a file: choose another")
-        for name in (_CHECKPOINTS, *RESULTS):
+        for name in (_CHECKPOINTS, _LOGS, *RESULTS):
             if (self.path / name).exists() and not (self.path / name).is_dir():
                 raise SubspaceError(f"{self.path / name} is a file, where the run makes a folder: choose another")
 
@@ -128,7 +131,7 @@ class RunFolder:
     def _clear(self) -> None:
         # The start is removed last: without it a folder that is not empty does not count as a run.
         (self.path / _RECORD).unlink(missing_ok=True)
-        for folder in (self.checkpoints, *(self.path / result for result in RESULTS)):
+        for folder in (self.checkpoints, self.logs, *(self.path / result for result in RESULTS)):
             if folder.is_dir():
                 shutil.rmtree(folder)
         (self.path / _STARTED).unlink(missing_ok=True)

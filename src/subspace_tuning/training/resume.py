@@ -30,7 +30,7 @@ _FIELDS: Fields = {
     "num_train_epochs": int,
     "epoch": float,
     "log_history": list,
-    "stateful_callbacks": dict,
+    "stateful_callbacks": {"TrainerControl": {"args": {"should_training_stop": bool}}},
 }
 
 HINT = "remove the checkpoint to resume from the one before it, or use --overwrite to start again"
@@ -50,16 +50,23 @@ def check_checkpoint(folder: Path, trainer: Trainer, steps: int) -> TrainerState
     """
     state = _state(folder, steps)
     assert isinstance(trainer.model, nn.Module)
-    wanted = [folder] if state.global_step < state.max_steps else []
+    ended = has_ended(state)
+    wanted = [] if ended else [folder]
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
         wanted.append(Path(state.best_model_checkpoint))
     for checkpoint in wanted or [folder]:
         check_weights(checkpoint, trainer.model)
-    if state.global_step < state.max_steps:
+    if not ended:
         for name in (*_OPTIMISER, _RANDOM):
             if not (folder / name).is_file():
                 raise SubspaceError(f"{folder} has no {name}: {HINT}")
     return state
+
+
+def has_ended(state: TrainerState) -> bool:
+    """Whether training had ended at a checkpoint: with its last step, or since no evaluation was better for long."""
+    callbacks: Any = state.stateful_callbacks
+    return callbacks["TrainerControl"]["args"]["should_training_stop"] or state.global_step >= state.max_steps
 
 
 def _state(folder: Path, steps: int) -> TrainerState:

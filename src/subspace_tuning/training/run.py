@@ -26,17 +26,18 @@ from ..models.load import load
 from ..models.locate import locate
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, prefixed
-from ..tuner.card import TAG
+from ..tuner import SubspaceConfig
 from ..tuner.penalties import orthogonality
 from . import record as records
 from . import runtime
 from .arguments import arguments, check_training, total_steps
 from .attach import Counts, attach, default_learning_rate, trained_head
+from .card import card
 from .config import validate
 from .folder import RunFolder
 from .record import history
-from .resume import check_checkpoint
-from .sections import Device, Keep, Precision, RunConfig
+from .resume import check_checkpoint, has_ended
+from .sections import Device, Precision, RunConfig
 from .trainer import SeededTrainer, build
 from .use import cut_rows, save_task
 
@@ -70,6 +71,8 @@ class _Parts:
     rows: Mapping[str, Rows]
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
+    encoded: Mapping[str, Dataset]
+    cut: Mapping[str, int]
     counts: Counts
     learning_rate: float
 
@@ -128,29 +131,31 @@ def _prepare(config: RunConfig) -> _Parts:
     if config.quantise is not None:
         cpu = config.training.device is Device.cpu
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
-    base, tokenizer = load(config.model, task.model_class, settings, config.task.max_length)
+    length = config.task.max_length
+    base, tokenizer = load(config.model, task.model_class, settings, length)
+    encoded, cut = _encoded(task, rows, tokenizer, length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
-        return task.batches(seen, tokenizer, config.task.max_length, config.training.batch_size)
+        return task.batches(seen, tokenizer, length, config.training.batch_size)
 
     tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective)
-    check_training(tuned, config.training, len(rows["train"]))
-    return _Parts(config, task, rows, tuned, tokenizer, counts, learning_rate)
+    check_training(tuned, config.training, len(encoded["train"]))
+    task = task.ready(tuned, tokenizer, length)
+    return _Parts(config, task, rows, tuned, tokenizer, encoded, cut, counts, learning_rate)
 
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
     training = parts.config.training
-    encoded, cut = _encoded(parts)
-    count = len(encoded["train"])
+    count = len(parts.encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
         args.optim = OptimizerNames.PAGED_ADAMW
-    precision = "bfloat16" if args.bf16 else "float32"
+    precision = runtime.resolved(training.precision, training.device).value
     chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
-    trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head)
+    trainer = build(parts.model, parts.tokenizer, parts.task, parts.encoded, args, training, head, folder.logs)
     checkpoint = folder.last_checkpoint()
     start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
     state = _fit(trainer, checkpoint, start)
@@ -168,7 +173,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
             "resumed_from_step": None if start is None else start.global_step,
             "seconds": round(trainer.seconds(), 2),
             "data": data,
-            "cut": cut,
+            "cut": dict(parts.cut),
             "options": dict(parts.task.options),
             "result": result,
             "schedule": trainer.scheduling.schedule.report(),
@@ -180,18 +185,20 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     return Outcome(record, folder.path / result, repeated=False)
 
 
-def _encoded(parts: _Parts) -> tuple[dict[str, Dataset], dict[str, int]]:
+def _encoded(
+    task: Task[Any], rows: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[dict[str, Dataset], dict[str, int]]:
     """Return the encoded rows of each split, and how many of them are truncated."""
-    length, encoded, cut = parts.config.task.max_length, {}, {}
-    for split, rows in parts.rows.items():
-        encoded[split] = parts.task.encode(rows, parts.tokenizer, length)
-        cut[split] = cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length)
+    encoded, cut = {}, {}
+    for split, part in rows.items():
+        encoded[split] = task.encode(part, tokenizer, length)
+        cut[split] = cut_rows(task, part, encoded[split], tokenizer, length)
         if cut[split]:
             logger.warning(
                 "%d of the %d %s rows are longer than task.max_length = %d tokens and are truncated",
-                *(cut[split], len(rows), split, length),
+                *(cut[split], len(part), split, length),
             )
-    return encoded, cut
+    return encoded | {"train": task.for_training(encoded["train"], length)}, cut
 
 
 def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | None) -> TrainerState:
@@ -202,7 +209,7 @@ def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | 
         return trainer.state
     trainer.scheduling.checkpoint = checkpoint
     logger.info("resuming from step %d of %d", state.global_step, state.max_steps)
-    if state.global_step < state.max_steps:
+    if not has_ended(state):
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return trainer.state
     # Interrupted between the last step and the record: resumed from here, the Trainer would take a step too many.
@@ -225,40 +232,9 @@ def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
         parts.model.save_pretrained(str(temporary))
         parts.tokenizer.save_pretrained(str(temporary))
         save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model, parts.config.quantise)
-        (temporary / "README.md").write_text(_card(parts, record), encoding="utf-8")
+        card(parts.config, parts.task, record, _formula(parts.model)).save(temporary / "README.md")
 
 
-def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
-    """Return the model card: what the result is, its score, and the code that loads it."""
-    adapter = isinstance(parts.model, PeftModel)
-    owner, prefix = ("peft", "AutoPeftModel") if adapter else ("transformers", "AutoModel")
-    loader = prefix + parts.task.model_class.__name__.removeprefix("AutoModel")
-    lines = ["import subspace_tuning  # registers the adapter's type with peft"] if adapter else []
-    # By default peft takes the base model's own number of labels.
-    outputs = parts.task.model_settings.get("num_labels", 2)
-    labels = f", num_labels={outputs}" if adapter and outputs != 2 else ""
-    lines += [f"from {owner} import {loader}", ""]
-    lines += [f"model = {loader}.from_pretrained(FOLDER{labels})"]
-    which = "best" if parts.config.training.keep is Keep.best else "last"
-    score, constant, counts = record["score"], record["baseline_score"], parts.counts
-    return "\n".join(
-        [
-            "---",
-            f"library_name: {owner}",
-            *([f"tags: [{TAG}]"] if adapter else []),
-            f"base_model: {locate(parts.config.model)}",
-            "---",
-            "",
-            f"# {parts.task.name}, tuned with {record['method']}",
-            "",
-            f"{record['metric']} {score:.4f} after the {which} epoch; a constant prediction has {constant:.4f}.",
-            f"Trained: {counts.adapter:,} parameters ({counts.per_mille:.3f} per mille), {counts.head:,} in the head.",
-            "",
-            "```python",
-            *lines,
-            "```",
-            "",
-            "`task.json` has the task and the meaning of the outputs: `subspace predict FOLDER --text TEXT`.",
-            "",
-        ]
-    )
+def _formula(model: PreTrainedModel | PeftModel) -> str | None:
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    return str(config.resolved.formula) if isinstance(config, SubspaceConfig) else None

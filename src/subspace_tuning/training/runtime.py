@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.utils import logging as hub
 from transformers.utils import logging as transformers
 
+from ..errors import SubspaceError
 from .sections import Device, Precision
 
 
@@ -26,10 +27,21 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def uses_bfloat16(precision: Precision, device: Device) -> bool:
-    """Return whether products are in bfloat16: by default if the processor has instructions for it."""
+def resolved(precision: Precision, device: Device) -> Precision:
+    """Return the precision of products; `auto` is bfloat16 if the machine has instructions for it.
+
+    Raises:
+        SubspaceError: float16 is requested without an accelerator.
+    """
+    accelerated = device is Device.auto and torch.accelerator.is_available()
+    if precision is Precision.float16 and not accelerated:
+        raise SubspaceError("training.precision is float16, which needs an accelerator: take bfloat16")
     if precision is not Precision.auto:
-        return precision is Precision.bfloat16
+        return precision
+    return Precision.bfloat16 if _has_bfloat16(device) else Precision.float32
+
+
+def _has_bfloat16(device: Device) -> bool:
     if device is Device.auto and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # torch has no public names for these; a release without them means float32.

@@ -36,6 +36,7 @@ class Precision(Enum):
     auto = "auto"  # bfloat16 if the processor or accelerator has instructions for it, otherwise float32
     float32 = "float32"
     bfloat16 = "bfloat16"  # autocast
+    float16 = "float16"  # autocast with a loss scaler, on an accelerator
 
 
 class Scheduler(Enum):
@@ -48,7 +49,7 @@ class Scheduler(Enum):
 
 
 class Keep(Enum):
-    """The weights saved at the end: those of the last step, or of the epoch with the best primary figure."""
+    """The weights saved at the end: those of the last step, or of the evaluation with the best primary figure."""
 
     last = "last"
     best = "best"
@@ -79,8 +80,8 @@ class TaskSection:
 
     name: str = _key(
         MISSING,
-        "the task: classification, regression, multi_label or token_classification of your own rows, one of GLUE's "
-        "(mrpc, cola, ...), or one that your own module registers",
+        "the task: classification, regression, multi_label, token_classification, instruction, commonsense or maths on "
+        "your own rows, one of GLUE's (mrpc, cola, ...), or one that your own module registers",
     )
     data: str = _key(
         "glue",
@@ -92,15 +93,47 @@ class TaskSection:
     train_rows: int | None = _key(None, "keep only this many of the first training rows; null: all", _COUNT)
     eval_rows: int | None = _key(None, "keep only this many of the first validation rows; null: all", _COUNT)
     text: str | None = _key(
-        None, "for your own rows: the column of the text, or of the words; null: text, or tokens for words"
+        None,
+        "for your own rows: the column of the text, or of the words; null: text, or tokens for words, messages or "
+        "prompt for instruction, instruction or question for commonsense and maths",
     )
     text_pair: str | None = _key(None, "the column of a second text, if a row has two")
-    label: str | None = _key(None, "for your own rows: the column of the label; null: label, or tags for words")
+    label: str | None = _key(
+        None,
+        "for your own rows: the column of the label; null: label, or tags for words, answer for language models",
+    )
     classes: list[str] | None = _key(
         None, "the names of the classes, in the order of their numbers; null: those in the training file"
     )
     separator: str | None = _key(None, "the separator between the labels of a row that are one text; null: a comma")
     class_weights: bool | None = _key(None, "give rarer classes more weight in the loss; null: no")
+    template: str | None = _key(
+        None,
+        "for language models: the chat template: alpaca, own for the tokenizer's, a file in Jinja, or its text; "
+        "null: own for instruction, alpaca for commonsense and maths",
+    )
+    packing: bool | None = _key(
+        None, "for language models: pack several short rows into one; no row attends to another; null: no"
+    )
+    max_new_tokens: int | None = _key(
+        None, "for language models: the most tokens that are generated per row; null: 256, for commonsense 32", _COUNT
+    )
+    input: str | None = _key(
+        None, "for commonsense and maths: the column of an instruction's optional input; null: input"
+    )
+    output: str | None = _key(
+        None,
+        "for commonsense and maths: the column of the text to learn; null: output, or the answer if there is no such "
+        "column",
+    )
+    scoring: str | None = _key(
+        None,
+        "for commonsense: likelihood for the most probable choice, generation for the first choice that the generated "
+        "text names; null: likelihood",
+    )
+    choices: list[str] | None = _key(
+        None, "for commonsense: the choices for rows that name none; null: the answers in the training file"
+    )
     validation: str | None = _key(None, "the validation rows, from any source that data takes; null: those of data")
     held_out: float | None = _key(
         None,
@@ -153,7 +186,9 @@ class AdapterSection:
     rank_pattern: dict[str, int] | None = _of_config("rank_pattern")
     alpha_pattern: dict[str, float] | None = _of_config("alpha_pattern")
     head: list[str] | None = _key(
-        None, "the modules trained beside the adapter; null: the model's classification head and pooler"
+        None,
+        "the modules trained beside the adapter; null: the model's classification head and pooler; none in a language "
+        "model",
     )
 
 
@@ -174,6 +209,9 @@ class TrainingSection:
         "the learning rate of factors B, which lead back up from the rank, relative to the others (LoRA+); null: 1",
         _POSITIVE,
     )
+    rates: dict[str, float] | None = _key(
+        None, "learning rates of single factors, as multiples of learning_rate: {factor: multiple}"
+    )
     epochs: int = _key(3, "passes over the training rows, unless max_steps is set", _COUNT)
     max_steps: int | None = _key(None, "optimiser steps, instead of epochs", _COUNT)
     batch_size: int = _key(32, "rows per forward pass", _COUNT)
@@ -193,7 +231,15 @@ class TrainingSection:
         "otherwise results are equal up to rounding",
     )
     save_steps: int = _key(0, "steps between checkpoints within an epoch; 0: none", _FROM_ZERO)
-    keep: Keep = _key(Keep.last, "save the weights of the last step, or of the epoch with the best validation figure")
+    eval_steps: int = _key(0, "steps between evaluations within an epoch, each with a checkpoint; 0: none", _FROM_ZERO)
+    patience: int | None = _key(
+        None, "stop after this many evaluations in a row without a better validation figure; needs keep=best", _COUNT
+    )
+    log_steps: int = _key(0, "steps between logged losses; 0: one per epoch", _FROM_ZERO)
+    report_to: list[str] | None = _key(
+        None, "where losses and figures are also sent: tensorboard, wandb, or another reporter of transformers"
+    )
+    keep: Keep = _key(Keep.last, "save the weights of the last step, or of the evaluation with the best figure")
     threads: int | None = _key(
         None,
         "the number of threads; null: torch's choice. Results are equal bit for bit only for the same number",
@@ -202,7 +248,7 @@ class TrainingSection:
     precision: Precision = _key(
         Precision.auto,
         "the precision of products; weights and the optimiser's state are always float32. auto is bfloat16 if the "
-        "machine has instructions for it",
+        "machine has instructions for it; float16 scales the loss and needs an accelerator",
     )
     device: Device = _key(Device.auto, "auto uses an accelerator if there is one")
 

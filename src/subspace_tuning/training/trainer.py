@@ -7,7 +7,8 @@ same rows as an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,6 +17,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,15 +25,16 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import SubspaceError, reading
 from ..tasks import Task
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
-from ..tuner.optim import second_factors
+from ..tuner.optim import ratios
 from ..tuner.scheduling import ScheduleCallback, adapted
-from .callbacks import Bars, Clock, RecentBatches, SaveWithinEpoch
+from .callbacks import Clock, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
 from .resume import HINT, check_optimizer
 from .sampler import EpochSampler
 from .sections import TrainingSection
@@ -42,7 +45,7 @@ class DivergedError(SubspaceError):
 
 
 class SeededTrainer(Trainer):
-    """A Trainer for a task, with the training rows in `order` and a separate learning rate for `head`."""
+    """A Trainer for a task, with the training rows in `order` and separate rates for `head` and for single factors."""
 
     def __init__(
         self,
@@ -50,21 +53,20 @@ class SeededTrainer(Trainer):
         task: Task[Any],
         order: EpochSampler,
         head: Sequence[nn.Parameter],
-        head_rate: float,
-        b_ratio: float = 1.0,
+        training: TrainingSection,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.task = task
         self.order = order
-        self.b_ratio = b_ratio
+        self.head = head
+        self.training = training
         self.recent: list[Any] = []  # the batches of this optimiser step, for schedules that use them
+        self.pace = Pace()
         self.scheduling = ScheduleCallback(kwargs["model"], self.scores)
-        self.head = {id(parameter) for parameter in head}
-        self.head_rate = head_rate
         # Classification heads average over their rows and ignore the count that the Trainer passes; if the Trainer
         # assumed that they use it, it would sum the losses of accumulated batches instead of averaging them.
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = task.training.counts_labels
 
     def seconds(self) -> float:
         """Return the seconds of training so far, including those before an interruption."""
@@ -76,22 +78,27 @@ class SeededTrainer(Trainer):
         self._load_from_checkpoint(checkpoint)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Return the Trainer's optimiser, with separate groups for the head's parameters and for the factors B."""
+        """Return the Trainer's optimiser, with separate groups for the head and for factors with their own rates."""
         optimizer = super().create_optimizer(model)
         assert self.model is not None
-        faster = {id(parameter) for parameter in second_factors(self.model)}
+        training, rate = self.training, self.args.learning_rate
+        multiples = ratios(self.model, training.lora_plus_ratio or 1.0, training.rates)
+        own = {id(parameter): rate * multiple for parameter, multiple in multiples}
+        own |= dict.fromkeys(map(id, self.head), training.head_learning_rate or rate)
         for group in list(optimizer.param_groups):
-            for chosen, rate in ((self.head, self.head_rate), (faster, group["lr"] * self.b_ratio)):
-                own = [parameter for parameter in group["params"] if id(parameter) in chosen]
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-                optimizer.add_param_group({**group, "params": own, "lr": rate})
+            for chosen in dict.fromkeys(own.values()):
+                params = [parameter for parameter in group["params"] if own.get(id(parameter)) == chosen]
+                group["params"] = [parameter for parameter in group["params"] if own.get(id(parameter)) != chosen]
+                optimizer.add_param_group({**group, "params": params, "lr": chosen})
         return optimizer
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Run the Trainer's step; a schedule that needs examples finds the batch in `recent`."""
         if self.scheduling.schedule.looks_at_examples:
             self.recent.append(self._prepare_inputs(inputs))
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.pace.add(loss, inputs)
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -103,12 +110,12 @@ class SeededTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the Trainer's step; if a task generates, its predictions replace the outputs."""
-        loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if self.task.generate is not None:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.task.generate(model, self._prepare_inputs(inputs))
-        return loss, outputs, labels
+        """Run the Trainer's step, or generate if the task does."""
+        if self.task.generate is None:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return None, self.task.generate(model, inputs), inputs[self.task.truth]
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return the Fisher information of every adapted W on the half of the step's examples with the largest loss."""
@@ -141,16 +148,33 @@ class SeededTrainer(Trainer):
         return self.order
 
 
+def _seeded(trainer: type[Trainer]) -> type[SeededTrainer]:
+    """Return a subclass of `trainer` with the additions of `SeededTrainer`."""
+    return SeededTrainer if trainer is Trainer else type(f"Seeded{trainer.__name__}", (SeededTrainer, trainer), {})
+
+
 def build(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task[Any],
-    data: dict[str, datasets.Dataset],
+    data: Mapping[str, datasets.Dataset],
     args: TrainingArguments,
     training: TrainingSection,
     head: Sequence[nn.Parameter],
+    logs: Path,
 ) -> SeededTrainer:
-    """Return a trainer of `model` on `data`, a dataset per split; `head` are the parameters of the model's head."""
+    """Return a trainer for a task.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        task: the task.
+        data: a dataset per split.
+        args: the Trainer's arguments.
+        training: the section of the config that they come from.
+        head: the parameters of the model's head.
+        logs: the folder for TensorBoard's files.
+    """
     train = data["train"]
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -158,13 +182,16 @@ def build(
     callbacks: list[TrainerCallback] = [Clock()]
     if training.save_steps:
         callbacks.append(SaveWithinEpoch(training.save_steps))
+    if training.eval_steps:
+        callbacks.append(EvaluateWithinEpoch(training.eval_steps))
+    if training.patience:
+        callbacks.append(EarlyStoppingCallback(training.patience))
     evaluation = {prefix: data[split] for prefix, split in task.evaluation}
-    trainer = SeededTrainer(
+    trainer = _seeded(task.training.trainer)(
         task=task,
         order=EpochSampler(task.lengths(train), group, training.seed),
         head=head,
-        head_rate=training.head_learning_rate or args.learning_rate,
-        b_ratio=training.lora_plus_ratio or 1.0,
+        training=training,
         model=model,
         args=args,
         train_dataset=train,
@@ -174,11 +201,14 @@ def build(
         compute_metrics=_figures(task, tokenizer),
         callbacks=callbacks,
     )
+    for reporter in trainer.callback_handler.callbacks:
+        if isinstance(reporter, TensorBoardCallback):
+            reporter.logging_dir = reporter.logging_dir or str(logs)
     for callback in (RecentBatches(trainer.recent), trainer.scheduling, PenaltyCallback(model)):
         trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     if not args.disable_tqdm:
-        trainer.add_callback(Bars)
+        trainer.add_callback(Progress(trainer.pace))
     return trainer
 
 

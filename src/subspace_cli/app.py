@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from . import (
     methods,
     params,
     predict,
+    push,
     recommend,
     reference,
     train,
@@ -35,6 +37,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("merge")(merge.merge)
+app.command("push")(push.push)
 app.command("methods")(methods.methods)
 app.command("explain")(explain.explain)
 app.command("params")(params.params)
@@ -50,9 +53,7 @@ app.command("reference")(reference.reference)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from .. import __version__
-
-        typer.echo(f"subspace-tuning {__version__}")
+        typer.echo(f"subspace-tuning {importlib.metadata.version('subspace-tuning')}")
         raise typer.Exit
 
 
