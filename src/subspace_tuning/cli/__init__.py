@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..errors import ReportedElsewhereError
 from ..extras import needs
 from .refuse import drawn, message_of
 
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ReportedElsewhereError:
+        sys.exit(2)
     except Exception as error:
         message = message_of(error)
         if message is None:

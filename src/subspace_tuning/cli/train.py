@@ -61,13 +61,19 @@ def train(
     `subspace train --template > run.yaml` writes a config to start from; `subspace reference` explains its keys.
     """
     from ..training import config as configs
+    from ..training.processes import is_first, joined, together
     from ..training.run import run
 
     # Warnings of transformers and peft about future releases are not for users.
     silence_libraries()
     alone = "=" in config and not Path(config).exists()
-    settings = configs.load(None if alone else config, [*([config] if alone else ()), *(overrides or ())])
-    _report(run(settings, overwrite=overwrite, progress=not quiet))
+    words = [*([config] if alone else ()), *(overrides or ())]
+    with joined():
+        with together():
+            settings = configs.load(None if alone else config, words)
+        outcome = run(settings, overwrite=overwrite, progress=not quiet)
+        if is_first():
+            _report(outcome)
 
 
 def _report(outcome: Outcome) -> None:

@@ -17,13 +17,14 @@ from ..errors import SubspaceError, nearest
 from ..tasks import Task
 from ..tuner.optim import parameter_groups
 from ..tuner.scheduling import schedule
-from .runtime import resolved
-from .sections import Device, Keep, Precision, Scheduler, TrainingSection
+from .processes import count
+from .runtime import on_cpu, resolved
+from .sections import Keep, Precision, Scheduler, TrainingSection
 
 
 def total_steps(training: TrainingSection, rows: int) -> int:
-    """Return the optimiser steps of a run over `rows` training rows."""
-    batches = math.ceil(rows / training.batch_size)
+    """Return the optimiser steps of a run over `rows` training rows, which its processes share."""
+    batches = math.ceil(math.ceil(rows / training.batch_size) / count())
     return training.max_steps or training.epochs * math.ceil(batches / training.gradient_accumulation)
 
 
@@ -49,7 +50,7 @@ def arguments(
         seed=training.seed,
         bf16=precision is Precision.bfloat16,
         fp16=precision is Precision.float16,
-        use_cpu=training.device is Device.cpu or not torch.accelerator.is_available(),
+        use_cpu=on_cpu(training.device),
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="steps" if training.log_steps else "epoch",
