@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import (
@@ -15,9 +16,10 @@ from transformers.integrations.integration_utils import (
 
 from ..errors import SubspaceError, nearest
 from ..tasks import Task
+from ..tuner import SubspaceConfig
 from ..tuner.optim import parameter_groups
 from ..tuner.scheduling import schedule
-from .processes import count
+from .processes import count, is_sharded
 from .runtime import on_cpu, resolved
 from .sections import Keep, Precision, Scheduler, TrainingSection
 
@@ -88,7 +90,14 @@ def check_training(model: nn.Module, training: TrainingSection, rows: int) -> No
         except Exception as error:  # the compiler may be missing, or fail in many ways
             reason = str(error).strip().splitlines()[0]
             raise SubspaceError(f"training.compile is true, and torch.compile fails here: {reason}") from error
-    schedule(model, total_steps(training, rows), dict)
+    looks_at_examples = schedule(model, total_steps(training, rows), dict).looks_at_examples
+    if is_sharded():
+        if looks_at_examples:
+            raise SubspaceError(
+                "the method needs gradients of W in training, and FSDP shards W: launch without --use_fsdp"
+            )
+        if isinstance(model, PeftModel) and not isinstance(model.peft_config["default"], SubspaceConfig):
+            raise SubspaceError("peft's own methods do not run here under FSDP: launch without --use_fsdp")
     parameter_groups(model, 1.0, training.lora_plus_ratio or 1.0, training.rates)
 
 

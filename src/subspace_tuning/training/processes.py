@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -95,21 +95,15 @@ def joined() -> Iterator[None]:
     if dist.is_initialized() or not wanted.isdigit() or int(wanted) < 2:
         yield
         return
-    if torch.accelerator.is_available():  # before anything is put on an accelerator
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        torch.accelerator.set_device_index(local % torch.accelerator.device_count())
     try:
-        dist.init_process_group()
+        dist.init_process_group(_backend())
     except (ValueError, RuntimeError) as error:
         raise SubspaceError(
             f"WORLD_SIZE is {wanted}, but the processes do not find each other: {described(error)}; start them with "
             "torchrun or accelerate launch"
         ) from error
-    if is_first():
+    with nullcontext() if is_first() else _silence():
         yield
-    else:
-        with _silence():
-            yield
     dist.destroy_process_group()
 
 
@@ -147,6 +141,16 @@ def check_launcher(*, cpu: bool, quantised: bool) -> None:
         )
     disable_fsdp_ram_efficient_loading()  # every process needs W, from which factors and constants start
     os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # so that checkpoints hold whole adapters
+
+
+def _backend() -> str:
+    """Return the backends of a process group, after choosing this process's accelerator, if there is one."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return "gloo"
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.accelerator.set_device_index(local % torch.accelerator.device_count())
+    return f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator.type)}"
 
 
 def _several() -> bool:
