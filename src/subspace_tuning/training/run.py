@@ -102,7 +102,7 @@ def _run(config: RunConfig, overwrite: bool, progress: bool) -> Outcome:
     with runtime.threads(config.training.threads), runtime.quiet(bars=progress):
         with processes.together():
             parts = _prepare(config)
-        started = {
+        started: dict[str, Any] = {
             "config": config.resolved(),
             "task": parts.task.options,
             "data": {split: {"rows": len(t), "sha256": t.fingerprint()} for split, t in parts.rows.items()},
@@ -235,7 +235,7 @@ def _baseline(parts: _Parts) -> dict[str, float]:
     }
 
 
-def _save(parts: _Parts, path: Path, record: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> None:
+def _save(parts: _Parts, path: Path, record: Mapping[str, Any], weights: dict[str, Tensor] | None) -> None:
     """Write the result; `weights` are those of a sharded model."""
     with replaced(path) as temporary:
         parts.model.save_pretrained(str(temporary), state_dict=weights)
