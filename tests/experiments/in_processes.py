@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
+from subspace_cli import main as command
 from subspace_tuning import ScheduleCallback, SubspaceConfig
-from subspace_tuning.cli import main as command
 from subspace_tuning.training import config as configs
 from subspace_tuning.training import run as train
 from subspace_tuning.training.processes import joined

@@ -115,7 +115,7 @@ def place(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
 def call(folder: Path, items: list[str], kill_at: int = 0) -> list[int | None]:
     """Let two processes do the items, and return their exit codes; see the program."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["subspace_tuning.cli.app", "subspace_tuning.training.run"])
+    context.set_forkserver_preload(["subspace_cli.app", "subspace_tuning.training.run"])
     folder.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -237,7 +237,7 @@ def test_another_number_of_processes_does_not_go_on(place: Place, tmp_path: Path
 )
 def test_launchers(launcher: list[str], place: Place) -> None:
     path = place.config(f"launched-{launcher[0]}", "lora", PROCESSES)
-    command = [sys.executable, "-m", *launcher, "subspace_tuning.cli", "train", str(path), "--quiet"]
+    command = [sys.executable, "-m", *launcher, "subspace_cli", "train", str(path), "--quiet"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -115,9 +115,7 @@ def register(new: Method, replace: bool = False) -> Method:
         what = f": {known.formula}" if known.formula != new.formula else ", with other fields"
         raise SubspaceError(f"a method named {new.name!r} already exists{what}; replace=True replaces it")
     if start_problem(new) is not None:
-        new.check_start(
-            rank=1
-        )  # some formulas start at W only at low ranks; a config's rank is checked with the config
+        new.check_start(rank=1)  # some formulas start at W only at low ranks; a config checks its own rank
     _REGISTRY[new.name] = new
     return new
 
@@ -136,12 +134,12 @@ def named(name: str) -> AnyMethod:
 
 
 def get(name: str) -> Method:
-    """Return a registered method. Raises SubspaceError with the nearest known names, or if it is no formula."""
+    """Return a registered method. Raises SubspaceError with the nearest known names, or if it is not a formula."""
     return named(name).on_matrices
 
 
 def find(name: str | None) -> Method | None:
-    """Return a registered method, None if there is none of that name."""
+    """Return a registered method, or None if none has that name."""
     return None if name is None else _REGISTRY.get(name)
 
 

@@ -36,7 +36,7 @@ def arguments(
     """Return the Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
     constant = training.scheduler is Scheduler.constant
     precision = resolved(training.precision, training.device)
-    args = TrainingArguments(
+    args = task.training.arguments(
         output_dir=checkpoints,
         learning_rate=learning_rate,
         num_train_epochs=training.epochs,
@@ -60,7 +60,7 @@ def arguments(
         logging_nan_inf_filter=False,
         save_total_limit=1,
         metric_for_best_model=f"eval_{task.primary_key}",
-        greater_is_better=True,
+        greater_is_better=task.larger_is_better,
         load_best_model_at_end=training.keep is Keep.best,
         restore_callback_states_from_checkpoint=True,
         dataloader_pin_memory=False,
@@ -69,6 +69,7 @@ def arguments(
         label_names=["labels"],
         disable_tqdm=not progress,
         report_to=training.report_to or [],
+        **task.training.settings,
     )
     # With several devices the Trainer would split each batch among them and take fewer steps than planned.
     args._n_gpu = min(args.n_gpu, 1)

@@ -71,6 +71,8 @@ class _Parts:
     rows: Mapping[str, Rows]
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
+    encoded: Mapping[str, Dataset]
+    cut: Mapping[str, int]
     counts: Counts
     learning_rate: float
 
@@ -136,21 +138,23 @@ def _prepare(config: RunConfig) -> _Parts:
     if config.quantise is not None:
         cpu = config.training.device is Device.cpu
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
-    base, tokenizer = load(config.model, task.model_class, settings, config.task.max_length)
+    length = config.task.max_length
+    base, tokenizer = load(config.model, task.model_class, settings, length)
+    encoded, cut = _encoded(task, rows, tokenizer, length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
-        return task.batches(seen, tokenizer, config.task.max_length, config.training.batch_size)
+        return task.batches(seen, tokenizer, length, config.training.batch_size)
 
     tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective)
-    check_training(tuned, config.training, len(rows["train"]))
-    return _Parts(config, task, rows, tuned, tokenizer, counts, learning_rate)
+    check_training(tuned, config.training, len(encoded["train"]))
+    task = task.ready(tuned, tokenizer, length)
+    return _Parts(config, task, rows, tuned, tokenizer, encoded, cut, counts, learning_rate)
 
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
     training = parts.config.training
-    encoded, cut = _encoded(parts)
-    count = len(encoded["train"])
+    count = len(parts.encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
         args.optim = OptimizerNames.PAGED_ADAMW
@@ -158,7 +162,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
-    trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head, folder.logs)
+    trainer = build(parts.model, parts.tokenizer, parts.task, parts.encoded, args, training, head, folder.logs)
     checkpoint = processes.decided(folder.last_checkpoint)
     with processes.together():
         start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
@@ -178,7 +182,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
             "resumed_from_step": None if start is None else start.global_step,
             "seconds": round(trainer.seconds(), 2),
             "data": data,
-            "cut": cut,
+            "cut": dict(parts.cut),
             "options": dict(parts.task.options),
             "result": result,
             "schedule": trainer.scheduling.schedule.report(),
@@ -195,18 +199,20 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     return Outcome(processes.decided(finish), folder.path / result, repeated=False)
 
 
-def _encoded(parts: _Parts) -> tuple[dict[str, Dataset], dict[str, int]]:
+def _encoded(
+    task: Task[Any], rows: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[dict[str, Dataset], dict[str, int]]:
     """Return the encoded rows of each split, and how many of them are truncated."""
-    length, encoded, cut = parts.config.task.max_length, {}, {}
-    for split, rows in parts.rows.items():
-        encoded[split] = parts.task.encode(rows, parts.tokenizer, length)
-        cut[split] = cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length)
+    encoded, cut = {}, {}
+    for split, part in rows.items():
+        encoded[split] = task.encode(part, tokenizer, length)
+        cut[split] = cut_rows(task, part, encoded[split], tokenizer, length)
         if cut[split]:
             logger.warning(
                 "%d of the %d %s rows are longer than task.max_length = %d tokens and are truncated",
-                *(cut[split], len(rows), split, length),
+                *(cut[split], len(part), split, length),
             )
-    return encoded, cut
+    return encoded | {"train": task.for_training(encoded["train"], length)}, cut
 
 
 def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | None) -> TrainerState:

@@ -7,7 +7,7 @@ same rows as an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class SeededTrainer(Trainer):
         self.scheduling = ScheduleCallback(kwargs["model"], self.scores)
         # Classification heads average over their rows and ignore the count that the Trainer passes; if the Trainer
         # assumed that they use it, it would sum the losses of accumulated batches instead of averaging them.
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = task.training.counts_labels
 
     def seconds(self) -> float:
         """Return the seconds of training so far, including those before an interruption."""
@@ -111,15 +111,15 @@ class SeededTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the Trainer's step; if a task generates, its predictions replace the outputs."""
-        loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if self.task.generate is not None:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.task.generate(model, self._prepare_inputs(inputs))
-        return loss, outputs, labels
+        """Run the Trainer's step, or generate if the task does."""
+        if self.task.generate is None:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return None, self.task.generate(model, inputs), inputs[self.task.truth]
 
     def scores(self) -> dict[str, torch.Tensor]:
-        """Return the Fisher information of every adapted W on the half of this step's examples with the largest loss."""
+        """Return the Fisher information of every adapted W on the half of the step's examples with the largest loss."""
         model, loss = self.model, self.task.objective
         assert model is not None
         with evaluating(model):
@@ -161,11 +161,16 @@ class SeededTrainer(Trainer):
         return self.order
 
 
+def _seeded(trainer: type[Trainer]) -> type[SeededTrainer]:
+    """Return a subclass of `trainer` with the additions of `SeededTrainer`."""
+    return SeededTrainer if trainer is Trainer else type(f"Seeded{trainer.__name__}", (SeededTrainer, trainer), {})
+
+
 def build(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task[Any],
-    data: dict[str, datasets.Dataset],
+    data: Mapping[str, datasets.Dataset],
     args: TrainingArguments,
     training: TrainingSection,
     head: Sequence[nn.Parameter],
@@ -196,7 +201,7 @@ def build(
     if training.patience:
         callbacks.append(EarlyStoppingCallback(training.patience))
     evaluation = {prefix: data[split] for prefix, split in task.evaluation}
-    trainer = SeededTrainer(
+    trainer = _seeded(task.training.trainer)(
         task=task,
         order=order,
         head=head,
