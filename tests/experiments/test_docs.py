@@ -63,7 +63,7 @@ NOT_RUN = {
     ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",
     ("speed.md", "subspace bench"): "takes minutes",
 }
-OTHER_PROGRAMS = {"make", "pip"}
+OTHER_PROGRAMS = {"accelerate", "make", "pip", "torchrun"}
 
 
 def _reason(page: str, words: list[str]) -> str | None:

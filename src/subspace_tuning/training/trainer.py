@@ -34,8 +34,9 @@ from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
 from ..tuner.optim import ratios
 from ..tuner.scheduling import ScheduleCallback, adapted
-from .callbacks import Clock, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
-from .resume import HINT, check_optimizer
+from .callbacks import Clock, EpochOrder, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
+from .processes import count, together
+from .resume import HINT, check_optimizer, random_state
 from .sampler import EpochSampler
 from .sections import TrainingSection
 
@@ -125,24 +126,36 @@ class SeededTrainer(Trainer):
             examples = hardest(model, self.recent, 0.5, loss)
             return fisher(adapted(model), lambda: (loss_of(model, example, loss) for example in examples))
 
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """Return the weights gathered in the first process, if FSDP has sharded the model; a collective call."""
+        weights: dict[str, torch.Tensor] | None = None
+        if self.is_fsdp_enabled:
+            weights = self.accelerator.get_state_dict(self.model)
+        return weights
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with reading(resume_from_checkpoint, HINT):
+        with together(), reading(resume_from_checkpoint, HINT):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with reading(f"the optimiser of {checkpoint}", HINT):
+        with together(), reading(f"the optimiser of {checkpoint}", HINT):
             super()._load_optimizer_and_scheduler(checkpoint)
             if checkpoint is not None:
                 assert self.optimizer is not None
                 check_optimizer(self.optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(f"{checkpoint}: rng_state.pth", HINT):
+        with together(), reading(f"{checkpoint}: {random_state(self.args.process_index)}", HINT):
             super()._load_rng_state(checkpoint)
 
     def _load_callback_state(self) -> None:
-        with reading("the callbacks in trainer_state.json", HINT):
+        with together(), reading("the callbacks in trainer_state.json", HINT):
             super()._load_callback_state()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The first process writes next what completes a checkpoint, which holds a file of every process.
+        self.accelerator.wait_for_everyone()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order
@@ -178,8 +191,9 @@ def build(
     train = data["train"]
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    group = training.batch_size * training.gradient_accumulation if training.group_by_length else None
-    callbacks: list[TrainerCallback] = [Clock()]
+    group = count() * training.batch_size * training.gradient_accumulation if training.group_by_length else None
+    order = EpochSampler(task.lengths(train), group, training.seed)
+    callbacks: list[TrainerCallback] = [Clock(), EpochOrder(order)]
     if training.save_steps:
         callbacks.append(SaveWithinEpoch(training.save_steps))
     if training.eval_steps:
@@ -189,7 +203,7 @@ def build(
     evaluation = {prefix: data[split] for prefix, split in task.evaluation}
     trainer = _seeded(task.training.trainer)(
         task=task,
-        order=EpochSampler(task.lengths(train), group, training.seed),
+        order=order,
         head=head,
         training=training,
         model=model,
@@ -216,8 +230,11 @@ def _figures(task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[E
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         found = prediction.predictions
         outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
-        if not np.isfinite(outputs).all():
-            raise DivergedError("training diverged: the model's outputs are NaN or infinite; try a lower learning rate")
+        with together():  # each process has the outputs of all
+            if not np.isfinite(outputs).all():
+                raise DivergedError(
+                    "training diverged: the model's outputs are NaN or infinite; try a lower learning rate"
+                )
         return task.figures(outputs, np.asarray(prediction.label_ids), tokenizer)
 
     return compute
