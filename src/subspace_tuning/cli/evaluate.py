@@ -30,7 +30,7 @@ def evaluate(
     """
     from ..files import check_file, write_json
     from ..training.runtime import quiet
-    from ..training.use import evaluate, finished
+    from ..training.use import cut_of, evaluate, finished
     from .predict import tell_cut
 
     hush_libraries()
@@ -40,9 +40,10 @@ def evaluate(
         made = finished(run, base)
         rows = made.task.read(data)
         figures, seen = evaluate(made, rows, batch_size)
-    tell_cut(seen.cut, len(rows), made.max_length)
+        cut = cut_of(made, seen)
+    tell_cut(cut, len(rows), made.max_length)
     if output is not None:
-        write_json(output, {"run": str(run), "data": data, "rows": len(rows), "cut": seen.cut, **figures})
+        write_json(output, {"run": str(run), "data": data, "rows": len(rows), "cut": cut, **figures})
     width = max(map(len, ("rows", *figures)))
     typer.echo(f"{'rows':{width}}  {len(rows):,}")
     for name, figure in figures.items():

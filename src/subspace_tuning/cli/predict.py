@@ -32,7 +32,7 @@ def predict(
     Labels are told by name, with their probabilities. Without --output the answers are printed as a table.
     """
     from ..training.runtime import quiet
-    from ..training.use import finished, outputs_of
+    from ..training.use import cut_of, finished, outputs_of
 
     hush_libraries()
     if bool(text) == (file is not None):
@@ -46,8 +46,8 @@ def predict(
         made = finished(run, base)
         rows = made.task.rows_of(text) if text else made.task.read(str(file), labelled=False)
         seen = outputs_of(made, rows, batch_size)
-    tell_cut(seen.cut, len(rows), made.max_length)
-    answers = made.task.answers(rows, seen.encoded, seen.outputs)
+    tell_cut(cut_of(made, seen), len(rows), made.max_length)
+    answers = made.task.answers(seen)
     if output is None:
         _print(answers)
     else:

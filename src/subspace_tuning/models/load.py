@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
 from .locate import cannot_load, locate
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -27,7 +30,8 @@ def load(
         max_length: the length of the inputs, in tokens.
 
     Raises:
-        SubspaceError: the model cannot be found or loaded, holds NaN, or has fewer positions than `max_length`.
+        SubspaceError: the model cannot be found or loaded, holds NaN, has fewer positions than `max_length`, or has
+            no token that could fill up shorter rows.
     """
     source = locate(name)
     try:
@@ -47,7 +51,22 @@ def load(
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise SubspaceError(f"task.max_length is {max_length}: model {name!r} has {positions} positions")
+    _set_ends(name, model, tokenizer)
+    return model, tokenizer
+
+
+def _set_ends(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a model know the tokenizer's tokens that fill up and that end a text; the latter may stand for the former."""
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise SubspaceError(f"the tokenizer of model {name!r} has no pad token, nor an eos token in its place")
+        logger.warning("the tokenizer of model %r has no pad token: %s fills up rows", name, tokenizer.eos_token)
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        ends = generation.eos_token_id
+        known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.eos_token_id = list(dict.fromkeys([*own, *known])) or None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
 from ..tuner.calibration import Batch, Loss
@@ -36,6 +37,25 @@ class Rows(Protocol):
 
 
 R = TypeVar("R", bound=Rows)
+
+
+@dataclass(frozen=True)
+class Seen(Generic[R]):
+    """What a model gave for rows.
+
+    Attributes:
+        rows: the rows.
+        encoded: what ``encode`` made of them.
+        outputs: an entry for each encoded row: the model's outputs, or what ``generate`` returned.
+        labels: those of the encoded rows, if there are any.
+        tokenizer: the model's.
+    """
+
+    rows: R
+    encoded: Dataset
+    outputs: Values
+    labels: Values | None
+    tokenizer: PreTrainedTokenizerBase
 
 
 class Task(ABC, Generic[R]):
@@ -98,6 +118,14 @@ class Task(ABC, Generic[R]):
             SubspaceError: the data cannot be found, read or used.
         """
 
+    def for_model(self, architecture: PretrainedConfig) -> Task[R]:
+        """Return the task as a model's configuration settles it, such as with the class that loads the model.
+
+        Raises:
+            SubspaceError: no model of this architecture can do the task.
+        """
+        return self
+
     def prepare(
         self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
     ) -> tuple[Task[R], dict[str, R]]:
@@ -120,7 +148,11 @@ class Task(ABC, Generic[R]):
     def encode(self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """Return the rows as a model takes them, at most ``max_length`` tokens long and not padded.
 
-        They have ``labels`` where the rows do.
+        They have ``labels`` where the rows do. Where a row gives several entries, or the order is another one, a column
+        of the task's own says which row an entry is of.
+
+        Raises:
+            SubspaceError: a row cannot be encoded in that length.
         """
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
@@ -131,17 +163,29 @@ class Task(ABC, Generic[R]):
         """Return the length of each encoded row, by which rows are grouped into batches."""
         return [len(tokens) for tokens in encoded["input_ids"]]
 
-    @abstractmethod
+    def cut(self, rows: R, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+        """Return how many of the encoded rows are longer than ``max_length`` tokens and were cut."""
+        if max(self.lengths(encoded), default=0) < max_length:
+            return 0
+        return sum(length > max_length for length in self.lengths(self.encode(rows, tokenizer, max_length + 1)))
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return a model's outputs for a batch, rows first; labels in the batch are left out."""
+        outputs: Tensor = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return outputs
+
     def predict(self, outputs: Values) -> Values:
         """Return one prediction per row from the model's outputs, or from what ``generate`` returned."""
+        return outputs
 
     @abstractmethod
-    def score(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return the figures of predictions, by name, ``primary`` among them."""
+    def score(self, predictions: Any, labels: Any) -> dict[str, float]:
+        """Return the figures of predictions, one for each row, by name, ``primary`` among them."""
 
-    def figures(self, outputs: Values, labels: Values, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        """Return the figures of an evaluation. A task that scores texts overrides this to decode tokens first."""
-        return self.score(self.predict(outputs), labels)
+    def figures(self, seen: Seen[R]) -> dict[str, float]:
+        """Return the figures of an evaluation. A task whose predictions are texts overrides this."""
+        assert seen.labels is not None
+        return self.score(self.predict(seen.outputs), seen.labels)
 
     def values(self, outputs: Values) -> Values:
         """Return a model's outputs in the task's own units; ``stand_alone`` makes a model give these itself."""
@@ -151,15 +195,9 @@ class Task(ABC, Generic[R]):
         """Make a model's outputs the task's own ``values``, in place, and return the task of that model."""
         return self
 
-    def answers(self, rows: R, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
-        """Return what is predicted for each row in plain words and numbers, fit for JSON, beside the row itself.
-
-        Args:
-            rows: without labels.
-            encoded: what ``encode`` made of them.
-            outputs: the model's, in the same order.
-        """
-        return [{"predicted": prediction} for prediction in self.predict(outputs).tolist()]
+    def answers(self, seen: Seen[R]) -> list[dict[str, Any]]:
+        """Return what is predicted for each row in plain words and numbers, fit for JSON, beside the row itself."""
+        return [{"predicted": prediction} for prediction in self.predict(seen.outputs).tolist()]
 
     @abstractmethod
     def baseline(self, train: R, rows: R) -> dict[str, float]:

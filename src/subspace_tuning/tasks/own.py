@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -75,6 +75,10 @@ class OwnTask(Task[R]):
             raise SubspaceError("task.validation and task.held_out are both given: leave one out")
         return made
 
+    def unfolded(self, records: Records) -> Records:
+        """Return what was read with one entry for each row of the task; by default it has that already."""
+        return records
+
     @abstractmethod
     def raw_labels(self, records: Records) -> list[Any]:
         """Return the labels of records as the task understands them, not yet looked up in a list of classes."""
@@ -95,7 +99,7 @@ class OwnTask(Task[R]):
         self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
     ) -> tuple[OwnTask[R], dict[str, R]]:
         """Return the task with its classes, and the training and the validation rows."""
-        found = self._splits(source)
+        found = {split: self.unfolded(records) for split, records in self._splits(source).items()}
         labels = self.raw_labels(found["train"])
         task = self.settled(found["train"], labels)
         train = task.rows(found["train"], labels)
@@ -122,20 +126,31 @@ class OwnTask(Task[R]):
             raise SubspaceError(f"data {source!r} has validation rows of its own: leave task.held_out out")
         return found
 
+    def groups(self, rows: R) -> Sequence[Hashable]:
+        """Return what each row belongs to: rows of one group are held out together. By default each is by itself."""
+        return range(len(rows))
+
     def _parted(self, rows: R, where: str) -> tuple[R, R]:
         share = HELD_OUT if self.held_out is None else self.held_out
-        if len(rows) * share < 1 or len(rows) * (1 - share) < 1:
+        groups = self.groups(rows)
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        if len(numbers) * share < 1 or len(numbers) * (1 - share) < 1:
+            shared = "" if len(numbers) == len(rows) else f", in {len(numbers)} groups that stay together"
             raise SubspaceError(
-                f"{where} has {len(rows)} rows: none is left to train or to validate with if {share:g} of them are "
-                "held out; give more rows, or task.validation"
+                f"{where} has {len(rows)} rows{shared}: none is left to train or to validate with if {share:g} of them "
+                "are held out; give more rows, or task.validation"
             )
-        parts = train_test_split(np.arange(len(rows)), test_size=share, random_state=self.held_out_seed)
-        train, validation = (rows.select(sorted(part.tolist())) for part in parts)
+        parts = train_test_split(np.arange(len(numbers)), test_size=share, random_state=self.held_out_seed)
+        held_out = set(parts[1].tolist())
+        sides = [numbers[group] in held_out for group in groups]
+        train, validation = (
+            rows.select([row for row, is_out in enumerate(sides) if is_out is out]) for out in (False, True)
+        )
         return train, validation
 
     def read(self, source: str, *, labelled: bool = True) -> R:
         """Return the rows of a file, a folder or a data set; of several splits those of the test."""
-        records = sources.one(source)
+        records = self.unfolded(sources.one(source))
         return self.rows(records, self.raw_labels(records) if labelled else None)
 
 

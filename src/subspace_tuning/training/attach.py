@@ -68,7 +68,7 @@ def attach(
     """
     head = head_modules(model) if adapter.head is None else adapter.head
     parameters = head_parameters(model, head)
-    if not parameters:
+    if not parameters and (adapter.head is not None or adapter.method == HEAD):
         raise SubspaceError(f"adapter.head {head} names no module with weights; the model's own: {head_modules(model)}")
     total, in_head = parameter_count(model), sum(parameter.numel() for parameter in parameters)
     tuned: PreTrainedModel | peft.PeftModel = model
@@ -115,7 +115,7 @@ def build_adapter(
     """
     own = ("head", "calibration_rows", "parameters")
     given = {name: value for name, value in asdict(adapter).items() if value is not None and name not in own}
-    return config_of(given, {"task_type": task_type, "modules_to_save": list(head)})
+    return config_of(given, {"task_type": task_type, "modules_to_save": list(head) or None})
 
 
 def default_learning_rate(adapter: AdapterSection) -> float:

@@ -24,6 +24,7 @@ from ..errors import SubspaceError
 from ..files import replaced
 from ..models.load import load
 from ..models.locate import locate
+from ..models.meta import architecture_of
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, prefixed
 from ..tuner.card import TAG
@@ -38,7 +39,7 @@ from .record import history
 from .resume import check_checkpoint
 from .sections import Device, Keep, Precision, RunConfig
 from .trainer import SeededTrainer, build
-from .use import cut_rows, save_task
+from .use import save_task
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class _Parts:
     rows: Mapping[str, Rows]
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
+    encoded: Mapping[str, Dataset]
+    cut: Mapping[str, int]
     counts: Counts
     learning_rate: float
 
@@ -121,7 +124,7 @@ def _prepare(config: RunConfig) -> _Parts:
     # The quick checks come first, since data and model can take minutes to arrive; this one reads the method, too.
     learning_rate = default_learning_rate(config.adapter)
     learning_rate = config.training.learning_rate or learning_rate
-    locate(config.model)
+    task = task.for_model(architecture_of(config.model))
     task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     transformers.set_seed(config.training.seed)  # the head and the factors are drawn from here on
     settings = dict(task.model_settings)
@@ -129,20 +132,20 @@ def _prepare(config: RunConfig) -> _Parts:
         cpu = config.training.device is Device.cpu
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
     base, tokenizer = load(config.model, task.model_class, settings, config.task.max_length)
+    encoded, cut = _encoded(task, rows, tokenizer, config.task.max_length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
         return task.batches(seen, tokenizer, config.task.max_length, config.training.batch_size)
 
     tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective)
-    check_training(tuned, config.training, len(rows["train"]))
-    return _Parts(config, task, rows, tuned, tokenizer, counts, learning_rate)
+    check_training(tuned, config.training, len(encoded["train"]))
+    return _Parts(config, task, rows, tuned, tokenizer, encoded, cut, counts, learning_rate)
 
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
     training = parts.config.training
-    encoded, cut = _encoded(parts)
-    count = len(encoded["train"])
+    count = len(parts.encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
         args.optim = OptimizerNames.PAGED_ADAMW
@@ -150,7 +153,8 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
-    trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head)
+    data_of = {split: (parts.rows[split], encoded) for split, encoded in parts.encoded.items()}
+    trainer = build(parts.model, parts.tokenizer, parts.task, data_of, args, training, head)
     checkpoint = folder.last_checkpoint()
     start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
     state = _fit(trainer, checkpoint, start)
@@ -168,7 +172,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
             "resumed_from_step": None if start is None else start.global_step,
             "seconds": round(trainer.seconds(), 2),
             "data": data,
-            "cut": cut,
+            "cut": dict(parts.cut),
             "options": dict(parts.task.options),
             "result": result,
             "schedule": trainer.scheduling.schedule.report(),
@@ -180,12 +184,14 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     return Outcome(record, folder.path / result, repeated=False)
 
 
-def _encoded(parts: _Parts) -> tuple[dict[str, Dataset], dict[str, int]]:
+def _encoded(
+    task: Task[Any], splits: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[dict[str, Dataset], dict[str, int]]:
     """Return the rows of each split as the model takes them, and how many of them are cut."""
-    length, encoded, cut = parts.config.task.max_length, {}, {}
-    for split, rows in parts.rows.items():
-        encoded[split] = parts.task.encode(rows, parts.tokenizer, length)
-        cut[split] = cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length)
+    encoded, cut = {}, {}
+    for split, rows in splits.items():
+        encoded[split] = task.encode(rows, tokenizer, length)
+        cut[split] = task.cut(rows, encoded[split], tokenizer, length)
         if cut[split]:
             logger.warning(
                 "%d of the %d %s rows are longer than task.max_length = %d tokens and are cut",

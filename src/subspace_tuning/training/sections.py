@@ -79,8 +79,8 @@ class TaskSection:
 
     name: str = _key(
         MISSING,
-        "the task: classification, regression, multi_label or token_classification of your own rows, one of GLUE's "
-        "(mrpc, cola, ...), or one that your own module registers",
+        "the task: classification, regression, multi_label, token_classification, question_answering or generation on "
+        "your own rows, one of GLUE's (mrpc, cola, ...), or one that your own module registers",
     )
     data: str = _key(
         "glue",
@@ -88,15 +88,25 @@ class TaskSection:
         "folder that datasets saved, or a name on the hub; for a GLUE task glue, the hub's, or a folder with "
         "train and validation files of the hub's columns",
     )
-    max_length: int = _key(128, "tokens of a row; what is longer is cut", _COUNT)
+    max_length: int = _key(
+        128,
+        "tokens of a row, of an input where texts are generated; what is longer is cut, and a text with a question "
+        "about it is read in parts of this length",
+        _COUNT,
+    )
     train_rows: int | None = _key(None, "keep only so many of the first training rows; null keeps all", _COUNT)
     eval_rows: int | None = _key(None, "keep only so many of the first validation rows; null keeps all", _COUNT)
     text: str | None = _key(
-        None, "of your own rows the column of the text, or of the words; null stands for text, for words tokens"
+        None,
+        "of your own rows the column of the text, of the words, of what a question is about, or of the inputs; null "
+        "stands for text, tokens, context or input",
     )
+    question: str | None = _key(None, "the column of the questions; null stands for question")
     text_pair: str | None = _key(None, "the column of a second text, if a row has two")
     label: str | None = _key(
-        None, "of your own rows the column of the label; null stands for label, for the labels of words tags"
+        None,
+        "of your own rows the column of the label, of the labels of words, of the answers, or of the outputs; null "
+        "stands for label, tags, answers or output",
     )
     classes: list[str] | None = _key(
         None, "the names of the classes, in the order of their numbers; null stands for those of the training file"
@@ -105,6 +115,25 @@ class TaskSection:
         None, "what stands between the labels of a row where they are one text; null stands for a comma"
     )
     class_weights: bool | None = _key(None, "whether a class counts in the loss the more, the rarer it is; null: no")
+    stride: int | None = _key(
+        None,
+        "tokens that two parts of a long text share, when a question is asked about it; null stands for a third of "
+        "max_length",
+        _FROM_ZERO,
+    )
+    max_answer_tokens: int | None = _key(None, "the longest answer to a question; null stands for 30", _COUNT)
+    n_best: int | None = _key(None, "how many answers are told of each question; null stands for 5", _COUNT)
+    prompt: str | None = _key(
+        None,
+        "what a model reads that generates texts, with {input} where the input stands; null stands for the input "
+        "alone, with a line break after it for a model that is a decoder alone",
+    )
+    max_new_tokens: int | None = _key(None, "tokens of a generated text; null stands for 64", _COUNT)
+    num_beams: int | None = _key(
+        None,
+        "texts that are followed at a time when one is generated; null stands for 1, the most probable token",
+        _COUNT,
+    )
     validation: str | None = _key(None, "the validation rows, given as data is; null takes those of data")
     held_out: float | None = _key(
         None,

@@ -7,12 +7,12 @@ from a checkpoint sees the rows that it would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
-import datasets
 import numpy as np
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -26,7 +26,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import SubspaceError, reading
-from ..tasks import Task
+from ..tasks import Rows, Seen, Task
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
 from ..tuner.optim import second_factors
@@ -35,6 +35,9 @@ from .callbacks import Bars, Clock, RecentBatches, SaveWithinEpoch
 from .resume import HINT, check_optimizer
 from .sampler import EpochSampler
 from .sections import TrainingSection
+
+EncodedRows: TypeAlias = tuple[Rows, Dataset]
+"""The rows of a split, and what the task made of them."""
 
 
 class DivergedError(SubspaceError):
@@ -48,14 +51,23 @@ class SeededTrainer(Trainer):
         self,
         *,
         task: Task[Any],
+        data: Mapping[str, EncodedRows],
         order: EpochSampler,
         head: Sequence[nn.Parameter],
         head_rate: float,
         b_ratio: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        evaluation = {prefix: data[split][1] for prefix, split in task.evaluation}
+        super().__init__(
+            train_dataset=data["train"][1],
+            eval_dataset=evaluation if len(evaluation) > 1 else next(iter(evaluation.values())),
+            compute_metrics=self.figures,
+            **kwargs,
+        )
         self.task = task
+        self.data = data
+        self.evaluated = data["train"]  # the split under evaluation
         self.order = order
         self.b_ratio = b_ratio
         self.recent: list[Any] = []  # the batches of this optimiser step, for schedules that look at them
@@ -110,6 +122,20 @@ class SeededTrainer(Trainer):
                 outputs = self.task.generate(model, self._prepare_inputs(inputs))
         return loss, outputs, labels
 
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's loop, on one of the splits."""
+        self.evaluated = next(part for part in self.data.values() if part[1] is dataloader.dataset)
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def figures(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The task's figures of the split under evaluation."""
+        found = prediction.predictions
+        outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
+        if not np.isfinite(outputs).all():
+            raise DivergedError("training diverged: the model's outputs are NaN or infinite; try a lower learning rate")
+        tokenizer: Any = self.processing_class
+        return self.task.figures(Seen(*self.evaluated, outputs, np.asarray(prediction.label_ids), tokenizer))
+
     def scores(self) -> dict[str, torch.Tensor]:
         """Fisher information of every adapted W on the half of this step's examples with the largest loss."""
         model, loss = self.model, self.task.objective
@@ -145,33 +171,30 @@ def build(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task[Any],
-    data: dict[str, datasets.Dataset],
+    data: Mapping[str, EncodedRows],
     args: TrainingArguments,
     training: TrainingSection,
     head: Sequence[nn.Parameter],
 ) -> SeededTrainer:
-    """A trainer of `model` on `data`, a dataset per split; `head` are those of its parameters that are the head's."""
-    train = data["train"]
+    """A trainer of `model` on `data` by split; `head` are those of its parameters that are the head's."""
+    _, train = data["train"]
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     group = training.batch_size * training.gradient_accumulation if training.group_by_length else None
     callbacks: list[TrainerCallback] = [Clock()]
     if training.save_steps:
         callbacks.append(SaveWithinEpoch(training.save_steps))
-    evaluation = {prefix: data[split] for prefix, split in task.evaluation}
     trainer = SeededTrainer(
         task=task,
+        data=data,
         order=EpochSampler(task.lengths(train), group, training.seed),
         head=head,
         head_rate=training.head_learning_rate or args.learning_rate,
         b_ratio=training.lora_plus_ratio or 1.0,
         model=model,
         args=args,
-        train_dataset=train,
-        eval_dataset=evaluation if len(evaluation) > 1 else next(iter(evaluation.values())),
         data_collator=task.collator(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=_figures(task, tokenizer),
         callbacks=callbacks,
     )
     for callback in (RecentBatches(trainer.recent), trainer.scheduling, PenaltyCallback(model)):
@@ -180,14 +203,3 @@ def build(
     if not args.disable_tqdm:
         trainer.add_callback(Bars)
     return trainer
-
-
-def _figures(task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        found = prediction.predictions
-        outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
-        if not np.isfinite(outputs).all():
-            raise DivergedError("training diverged: the model's outputs are NaN or infinite; try a lower learning rate")
-        return task.figures(outputs, np.asarray(prediction.label_ids), tokenizer)
-
-    return compute

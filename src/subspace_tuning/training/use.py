@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import peft
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -22,7 +21,7 @@ from ..files import write_json
 from ..jobs.fields import Fields, read_object
 from ..models.load import load
 from ..models.quantise import Quantise, quantised
-from ..tasks import Rows, Task, Values
+from ..tasks import Rows, Seen, Task, Values
 from ..tuner.mam import load_mam
 from .folder import RESULTS, RunFolder
 
@@ -149,26 +148,9 @@ def _adapted(model: Any, folder: Path) -> PeftModel:
     return loaded
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a model gives for rows.
-
-    Attributes:
-        encoded: the rows as the model took them.
-        outputs: an entry for each row.
-        labels: where the rows have labels.
-        cut: how many rows were longer than the model takes.
-    """
-
-    encoded: Dataset
-    outputs: Values
-    labels: Values | None
-    cut: int
-
-
 @torch.no_grad()
-def outputs_of(made: Finished, rows: Rows, batch_size: int) -> Seen:
-    """Return the outputs of a model, in float32, for rows in their order."""
+def outputs_of(made: Finished, rows: Rows, batch_size: int) -> Seen[Any]:
+    """Return the outputs of a model, in float32, for rows."""
     task = made.task
     encoded = task.encode(rows, made.tokenizer, made.max_length)
     device = next(made.model.parameters()).device
@@ -177,14 +159,12 @@ def outputs_of(made: Finished, rows: Rows, batch_size: int) -> Seen:
     labels: list[Any] = []
     for start in range(0, len(encoded), batch_size):
         batch = collate([encoded[i] for i in range(start, min(start + batch_size, len(encoded)))])
-        known = batch.pop("labels", None)
         batch = {name: value.to(device) for name, value in batch.items()}
-        found = made.model(**batch).logits if task.generate is None else task.generate(made.model, batch)
+        found = (task.generate or task.forward)(made.model, batch)
         outputs.append(found.double().cpu().numpy())
-        if known is not None:
-            labels.append(known.numpy())
-    cut = cut_rows(task, rows, encoded, made.tokenizer, made.max_length)
-    return Seen(encoded, _joined(outputs), _joined(labels) if labels else None, cut)
+        if "labels" in batch:
+            labels.append(batch["labels"].cpu().numpy())
+    return Seen(rows, encoded, _joined(outputs), _joined(labels) if labels else None, made.tokenizer)
 
 
 def _joined(parts: Sequence[Any]) -> Values:
@@ -196,15 +176,12 @@ def _joined(parts: Sequence[Any]) -> Values:
     return cast("Values", reduce(join, parts))
 
 
-def evaluate(made: Finished, rows: Rows, batch_size: int) -> tuple[Mapping[str, float], Seen]:
-    """Return the task's figures for rows with labels."""
+def evaluate(made: Finished, rows: Rows, batch_size: int) -> tuple[Mapping[str, float], Seen[Any]]:
+    """Return the task's figures for rows with labels, and what the model gave for them."""
     seen = outputs_of(made, rows, batch_size)
-    assert seen.labels is not None
-    return made.task.figures(seen.outputs, seen.labels, made.tokenizer), seen
+    return made.task.figures(seen), seen
 
 
-def cut_rows(task: Task[Any], rows: Rows, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-    """Return how many of the encoded rows are longer than ``max_length`` tokens and were cut."""
-    if max(task.lengths(encoded), default=0) < max_length:
-        return 0
-    return sum(length > max_length for length in task.lengths(task.encode(rows, tokenizer, max_length + 1)))
+def cut_of(made: Finished, seen: Seen[Any]) -> int:
+    """Return how many rows were longer than the model takes."""
+    return made.task.cut(seen.rows, seen.encoded, made.tokenizer, made.max_length)
