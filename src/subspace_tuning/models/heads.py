@@ -15,7 +15,7 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     A checkpoint of the bare encoder holds a pooler trained for something else or none at all, so it goes with the head.
     A language model's own head is as pretrained as the rest, and is none of them.
     """
-    vocabulary = model.get_output_embeddings()
+    vocabulary = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     own = {id(part) for part in vocabulary.modules()} if isinstance(vocabulary, nn.Module) else set()
     if model.base_model is model:  # without a task's class around it, or with one that is the encoder itself
         outside = [name for name, child in model.named_children() if _is_projection(child)]

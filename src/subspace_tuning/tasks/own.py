@@ -142,11 +142,10 @@ class OwnTask(Task[R]):
             )
         parts = train_test_split(np.arange(len(numbers)), test_size=share, random_state=self.held_out_seed)
         held_out = set(parts[1].tolist())
-        sides = [numbers[group] in held_out for group in groups]
-        train, validation = (
-            rows.select([row for row, is_out in enumerate(sides) if is_out is out]) for out in (False, True)
-        )
-        return train, validation
+        sides: dict[bool, list[int]] = {False: [], True: []}
+        for row, group in enumerate(groups):
+            sides[numbers[group] in held_out].append(row)
+        return rows.select(sides[False]), rows.select(sides[True])
 
     def read(self, source: str, *, labelled: bool = True) -> R:
         """Return the rows of a file, a folder or a data set; of several splits those of the test."""

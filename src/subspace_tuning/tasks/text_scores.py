@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def overlap(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
     scorer = RougeScorer(names, use_stemmer=True)
     rouge = [scorer.score_multi(wanted, text) for text, wanted in zip(predictions, references, strict=True)]
     most = max(map(len, references))
-    streams = [[wanted[n] if n < len(wanted) else None for wanted in references] for n in range(most)]
+    streams = [[wanted[n] if n < len(wanted) else "" for wanted in references] for n in range(most)]  # "" for none
     exact = [text in wanted for text, wanted in zip(predictions, references, strict=True)]
     return {
         **{name: float(np.mean([found[name].fmeasure for found in rouge])) for name in names},
@@ -50,7 +51,9 @@ def squad(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
     needs("the score of answers", EXTRA, "torchmetrics")
     from torchmetrics.functional.text import squad as scores
 
-    found = [{"id": str(n), "prediction_text": text} for n, text in enumerate(predictions)]
+    found: list[Any] = [{"id": str(n), "prediction_text": text} for n, text in enumerate(predictions)]
     texts = [list(wanted) or [""] for wanted in references]
-    wanted = [{"id": str(n), "answers": {"text": one, "answer_start": [0] * len(one)}} for n, one in enumerate(texts)]
+    wanted: list[Any] = [
+        {"id": str(n), "answers": {"text": one, "answer_start": [0] * len(one)}} for n, one in enumerate(texts)
+    ]
     return {name: float(score) / 100 for name, score in scores(found, wanted).items()}

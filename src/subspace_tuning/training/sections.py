@@ -131,7 +131,7 @@ class TaskSection:
     max_new_tokens: int | None = _key(None, "tokens of a generated text; null stands for 64", _COUNT)
     num_beams: int | None = _key(
         None,
-        "texts that are followed at a time when one is generated; null stands for 1, the most probable token",
+        "texts that are followed at a time while one is generated; null stands for 1",
         _COUNT,
     )
     validation: str | None = _key(None, "the validation rows, given as data is; null takes those of data")
