@@ -15,6 +15,7 @@ from . import (
     evaluate,
     explain,
     extract,
+    generate,
     inspect,
     merge,
     methods,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("generate")(generate.generate)
 app.command("merge")(merge.merge)
 app.command("methods")(methods.methods)
 app.command("explain")(explain.explain)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import peft
@@ -69,13 +70,20 @@ def save_task(folder: Path, task: Task[Any], max_length: int, model: str, quanti
     write_json(folder / TASK, content)
 
 
-def finished(path: str | Path, base: str | None = None, *, quantise: bool = True) -> Finished:
+def finished(
+    path: str | Path,
+    base: str | None = None,
+    *,
+    quantise: bool = True,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Finished:
     """Return what a run has made.
 
     Args:
         path: the run's folder, or the folder of its adapter or model by itself.
         base: where the base model is now, if it is no longer where the run found it.
         quantise: whether the base's weights are in the run's format, and not all in float32.
+        options: of the task, in place of those that it was trained with.
 
     Raises:
         SubspaceError: there is no finished run, a file of it is damaged, or the base model is another one.
@@ -85,6 +93,11 @@ def finished(path: str | Path, base: str | None = None, *, quantise: bool = True
     assert content is not None
     with reading(f"the task in {folder / TASK}"):
         task = tasks.get(content["task"]).configured(content["options"])
+    if options and task.generate is None:
+        raise SubspaceError(
+            f"the run in {folder} is of task {task.name}, which writes no texts: `subspace predict` asks it"
+        )
+    task = task.configured({**content["options"], **options})
     has_adapter = (folder / _ADAPTER).is_file()
     if base is not None and not has_adapter:
         raise SubspaceError(f"{folder} is a whole model and has no base: leave --base out")
