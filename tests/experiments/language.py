@@ -47,10 +47,9 @@ def t5(folder: Path) -> Path:
     return folder
 
 
-def llama(folder: Path, **special: str) -> Path:
-    """Write a decoder; its tokenizer has a pad token unless others are given."""
-    named = special or {"pad_token": PAD, "eos_token": END}
-    size = write_tokenizer(folder, f"{BEGIN} $A", bos_token=BEGIN, **named)
+def llama(folder: Path, special: Mapping[str, str] = MappingProxyType({"pad_token": PAD, "eos_token": END})) -> Path:
+    """Write a decoder, whose tokenizer has these special tokens."""
+    size = write_tokenizer(folder, f"{BEGIN} $A", bos_token=BEGIN, **special)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=size,

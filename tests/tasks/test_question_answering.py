@@ -146,7 +146,7 @@ def test_the_best_spans_are_those_of_all(sizes: list[int], longest: int, count: 
 @given(
     words=st.lists(st.sampled_from([*WORDS, "unbelievably", "Ärger", "3,5"]), min_size=1, max_size=60),
     length=st.integers(12, 40),
-    stride=st.integers(0, 8),
+    stride=st.integers(0, 7),
     data=st.data(),
 )
 def test_parts_hold_the_whole_text_and_its_answer(
@@ -162,12 +162,8 @@ def test_parts_hold_the_whole_text_and_its_answer(
     assert all(len(one) <= length for one in encoded["input_ids"])
     held = set()
     for entry in encoded:
-        held |= {
-            n
-            for begin, end in zip(entry["starts"], entry["ends"], strict=True)
-            if begin >= 0
-            for n in range(begin, end)
-        }
+        for begin, end in zip(entry["starts"], entry["ends"], strict=True):
+            held |= set(range(begin, end))
         one, other = entry["labels"]
         if entry["holds"]:
             assert context[entry["starts"][one] : entry["ends"][other]] == answer
@@ -221,28 +217,17 @@ BAD = {
         "line 2: answer 'de' is not in its text at answer_start 4, where 'e ' is; it is there at 3",
     ),
     "nowhere": (_row({"text": ["lu"], "answer_start": [0]}), "the text does not hold it anywhere"),
-    "beyond": (
-        _row({"text": ["de"], "answer_start": [-5]}),
-        "line 1: answer 'de' is not in its text at answer_start -5",
-    ),
+    "beyond": (_row({"text": ["de"], "answer_start": [-5]}), "answer 'de' is not in its text at answer_start -5"),
     "no places": (_row({"text": ["de"]}), "line 1: .*which has no answers; write {"),
     "a bare text": (_row("de"), "line 1: .* is 'de', which has no answers; write {"),
     "unequal": (_row({"text": ["de"], "answer_start": [3, 3]}), "line 1: .*which has no answers"),
-    "an empty answer": (
-        _row({"text": [" "], "answer_start": [2]}),
-        "line 1: column 'answers' has an answer without text",
-    ),
-    "no question": (
-        GOOD + _row({"text": [], "answer_start": []}, question=" "),
-        "line 2: column 'question' has no text",
-    ),
-    "no text": (_row({"text": [], "answer_start": []}, context=None), "line 1: column 'context' has no text"),
+    "an empty answer": (_row({"text": [" "], "answer_start": [2]}), "column 'answers' has an answer without text"),
+    "no question": (GOOD + _row([], question=" "), "line 2: column 'question' has no text"),
+    "no text": (_row([], context=None), "line 1: column 'context' has no text"),
     "nothing": ("\n", "rows.jsonl has no rows"),
     "no article": ('{"data": [{"paragraphs": [{"context": "ba"}]}]}', "row 1: a paragraph is .* a list 'qas'"),
     "an answer is missing": (
-        json.dumps(
-            {"data": [{"paragraphs": [{"context": "ba", "qas": [{"id": "x7", "question": "?", "answers": []}]}]}]}
-        ),
+        '{"data": [{"paragraphs": [{"context": "ba", "qas": [{"id": "x7", "question": "?", "answers": []}]}]}]}',
         "rows.jsonl, question x7: column 'answers' has no answers",
     ),
 }
