@@ -46,7 +46,8 @@ class QuestionAnswering(OwnTask[Questions]):
     name = "question_answering"
     primary = "f1"
     model_class: ClassVar[Any] = AutoModelForQuestionAnswering
-    task_type: ClassVar[TaskType] = TaskType.QUESTION_ANS
+    # peft 0.21 gives a model of its type QUESTION_ANS no token types, by which BERT tells the question from the text.
+    task_type: ClassVar[TaskType] = TaskType.FEATURE_EXTRACTION
 
     text: str = "context"
     question: str = "question"
