@@ -27,7 +27,7 @@ from subspace_tuning.files import write_json
 from subspace_tuning.jobs.script import done, one_line_errors, parser
 from subspace_tuning.jobs.units import measured
 from subspace_tuning.models.checkpoint import Checkpoint
-from subspace_tuning.provenance import circumstances
+from subspace_tuning.provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 WIDTH, INNER, RANK = 4096, 11008, 32
@@ -127,7 +127,7 @@ def main() -> None:
         one = parts.pop("extraction")
         rows, full = one.pop("rows"), {shape: part["seconds"] for shape, part in parts.items()}
         found = {
-            **circumstances(),
+            **provenance(),
             "layers": options.layers,
             "matrices": len(rows),
             **one,

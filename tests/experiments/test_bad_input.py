@@ -104,8 +104,8 @@ BAD: Mapping[str, tuple[Change, str]] = {
     "wrong type": (_set("training.seed", "first"), "training.seed: Value 'first'"),
     "unknown task": (_set("task.name", "colla"), "unknown task 'colla': did you mean cola"),
     "unknown method": (_set("adapter.method", "loar"), "unknown method 'loar'; did you mean"),
-    "wrong formula": (_set("adapter", {"formula": "D1 @ W @"}), "nothing stands behind '@'; write 'D1 @ W'"),
-    "rank too large": (_set("adapter", {"method": "lora", "r": 1025}), "rank 1025 is out of proportion to its 32 x 32"),
+    "wrong formula": (_set("adapter", {"formula": "D1 @ W @"}), "'@' has no right operand; write 'D1 @ W'"),
+    "rank too large": (_set("adapter", {"method": "lora", "r": 1025}), "rank 1025 is far too large for its 32 x 32"),
     "rank not positive": (_set("adapter", {"method": "lora", "r": 0}), "r = 0 is not a positive whole number"),
     "alpha not positive": (_set("adapter", {"method": "lora", "alpha": -1}), "alpha = -1.0 is not a positive number"),
     "targets nothing": (

@@ -131,7 +131,7 @@ def test_mix_and_match_is_saved_and_loaded_whole(sentences: Path, tmp_path: Path
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, kept[0].eval()(**batch).logits)
     (outcome.folder / "parallel_adapter.json").unlink()
-    with pytest.raises(SubspaceError, match=r"holds a prefix and no parallel_adapter\.json"):
+    with pytest.raises(SubspaceError, match=r"has a prefix but no parallel_adapter\.json"):
         load_mam(AutoModelForSequenceClassification.from_pretrained(minilm), outcome.folder)
 
 
@@ -190,7 +190,7 @@ def test_bad_input_is_refused_before_any_training(
 
 def test_a_ratio_for_b_without_b(settings: Settings, write: Write) -> None:
     settings["training"]["lora_plus_ratio"] = 16.0
-    with pytest.raises(SubspaceError, match="a ratio for B is given, and the model trains no factor B"):
+    with pytest.raises(SubspaceError, match="a ratio for B is given, but the model trains no factor B"):
         train.run(configs.load(write(settings)), progress=False)
 
 

@@ -96,6 +96,11 @@ BAD: Mapping[str, tuple[str, tuple[str, ...], str]] = {
         "training.warmup_ratio is 1.5: it must be at least 0 and below 1",
     ),
     "seed": (BASIC, ("training.seed=-1",), "training.seed is -1"),
+    "patience": (
+        BASIC,
+        ("training.patience=2", "training.keep=last"),
+        "training.patience stops after the best figure, which training.keep",
+    ),
     "useless": (BASIC, ("adapter.method=full",), "adapter.r has no meaning with method 'full'"),
 }
 

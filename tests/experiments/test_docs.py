@@ -60,6 +60,7 @@ NOT_RUN = {
     ("counts.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
     ("explain.md", "subspace explain --watch"): "reads a terminal or a pipe; test_explain_command.py has it",
     ("first-hour.md", "subspace train run.yaml"): "trains on the hub's MRPC",
+    ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",
     ("speed.md", "subspace bench"): "takes minutes",
 }
 OTHER_PROGRAMS = {"make", "pip"}
@@ -193,7 +194,7 @@ SECONDS = (
     "params",
     "recommend",
     "--markdown",
-    "--pictures",
+    "--figures",
     "D1 @ W",
     "subspace train",
 )  # what makes a command take seconds
@@ -216,7 +217,7 @@ def test_every_command_runs(
     shutil.copytree(ROOT / "examples", "examples")
 
     def stand_in(word: str, before: str) -> str:
-        return str(tmp_path / word) if before in ("-o", "--pictures") else stand_ins.get(word, word)
+        return str(tmp_path / word) if before in ("-o", "--figures") else stand_ins.get(word, word)
 
     given = placed(words, stand_in)[1:]
     with pytest.raises(SystemExit) as ended:

@@ -71,7 +71,7 @@ def test_a_refused_start_is_explained(tiny_model: Path, capsys: Capture) -> None
     ("words", "message"),
     [
         (("lroa",), "unknown method 'lroa'; did you mean lora"),
-        (("W + A @",), "nothing stands behind"),
+        (("W + A @",), "has no right operand"),
         (("W + A @ B", "./nowhere"), "does not exist"),
         (("A @ B @ W", "./nowhere"), "does not exist"),
         (("lora", "--shape", "768"), "--shape '768' is not two numbers such as 768x3072"),

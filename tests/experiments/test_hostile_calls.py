@@ -82,7 +82,7 @@ def calls(
         "bench": lambda out: ["bench", "-m", "ssb", "--rounds", 2, "-o", out],
         "recommend": lambda out: ["recommend", tiny_model, "--tuned", tuned, "-m", "ssb", "-o", out],
         "inspect-table": lambda out: ["inspect", tiny_model, lora, "-o", f"{out}{files['inspect-table']}"],
-        "inspect-pictures": lambda out: ["inspect", tiny_model, lora, "--pictures", out],
+        "inspect-figures": lambda out: ["inspect", tiny_model, lora, "--figures", out],
         "convert": lambda out: ["convert", lora, "--to", "peft-lora", "-o", out],
         "combine": lambda out: ["combine", lora, lora, "-o", out],
         "extract": lambda out: ["extract", tiny_model, tuned, "-r", 2, "-o", out],
@@ -93,7 +93,7 @@ def calls(
 
 
 FILES = ("bench", "recommend", "inspect-table")
-FOLDERS = ("inspect-pictures", "convert", "combine", "extract", "demo", "train")
+FOLDERS = ("inspect-figures", "convert", "combine", "extract", "demo", "train")
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:
@@ -156,8 +156,8 @@ def test_an_output_that_cannot_be(
 def test_a_folder_of_somebody_else_stays_as_it_is(
     command: str, calls: dict[str, Callable[[Path], Words]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if command == "inspect-pictures":
-        pytest.skip("pictures may stand beside other files")
+    if command == "inspect-figures":
+        pytest.skip("figures may stand beside other files")
     (tmp_path / "out" / "data").mkdir(parents=True)
     (tmp_path / "out" / "data" / "train.jsonl").write_text("irreplaceable", encoding="utf-8")
     errors = refused([*calls[command](tmp_path / "out"), "--overwrite"], tmp_path, capfd)

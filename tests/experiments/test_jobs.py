@@ -71,7 +71,7 @@ def user(
 
 BENCH: dict[str, Any] = {
     "shape": "a",
-    "precision": command.Precision.float32,
+    "precision": command.BenchPrecision.float32,
     "method": ["lora"],
     "rank": 8,
     "budget": None,

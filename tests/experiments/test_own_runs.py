@@ -213,7 +213,7 @@ def test_a_run_whose_classes_have_changed_does_not_go_on(
     _interrupt(config, 1, monkeypatch)
     renamed = [{**row, "label": row["label"].replace("old", "new")} for row in rows]
     WRITERS["jsonl"](tmp_path / "rows.jsonl", renamed)
-    with pytest.raises(SubspaceError, match=r"the run cannot go on: task\.classes is \['old 01'"):
+    with pytest.raises(SubspaceError, match=r"the run cannot be resumed: task\.classes is \['old 01'"):
         train.run(config, progress=False)
 
 

@@ -304,16 +304,16 @@ def test_a_run_that_writes_no_texts_is_told(
     settings = _settings("question_answering", folders, tmp_path)
     train.run(_config(settings), progress=False)
     line = _refused(["generate", settings["output"], "--file", settings["task"]["data"]], capfd)
-    assert "is of task question_answering, which writes no texts: `subspace predict` asks it" in line
+    assert "is of task question_answering, which does not generate text: use `subspace predict`" in line
     assert "a row of task question_answering is not one text" in _refused(
         ["predict", settings["output"], "-t", "ba"], capfd
     )
 
 
 REFUSED = {
-    "an encoder": ("bert", {}, "task generation needs a model that writes texts, and a bert writes none"),
+    "an encoder": ("bert", {}, "task generation needs a model that generates text, and a bert does not"),
     "positions": ("llama", {"max_new_tokens": 50}, "they need 66 positions, and the model has 64"),
-    "no place in the prompt": ("llama", {"prompt": "ba"}, "task.prompt is 'ba': write {input} once"),
+    "no place in the prompt": ("llama", {"prompt": "ba"}, "task.prompt is 'ba': write {input} exactly once"),
     "no tokens": ("t5", {"max_new_tokens": 0}, "task.max_new_tokens is 0: it must be at least 1"),
     "no beams": ("t5", {"num_beams": 0}, "task.num_beams is 0: it must be at least 1"),
     "no such column": ("t5", {"label": "outputs"}, "no column 'outputs', did you mean output"),
@@ -361,10 +361,10 @@ def test_a_tokenizer_without_a_pad_token_is_told(
         llama(tmp_path / name, special)
     settings = _settings("generation of a decoder", folders, tmp_path)
     record = train.run(_config(settings, f"model={tmp_path / 'without'}"), progress=False).record
-    assert "has no pad token: </s> fills up rows" in caplog.text
+    assert "has no pad token: </s> is used instead" in caplog.text
     whole = train.run(_config(settings, f"output={tmp_path / 'other'}"), progress=False).record
     assert record["history"] == whole["history"]
-    refused = {"bare": "has no pad token, nor an eos token in its place", "endless": "has no eos token"}
+    refused = {"bare": "has neither a pad token nor an eos token", "endless": "has no eos token"}
     for name, told in refused.items():
         with pytest.raises(SubspaceError, match=told):
             train.run(_config(settings, f"model={tmp_path / name}", f"output={tmp_path / 'none'}"), progress=False)

@@ -128,7 +128,7 @@ def trained(name: str, folder: Path) -> dict[str, Any]:
     if known.needs_calibration:
         found = {"first": [9, 10, 12], "second": [0 if known.chooses_form else 9, 12, 8]}
         drawn = {module: torch.randperm(n * m)[:p] for module, (p, n, m) in found.items()}
-        config = config.chosen(entries=found, positions=drawn) if known.formula.masked else config.chosen()
+        config = config.with_choice(entries=found, positions=drawn) if known.formula.masked else config.with_choice()
     model: Any = get_peft_model(base, config)
     generator = torch.Generator().manual_seed(1)
 
@@ -236,7 +236,7 @@ def test_lora_plus_trains_what_leads_up_faster(text: str) -> None:
 )
 def test_the_nonlinearity_stands_behind_what_leads_down(text: str, bent: str | None) -> None:
     if bent is None:
-        with pytest.raises(SubspaceError, match="has a nonlinearity already"):
+        with pytest.raises(SubspaceError, match="already has a nonlinearity"):
             patterns.constrained(methods.from_formula(text), ["nonlinear"])
     else:
         assert str(SubspaceConfig(formula=text, pattern="nonlinear").resolved.formula) == bent
@@ -304,9 +304,9 @@ def test_the_entries_of_a_mask_of_any_name_are_read_off_a_file() -> None:
     config = SubspaceConfig(formula="W + M7 * Q", budget=11, target_modules=["first", "second"])
     entries = {"first": [5, 10, 12], "second": [6, 12, 8]}
     positions = {"first": torch.arange(5), "second": torch.arange(6) + 3}
-    state = get_peft_model(Net(), config.chosen(entries=entries, positions=positions)).state_dict()
+    state = get_peft_model(Net(), config.with_choice(entries=entries, positions=positions)).state_dict()
     state = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items() if "subspace" in name}
-    bare = config.chosen()
+    bare = config.with_choice()
     inject_adapter_in_model(bare, Net(), state_dict=state)
     assert bare.entries == entries
 
@@ -328,7 +328,7 @@ def test_forms_under_other_names_convert_without_a_loss() -> None:
 
 @pytest.mark.usefixtures("registry")
 def test_no_method_takes_the_name_of_one_of_pefts() -> None:
-    with pytest.raises(SubspaceError, match="exists already, as a class of peft's"):
+    with pytest.raises(SubspaceError, match="already exists as a class of peft's"):
 
         @method(name="prefix_tuning")
         def own(W, P, Q, s):  # type: ignore[no-untyped-def]
@@ -340,7 +340,7 @@ def test_methods_of_both_kinds_are_listed_alike() -> None:
     for known in methods.listed():
         assert methods.named(known.name) is known and known.facts()["formula"] == str(known.formula)
         if known.name in methods.HOSTED:
-            with pytest.raises(SubspaceError, match="is no formula over one matrix"):
+            with pytest.raises(SubspaceError, match="is not a formula over one matrix"):
                 methods.get(known.name)
             assert not known.merges
         else:

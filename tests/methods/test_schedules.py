@@ -36,7 +36,7 @@ def adapted(method: str, r: int = 6, **fields: Any) -> Any:
     if config.resolved.needs_calibration:
         shapes = {"first": [9, 10, 12], "second": [9, 12, 8]}
         drawn = {name: torch.randperm(n * m)[:p] for name, (p, n, m) in shapes.items()}
-        config = config.chosen(entries=shapes, positions=drawn)
+        config = config.with_choice(entries=shapes, positions=drawn)
     return get_peft_model(Net(), config)
 
 

@@ -62,7 +62,7 @@ def test_questions_about_one_text_are_held_out_together(tmp_path: Path) -> None:
     train, validation = ({one.context for one in rows[split].rows} for split in ("train", "validation"))
     assert train and validation and not train & validation
     alone = [row for row in TEXT_ROWS["question_answering"] if row["context"] in list(train)[:1]]
-    with pytest.raises(SubspaceError, match=r"rows, in 1 groups that stay together: none is left|has 1 rows"):
+    with pytest.raises(SubspaceError, match=r"rows in 1 groups that stay together: none is left|has 1 rows"):
         tasks.get("question_answering").prepare(write(tmp_path, "jsonl", alone, "alone"))
 
 
@@ -124,7 +124,7 @@ def test_the_best_spans_are_those_of_all(sizes: list[int], longest: int, count: 
     for size in sizes:
         logits = rng.normal(size=(size + 2, 2))
         starts = np.array([-1, *range(begin, begin + size), -1])
-        parts.append(spans.Part(logits, starts, np.where(starts < 0, -1, starts + 1), 0))
+        parts.append(spans.Window(logits, starts, np.where(starts < 0, -1, starts + 1), 0))
         for first in range(1, size + 1):
             for last in range(first, min(first + longest, size + 1)):
                 place = int(starts[first]), int(starts[last]) + 1
@@ -214,18 +214,21 @@ BAD = {
     "no answers": (GOOD + _row(None), "rows.jsonl, line 2: column 'answers' has no answers; write them, or"),
     "elsewhere": (
         GOOD + _row({"text": ["de"], "answer_start": [4]}),
-        "line 2: answer 'de' is not in its text at answer_start 4, where 'e ' is; it is there at 3",
+        "line 2: answer 'de' is not in its context at answer_start 4, which has 'e '; it starts at 3",
     ),
-    "nowhere": (_row({"text": ["lu"], "answer_start": [0]}), "the text does not hold it anywhere"),
-    "beyond": (_row({"text": ["de"], "answer_start": [-5]}), "answer 'de' is not in its text at answer_start -5"),
-    "no places": (_row({"text": ["de"]}), "line 1: .*which has no answers; write {"),
-    "a bare text": (_row("de"), "line 1: .* is 'de', which has no answers; write {"),
-    "unequal": (_row({"text": ["de"], "answer_start": [3, 3]}), "line 1: .*which has no answers"),
-    "an empty answer": (_row({"text": [" "], "answer_start": [2]}), "column 'answers' has an answer without text"),
+    "nowhere": (_row({"text": ["lu"], "answer_start": [0]}), "the context does not contain it"),
+    "beyond": (_row({"text": ["de"], "answer_start": [-5]}), "answer 'de' is not in its context at answer_start -5"),
+    "no places": (_row({"text": ["de"]}), "line 1: .*not answers; write {"),
+    "a bare text": (_row("de"), "line 1: .* is 'de', not answers; write {"),
+    "unequal": (_row({"text": ["de"], "answer_start": [3, 3]}), "line 1: .*not answers"),
+    "an empty answer": (_row({"text": [" "], "answer_start": [2]}), "column 'answers' has an empty answer"),
     "no question": (GOOD + _row([], question=" "), "line 2: column 'question' has no text"),
     "no text": (_row([], context=None), "line 1: column 'context' has no text"),
     "nothing": ("\n", "rows.jsonl has no rows"),
-    "no article": ('{"data": [{"paragraphs": [{"context": "ba"}]}]}', "row 1: a paragraph is .* a list 'qas'"),
+    "no article": (
+        '{"data": [{"paragraphs": [{"context": "ba"}]}]}',
+        "row 1: a paragraph is .*, not an object .* 'qas'",
+    ),
     "an answer is missing": (
         '{"data": [{"paragraphs": [{"context": "ba", "qas": [{"id": "x7", "question": "?", "answers": []}]}]}]}',
         "rows.jsonl, question x7: column 'answers' has no answers",
@@ -245,7 +248,7 @@ def test_bad_rows_are_told_with_their_place(case: str, tmp_path: Path) -> None:
 def test_a_question_that_leaves_no_room_is_told_with_its_place(tokenizer: Any, tmp_path: Path) -> None:
     source = write(tmp_path, "jsonl", [*TEXT_ROWS["question_answering"], json.loads(_row([], question="ba " * 20))])
     task, rows = tasks.get("question_answering").configured({"validation": source}).prepare(source)
-    told = r"rows\.jsonl, line 31: the question has 20 tokens, so of task\.max_length = 24 are 1 left .* shares 8 with"
+    told = r"rows\.jsonl, line 31: the question has 20 tokens, which leaves 1 of task\.max_length = 24 for .* share 8;"
     with pytest.raises(SubspaceError, match=told):
         task.encode(rows["train"], tokenizer, 24)
 

@@ -56,7 +56,7 @@ def adapted(method: str) -> Any:
     if config.resolved.needs_calibration:
         shapes = {"first": [9, 10, 12], "second": [9, 12, 8]}
         drawn = {name: torch.randperm(n * m)[:p] for name, (p, n, m) in shapes.items()}
-        config = config.chosen(entries=shapes, positions=drawn)
+        config = config.with_choice(entries=shapes, positions=drawn)
     return get_peft_model(Net(), config).train()
 
 
@@ -217,7 +217,7 @@ def test_a_schedule_that_nobody_makes_warns_once(method: str) -> None:
         for step in range(PATIENCE + 3):
             loss_of(model, step).backward()
 
-    with pytest.warns(UserWarning, match=f"method '{method}' has a schedule, and nothing steps it") as seen:
+    with pytest.warns(UserWarning, match=f"method '{method}' has a schedule, but nothing stepped it") as seen:
         passes()
     assert len([one for one in seen if "schedule" in str(one.message)]) == 1
 
@@ -226,7 +226,7 @@ def test_a_schedule_that_nobody_steps_warns_when_it_is_saved(tmp_path: Path) -> 
     model = adapted("adalora")
     plan = schedule(model, STEPS)
     loss_of(model).backward()
-    with pytest.warns(UserWarning, match="nothing steps it in 1 training passes"):
+    with pytest.warns(UserWarning, match="nothing stepped it in 1 training passes"):
         model.save_pretrained(tmp_path)
     assert not plan.stepped
 

@@ -1,8 +1,8 @@
 """A formula's matrix as a sum of products: W between diagonals, and chains with a narrow place.
 
-Sums and column normalisations around W are written out, unit(X) being X times the inverse of its norms; then one term
-must be W between diagonals, and the others chains that are cut in two where they are narrowest.
-``unit(W + s * A @ B) @ D`` is (W + A @ (s * B)) @ d, with d = D over the norms of what stands before it.
+Sums and column normalisations around W are expanded, with unit(X) as X times the inverse of its norms. One term must then
+be W between diagonals, and the others chains, which are cut in two where they are narrowest.
+``unit(W + s * A @ B) @ D`` is (W + A @ (s * B)) @ d, with d = D over the column norms of W + s * A @ B.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .nodes import Activation, Affine, Expression, Identity, Product, Scale, Sum, Vector, W, add, product, times
 
-Shape = Callable[[Expression], tuple[int, int]]
+ShapeOf = Callable[[Expression], tuple[int, int]]
 
 
 class Cut(NamedTuple):
@@ -25,16 +25,16 @@ class Cut(NamedTuple):
 
 
 class NarrowForm(NamedTuple):
-    """``(left @ W + narrow chains) @ right``; ``right`` acts on W alone if not ``around``."""
+    """``(left @ W + narrow chains) @ right``; ``right`` acts on W alone if not ``right_scales_low_rank``."""
 
     left: tuple[Expression, ...]
     right: tuple[Expression, ...]
-    around: bool
+    right_scales_low_rank: bool
     cuts: tuple[Cut, ...]
 
 
-def narrow_form(matrix: Expression, shape: Shape) -> NarrowForm | None:
-    """Return a formula's matrix as W between diagonals plus narrow chains, None if it is not of that form.
+def narrow_form(matrix: Expression, shape: ShapeOf) -> NarrowForm | None:
+    """Return a formula's matrix as W between diagonals plus narrow chains, or None if it does not have that form.
 
     Args:
         matrix: the formula without its bias.
@@ -47,14 +47,14 @@ def narrow_form(matrix: Expression, shape: Shape) -> NarrowForm | None:
         return None
     place = frozen[0].index(W)
     left, right = frozen[0][:place], frozen[0][place + 1 :]
-    around = bool(right) and all(term[-len(right) :] == right for term in added)
-    cuts = [_cut(term[: -len(right)] if around else term, shape) for term in added]
+    right_scales_low_rank = bool(right) and all(term[-len(right) :] == right for term in added)
+    cuts = [_cut(term[: -len(right)] if right_scales_low_rank else term, shape) for term in added]
     found = tuple(cut for cut in cuts if cut is not None)
-    return NarrowForm(left, right, around, found) if len(found) == len(cuts) else None
+    return NarrowForm(left, right, right_scales_low_rank, found) if len(found) == len(cuts) else None
 
 
 def opened(expression: Expression) -> Expression:
-    """Return an equal expression in which W stands alone beside what its reflections add: W - A @ folded(A) @ W."""
+    """Return an equal expression with W as a term beside what its reflections add: W - A @ folded(A) @ W."""
     if isinstance(expression, Affine):
         return Affine(opened(expression.matrix), expression.bias)
     if isinstance(expression, Sum):
@@ -62,7 +62,7 @@ def opened(expression: Expression) -> Expression:
     if not isinstance(expression, Product):
         return expression
     places = [index for index, factor in enumerate(expression.factors) if len(factor.opened) > 1]
-    if len(places) != 1:  # several would make as many terms as they have subsets
+    if len(places) != 1:  # several would give as many terms as they have subsets
         return expression
     (place,) = places
     before, after = expression.factors[:place], expression.factors[place + 1 :]
@@ -77,7 +77,7 @@ def with_bias(expression: Expression) -> tuple[Expression, Expression]:
 
 
 def sum_of_products(node: Expression) -> list[tuple[Expression, ...]]:
-    """Return the expression as a sum of products, in which W stands under no sum."""
+    """Return the expression as a sum of products, with no sum above W."""
     if isinstance(node, Sum):
         return [term for part in node.terms for term in sum_of_products(part)]
     if isinstance(node, Scale):
@@ -99,7 +99,7 @@ def _factors(node: Expression) -> list[Expression]:
 
 
 def chained(factors: Sequence[Expression]) -> Expression | None:
-    """Return the product of factors, some of them scalars; None for none."""
+    """Return the product of factors, which may include scalars; None if there are none."""
     scalars = [factor for factor in factors if factor.is_number]
     matrices = tuple(factor for factor in factors if not factor.is_number)
     if not matrices:
@@ -107,8 +107,8 @@ def chained(factors: Sequence[Expression]) -> Expression | None:
     return times(*reversed(scalars), matrices[0] if len(matrices) == 1 else Product(matrices))
 
 
-def _cut(factors: Sequence[Expression], shape: Shape) -> Cut | None:
-    """Cut a chain at its nonlinearity, or at its narrowest place; None if neither leaves something narrow."""
+def _cut(factors: Sequence[Expression], shape: ShapeOf) -> Cut | None:
+    """Cut a chain at its nonlinearity, or at its narrowest place; None if neither is narrow."""
     chain = [factor for factor in factors if not factor.is_number and not isinstance(factor, Identity)]
     scalars = tuple(factor for factor in factors if factor.is_number)
     bends = [index for index, factor in enumerate(chain) if isinstance(factor, Activation)]

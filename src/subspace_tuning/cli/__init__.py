@@ -1,4 +1,4 @@
-"""The command `subspace`. What it needs beyond the core is looked for when it is called."""
+"""The command `subspace`. Its extras are only checked when it is called."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import sys
 from collections.abc import Sequence
 
 from ..extras import needs
-from .refuse import drawn, told
+from .refuse import drawn, message_of
 
 _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 2 bad input (one line on stderr), 130 interrupted.
+    """Run the command line and exit: 0 done, 2 bad input (one line on stderr), 130 interrupted.
 
-    What the operating system refuses and files that cannot be read count as bad input; ``refuse.told`` says which
-    errors these are. On a terminal the error of a formula has more lines. Any other error is a fault of the code and
-    shows its traceback.
+    Errors of the operating system and unreadable files count as bad input; see ``refuse.message_of``. On a terminal a
+    formula error has more lines. Any other error is a bug and shows its traceback.
 
     Args:
-        arguments: the words after `subspace`; None takes the process's own.
+        arguments: the words after `subspace`; by default the process's own.
     """
     try:
         needs("the command", "cli")
@@ -30,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = _INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        message = told(error)
+        message = message_of(error)
         if message is None:
             raise
         shown = drawn(error) if sys.stderr.isatty() else None

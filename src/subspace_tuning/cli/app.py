@@ -1,4 +1,4 @@
-"""The subcommands of `subspace`. Each has a file beside this one and imports what is heavy only when it runs."""
+"""The subcommands of `subspace`. Each has its own file, and imports heavy packages only when it runs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from . import (
     methods,
     params,
     predict,
+    push,
     recommend,
     reference,
     train,
@@ -29,7 +30,7 @@ from . import (
 app = typer.Typer(
     name="subspace",
     add_completion=False,
-    rich_markup_mode=None,  # plain help is wrapped between words, and cuts no option
+    rich_markup_mode=None,  # plain help wraps between words and never truncates an option
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
@@ -37,6 +38,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("generate")(generate.generate)
 app.command("merge")(merge.merge)
+app.command("push")(push.push)
 app.command("methods")(methods.methods)
 app.command("explain")(explain.explain)
 app.command("params")(params.params)
@@ -71,10 +73,10 @@ def _help(
 
 
 def run(arguments: Sequence[str] | None) -> int:
-    """Run a command and return its exit code. Mistakes in the words and errors of a command are raised.
+    """Run a command and return its exit code. Usage errors and errors of the command are raised.
 
     Args:
-        arguments: the words after `subspace`; None takes the process's own.
+        arguments: the words after `subspace`; by default the process's own.
     """
     words = None if arguments is None else list(arguments)
     try:

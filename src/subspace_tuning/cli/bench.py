@@ -1,4 +1,4 @@
-"""`subspace bench`: what a training step costs beside the frozen floor and beside peft."""
+"""`subspace bench`: the cost of a training step, compared with the frozen floor and with peft."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ..bench.choices import Curve, Precision
+from ..bench.choices import BenchPrecision, Curve
 from .console import show, table_of
 from .progress import Bar, progress_bar
 
 if TYPE_CHECKING:
-    from ..bench.settings import Shape
+    from ..bench.settings import ModelShape
 
 
 def bench(
@@ -23,8 +23,8 @@ def bench(
         str, typer.Option("--shape", "-s", help="a: MiniLM, b: RoBERTa width, c: a Llama block pair.")
     ] = "a",
     precision: Annotated[
-        Precision, typer.Option(help="float32; autocast to bfloat16; or frozen weights in bfloat16.")
-    ] = Precision.float32,
+        BenchPrecision, typer.Option(help="float32; autocast to bfloat16; or frozen weights in bfloat16.")
+    ] = BenchPrecision.float32,
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="A method; repeat for several. Default: all.")
     ] = None,
@@ -37,17 +37,17 @@ def bench(
     curve: Annotated[
         Curve | None, typer.Option(help="Instead of one table: how a step grows with this.", show_default=False)
     ] = None,
-    memory: Annotated[bool, typer.Option("--memory", help="Also each arm's peak memory.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Also each arm compiled by torch.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file for the figures.")] = Path("bench.json"),
+    memory: Annotated[bool, typer.Option("--memory", help="Also measure each arm's peak memory.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also run each arm compiled by torch.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file for the results.")] = Path("bench.json"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Measure what a training step of each method costs.
 
-    It stands beside the frozen floor, peft's own version and full fine-tuning. The frozen floor is the same model with
-    frozen weights, the gradient flowing from the embeddings to the loss. All arms run in one process, a step of each in
-    turn; a ratio is the median over the rounds with its 95 percent interval. An interrupted curve goes on when the
-    command is given again.
+    The cost is compared with the frozen floor, peft's own version and full fine-tuning. The frozen floor is the same
+    model with frozen weights, and the gradient propagated from the loss to the embeddings. All arms run in one process,
+    one step of each in turn; a ratio is the median over the rounds with its 95 percent interval. Run the command again
+    to resume an interrupted curve.
     """
     import torch
 
@@ -55,7 +55,7 @@ def bench(
     from ..bench.settings import shape_of
     from ..files import check_file, write_json
     from ..jobs.units import measured
-    from ..provenance import circumstances
+    from ..provenance import provenance
     from ..training.runtime import threads as computing_with
 
     warnings.filterwarnings("ignore", module="transformers|peft|torch")
@@ -74,19 +74,19 @@ def bench(
             kind, units, measure = "points", _pieces(curve, job["methods"]), partial(_curve, bar, job)
         with measured(output, job | {"threads": torch.get_num_threads()}, units, measure) as parts:
             found = [one for part in parts.values() for one in part[kind]]
-            write_json(output, circumstances() | job | {kind: found})
+            write_json(output, provenance() | job | {kind: found})
     show(_drawn_table(job, found) if curve is None else _drawn_curve(job, found))
     typer.echo(f"saved in {output}")
 
 
-def _table(bar: Bar, job: dict[str, Any], shape: Shape) -> dict[str, Any]:
+def _table(bar: Bar, job: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
     from ..bench.arms import arms
     from ..bench.measure import WARM_UP, table
 
     matching = (shape, job["budget"]) if job["budget"] else None
     chosen = arms(job["methods"], job["rank"], matching, job["compiled"])
-    told = partial(bar.one_of, "measuring", WARM_UP + job["rounds"])
-    rows = table(shape, chosen, Precision(job["precision"]), job["rounds"], job["memory"], told)
+    on_progress = partial(bar.one_of, "measuring", WARM_UP + job["rounds"])
+    rows = table(shape, chosen, BenchPrecision(job["precision"]), job["rounds"], job["memory"], on_progress)
     return {"rows": [row.plain() for row in rows]}
 
 
@@ -113,7 +113,7 @@ def _drawn_table(job: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
 
 
 def _pieces(curve: Curve, names: list[str]) -> dict[str, Any]:
-    """What of a curve is measured by itself: a value; of many adapters, which add up, a method."""
+    """Return the units of a curve: its values, or the methods for many adapters, which accumulate."""
     from ..bench.curves import CURVES
 
     return {str(piece): piece for piece in (names if curve is Curve.adapters else CURVES[curve])}
@@ -125,10 +125,10 @@ def _curve(bar: Bar, job: dict[str, Any], piece: Any) -> dict[str, Any]:
 
     curve, names, rounds = Curve(job["curve"]), job["methods"], job["rounds"]
     if curve is Curve.adapters:
-        told = partial(bar.one_of, "adapters", len(names) * max(CURVES[curve]))
-        return {"points": list(many_adapters(piece, rounds, told))}
-    told = partial(bar.one_of, curve.value, len(CURVES[curve]) * (WARM_UP + rounds))
-    return {"points": growth(curve, piece, names, Precision(job["precision"]), rounds, told)}
+        on_progress = partial(bar.one_of, "adapters", len(names) * max(CURVES[curve]))
+        return {"points": list(many_adapters(piece, rounds, on_progress))}
+    on_progress = partial(bar.one_of, curve.value, len(CURVES[curve]) * (WARM_UP + rounds))
+    return {"points": growth(curve, piece, names, BenchPrecision(job["precision"]), rounds, on_progress)}
 
 
 def _drawn_curve(job: dict[str, Any], points: list[dict[str, Any]]) -> Table:

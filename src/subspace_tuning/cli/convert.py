@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, shortened, show, table_of
+from .console import shortened, show, silence_libraries, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
-    from ..adapters.convert import Result
+    from ..adapters.convert import ConvertedAdapter
     from ..models.checkpoint import Checkpoint
 
-_BASE = "The base model, where factors do not tell the change."
+_BASE = "The base model, if the factors alone do not determine the change."
 _UNEVEN = "With peft-lora: keep each matrix's own rank instead of padding all to one."
 
 
@@ -25,23 +25,24 @@ def convert(
     to: Annotated[str, typer.Option("--to", help="A method, a formula, or peft-lora.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new adapter's folder.", show_default=False)],
     rank: Annotated[
-        int | None, typer.Option("--rank", "-r", min=1, help="The rank; what loses nothing if not given.")
+        int | None, typer.Option("--rank", "-r", min=1, help="The rank; by default the lowest that loses nothing.")
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help=_BASE)] = None,
     tolerance: Annotated[
         float | None, typer.Option("--tolerance", help="Refuse if a matrix loses more than this share of its change.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing adapter.")] = False,
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
     """Turn an adapter into another method's.
 
-    Exactly where that is possible, else with the error told. --to peft-lora writes an adapter that peft loads alone.
+    The conversion is exact if possible; otherwise its error is reported. --to peft-lora writes an adapter that peft
+    loads without this package.
     """
     from ..adapters.convert import convert_adapter
     from ..adapters.files import check_output, read_adapter
 
-    hush_libraries()
+    silence_libraries()
     check_output(output, overwrite)
     found = read_adapter(adapter)
     model = _base(base)
@@ -57,27 +58,28 @@ def convert(
 
 
 def combine(
-    adapters: Annotated[list[Path], typer.Argument(help="Two adapters or more.", show_default=False)],
+    adapters: Annotated[list[Path], typer.Argument(help="Two or more adapters.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new adapter's folder.", show_default=False)],
     weights: Annotated[
-        str | None, typer.Option("--weights", "-w", help="A number for each, with commas; equal shares if not given.")
+        str | None,
+        typer.Option("--weights", "-w", help="Comma-separated numbers, one per adapter; by default equal shares."),
     ] = None,
     to: Annotated[str, typer.Option("--to", help="A method of one low-rank term, or peft-lora.")] = "lora",
     rank: Annotated[
-        int | None, typer.Option("--rank", "-r", min=1, help="The rank; what loses nothing if not given.")
+        int | None, typer.Option("--rank", "-r", min=1, help="The rank; by default the lowest that loses nothing.")
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help=_BASE)] = None,
     head: Annotated[
         int | None, typer.Option("--head", min=1, help="Whose head to keep where they differ: 1 is the first adapter.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing adapter.")] = False,
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
-    """Add adapters up, as weighted sums of their changes."""
+    """Combine adapters into the weighted sum of their changes."""
     from ..adapters.combine import combine_adapters
     from ..adapters.files import check_output, read_adapter
 
-    hush_libraries()
+    silence_libraries()
     check_output(output, overwrite)
     found = [read_adapter(path) for path in adapters]
     numbers = _weights(weights, len(found))
@@ -100,10 +102,12 @@ def _weights(text: str | None, count: int) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise SubspaceError(f"--weights {text!r} are not numbers with commas between them") from None
+        raise SubspaceError(f"--weights {text!r} are not comma-separated numbers") from None
 
 
-def _finish(result: Result, to: str, output: Path, overwrite: bool, base: Checkpoint | None, uneven: bool) -> None:
+def _finish(
+    result: ConvertedAdapter, to: str, output: Path, overwrite: bool, base: Checkpoint | None, uneven: bool
+) -> None:
     from ..adapters.convert import PEFT_LORA
     from ..adapters.files import write_adapter, write_lora
 
@@ -117,9 +121,9 @@ def _finish(result: Result, to: str, output: Path, overwrite: bool, base: Checkp
         lost = "nothing" if layer.exact else f"{layer.error:.4f}"
         table.add_row(name, f"{layer.n} x {layer.m}", str(layer.r), lost, layer.how)
     show(table)
-    told = (
+    summary = (
         "exact to rounding"
         if all(layer.exact for layer in result.layers)
         else (f"at most {result.error:.4f} of a matrix's change is lost")
     )
-    typer.echo(f"\n{to}: {adapter.parameters:,} parameters, {told}\nadapter: {output}")
+    typer.echo(f"\n{to}: {adapter.parameters:,} parameters, {summary}\nadapter: {output}")

@@ -1,4 +1,4 @@
-"""`subspace demo`: the main job on what the package index carries."""
+"""`subspace demo`: fine-tuning with nothing but packages from the package index."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from .console import show, table_of
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder that gets the runs and the plot.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the runs and the plot.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option("--seed", help="Of the sentences, the head and the order.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is finished already.")] = False,
+    seed: Annotated[
+        int, typer.Option("--seed", help="The seed for the sentences, the head and the order of rows.")
+    ] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Repeat finished runs.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Fine-tune a pretrained encoder with three methods.
@@ -26,7 +28,7 @@ def demo(
     """
     needs("the demo", "demo")
     from ..report.demo import plot
-    from ..training.demo import ENTRIES, PICTURE, demo
+    from ..training.demo import ENTRIES, FIGURE, demo
 
     results = []
     for entry, result in zip(ENTRIES, demo(output, seed, overwrite=overwrite, progress=not quiet), strict=True):
@@ -39,6 +41,6 @@ def demo(
         table.add_row(result.title, result.formula, f"{result.trainable:,}", f"{result.per_mille:.2f}", *scores)
     typer.echo()
     show(table)
-    picture = output / PICTURE
-    plot(results, picture)
-    typer.echo(f"\nplot: {picture}\nadapters: {output}/*/adapter")
+    figure = output / FIGURE
+    plot(results, figure)
+    typer.echo(f"\nplot: {figure}\nadapters: {output}/*/adapter")

@@ -1,4 +1,4 @@
-"""`subspace evaluate RUN --data FILE`: the figures of a run on other rows."""
+"""`subspace evaluate RUN --data FILE`: score a run on other rows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from .console import hush_libraries
+from .console import silence_libraries
 
 RUN = "The folder of a finished run, or its adapter."
-BASE = "The base model, if it is no longer where the run found it."
+BASE = "The base model, if it has moved since the run."
 BATCH = "Rows per forward pass."
 
 
@@ -18,22 +18,22 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help=RUN, show_default=False)],
     data: Annotated[
         str,
-        typer.Option("--data", "-d", help="Rows with labels: a file, a folder, or a hub's name.", show_default=False),
+        typer.Option("--data", "-d", help="Rows with labels: a file, a folder, or a hub name.", show_default=False),
     ],
     base: Annotated[str | None, typer.Option("--base", help=BASE)] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help=BATCH)] = 32,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the figures as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the scores as JSON.")] = None,
 ) -> None:
-    """Score what a run has trained on other rows.
+    """Score the result of a run on other rows.
 
-    They have the columns of the run's own rows; of data with several splits the test is taken.
+    They need the columns of the run's own rows. If the data have several splits, the test split is used.
     """
     from ..files import check_file, write_json
     from ..training.runtime import quiet
     from ..training.use import cut_of, evaluate, finished
     from .predict import tell_cut
 
-    hush_libraries()
+    silence_libraries()
     if output is not None:
         output = check_file(output)
     with quiet(bars=False):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, text_width
+from .console import silence_libraries, text_width
 
 if TYPE_CHECKING:
     from ..methods import Explanation
@@ -25,21 +25,22 @@ def explain(
         str | None, typer.Argument(help="A formula or the name of a method; without it: --watch.", show_default=False)
     ] = None,
     model: Annotated[
-        str | None, typer.Argument(help="Also count in it: a hub name, a local folder, or minilm.", show_default=False)
+        str | None,
+        typer.Argument(help="Also count in this model: a hub name, a local folder, or minilm.", show_default=False),
     ] = None,
     shape: Annotated[
-        str | None, typer.Option("--shape", help="The matrix that numbers are for, n x m, as 768x3072.")
+        str | None, typer.Option("--shape", help="The shape n x m of the matrix, such as 768x3072.")
     ] = None,
     rank: Annotated[int, typer.Option("--rank", "-r", help="The rank, or the width of a bottleneck.")] = 8,
     rows: Annotated[int, typer.Option(min=1, help="For the plan: rows at once, batch x tokens.")] = 512,
-    as_json: Annotated[bool, typer.Option("--json", help="All fields as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all fields as JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Read formulas line by line; an empty line ends.")] = False,
 ) -> None:
     """Explain a formula: factors, count, relatives, cost, advice.
 
-    A formula whose start is refused is explained, too; what is wrong with it stands first.
+    A formula whose start is refused is explained, too, beginning with the problem.
     """
-    hush_libraries()
+    silence_libraries()
     if watch or (formula is None and sys.stdin.isatty()):
         if formula is not None or as_json:
             raise SubspaceError("--watch reads formulas line by line: leave the formula and --json out")
@@ -53,9 +54,9 @@ def explain(
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
-    from ..methods.telling import told
+    from ..methods.rendering import rendered
 
-    typer.echo(told(found, text_width()))
+    typer.echo(rendered(found, text_width()))
     if model is not None and found.model is None:
         typer.echo(f"\nnot counted in {model}: with this start the adapter is refused")
 
@@ -92,15 +93,15 @@ def _numbers(shape: str | None) -> tuple[int, int] | None:
 
 
 def _watch(shape: str | None, rank: int, rows: int) -> None:
-    """Tell of each line the shapes, or what is wrong with it."""
+    """Print for each line the shapes, or the error."""
 
-    _explained("lora", shape, rank, rows)  # numbers out of range are refused at once, and not line by line
+    _explained("lora", shape, rank, rows)  # refuse numbers that are out of range at once, not line by line
     for line in _lines():
         typer.echo(_answer(line, shape, rank, rows))
 
 
 def _answer(line: str, shape: str | None, rank: int, rows: int) -> str:
-    from ..methods.telling import brief
+    from ..methods.rendering import brief
 
     try:
         return brief(_explained(line, shape, rank, rows), text_width())
@@ -109,10 +110,10 @@ def _answer(line: str, shape: str | None, rank: int, rows: int) -> str:
 
 
 def _lines() -> Iterator[str]:
-    """Yield the lines of a terminal, which can be edited and called back, or of a pipe, up to an empty one."""
+    """Yield lines up to an empty one, from a pipe or from a terminal with editing and history."""
     terminal = sys.stdin.isatty()
     if terminal:
-        with contextlib.suppress(ImportError):  # there is none on Windows
+        with contextlib.suppress(ImportError):  # missing on Windows
             import readline  # noqa: F401
     while True:
         try:

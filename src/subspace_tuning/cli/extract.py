@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import hush_libraries, shortened, show, table_of
+from .console import shortened, show, silence_libraries, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from ..adapters.measures import Row
+    from ..adapters.measures import ReportRow
 
-_LEFT_OUT = 8  # tensors that are named on the screen
+_LEFT_OUT = 8  # tensors listed on the screen
 
 
 def extract(
@@ -24,36 +24,38 @@ def extract(
     method: Annotated[str, typer.Option("--method", "-m", help="A registered method, or a formula.")] = "lora",
     rank: Annotated[int, typer.Option("--rank", "-r", help="The rank of every matrix.")] = 16,
     energy: Annotated[
-        float | None, typer.Option("--energy", help="Instead: the least ranks that keep this share of the change.")
+        float | None, typer.Option("--energy", help="Instead: the lowest ranks that keep this share of the change.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="Instead: share so many parameters out, 500k or 0.3permille.")
+        str | None,
+        typer.Option("--budget", help="Instead: a parameter budget to allocate, such as 500k or 0.3permille."),
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", "-t", help="End of a module's name; again for more.")
+        list[str] | None, typer.Option("--target", "-t", help="A module name suffix; repeat for several.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing adapter.")] = False,
 ) -> None:
     """Find the adapter that comes closest to a fine-tuned model.
 
-    Each matrix is read by itself, so memory holds one of them. What is interrupted goes on when called again.
+    Matrices are read one at a time, so memory holds only one of them. Run the command again to resume an interrupted
+    extraction.
     """
     from ..adapters.extract import LEFT_OUT, Extraction, extract
     from ..models.checkpoint import Checkpoint
     from ..tuner import SubspaceConfig
 
-    hush_libraries()
+    silence_libraries()
     named = {"method": method} if method.isidentifier() else {"formula": method}
     config = SubspaceConfig(**named, r=rank, alpha=float(rank), target_modules=target)  # type: ignore[arg-type]
     wanted = Extraction(config, energy, budget)
     with progress_bar() as bar:
-        rows = extract(Checkpoint(base), Checkpoint(tuned), wanted, output, overwrite=overwrite, told=bar.at)
+        rows = extract(Checkpoint(base), Checkpoint(tuned), wanted, output, overwrite=overwrite, on_progress=bar.at)
     _show(rows)
     parameters = sum(row["parameters"] for row in rows)
     typer.echo(
         f"\n{config.resolved.name}: {config.resolved.formula}; {parameters:,} parameters in {len(rows)} matrices"
     )
-    typer.echo(f"error of the change over all matrices, each in units of its W: {_whole_error(rows):.4f}")
+    typer.echo(f"error of the change over all matrices, each relative to its W: {_whole_error(rows):.4f}")
     lost = json.loads((output / LEFT_OUT).read_text(encoding="utf-8"))
     for one in lost[:_LEFT_OUT]:
         change = "from zero" if one["change"] is None else f"by {one['change']:.4f} of its norm"
@@ -63,7 +65,7 @@ def extract(
     typer.echo(f"adapter and report: {output}")
 
 
-def _show(rows: list[Row]) -> None:
+def _show(rows: list[ReportRow]) -> None:
     figures = ("rank", "parameters", "error of W*", "error of the change", "bound", "change", "how")
     table = table_of("matrix", figures=figures)
     for name, row in zip(shortened([row["module"] for row in rows]), rows, strict=True):
@@ -80,8 +82,8 @@ def _show(rows: list[Row]) -> None:
     show(table)
 
 
-def _whole_error(rows: list[Row]) -> float:
-    """The error of all changes together, beside all changes, weighted as the sums of squares are."""
+def _whole_error(rows: list[ReportRow]) -> float:
+    """Return the total error relative to the total change, as square roots of sums of squares."""
     whole = sum(row["change"] ** 2 for row in rows)
     lost = sum((row["change_error"] * row["change"]) ** 2 for row in rows)
     return float((lost / whole) ** 0.5) if whole else 0.0

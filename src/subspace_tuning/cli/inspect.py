@@ -9,7 +9,7 @@ import typer
 
 from ..errors import SubspaceError
 from ..extras import needs
-from .console import hush_libraries, shortened, show, table_of
+from .console import shortened, show, silence_libraries, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -35,43 +35,53 @@ def inspect(
     adapter: Annotated[
         Path | None, typer.Argument(help="An adapter of it; peft's LoRA, too.", show_default=False)
     ] = None,
-    against: Annotated[Path | None, typer.Option("--against", help="A second adapter, to compare with.")] = None,
+    against: Annotated[Path | None, typer.Option("--against", help="A second adapter to compare with.")] = None,
     leading: Annotated[
-        int, typer.Option("--leading", "-k", min=1, help="Directions that count as W's leading subspace.")
+        int, typer.Option("--leading", "-k", min=1, help="The number of directions in W's leading subspace.")
     ] = 16,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also a .csv, .parquet or .json.")] = None,
-    pictures: Annotated[Path | None, typer.Option("--pictures", help="A folder for spectra, angles, shares.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="How each matrix is evaluated, and the alternatives.")] = False,
-    method: Annotated[str | None, typer.Option("--method", "-m", help="For --plan: the method; lora.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write a .csv, .parquet or .json file.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="A folder for figures of spectra, angles and shares.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show how each matrix is evaluated, and the alternatives.")
+    ] = False,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="For --plan: the method; by default lora.")
+    ] = None,
     formula: Annotated[str | None, typer.Option("--formula", "-f", help="For --plan: a formula instead.")] = None,
     rank: Annotated[int, typer.Option("--rank", "-r", help="For --plan: the rank.")] = 8,
-    budget: Annotated[str | None, typer.Option("--budget", help="For --plan: size it to 300k or 0.3permille.")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="For --plan: a parameter budget, 300k or 0.3permille.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="For --plan: rows at once, batch x tokens.")] = 2048,
-    evaluation: Annotated[bool, typer.Option("--eval", help="For --plan: the forward pass alone.")] = False,
+    evaluation: Annotated[bool, typer.Option("--eval", help="For --plan: only the forward pass.")] = False,
 ) -> None:
     """Show what an adapter did to a model, or a method's plan.
 
-    What it did stands matrix by matrix. An overlap is the mean squared cosine of the angles between the leading
-    singular subspaces of the change and of W; it stands beside that of random subspaces. The reconstruction share is
-    the part of the change within W's leading subspace, the rest is extension. Intruders are leading singular vectors of
-    phi(W) that lie near none of W's.
+    The table has one line per matrix. An overlap is the mean squared cosine of the angles between the leading singular
+    subspaces of the change and of W, beside that of random subspaces. The reconstruction share is the part of the change
+    within W's leading subspace; the rest is extension. Intruders are leading singular vectors of phi(W) that are close to
+    none of W's.
 
-    With --plan instead: how a method would be evaluated in the model, which is built without its weights. A cost is an
-    estimate in floating point operations, in which moving a number counts as well; the first line of each size runs.
+    With --plan, show instead how a method would be evaluated in the model, which is built without its weights. A cost is
+    an estimate in floating-point operations that includes moving numbers; the first plan of each size is the one used.
     """
-    hush_libraries()
+    silence_libraries()
     if plan:
         if adapter is not None:
-            raise SubspaceError("--plan is of a method: leave the adapter out")
+            raise SubspaceError("--plan is for a method: leave the adapter out")
         _plan(model, method, formula, rank, budget, rows, evaluation)
         return
     if adapter is None:
-        raise SubspaceError("say what to look at: an adapter of the model, or --plan to see how matrices are evaluated")
-    _diagnose(model, adapter, against, leading, output, pictures)
+        raise SubspaceError("give an adapter of the model, or --plan to see how matrices are evaluated")
+    _diagnose(model, adapter, against, leading, output, figures)
 
 
 def _diagnose(
-    model: str, path: Path, against: Path | None, leading: int, output: Path | None, pictures: Path | None
+    model: str, path: Path, against: Path | None, leading: int, output: Path | None, figures: Path | None
 ) -> None:
     from ..adapters.diagnose import frame
     from ..adapters.files import read_adapter
@@ -81,9 +91,9 @@ def _diagnose(
     from ..report.tables import check_table, write_table
 
     file = None if output is None else check_table(output)
-    if pictures is not None:
+    if figures is not None:
         needs("drawing", "report", "matplotlib")
-        check_folder(pictures)
+        check_folder(figures)
     base, found = Checkpoint(model), read_adapter(path)
     other = None if against is None else read_adapter(against)
     spectra = Spectra(len(found.layers))
@@ -92,14 +102,14 @@ def _diagnose(
     show(_table(data, COSINE if other else None))
     typer.echo(f"\n{found.method.name}: {found.method.formula}; leading: {leading} directions of W")
     typer.echo(
-        "intruders: leading left vectors of phi(W) near no single one of W / outside the span of its leading ones"
+        "intruders: leading left vectors of phi(W) close to no single one of W / outside the span of W's leading ones"
     )
     if file is not None:
         write_table(file, data)
         typer.echo(f"table: {file}")
-    if pictures is not None:
-        for picture in draw(pictures, data, spectra, found.method.name):
-            typer.echo(f"picture: {picture}")
+    if figures is not None:
+        for figure in draw(figures, data, spectra, found.method.name):
+            typer.echo(f"figure: {figure}")
 
 
 def _table(data: pd.DataFrame, besides: str | None) -> Table:

@@ -1,4 +1,4 @@
-"""`subspace merge RUN -o MODEL`: a model without an adapter."""
+"""`subspace merge RUN -o MODEL`: a model without a separate adapter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries
+from .console import silence_libraries
 from .evaluate import BASE, RUN
 
 
@@ -20,15 +20,15 @@ def merge(
 ) -> None:
     """Merge a run's adapter into its base model.
 
-    transformers alone loads the result. It is read back and compared with the adapter on drawn inputs, and the largest
-    difference is told.
+    transformers loads the result without this package. It is read back and compared with the adapter on random inputs,
+    and the largest difference is printed.
     """
     from ..files import check_folder
     from ..training.merge import LENGTH, ROWS, merge
     from ..training.runtime import quiet
     from ..training.use import TASK, finished
 
-    hush_libraries()
+    silence_libraries()
     output = check_folder(output)
     if output.exists() and any(output.iterdir()):
         if not (output / TASK).is_file():
@@ -39,9 +39,9 @@ def merge(
         made = finished(run, base, quantise=False)
         if output.resolve() == made.folder.resolve():
             raise SubspaceError(f"{output} is the run's own result: choose another --output")
-        told = merge(made, output)
+        merged = merge(made, output)
     loader = made.task.model_class.__name__
     typer.echo(
-        f"largest difference of an output: {told.difference:.3g}, where the largest is {told.largest:.3g} ({ROWS} "
+        f"largest difference of an output: {merged.difference:.3g}, where the largest is {merged.largest:.3g} ({ROWS} "
         f"drawn rows of up to {LENGTH} tokens)\nmodel: {output}; transformers' {loader} loads it"
     )

@@ -10,11 +10,11 @@ from .console import show, table_of
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Tell all about one method.", show_default=False)] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as a page.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="The formulas in LaTeX.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Describe one method in detail.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole catalogue as Markdown.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the formulas in LaTeX.")] = False,
 ) -> None:
-    """List the methods: formulas, parameters, who invented them."""
+    """List the methods with their formulas, parameters and sources."""
     from .. import methods as catalogue
 
     if name is not None and not (markdown or latex):
@@ -46,7 +46,7 @@ def methods(
                 table.add_row(one.name, str(one.formula), one.count or "", one.citation)
     show(table)
     typer.echo("\nW is n x m, the rank is r, k = min(n, m); a mask has p entries, and q directions are chosen.")
-    typer.echo("`subspace methods NAME` tells all about one.")
+    typer.echo("`subspace methods NAME` describes one in detail.")
 
 
 def _print(rows: dict[str, str], description: str) -> None:

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, show, table_of
+from .console import show, silence_libraries, table_of
 
 
 def params(
     model: Annotated[str, typer.Argument(help="A hub name, a local folder, or minilm.", show_default=False)],
     method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="Only this method; give it again for more.")
+        list[str] | None, typer.Option("--method", "-m", help="Only this method; repeat for several.")
     ] = None,
     formula: Annotated[list[str] | None, typer.Option("--formula", "-f", help="Also a formula of your own.")] = None,
     rank: Annotated[int, typer.Option("--rank", "-r", help="The rank, or the width of a bottleneck.")] = 8,
@@ -21,14 +21,14 @@ def params(
         str | None, typer.Option("--budget", help="Instead of a rank: match 300k or 0.3permille parameters.")
     ] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="The paper's rows and budgets beside the paper's own figures.")
+        bool, typer.Option("--paper", help="Compare with the paper's figures, for its rows and budgets.")
     ] = False,
 ) -> None:
     """Count what each method trains in a model.
 
     The model is built without its weights.
     """
-    hush_libraries()
+    silence_libraries()
     if paper:
         if method or formula or budget:
             raise SubspaceError("--paper has its own rows: leave --method, --formula and --budget out")
@@ -47,7 +47,7 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
     every = not names and not formulas
     if every:
         names = [known.name for known in catalogue.listed()]
-    # All are read before the first is counted, so that a wrong name is reported at once.
+    # Parse all before counting the first, so that a wrong name is reported at once.
     configs = [(name, config_of({"method": name, "r": rank}, {})) for name in names]
     own = [SubspaceConfig(formula=text, r=rank) for text in formulas]
     configs += [(str(config.resolved.formula), config) for config in own]
@@ -70,7 +70,7 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
         table.add_row(label, "-" if counted.rank is None else str(counted.rank), *cells)
         total = counted.total
     show(table)
-    typer.echo(f"\nof {total:,} parameters; the head is part of them and is not counted as trainable")
+    typer.echo(f"\nof {total:,} parameters, including the head, which is not counted as trainable")
     for line in left_out:
         typer.echo(f"left out: {line}")
 

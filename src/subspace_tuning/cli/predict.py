@@ -1,4 +1,4 @@
-"""`subspace predict RUN --text TEXT`: what a run says of new rows."""
+"""`subspace predict RUN --text TEXT`: a run's predictions for new rows."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, show, table_of
+from .console import show, silence_libraries, table_of
 from .evaluate import BASE, BATCH, RUN
 
 _SHOWN = 60  # characters of a text in the table
 
 
-TEXTS = Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; again for more.")]
+TEXTS = Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; repeat for several.")]
 FILE = Annotated[
-    str | None, typer.Option("--file", "-f", help="Instead: rows with the run's columns; labels are not read.")
+    str | None, typer.Option("--file", "-f", help="Instead: rows with the run's columns; labels are ignored.")
 ]
-OUTPUT = Annotated[Path | None, typer.Option("--output", "-o", help="A file for the answers: .csv, .jsonl.")]
+OUTPUT = Annotated[Path | None, typer.Option("--output", "-o", help="A .csv or .jsonl file for the answers.")]
 
 
 def predict(
@@ -35,7 +35,7 @@ def predict(
 ) -> None:
     """Predict the labels of new texts.
 
-    Labels are told by name, with their probabilities. Without --output the answers are printed as a table.
+    Labels are given by name, with their probabilities. Without --output the answers are printed as a table.
     """
     ask(run, text, file, output, base, batch_size)
 
@@ -49,13 +49,13 @@ def ask(
     batch_size: int,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Print or write what a run says of new rows; ``options`` replace those of the run's task."""
+    """Print or write a run's answers for new rows; ``options`` override those of the run's task."""
     from ..training.runtime import quiet
     from ..training.use import cut_of, finished, outputs_of
 
-    hush_libraries()
+    silence_libraries()
     if bool(text) == (file is not None):
-        raise SubspaceError("give texts by --text, or their rows by --file")
+        raise SubspaceError("give texts with --text, or rows with --file")
     if output is not None:
         output = _checked(output)
     for number, one in enumerate(text or (), start=1):
@@ -76,9 +76,9 @@ def ask(
 
 
 def tell_cut(cut: int, count: int, length: int) -> None:
-    """Say on stderr how many rows the model has not seen to their end."""
+    """Print on stderr how many rows are truncated."""
     if cut:
-        typer.echo(f"{cut} of the {count} rows are longer than {length} tokens and are cut", err=True)
+        typer.echo(f"{cut} of the {count} rows are longer than {length} tokens and are truncated", err=True)
 
 
 def _checked(output: Path) -> Path:
@@ -106,7 +106,7 @@ def _write(output: Path, answers: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _flat(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for a table: a column for each class's probability, lists as JSON."""
+    """Return a row for a table: a column for each class's probability, lists as JSON."""
     flat: dict[str, Any] = {}
     for name, value in answer.items():
         if isinstance(value, Mapping):

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Bar:
-    """What a command tells its progress to."""
+    """Receives the progress of a command."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -30,9 +30,9 @@ class Bar:
 
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
-    """Show a bar while something long is done; it is gone afterwards."""
+    """Show a bar during a long operation, and remove it afterwards."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    # Without a terminal there is no bar to take away again, and rich would leave an empty line.
+    # Without a terminal there is no bar to remove, and rich would leave an empty line.
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         yield Bar(progress)

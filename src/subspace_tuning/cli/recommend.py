@@ -1,4 +1,4 @@
-"""`subspace recommend MODEL`: which method and rank, and on what evidence."""
+"""`subspace recommend MODEL`: methods and ranks, from evidence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import SubspaceError
-from .console import hush_libraries, show, table_of
+from .console import show, silence_libraries, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -23,32 +23,33 @@ def recommend(
     budget: Annotated[str, typer.Option("--budget", help="Parameters: 300k, 1.5M or 0.3permille.")] = "5permille",
     tuned: Annotated[str | None, typer.Option("--tuned", help="Evidence: a known fine-tune of the model.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="Evidence instead: the gradients of a task.")] = None,
-    data: Annotated[str, typer.Option("--data", help="The task's folder, or the hub's name.")] = "glue",
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Training rows to take gradients from.")] = 256,
+    data: Annotated[str, typer.Option("--data", help="The task's folder, or a hub name.")] = "glue",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="The number of training rows for the gradients.")] = 256,
     method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="Only this method; again for more.")
+        list[str] | None, typer.Option("--method", "-m", help="Only this method; repeat for several.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also a JSON file.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write a JSON file.")] = None,
 ) -> None:
-    """Rank methods by how much of a change each can take up.
+    """Rank methods by how much of a change each can capture.
 
-    The change is that of a known fine-tune, or a small step against the gradients of a few rows. A share of 1 is all of
-    it, over all the matrices that any method adapts. It says what a method can express, not how well it trains.
+    The change is that of a known fine-tune, or a small step against the gradients of a few rows. A share of 1 is the
+    whole change, over all the matrices that any method adapts. It measures what a method can express, not how well it
+    trains.
     """
     from .. import methods as catalogue
     from ..adapters.recommend import as_rows, candidates, without_place
     from ..adapters.recommend import recommend as rank_methods
     from ..files import check_file, write_json
 
-    hush_libraries()
+    silence_libraries()
     if (tuned is None) == (task is None):
-        raise SubspaceError("say on what evidence: --tuned MODEL or --task NAME")
+        raise SubspaceError("give the evidence: --tuned MODEL or --task NAME")
     if output is not None:
         output = check_file(output)
     chosen = [catalogue.get(name) for name in method] if method else candidates()
     for one in chosen:
         if not one.formula.is_linear or one.formula.wraps_norm or one.formula.names_bias:
-            raise SubspaceError(f"method {one.name!r} has no dense phi(W) to weigh: {one.formula}")
+            raise SubspaceError(f"method {one.name!r} has no dense phi(W) to rank: {one.formula}")
     base, moves, evidence = _tuned(model, tuned) if tuned is not None else _gradients(model, task or "", data, rows)
     with progress_bar() as bar:
         found = rank_methods(base, moves, budget, chosen, bar.at)

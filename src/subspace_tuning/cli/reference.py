@@ -1,4 +1,4 @@
-"""`subspace reference`: every field, key and option, and what it means, as a page made from the code."""
+"""`subspace reference`: every field, key and option, as a page generated from the code."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _BAR = "\\|"  # within a table
 _INTRODUCTION = """\
 # Every setting
 
-Made from the code by `subspace reference`: the fields of `SubspaceConfig`, the keys of a file for `subspace train`, and
-the options of the command.
+Generated from the code by `subspace reference`: the fields of `SubspaceConfig`, the keys of a config file for
+`subspace train`, and the options of the command.
 """
 _RUN = """\
-A file that `subspace train` reads has the keys `model` and `output` and three sections. On the command line a key is
-named with its section, as in `training.seed=1`. `subspace train --template` prints a file with all keys.
+A config file for `subspace train` has the keys `model` and `output` and three sections. On the command line a key is
+written with its section, as in `training.seed=1`. `subspace train --template` prints a file with all keys.
 """
 
 
 def reference() -> None:
-    """Print what every field, key and option means.
+    """Print every field, key and option with its meaning.
 
-    The page has the fields of SubspaceConfig, the keys of a training file and the options of all commands, in Markdown.
+    The Markdown page has the fields of SubspaceConfig, the keys of a training config and the options of all commands.
     """
     typer.echo(page(), nl=False)
 
@@ -44,7 +44,7 @@ def page() -> str:
     for name, schedule in SCHEDULES.items():
         lines += [f"### {name}", "", *_settings("option", settings(schedule.options_class))]
     lines += [
-        "## The file of a run",
+        "## The config of a run",
         "",
         *_RUN.splitlines(),
         "",

@@ -1,6 +1,6 @@
-"""Which errors are the input's or the machine's fault, and are reported in one line; all others are bugs.
+"""Errors caused by the input or the machine, which are reported in one line; all others are bugs.
 
-On a terminal the error of a formula has more lines, with the place underlined.
+On a terminal a formula error has more lines, with the place underlined.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "Unabl
 _READERS = ("json", "yaml", "omegaconf")
 
 
-def told(error: BaseException) -> str | None:
-    """Return the line that tells an error of the input or of the machine, None for a fault of the code."""
+def message_of(error: BaseException) -> str | None:
+    """Return the one-line message for an error of the input or the machine, or None for a bug."""
     if isinstance(error, SubspaceError):
         return _line(str(error))
     if isinstance(error, OSError):
@@ -34,16 +34,16 @@ def told(error: BaseException) -> str | None:
     if isinstance(error, RecursionError) and _raised_in(error, _READERS):
         return f"the input cannot be read: {described(error)}"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in _MEMORY)):
-        return "the memory of this machine does not suffice: choose a smaller model, rank or batch"
+        return "this machine does not have enough memory: choose a smaller model, rank or batch"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's, of ~somebody
         return described(error)
-    # A mistake in the words themselves. typer carries its own copy of click and has no public name for its errors.
+    # A usage error. typer has its own copy of click, without a public name for its errors.
     words: Any = getattr(error, "format_message", None)
     return None if words is None else _line(words())
 
 
 def drawn(error: BaseException) -> str | None:
-    """Return the error of a formula in several lines, the place underlined, for a terminal; None for any other."""
+    """Return a formula error in several lines for a terminal, with the place underlined; None for any other error."""
     if not isinstance(error, FormulaError) or not error.formula:
         return None
     from rich.cells import cell_len
@@ -71,7 +71,7 @@ def _way_out(error: OSError) -> str:
         errno.EROFS: "choose another folder",
         errno.EACCES: "choose another folder, or change its permissions",
         errno.EPERM: "choose another folder, or change its permissions",
-        errno.ENOTDIR: "a part of the path is a file",
+        errno.ENOTDIR: "part of the path is a file",
         errno.EISDIR: "name a file",
         errno.ENAMETOOLONG: "choose a shorter name",
     }

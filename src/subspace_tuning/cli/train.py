@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import hush_libraries
+from .console import silence_libraries
 
 if TYPE_CHECKING:
     from ..training.run import Outcome
@@ -33,14 +33,16 @@ def train(
     config: Annotated[
         str,
         typer.Argument(
-            help="A YAML file; --template prints one. Not needed if the values say all.", show_default=False
+            help="A YAML file; --template prints one. Not needed if the overrides suffice.", show_default=False
         ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's, such as training.seed=1."),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the file's values, such as training.seed=1."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away a run in the output folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard an earlier run in the output folder.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
     template: Annotated[
         bool,
@@ -48,19 +50,21 @@ def train(
     ] = False,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", callback=_preset, is_eager=True, help="Print the paper's for a GLUE task, and exit."),
+        typer.Option(
+            "--preset", callback=_preset, is_eager=True, help="Print the paper's config for a GLUE task, and exit."
+        ),
     ] = None,
 ) -> None:
     """Fine-tune a model on your own files or on a GLUE task.
 
-    Given again, the same command goes on with an interrupted run from its last checkpoint and leaves a finished one.
-    `subspace train --template > run.yaml` writes a file to start from, `subspace reference` tells what its keys mean.
+    Run the same command again to resume an interrupted run from its last checkpoint; a finished run is not repeated.
+    `subspace train --template > run.yaml` writes a config to start from; `subspace reference` explains its keys.
     """
     from ..training import config as configs
     from ..training.run import run
 
-    # What transformers and peft have to say about each other's coming releases is not for the person who trains.
-    hush_libraries()
+    # Warnings of transformers and peft about future releases are not for users.
+    silence_libraries()
     alone = "=" in config and not Path(config).exists()
     settings = configs.load(None if alone else config, [*([config] if alone else ()), *(overrides or ())])
     _report(run(settings, overwrite=overwrite, progress=not quiet))
@@ -91,8 +95,8 @@ def _report(outcome: Outcome) -> None:
 
 
 def _precision(record: dict[str, Any]) -> str:
-    """Tell the format of the products, and how to have another one if it was chosen for the person."""
-    told: str = record["precision"]
-    if record["config"]["training"]["precision"] == "auto" and told != "float32":
-        told += ", which this machine has instructions for; training.precision=float32 overrides"
-    return told
+    """Return the format of the products, and how to override it if it was chosen automatically."""
+    precision: str = record["precision"]
+    if record["config"]["training"]["precision"] == "auto" and precision != "float32":
+        precision += ", which this machine has instructions for; training.precision=float32 overrides"
+    return precision

@@ -41,14 +41,14 @@ R = TypeVar("R", bound=Rows)
 
 @dataclass(frozen=True)
 class Seen(Generic[R]):
-    """What a model gave for rows.
+    """A model's outputs for rows.
 
     Attributes:
         rows: the rows.
-        encoded: what ``encode`` made of them.
-        outputs: an entry for each encoded row: the model's outputs, or what ``generate`` returned.
-        labels: those of the encoded rows, if there are any.
-        tokenizer: the model's.
+        encoded: the result of ``encode`` for them.
+        outputs: an entry for each encoded row: the model's outputs, or the result of ``generate``.
+        labels: the labels of the encoded rows, if they have any.
+        tokenizer: the model's tokenizer.
     """
 
     rows: R
@@ -119,7 +119,7 @@ class Task(ABC, Generic[R]):
         """
 
     def for_model(self, architecture: PretrainedConfig) -> Task[R]:
-        """Return the task as a model's configuration settles it, such as with the class that loads the model.
+        """Return the task for a model of this configuration, such as with the class that loads the model.
 
         Raises:
             SubspaceError: no model of this architecture can do the task.

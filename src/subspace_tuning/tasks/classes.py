@@ -78,8 +78,8 @@ class ClassesTask(OwnTask[R]):
         for row, names in enumerate(labels):
             for name in names:
                 if name not in known:
-                    told = f"column {self.label!r} has {name!r}, which is none of the {len(known)} classes"
-                    records.refuse([row], told, nearest(name, self.names))
+                    reason = f"column {self.label!r} has {name!r}, which is none of the {len(known)} classes"
+                    records.refuse([row], reason, nearest(name, self.names))
         return [[known[name] for name in names] for names in labels]
 
 

@@ -37,8 +37,8 @@ class Classification(ClassesTask[Table], OwnTextTask):
         """Return the names of the rows' classes."""
         values = labelled(records, self.label)
         if several := [row for row, value in enumerate(values) if not isinstance(value, (str, bool, int, float))]:
-            told = f"column {self.label!r} is {shown(values[several[0]])}, which is not one class"
-            records.refuse(several, told, "take task.name=multi_label for several")
+            reason = f"column {self.label!r} is {shown(values[several[0]])}, which is not one class"
+            records.refuse(several, reason, "take task.name=multi_label for several")
         return [class_name(value) for value in values]
 
     def weights_of(self, records: Records, labels: list[str]) -> tuple[float, ...]:

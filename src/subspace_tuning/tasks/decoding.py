@@ -1,7 +1,4 @@
-"""Texts from a language model: what is asked of it, and one batch of prompts answered.
-
-A module of the tasks, and itself none.
-"""
+"""Text generation with a language model: decoding options, and one batch of prompts."""
 
 from __future__ import annotations
 
@@ -17,19 +14,18 @@ from transformers import PreTrainedTokenizerBase
 from .base import Values
 
 IGNORED = -100
-"""What stands in place of a label or of a token that is none, as in transformers."""
+"""The label, or token, that transformers ignores."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How texts are generated. What else a model's own generation config says, such as a repetition penalty, holds.
+    """How texts are generated. The model's own generation config decides the rest, such as a repetition penalty.
 
     Attributes:
-        max_new_tokens: after so many tokens a text ends in any case.
-        num_beams: how many texts are followed at a time, of which the most probable is taken; 1 for the most probable
-            token each time.
-        temperature: tokens are drawn with probabilities to the power of 1 / temperature; 0 draws none.
-        top_p: drawn from the most probable tokens that together have this probability.
+        max_new_tokens: the most tokens of a text.
+        num_beams: beams of a beam search; 1: none.
+        temperature: the temperature at which tokens are sampled; 0: no sampling.
+        top_p: sample from the most probable tokens with this total probability.
     """
 
     max_new_tokens: int
@@ -43,21 +39,21 @@ class Decoding:
         drawn = self.temperature > 0
         return {
             "max_new_tokens": self.max_new_tokens,
-            "max_length": None,  # the model's own, which counts the prompt
+            "max_length": None,  # the model's own, which would count the prompt
             "num_beams": self.num_beams,
             "do_sample": drawn,
             "temperature": self.temperature if drawn else 1.0,
             "top_p": self.top_p,
-            "top_k": 0 if drawn else 50,  # transformers' default, which means nothing where no token is drawn
+            "top_k": 0 if drawn else 50,  # 50 is transformers' default, and has no effect without sampling
         }
 
 
 def left_padded(prompts: Sequence[Tensor], pad: int) -> dict[str, Tensor]:
-    """Return prompts of different lengths as a batch that ends with the last token of each.
+    """Return prompts of different lengths as a batch padded on the left.
 
     Args:
         prompts: token numbers, a vector each.
-        pad: the token that fills up.
+        pad: the pad token.
 
     Returns:
         ``input_ids`` and ``attention_mask``, prompts x tokens of the longest.
@@ -70,23 +66,23 @@ def left_padded(prompts: Sequence[Tensor], pad: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def generate(model: Any, batch: dict[str, Tensor], decoding: Decoding, *, decoder: bool) -> Tensor:
-    """Return what a model answers to a batch of prompts.
+    """Return the tokens that a model generates for a batch of prompts.
 
     Args:
         model: a model with transformers' ``generate``, with or without an adapter.
         batch: ``input_ids`` and ``attention_mask``, padded on the left for a decoder.
-        decoding: how.
-        decoder: whether the model is a decoder alone, which gives the prompt again before its answer.
+        decoding: the decoding options.
+        decoder: whether the model is decoder-only; such a model returns the prompt before its text.
 
     Returns:
-        Token numbers of the answers alone, prompts x tokens of the longest.
+        The new tokens alone, prompts x tokens of the longest.
     """
     found: Tensor = model.generate(**batch, **decoding.settings)
     return found[:, batch["input_ids"].shape[1] :] if decoder else found
 
 
 def texts_of(outputs: Values, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the texts of token numbers, rows x tokens, without special tokens and without white space around them."""
+    """Return the decoded texts of tokens, rows x tokens, without special tokens and surrounding white space."""
     numbers = np.asarray(outputs).astype(np.int64)
     rows = [[int(token) for token in row if token >= 0] for row in numbers]
     found: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)

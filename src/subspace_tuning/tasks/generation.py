@@ -1,7 +1,7 @@
-"""A text for each text, from own files, by a language model that is trained on the wanted texts and scored by writing.
+"""Text generation from own files: a language model learns to write an output for each input, and is scored by writing.
 
-The same prompt is trained on and scored. An encoder-decoder reads it and writes the output; a decoder goes on from it,
-and learns from the tokens of the output alone.
+Training and scoring use the same prompt. An encoder-decoder reads it and writes the output. A decoder continues it, and
+its loss is that of the output tokens alone.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from .decoding import IGNORED, Decoding, generate, left_padded, texts_of
 from .own import OwnTask
 from .registry import register
 
-_INPUT = "{input}"  # stands in a prompt for the input; nothing else in braces has a meaning
+_INPUT = "{input}"  # the place of the input in a prompt; nothing else in braces has a meaning
 
 
 @dataclass(frozen=True)
 class Generation(OwnTask[Texts]):
-    """A text for each text.
+    """An output text for each input text.
 
     Attributes:
         text: the column of the inputs.
-        label: the column of the outputs. Rows of the same input have several that are right.
-        prompt: what the model reads, with ``{input}`` where the input stands; None for the input alone, with a line
-            break after it where a decoder goes on from it.
-        max_new_tokens, num_beams, temperature, top_p: how texts are written, as ``Decoding`` has it.
-        decoder: whether the model is a decoder alone, which its configuration says.
-        positions: how many tokens the model can hold, if that is limited.
+        label: the column of the outputs. Rows with the same input are several references of one input.
+        prompt: the text that the model reads, with ``{input}`` in place of the input. None: the input alone, followed
+            by a line break for a decoder.
+        max_new_tokens, num_beams, temperature, top_p: see ``Decoding``.
+        decoder: whether the model is decoder-only; set from the model's configuration.
+        positions: the most tokens that the model can process, None if there is no limit; set likewise.
     """
 
     name = "generation"
@@ -61,19 +61,21 @@ class Generation(OwnTask[Texts]):
 
     @property
     def model_class(self) -> Any:
-        """The class of decoders, or of encoder-decoders."""
+        """The class that loads a decoder, or an encoder-decoder."""
         return AutoModelForCausalLM if self.decoder else AutoModelForSeq2SeqLM
 
     @property
     def task_type(self) -> TaskType:  # type: ignore[override]
-        """peft's name for such a model."""
+        """peft's name for the kind of model."""
         return TaskType.CAUSAL_LM if self.decoder else TaskType.SEQ_2_SEQ_LM
 
     def configured(self, options: Mapping[str, Any]) -> Generation:
         """Return the task with these options."""
         made = cast("Generation", super().configured(options))
         if made.prompt is not None and made.prompt.count(_INPUT) != 1:
-            raise SubspaceError(f"task.prompt is {shown(made.prompt)}: write {_INPUT} once, where the input stands")
+            raise SubspaceError(
+                f"task.prompt is {shown(made.prompt)}: write {_INPUT} exactly once, in place of the input"
+            )
         within = {
             "max_new_tokens": (made.max_new_tokens >= 1, "at least 1"),
             "num_beams": (made.num_beams >= 1, "at least 1"),
@@ -93,13 +95,13 @@ class Generation(OwnTask[Texts]):
         decoder = not pair and not encodes and kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
         if not (pair or decoder):
             raise SubspaceError(
-                f"task {self.name} needs a model that writes texts, and a {architecture.model_type} writes none: take "
-                "a decoder, such as Llama, or an encoder-decoder, such as T5"
+                f"task {self.name} needs a model that generates text, and a {architecture.model_type} does not: use a "
+                "decoder such as Llama, or an encoder-decoder such as T5"
             )
         return replace(self, decoder=decoder, positions=getattr(architecture, "max_position_embeddings", None))
 
     def raw_labels(self, records: Records) -> list[tuple[str, ...]]:
-        """Return the outputs of each row: a text, or a list of texts that are all right."""
+        """Return the references of each row: its output, or a list of them."""
         found = []
         for row, value in enumerate(records.column(self.label, "task.label")):
             outputs = value if isinstance(value, list) else [value]
@@ -114,21 +116,21 @@ class Generation(OwnTask[Texts]):
         return found
 
     def settled(self, records: Records, labels: list[tuple[str, ...]]) -> Generation:
-        """Return the task. Raises SubspaceError if what scores it is not installed."""
-        needs(f"task {self.name}", text_scores.EXTRA, "rouge-score", "sacrebleu")
+        """Return the task. Raises SubspaceError if the packages that score it are not installed."""
+        needs(f"task {self.name}", "language", "rouge-score", "sacrebleu")
         return self
 
     def prepare(
         self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
     ) -> tuple[Generation, dict[str, Texts]]:
-        """Return the task, and a training row for each output, a validation row for each input."""
+        """Return the task, with a training row for each output and a validation row for each input."""
         task, rows = super().prepare(source, eval_rows=eval_rows)
         train = rows["train"].apart()
         rows["train"] = train if train_rows is None else train.first(train_rows)
         return cast("Generation", task), rows
 
     def rows(self, records: Records, labels: list[tuple[str, ...]] | None) -> Texts:
-        """Return records as texts; those of the same input are one row, if their outputs are known."""
+        """Return records as texts. Labelled rows with the same input become one row."""
         inputs = records.texts(self.text, "task.text")
         if labels is None:
             return Texts(inputs, None)
@@ -142,9 +144,9 @@ class Generation(OwnTask[Texts]):
         return Texts(tuple(texts), None)
 
     def encode(self, rows: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-        """Return prompts of at most ``max_length`` tokens, the shortest first, and the first output of each as labels.
+        """Return prompts of at most ``max_length`` tokens, sorted by length, with the first output of each as labels.
 
-        A decoder's rows go on with the output, of which a row's labels are a copy; they are -100 for the prompt.
+        A decoder's input is the prompt followed by the output; the labels of the prompt are -100.
         """
         self._check_room(max_length)
         prompts, long = self._prompts(rows.inputs, tokenizer, max_length)
@@ -170,15 +172,15 @@ class Generation(OwnTask[Texts]):
     def _prompts(
         self, inputs: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> tuple[list[list[int]], list[bool]]:
-        """Tokenize inputs within the prompt, and tell which are cut; what stands after an input is never cut."""
+        """Return tokenized prompts, and which are truncated; the prompt's text after the input is always kept."""
         prompt = self.prompt or (f"{_INPUT}\n" if self.decoder else _INPUT)
         before, after = prompt.split(_INPUT)
         found = tokenizer([before + one + after for one in inputs], return_special_tokens_mask=True)
         tail = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
         prompts, long = [], []
         for tokens, special in zip(found["input_ids"], found["special_tokens_mask"], strict=True):
-            marks = next((n for n, mark in enumerate(reversed(special)) if not mark), 0)  # after the prompt
-            if self.decoder and marks:  # a mark of the end, after which no model would go on
+            marks = next((n for n, mark in enumerate(reversed(special)) if not mark), 0)  # special tokens at the end
+            if self.decoder and marks:  # an end token, which no model would continue
                 tokens, marks = tokens[:-marks], 0
             long.append(len(tokens) > max_length)
             kept = marks + len(tail)
@@ -192,7 +194,7 @@ class Generation(OwnTask[Texts]):
     def _outputs(
         self, outputs: Sequence[str], tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[list[int]], list[bool]]:
-        """Tokenize outputs with the mark of their end, and tell which are cut."""
+        """Return tokenized outputs with their end token, and which are truncated."""
         if tokenizer.eos_token_id is None:
             raise SubspaceError("the model's tokenizer has no eos token, so the model cannot learn to end a text")
         if self.decoder:
@@ -204,11 +206,11 @@ class Generation(OwnTask[Texts]):
         return [one[:most] for one in tokens], [len(one) > most for one in tokens]
 
     def cut(self, rows: Texts, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-        """Return how many rows have an input or an output that was cut."""
+        """Return how many rows have a truncated input or output."""
         return sum(encoded["cut"])
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
-        """Return what pads rows and their labels on the right, where positions begin at 0 for each row."""
+        """Return a collator that pads on the right, so that the positions of each row start at 0."""
         fill = {"input_ids": tokenizer.pad_token_id, "labels": IGNORED}
 
         def collate(entries: list[Any]) -> dict[str, Tensor]:
@@ -223,16 +225,16 @@ class Generation(OwnTask[Texts]):
         return collate
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
-        """Return the mean loss of the outputs' tokens, and the logits.
+        """Return the mean loss of the output tokens, and the logits.
 
-        It is the model's own. The Trainer's loss with smoothed labels would take the labels away from the model, from
-        which an encoder-decoder makes what its decoder reads.
+        This is the model's own loss. The Trainer's label smoothing would remove the labels, from which an
+        encoder-decoder builds its decoder's inputs.
         """
         outputs = model(**batch)
         return outputs.loss, {"logits": outputs.logits}
 
     def generate(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the tokens that a model writes for a batch of prompts, with or without the outputs behind them."""
+        """Return the tokens that a model generates for a batch; outputs that follow a prompt are removed first."""
         prompts: Any = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if self.decoder:
             read = batch["attention_mask"].bool()
@@ -244,21 +246,21 @@ class Generation(OwnTask[Texts]):
         return generate(model, prompts, decoding, decoder=self.decoder)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits of the tokens that a decoder, or an encoder-decoder's decoder, reads."""
+        """Return the logits for the batch's tokens; an encoder-decoder's decoder reads the same tokens."""
         if self.decoder:
             return super().forward(model, batch)
         return super().forward(model, {**batch, "decoder_input_ids": batch["input_ids"]})
 
     def score(self, predictions: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, float]:
-        """Return chrF, BLEU, ROUGE and the share of exact matches, each against all outputs that are right."""
+        """Return chrF, BLEU, ROUGE and the share of exact matches, against all references of each row."""
         return text_scores.overlap(predictions, labels)
 
     def figures(self, seen: Seen[Texts]) -> dict[str, float]:
-        """Return the figures of the texts that were written."""
+        """Return the figures of the generated texts."""
         return self.score(self._texts(seen), seen.rows.known)
 
     def answers(self, seen: Seen[Texts]) -> list[dict[str, Any]]:
-        """Return each input with the text that was written for it."""
+        """Return each input with its generated text."""
         texts = self._texts(seen)
         return [{self.text: one, "predicted": text} for one, text in zip(seen.rows.inputs, texts, strict=True)]
 
@@ -267,7 +269,7 @@ class Generation(OwnTask[Texts]):
         return [of[row] for row in range(len(seen.rows))]
 
     def baseline(self, train: Texts, rows: Texts) -> dict[str, float]:
-        """Return the figures of the output that occurs most often in training."""
+        """Return the figures of the most frequent training output."""
         [(text, _)] = Counter(output for outputs in train.known for output in outputs).most_common(1)
         return self.score([text] * len(rows), rows.known)
 

@@ -76,7 +76,7 @@ class OwnTask(Task[R]):
         return made
 
     def unfolded(self, records: Records) -> Records:
-        """Return what was read with one entry for each row of the task; by default it has that already."""
+        """Return the records with one entry per row of the task; by default they are unchanged."""
         return records
 
     @abstractmethod
@@ -127,7 +127,7 @@ class OwnTask(Task[R]):
         return found
 
     def groups(self, rows: R) -> Sequence[Hashable]:
-        """Return what each row belongs to: rows of one group are held out together. By default each is by itself."""
+        """Return a key for each row; rows with equal keys are held out together. By default all keys differ."""
         return range(len(rows))
 
     def _parted(self, rows: R, where: str) -> tuple[R, R]:
@@ -135,7 +135,7 @@ class OwnTask(Task[R]):
         groups = self.groups(rows)
         numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
         if len(numbers) * share < 1 or len(numbers) * (1 - share) < 1:
-            shared = "" if len(numbers) == len(rows) else f", in {len(numbers)} groups that stay together"
+            shared = "" if len(numbers) == len(rows) else f" in {len(numbers)} groups that stay together"
             raise SubspaceError(
                 f"{where} has {len(rows)} rows{shared}: none is left to train or to validate with if {share:g} of them "
                 "are held out; give more rows, or task.validation"
@@ -154,7 +154,7 @@ class OwnTask(Task[R]):
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type: a plain one, a tuple of such, or a choice of types."""
+    """Return whether a value is of an annotated type: a plain one, a tuple of such, or a choice of types."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)

@@ -1,7 +1,7 @@
-"""Answers to questions, as stretches of a text that comes with each, from own files in SQuAD's form.
+"""Extractive question answering, from own files in SQuAD's format.
 
-A text that is longer than the model's inputs is read in parts that overlap. Where training has questions without an
-answer, as SQuAD 2 has, the model may say so.
+A context longer than the model's input is read in overlapping windows. If the training rows have questions without an
+answer, as SQuAD 2 does, the model may predict that there is none.
 """
 
 from __future__ import annotations
@@ -26,28 +26,27 @@ from .data.records import Records
 from .data.squad import Answers, Question, Questions, flat, read_answers
 from .own import OwnTask
 from .registry import register
-from .spans import Part, Span, best
+from .spans import Span, Window, best
 
 
 @dataclass(frozen=True)
 class QuestionAnswering(OwnTask[Questions]):
-    """A stretch of a text that answers a question.
+    """The span of a context that answers a question.
 
     Attributes:
-        text: the column of the texts.
+        text: the column of the contexts.
         question: the column of the questions.
         label: the column of the answers.
-        stride: the tokens that two parts of a text share; None for a third of their length.
+        stride: the number of tokens shared by two windows; None: a third of ``max_length``.
         max_answer_tokens: the most tokens of an answer.
-        n_best: how many answers are told of each question.
-        no_answer: whether a question may have no answer, as in the training rows.
+        n_best: how many answers to each question are reported.
+        no_answer: whether a question may have no answer; set from the training rows.
     """
 
     name = "question_answering"
     primary = "f1"
     model_class: ClassVar[Any] = AutoModelForQuestionAnswering
-    # peft 0.21 gives a model of its type QUESTION_ANS no token types, by which BERT tells the question from the text.
-    task_type: ClassVar[TaskType] = TaskType.FEATURE_EXTRACTION
+    task_type: ClassVar[TaskType] = TaskType.QUESTION_ANS
 
     text: str = "context"
     question: str = "question"
@@ -67,11 +66,11 @@ class QuestionAnswering(OwnTask[Questions]):
         return made
 
     def unfolded(self, records: Records) -> Records:
-        """Return a row for each question where the file has SQuAD's articles."""
+        """Return one row per question if the rows are SQuAD's articles."""
         return flat(records, self.text, self.question, self.label)
 
     def raw_labels(self, records: Records) -> list[Answers]:
-        """Return the answers of each row, none for a question that has no answer."""
+        """Return the answers of each row; empty for a question without an answer."""
         contexts = records.texts(self.text, "task.text")
         values = records.column(self.label, "task.label")
         return [
@@ -80,8 +79,8 @@ class QuestionAnswering(OwnTask[Questions]):
         ]
 
     def settled(self, records: Records, labels: list[Answers]) -> QuestionAnswering:
-        """Return the task, which knows no answer if a training row has none."""
-        needs(f"task {self.name}", text_scores.EXTRA, "torchmetrics")
+        """Return the task; questions may have no answer if a training row has none."""
+        needs(f"task {self.name}", "language", "torchmetrics")
         return replace(self, no_answer=not all(labels))
 
     def rows(self, records: Records, labels: list[Answers] | None) -> Questions:
@@ -100,15 +99,15 @@ class QuestionAnswering(OwnTask[Questions]):
         )
 
     def groups(self, rows: Questions) -> Sequence[Hashable]:
-        """Return the texts: all questions about one are held out together."""
+        """Return the contexts: all questions about one are held out together."""
         return [one.context for one in rows.rows]
 
     def encode(self, rows: Questions, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-        """Return the parts of each row's text, each behind the question.
+        """Return the windows of each row's context, each after the question.
 
-        Beside the model's inputs an entry has the number of its row, where each token stands in the text, the token
-        that stands for no answer, and, where there are labels, the first and the last token of the first answer, or
-        that token twice if the part does not hold the answer.
+        Besides the model's inputs, an entry has the number of its row, the characters of each token in the context,
+        and the token for "no answer". Labels are the first and last token of the row's first answer, or the token for
+        "no answer" twice if the window does not contain all of it.
         """
         stride = self._checked_stride(rows, tokenizer, max_length)
         found = tokenizer(
@@ -141,7 +140,7 @@ class QuestionAnswering(OwnTask[Questions]):
     def _checked_stride(self, rows: Questions, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
         if not tokenizer.is_fast:
             raise SubspaceError(
-                f"the model's tokenizer does not tell where a token stands in the text: task {self.name} needs one of "
+                f"the model's tokenizer does not report the characters of a token: task {self.name} needs one of "
                 "transformers' fast tokenizers"
             )
         stride = max_length // 3 if self.stride is None else self.stride
@@ -150,37 +149,37 @@ class QuestionAnswering(OwnTask[Questions]):
         for one, tokens in zip(rows.rows, asked, strict=True):
             if room - len(tokens) <= stride:
                 raise SubspaceError(
-                    f"{one.place}: the question has {len(tokens)} tokens, so of task.max_length = {max_length} are "
-                    f"{max(room - len(tokens), 0)} left for a part of the text, which shares {stride} with the next; "
-                    "raise task.max_length, or lower task.stride"
+                    f"{one.place}: the question has {len(tokens)} tokens, which leaves {max(room - len(tokens), 0)} of "
+                    f"task.max_length = {max_length} for a window of the context, and windows share {stride}; raise "
+                    "task.max_length, or lower task.stride"
                 )
         return stride
 
     def cut(self, rows: Questions, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-        """Return how many rows have an answer that no part of the text holds whole."""
+        """Return how many rows have an answer that no window contains whole."""
         if "holds" not in encoded.column_names:
             return 0
         held = {row for row, holds in zip(encoded["row"], encoded["holds"], strict=True) if holds}
         return sum(bool(one.answers) and row not in held for row, one in enumerate(rows.rows))
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
-        """Return what pads the model's inputs to the longest."""
+        """Return a collator that pads the model's inputs to the longest."""
         pad, names = DataCollatorWithPadding(tokenizer), {*tokenizer.model_input_names, "labels"}
         return lambda entries: pad([{name: value for name, value in one.items() if name in names} for one in entries])
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
-        """Return the mean of the cross-entropies of the first and of the last token, and the logits."""
+        """Return the mean cross-entropy of the first and the last token, and the logits."""
         logits = self.forward(model, batch)
         return nn.functional.cross_entropy(logits.float(), batch["labels"]), {"logits": logits}
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits of an answer's first and of its last token, rows x tokens x 2."""
+        """Return the logits of an answer's first and last token, windows x tokens x 2."""
         outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
         logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
         return logits[:, -batch["input_ids"].shape[1] :]  # without a soft prompt before them
 
     def score(self, predictions: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, float]:
-        """Return SQuAD's exact match and F1, and these of both kinds of question where some have no answer."""
+        """Return SQuAD's exact match and F1; if some questions have no answer, also for either kind by itself."""
         figures = text_scores.squad(predictions, labels)
         if all(labels) or not any(labels):
             return figures
@@ -192,19 +191,19 @@ class QuestionAnswering(OwnTask[Questions]):
     def figures(self, seen: Seen[Questions]) -> dict[str, float]:
         """Return the figures of the best answer to each question."""
         found = self._answers(seen)
-        texts = [self._told(one, *answer) for one, answer in zip(seen.rows.rows, found, strict=True)]
+        texts = [self._predicted(one, *answer) for one, answer in zip(seen.rows.rows, found, strict=True)]
         return self.score(texts, seen.rows.known)
 
     def answers(self, seen: Seen[Questions]) -> list[dict[str, Any]]:
-        """Return each question with its best answers; the best is an empty text where no answer is more probable."""
-        told = []
+        """Return each question with its best answers; the prediction is empty if "no answer" scores higher."""
+        answers = []
         for one, (spans, none) in zip(seen.rows.rows, self._answers(seen), strict=True):
-            text = self._told(one, spans, none)
+            text = self._predicted(one, spans, none)
             listed = [
                 {"text": one.context[span.start : span.end], "start": span.start, "probability": span.probability}
                 for span in spans
             ]
-            told.append(
+            answers.append(
                 {
                     **({} if one.id is None else {"id": one.id}),
                     self.question: one.question,
@@ -214,27 +213,27 @@ class QuestionAnswering(OwnTask[Questions]):
                     "n_best": listed,
                 }
             )
-        return told
+        return answers
 
     def _answers(self, seen: Seen[Questions]) -> list[tuple[list[Span], Span]]:
-        parts: list[list[Part]] = [[] for _ in range(len(seen.rows))]
+        windows: list[list[Window]] = [[] for _ in range(len(seen.rows))]
         for entry, logits in zip(seen.encoded, seen.outputs, strict=True):
             starts, ends = np.asarray(entry["starts"]), np.asarray(entry["ends"])
-            parts[entry["row"]].append(Part(logits[: len(starts)], starts, ends, entry["none"]))
-        return [best(own, self.max_answer_tokens, self.n_best, none=self.no_answer) for own in parts]
+            windows[entry["row"]].append(Window(logits[: len(starts)], starts, ends, entry["none"]))
+        return [best(own, self.max_answer_tokens, self.n_best, none=self.no_answer) for own in windows]
 
-    def _told(self, question: Question, spans: list[Span], none: Span) -> str:
+    def _predicted(self, question: Question, spans: list[Span], none: Span) -> str:
         if not spans or (self.no_answer and none.score > spans[0].score):
             return ""
         return question.context[spans[0].start : spans[0].end]
 
     def baseline(self, train: Questions, rows: Questions) -> dict[str, float]:
-        """Return the figures of no answer to any question."""
+        """Return the figures of predicting no answer to every question."""
         return self.score([""] * len(rows), rows.known)
 
 
 def _tokens_of(answer: tuple[str, int], starts: Sequence[int], ends: Sequence[int]) -> list[int] | None:
-    """Return the first and the last token of an answer, None if it is not whole among the tokens."""
+    """Return the first and last token of an answer, or None if the tokens do not contain all of it."""
     text, place = answer
     first, behind = place + len(text) - len(text.lstrip()), place + len(text.rstrip())
     before = [token for token, start in enumerate(starts) if 0 <= start <= first]

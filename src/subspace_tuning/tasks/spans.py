@@ -1,4 +1,4 @@
-"""The best stretches of a text as a model's outputs have it, which read the text in overlapping parts."""
+"""The best spans of a context that a model has read in overlapping windows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Part(NamedTuple):
-    """A part of a text as a model has read it, after the question.
+class Window(NamedTuple):
+    """A window of a context, as a model has read it after the question.
 
     Attributes:
-        logits: of a stretch's first and of its last token, tokens x 2.
-        starts: for each token the character of the text at which it begins; -1 for tokens that are not of the text.
-        ends: the character after it.
-        none: the token that stands for no answer.
+        logits: those of a span's first and last token, tokens x 2.
+        starts: the first character of each token in the context; -1 for tokens outside the context.
+        ends: the character after each token.
+        none: the index of the token for "no answer".
     """
 
     logits: NDArray[np.floating]
@@ -26,12 +26,12 @@ class Part(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A stretch of a text.
+    """A span of a context.
 
     Attributes:
-        start, end: its first character, and the one after its last.
-        score: the sum of its logits.
-        probability: its share among all stretches that were looked at.
+        start, end: its first character, and the character after its last.
+        score: the sum of its two logits.
+        probability: its softmax probability among all candidate spans of all windows.
     """
 
     start: int
@@ -40,33 +40,33 @@ class Span(NamedTuple):
     probability: float
 
 
-def best(parts: Sequence[Part], longest: int, count: int, *, none: bool) -> tuple[list[Span], Span]:
-    """Return the best stretches of a text, and what speaks for none of them.
+def best(windows: Sequence[Window], longest: int, count: int, *, none: bool) -> tuple[list[Span], Span]:
+    """Return the best spans of a context, and the score of "no answer".
 
     Args:
-        parts: of the text, which together hold all of it.
-        longest: the most tokens of a stretch.
-        count: how many stretches are returned, if there are so many.
-        none: whether none of them counts as an answer of its own.
+        windows: the windows, which together cover the context.
+        longest: the most tokens of a span.
+        count: the most spans to return.
+        none: whether "no answer" is a candidate.
 
     Returns:
-        The stretches in the order of their scores, and one without characters, whose score is the lowest of any part:
-        a part that does not hold the answer says that there is none.
+        The spans by descending score, and an empty span for "no answer", whose score is the lowest over the windows: a
+        window without the answer says nothing about the others.
     """
     found: dict[tuple[int, int], float] = {}
     totals = []
-    for part in parts:
-        text = np.flatnonzero(part.starts >= 0)
-        scores = _scores(part.logits[text], longest)
+    for window in windows:
+        text = np.flatnonzero(window.starts >= 0)
+        scores = _scores(window.logits[text], longest)
         if not scores.size:
             continue
         totals.append(np.logaddexp.reduce(scores, axis=None))
         order = np.argsort(-scores, axis=None, kind="stable")[:count]
         for first, further in zip(*np.unravel_index(order, scores.shape), strict=True):
             if np.isfinite(scores[first, further]):
-                place = int(part.starts[text[first]]), int(part.ends[text[first + further]])
+                place = int(window.starts[text[first]]), int(window.ends[text[first + further]])
                 found[place] = max(found.get(place, -np.inf), float(scores[first, further]))
-    no_answer = min(float(part.logits[part.none].sum()) for part in parts)
+    no_answer = min(float(window.logits[window.none].sum()) for window in windows)
     total = float(np.logaddexp.reduce([*totals, *([no_answer] if none else [])]))
     ranked = sorted(found.items(), key=lambda one: (-one[1], one[0]))[:count]
     spans = [Span(*place, score, float(np.exp(score - total))) for place, score in ranked]
@@ -74,7 +74,7 @@ def best(parts: Sequence[Part], longest: int, count: int, *, none: bool) -> tupl
 
 
 def _scores(logits: NDArray[Any], longest: int) -> NDArray[np.floating]:
-    """The scores of stretches by their first token and the number of further ones, -inf beyond the end."""
+    """Return the scores of spans by first token and number of further tokens; -inf past the end."""
     count = len(logits)
     last = np.arange(count)[:, None] + np.arange(min(longest, count))
     scores: NDArray[np.floating] = logits[:, :1] + logits[np.minimum(last, count - 1), 1]

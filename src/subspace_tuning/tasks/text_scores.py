@@ -1,4 +1,4 @@
-"""Figures of texts against the texts that were wanted, all between 0 and 1."""
+"""Figures of texts against reference texts, all between 0 and 1."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ import numpy as np
 
 from ..extras import needs
 
-EXTRA = "language"
-"""The extra that the figures need."""
-
 
 def overlap(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return ROUGE, BLEU, chrF and the share of exact matches.
 
-    ROUGE is F1 with Porter's stemmer, of the reference that gives the most; it knows the letters a to z and digits
-    alone. BLEU and chrF are sacrebleu's of the whole corpus.
+    ROUGE is F1 with Porter's stemmer, for the best reference of each row; it ignores all but a to z and digits. BLEU
+    and chrF are sacrebleu's corpus scores.
 
     Args:
         predictions: a text per row.
-        references: the texts that would be right, one or more per row.
+        references: one or more correct texts per row.
     """
-    needs("the score of generated texts", EXTRA, "rouge-score", "sacrebleu")
+    needs("scoring generated texts", "language", "rouge-score", "sacrebleu")
     import sacrebleu
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -42,13 +39,13 @@ def overlap(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
 
 
 def squad(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return SQuAD's exact match and F1, each of the reference that gives the most.
+    """Return SQuAD's exact match and F1, for the best reference of each question.
 
     Args:
-        predictions: an answer per question; an empty one says that there is none.
-        references: the right answers, none where the question has no answer.
+        predictions: an answer per question; empty for "no answer".
+        references: the correct answers; empty for a question without an answer.
     """
-    needs("the score of answers", EXTRA, "torchmetrics")
+    needs("scoring answers", "language", "torchmetrics")
     from torchmetrics.functional.text import squad as scores
 
     found: list[Any] = [{"id": str(n), "prediction_text": text} for n, text in enumerate(predictions)]

@@ -1,4 +1,4 @@
-"""The Trainer's arguments for a config, and whether the run can be made at all."""
+"""The Trainer's arguments for a config, and checks that the run is possible."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
-from ..errors import SubspaceError
+from ..errors import SubspaceError, nearest
 from ..tasks import Task
 from ..tuner.optim import parameter_groups
 from ..tuner.scheduling import schedule
-from .runtime import uses_bfloat16
-from .sections import Device, Keep, Scheduler, TrainingSection
+from .runtime import resolved
+from .sections import Device, Keep, Precision, Scheduler, TrainingSection
 
 
 def total_steps(training: TrainingSection, rows: int) -> int:
-    """The optimiser steps of a run over `rows` training rows."""
+    """Return the optimiser steps of a run over `rows` training rows."""
     batches = math.ceil(rows / training.batch_size)
     return training.max_steps or training.epochs * math.ceil(batches / training.gradient_accumulation)
 
@@ -26,8 +30,9 @@ def total_steps(training: TrainingSection, rows: int) -> int:
 def arguments(
     training: TrainingSection, task: Task[Any], rows: int, learning_rate: float, checkpoints: str, progress: bool
 ) -> TrainingArguments:
-    """The Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
+    """Return the Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
     constant = training.scheduler is Scheduler.constant
+    precision = resolved(training.precision, training.device)
     args = TrainingArguments(
         output_dir=checkpoints,
         learning_rate=learning_rate,
@@ -42,11 +47,13 @@ def arguments(
         max_grad_norm=training.max_grad_norm,
         label_smoothing_factor=training.label_smoothing,
         seed=training.seed,
-        bf16=uses_bfloat16(training.precision, training.device),
+        bf16=precision is Precision.bfloat16,
+        fp16=precision is Precision.float16,
         use_cpu=training.device is Device.cpu or not torch.accelerator.is_available(),
         eval_strategy="epoch",
         save_strategy="epoch",
-        logging_strategy="epoch",
+        logging_strategy="steps" if training.log_steps else "epoch",
+        logging_steps=training.log_steps or 1,
         logging_nan_inf_filter=False,
         save_total_limit=1,
         metric_for_best_model=f"eval_{task.primary_key}",
@@ -58,23 +65,36 @@ def arguments(
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=not progress,
-        report_to=[],
+        report_to=training.report_to or [],
     )
-    # With several devices the Trainer would split each batch among them and take fewer steps than were planned.
+    # With several devices the Trainer would split each batch among them and take fewer steps than planned.
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
 
 def check_training(model: nn.Module, training: TrainingSection, rows: int) -> None:
-    """Raises SubspaceError if the method's schedule or the ratio of LoRA+ does not fit a run over `rows` rows.
+    """Raise SubspaceError if a run over `rows` rows cannot be made on this machine.
 
-    So it does if the steps shall be compiled and torch cannot compile here.
+    Raised if the method's schedule or the rates of factors do not fit, if a reporter is not installed, or if steps are
+    to be compiled and torch cannot compile here.
     """
+    resolved(training.precision, training.device)
+    for name in training.report_to or ():
+        check_reporter(name)
     if training.compile:
         try:
             torch.compile(torch.neg)(torch.ones(2))
-        except Exception as error:  # a compiler that is missing, or fails in one of many ways
+        except Exception as error:  # the compiler may be missing, or fail in many ways
             reason = str(error).strip().splitlines()[0]
             raise SubspaceError(f"training.compile is true, and torch.compile fails here: {reason}") from error
     schedule(model, total_steps(training, rows), dict)
-    parameter_groups(model, 1.0, training.lora_plus_ratio or 1.0)
+    parameter_groups(model, 1.0, training.lora_plus_ratio or 1.0, training.rates)
+
+
+def check_reporter(name: str) -> None:
+    """Raise SubspaceError if transformers does not know a reporter, or if it is not installed."""
+    if name not in INTEGRATION_TO_CALLBACK:
+        told = nearest(name, sorted(INTEGRATION_TO_CALLBACK))
+        raise SubspaceError(f"training.report_to has {name!r}, which transformers does not know: {told}")
+    if name not in get_available_reporting_integrations():  # type: ignore[no-untyped-call]
+        raise SubspaceError(f"training.report_to has {name!r}, which is not installed: pip install {name}")

@@ -1,4 +1,4 @@
-"""A run's adapter merged into its base: a model that transformers loads alone."""
+"""Merges a run's adapter into its base: a model that transformers loads without this package."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..tasks import Task
 from .use import Finished, save_task
 
 ROWS, LENGTH = 32, 24
-"""The inputs on which a merged model is compared with the adapter: drawn tokens, rows x length."""
+"""The inputs on which a merged model is compared with the adapter: random tokens, rows x length."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """How near a merged model is.
+    """How close a merged model is to the adapter.
 
     Attributes:
         difference: the largest difference of an output.
@@ -32,11 +32,11 @@ class Merged:
 
 
 def merge(made: Finished, output: Path) -> Merged:
-    """Write the model of a run to a folder, without an adapter, and compare the outputs of what is read back.
+    """Write the merged model of a run to a folder, read it back and compare its outputs.
 
     Args:
         made: the run.
-        output: the folder; one that is there is replaced.
+        output: the folder; an existing one is replaced.
 
     Raises:
         SubspaceError: the method has no dense form that could be merged.
@@ -63,7 +63,7 @@ def merge(made: Finished, output: Path) -> Merged:
 def _why(error: Exception) -> str:
     if isinstance(error, SubspaceError):
         return str(error)
-    return "its method adds to the inputs and not to the weights"
+    return "its method adds to the inputs, not to the weights"
 
 
 def _drawn(made: Finished) -> dict[str, torch.Tensor]:

@@ -1,13 +1,14 @@
 """The Hugging Face Trainer, made repeatable.
 
-The Trainer keeps the random state in its checkpoints, so dropout goes on as it would have. The order of the rows,
-grouped by length, it would draw anew; here it is a function of the seed and the epoch, so that a run that goes on
-from a checkpoint sees the rows that it would have seen.
+The Trainer keeps the random state in its checkpoints, so dropout resumes correctly. But it would redraw the order of
+rows that are grouped by length; here the order is a function of the seed and the epoch, so that a resumed run sees the
+same rows as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,29 +25,30 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import SubspaceError, reading
 from ..tasks import Rows, Seen, Task
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
-from ..tuner.optim import second_factors
+from ..tuner.optim import ratios
 from ..tuner.scheduling import ScheduleCallback, adapted
-from .callbacks import Bars, Clock, RecentBatches, SaveWithinEpoch
+from .callbacks import Clock, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
 from .resume import HINT, check_optimizer
 from .sampler import EpochSampler
 from .sections import TrainingSection
 
 EncodedRows: TypeAlias = tuple[Rows, Dataset]
-"""The rows of a split, and what the task made of them."""
+"""The rows of a split, and their encoded form."""
 
 
 class DivergedError(SubspaceError):
-    """The loss or the predictions became NaN or infinite."""
+    """Raised if the loss or the predictions become NaN or infinite."""
 
 
 class SeededTrainer(Trainer):
-    """A Trainer of a task whose training rows come in `order`, and which trains `head` at a rate of its own."""
+    """A Trainer for a task, with the training rows in `order` and separate rates for `head` and for single factors."""
 
     def __init__(
         self,
@@ -54,8 +57,7 @@ class SeededTrainer(Trainer):
         data: Mapping[str, EncodedRows],
         order: EpochSampler,
         head: Sequence[nn.Parameter],
-        head_rate: float,
-        b_ratio: float = 1.0,
+        training: TrainingSection,
         **kwargs: Any,
     ) -> None:
         evaluation = {prefix: data[split][1] for prefix, split in task.evaluation}
@@ -69,53 +71,58 @@ class SeededTrainer(Trainer):
         self.data = data
         self.evaluated = data["train"]  # the split under evaluation
         self.order = order
-        self.b_ratio = b_ratio
-        self.recent: list[Any] = []  # the batches of this optimiser step, for schedules that look at them
+        self.head = head
+        self.training = training
+        self.recent: list[Any] = []  # the batches of this optimiser step, for schedules that use them
+        self.pace = Pace()
         self.scheduling = ScheduleCallback(kwargs["model"], self.scores)
-        self.head = {id(parameter) for parameter in head}
-        self.head_rate = head_rate
-        # Classification heads take the mean over the rows they see and ignore the count that the Trainer hands them;
-        # told that they heed it, the Trainer would add the losses of accumulated batches up instead of averaging them.
+        # Classification heads average over their rows and ignore the count that the Trainer passes; if the Trainer
+        # assumed that they use it, it would sum the losses of accumulated batches instead of averaging them.
         self.model_accepts_loss_kwargs = False
 
     def seconds(self) -> float:
-        """Seconds of training so far, those before an interruption included."""
-        # Asked for anew each time: going on from a checkpoint, the Trainer puts another clock into its place.
+        """Return the seconds of training so far, including those before an interruption."""
+        # Looked up each time: when it resumes from a checkpoint, the Trainer replaces the clock.
         return next(entry.total() for entry in self.callback_handler.callbacks if isinstance(entry, Clock))
 
     def load_weights(self, checkpoint: str) -> None:
-        """Puts a checkpoint's weights into the model."""
+        """Load a checkpoint's weights into the model."""
         self._load_from_checkpoint(checkpoint)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimiser, with groups of their own for the head's parameters and for the factors B."""
+        """Return the Trainer's optimiser, with separate groups for the head and for factors with their own rates."""
         optimizer = super().create_optimizer(model)
         assert self.model is not None
-        faster = {id(parameter) for parameter in second_factors(self.model)}
+        training, rate = self.training, self.args.learning_rate
+        multiples = ratios(self.model, training.lora_plus_ratio or 1.0, training.rates)
+        own = {id(parameter): rate * multiple for parameter, multiple in multiples}
+        own |= dict.fromkeys(map(id, self.head), training.head_learning_rate or rate)
         for group in list(optimizer.param_groups):
-            for chosen, rate in ((self.head, self.head_rate), (faster, group["lr"] * self.b_ratio)):
-                own = [parameter for parameter in group["params"] if id(parameter) in chosen]
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-                optimizer.add_param_group({**group, "params": own, "lr": rate})
+            for chosen in dict.fromkeys(own.values()):
+                params = [parameter for parameter in group["params"] if own.get(id(parameter)) == chosen]
+                group["params"] = [parameter for parameter in group["params"] if own.get(id(parameter)) != chosen]
+                optimizer.add_param_group({**group, "params": params, "lr": chosen})
         return optimizer
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's step; a schedule that looks at examples finds the batch in `recent`."""
+        """Run the Trainer's step; a schedule that needs examples finds the batch in `recent`."""
         if self.scheduling.schedule.looks_at_examples:
             self.recent.append(self._prepare_inputs(inputs))
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.pace.add(loss, inputs)
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The task's own loss if it has one, else the Trainer's."""
+        """Return the task's own loss if it has one, otherwise the Trainer's."""
         if self.task.loss is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = self.task.loss(model, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's step; what a task generates takes the place of the outputs."""
+        """Run the Trainer's step; if a task generates, its predictions replace the outputs."""
         loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if self.task.generate is not None:
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -123,12 +130,12 @@ class SeededTrainer(Trainer):
         return loss, outputs, labels
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's loop, on one of the splits."""
+        """Run the Trainer's loop on one of the splits."""
         self.evaluated = next(part for part in self.data.values() if part[1] is dataloader.dataset)
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def figures(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The task's figures of the split under evaluation."""
+        """Return the task's figures for the split under evaluation."""
         found = prediction.predictions
         outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
         if not np.isfinite(outputs).all():
@@ -137,7 +144,7 @@ class SeededTrainer(Trainer):
         return self.task.figures(Seen(*self.evaluated, outputs, np.asarray(prediction.label_ids), tokenizer))
 
     def scores(self) -> dict[str, torch.Tensor]:
-        """Fisher information of every adapted W on the half of this step's examples with the largest loss."""
+        """Return the Fisher information of every adapted W on the half of this step's examples with the largest loss."""
         model, loss = self.model, self.task.objective
         assert model is not None
         with evaluating(model):
@@ -175,8 +182,20 @@ def build(
     args: TrainingArguments,
     training: TrainingSection,
     head: Sequence[nn.Parameter],
+    logs: Path,
 ) -> SeededTrainer:
-    """A trainer of `model` on `data` by split; `head` are those of its parameters that are the head's."""
+    """Return a trainer for a task.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        task: the task.
+        data: the rows of each split, and their encoded form.
+        args: the Trainer's arguments.
+        training: the section of the config that they come from.
+        head: the parameters of the model's head.
+        logs: the folder for TensorBoard's files.
+    """
     _, train = data["train"]
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -184,22 +203,28 @@ def build(
     callbacks: list[TrainerCallback] = [Clock()]
     if training.save_steps:
         callbacks.append(SaveWithinEpoch(training.save_steps))
+    if training.eval_steps:
+        callbacks.append(EvaluateWithinEpoch(training.eval_steps))
+    if training.patience:
+        callbacks.append(EarlyStoppingCallback(training.patience))
     trainer = SeededTrainer(
         task=task,
         data=data,
         order=EpochSampler(task.lengths(train), group, training.seed),
         head=head,
-        head_rate=training.head_learning_rate or args.learning_rate,
-        b_ratio=training.lora_plus_ratio or 1.0,
+        training=training,
         model=model,
         args=args,
         data_collator=task.collator(tokenizer),
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    for reporter in trainer.callback_handler.callbacks:
+        if isinstance(reporter, TensorBoardCallback):
+            reporter.logging_dir = reporter.logging_dir or str(logs)
     for callback in (RecentBatches(trainer.recent), trainer.scheduling, PenaltyCallback(model)):
         trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     if not args.disable_tqdm:
-        trainer.add_callback(Bars)
+        trainer.add_callback(Progress(trainer.pace))
     return trainer

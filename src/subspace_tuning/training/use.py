@@ -1,4 +1,4 @@
-"""What a run has made, used: its model with its task, told from its folder alone."""
+"""Using the result of a run: its model with its task, from its folder alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..tuner.mam import load_mam
 from .folder import RESULTS, RunFolder
 
 TASK = "task.json"
-"""The file beside a model or an adapter that says what it is for."""
+"""The file beside a model or an adapter that describes its task."""
 _ADAPTER = "adapter_config.json"
 _FORMATS = (None, *(one.value for one in Quantise))
 _FIELDS: Fields = {"task": str, "options": {}, "max_length": int, "model": str, "quantise": _FORMATS}
@@ -36,15 +36,15 @@ _IGNORED = -100  # pads outputs of rows of different lengths, as the Trainer doe
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run has made, ready for use.
+    """The result of a run, ready for use.
 
     Attributes:
         task: the run's task, with its classes.
-        model: in evaluation mode, with its adapter if it has one.
-        tokenizer: the model's.
-        max_length: tokens of a row; what is longer is cut.
-        base: the model's name as the config had it.
-        folder: where it was read.
+        model: the model in evaluation mode, with its adapter if it has one.
+        tokenizer: the model's tokenizer.
+        max_length: the most tokens of a row; longer rows are truncated.
+        base: the model's name in the config.
+        folder: the folder from which it was read.
     """
 
     task: Task[Any]
@@ -56,9 +56,9 @@ class Finished:
 
 
 def save_task(folder: Path, task: Task[Any], max_length: int, model: str, quantise: Quantise | None = None) -> None:
-    """Write beside a model or an adapter what ``finished`` reads.
+    """Write the file that ``finished`` reads beside a model or an adapter.
 
-    The classes' names stand there, too: peft saves of a model's config nothing.
+    It includes the class names, since peft saves nothing of a model's config.
     """
     content = {
         "task": task.name,
@@ -77,30 +77,30 @@ def finished(
     quantise: bool = True,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Finished:
-    """Return what a run has made.
+    """Return the result of a run.
 
     Args:
-        path: the run's folder, or the folder of its adapter or model by itself.
-        base: where the base model is now, if it is no longer where the run found it.
-        quantise: whether the base's weights are in the run's format, and not all in float32.
-        options: of the task, in place of those that it was trained with.
+        path: the run's folder, or the folder of its adapter or model.
+        base: the place of the base model, if it has moved since the run.
+        quantise: whether to load the base's weights in the run's format instead of float32.
+        options: options of the task that override the run's own.
 
     Raises:
-        SubspaceError: there is no finished run, a file of it is damaged, or the base model is another one.
+        SubspaceError: there is no finished run, one of its files is damaged, or the base model is a different one.
     """
-    folder = _result(Path(path).expanduser())
+    folder = result_of(Path(path).expanduser())
     content = read_object(folder / TASK, "run it again with --overwrite", _FIELDS)
     assert content is not None
     with reading(f"the task in {folder / TASK}"):
         task = tasks.get(content["task"]).configured(content["options"])
     if options and task.generate is None:
         raise SubspaceError(
-            f"the run in {folder} is of task {task.name}, which writes no texts: `subspace predict` asks it"
+            f"the run in {folder} is of task {task.name}, which does not generate text: use `subspace predict`"
         )
     task = task.configured({**content["options"], **options})
     has_adapter = (folder / _ADAPTER).is_file()
     if base is not None and not has_adapter:
-        raise SubspaceError(f"{folder} is a whole model and has no base: leave --base out")
+        raise SubspaceError(f"{folder} is a whole model without a base: leave --base out")
     name = (base or content["model"]) if has_adapter else str(folder)
     settings = dict(task.model_settings)
     packed = quantise and has_adapter and content["quantise"] is not None
@@ -120,13 +120,14 @@ def finished(
 
 
 def _head(folder: Path) -> list[str] | None:
-    """The modules that were trained whole, by the ends of their names."""
+    """Return the modules trained whole, by the ends of their names."""
     with reading(f"the adapter in {folder}"):
         modules: list[str] | None = getattr(peft.PeftConfig.from_pretrained(str(folder)), "modules_to_save", None)
     return modules
 
 
-def _result(path: Path) -> Path:
+def result_of(path: Path) -> Path:
+    """Return the folder of a run's result, by the run's folder or its own. Raises SubspaceError if there is none."""
     if (path / TASK).is_file():
         return path
     if not path.is_dir():
@@ -134,12 +135,12 @@ def _result(path: Path) -> Path:
     record = RunFolder(path).record()
     if record is None:
         made = next((name for name in RESULTS if (path / name).is_dir()), None)
-        why = "is not finished: the command that started it goes on with it" if made is None else "has no record"
+        why = "is not finished: run the command that started it again" if made is None else "has no record"
         started = (path / "started.json").is_file()
-        raise SubspaceError(f"the run in {path} {why}" if started else f"{path} holds no run")
+        raise SubspaceError(f"the run in {path} {why}" if started else f"{path} has no run")
     folder = path / str(record["result"])
     if not (folder / TASK).is_file():
-        raise SubspaceError(f"{folder} has no {TASK}, by which a run is used: run it again with --overwrite")
+        raise SubspaceError(f"{folder} has no {TASK}, which is needed to use a run: run it again with --overwrite")
     return folder
 
 
@@ -148,8 +149,8 @@ def _check_vocabulary(
 ) -> None:
     if tokenizer.get_vocab() != own.get_vocab():
         raise SubspaceError(
-            f"the adapter in {folder} was trained on a vocabulary of {len(tokenizer):,} tokens, and model {base!r} has "
-            f"another one, of {len(own):,}: --base names the model that it was trained on"
+            f"the adapter in {folder} was trained on a vocabulary of {len(tokenizer):,} tokens, but model {base!r} has "
+            f"{len(own):,}: --base names the model that it was trained on"
         )
 
 
@@ -163,7 +164,7 @@ def _adapted(model: Any, folder: Path) -> PeftModel:
 
 @torch.no_grad()
 def outputs_of(made: Finished, rows: Rows, batch_size: int) -> Seen[Any]:
-    """Return the outputs of a model, in float32, for rows."""
+    """Return the outputs of a model for rows, in float32."""
     task = made.task
     encoded = task.encode(rows, made.tokenizer, made.max_length)
     device = next(made.model.parameters()).device
@@ -181,7 +182,7 @@ def outputs_of(made: Finished, rows: Rows, batch_size: int) -> Seen[Any]:
 
 
 def _joined(parts: Sequence[Any]) -> Values:
-    """Batches as one array, padded where rows are of different lengths."""
+    """Concatenate batches, padded if their rows have different lengths."""
 
     def join(one: Any, other: Any) -> Any:
         return nested_concat(one, other, padding_index=_IGNORED)  # type: ignore[no-untyped-call]
@@ -190,11 +191,11 @@ def _joined(parts: Sequence[Any]) -> Values:
 
 
 def evaluate(made: Finished, rows: Rows, batch_size: int) -> tuple[Mapping[str, float], Seen[Any]]:
-    """Return the task's figures for rows with labels, and what the model gave for them."""
+    """Return the task's figures for rows with labels, and the outputs that they are made from."""
     seen = outputs_of(made, rows, batch_size)
     return made.task.figures(seen), seen
 
 
 def cut_of(made: Finished, seen: Seen[Any]) -> int:
-    """Return how many rows were longer than the model takes."""
+    """Return how many rows were truncated."""
     return made.task.cut(seen.rows, seen.encoded, made.tokenizer, made.max_length)

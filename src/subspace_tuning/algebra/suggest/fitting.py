@@ -1,6 +1,6 @@
-"""What to write instead of a formula whose names and shapes do not fit.
+"""Replacements for a formula whose names and shapes do not fit.
 
-F stands for the formula, X and Y for any part of it.
+F is the formula, X and Y are any parts of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .. import names
 from . import trees
 from .rules import part, rule
 
-# Names of another kind
+# Names of the wrong kind
 
 
 @rule
@@ -45,7 +45,7 @@ def number_in_front(node: ast.expr) -> Iterator[ast.expr]:
 
 @rule
 def capitals(tree: ast.expr) -> Iterator[ast.expr]:
-    """a @ b -> A @ B, for whatever stands beside @ or in front of .T."""
+    """a @ b -> A @ B, for every operand of @ or .T."""
     beside: list[ast.expr] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
@@ -133,7 +133,7 @@ def identity_for_one(node: ast.expr) -> Iterator[ast.expr]:
 
 @rule
 def bias_beside(tree: ast.expr) -> Iterator[ast.expr]:
-    """F + b -> F, to which the layer adds its bias; F + d -> affine(F, b + d), a trained bias."""
+    """F + b -> F, since the layer adds its bias; F + d -> affine(F, b + d), a trained bias."""
     terms = trees.chain(tree, ast.Add)
     if isinstance(terms[0], ast.Call) and trees.is_call(terms[0], "affine") and len(terms) == len(terms[0].args) == 2:
         yield trees.call("affine", terms[0].args[0], trees.binary(terms[0].args[1], ast.Add(), terms[1]))
@@ -159,7 +159,7 @@ def product_for_entries(node: ast.expr) -> Iterator[ast.expr]:
 
 @rule
 def other_side(tree: ast.expr) -> Iterator[ast.expr]:
-    """F.T -> F, with the transpose carried to the factors; or W.T -> W alone."""
+    """F.T -> F, with the transpose moved to the factors; or only W.T -> W."""
     yield _turned(tree)
     for node in trees.expressions(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "W":
@@ -185,7 +185,7 @@ def weight_once(node: ast.expr) -> Iterator[ast.expr]:
 
 
 def _turned(tree: ast.expr) -> ast.expr:
-    """Return the transpose of a tree, carried to its names."""
+    """Return the transpose of a tree, moved to its names."""
     if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.MatMult):
         return trees.binary(_turned(tree.right), tree.op, _turned(tree.left))
     if isinstance(tree, ast.BinOp):
@@ -196,14 +196,14 @@ def _turned(tree: ast.expr) -> ast.expr:
 
 
 def _last(tree: ast.expr) -> ast.expr:
-    """Return the operand that stands last in a product."""
+    """Return the last operand of a product."""
     while isinstance(tree, ast.BinOp) and isinstance(tree.op, (ast.MatMult, ast.Mult)):
         tree = tree.right
     return tree
 
 
 def _first(tree: ast.expr) -> ast.expr:
-    """Return the operand that stands first in a product."""
+    """Return the first operand of a product."""
     while isinstance(tree, ast.BinOp) and isinstance(tree.op, (ast.MatMult, ast.Mult)):
         tree = tree.left
     return tree

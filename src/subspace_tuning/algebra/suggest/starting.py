@@ -1,6 +1,6 @@
-"""What to write instead of a formula that is not W at its start, or cannot leave it.
+"""Replacements for a formula that is not W at its start, or cannot leave it.
 
-F stands for the formula, X for any part of it.
+F is the formula, X is any part of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def without_number(node: ast.expr) -> Iterator[ast.expr]:
 
 @rule
 def gates(tree: ast.expr) -> Iterator[ast.expr]:
-    """gate(X) * W -> W + gate(L) * Delta: gates are open in part at the start, entries behind them zero."""
+    """gate(X) * W -> W + gate(L) * Delta: at the start the gates are partly open and their entries zero."""
     if any(isinstance(node, ast.Name) and node.id == "gate" for node in ast.walk(tree)):
         gated = trees.call("gate", trees.name("L"))
         yield trees.binary(trees.name("W"), ast.Add(), trees.binary(gated, ast.Mult(), trees.name("Delta")))
@@ -101,7 +101,7 @@ def something_trained(tree: ast.expr) -> Iterator[ast.expr]:
 
 
 def _near(factors: list[ast.expr], single: bool) -> list[ast.expr]:
-    """Return I + the product of factors in a list; I + each of them if they are single and share their name's stem."""
+    """Return I + the product of factors in a list; I + each if they are single names with one stem."""
     stems = {re.sub(r"\d+", "", one.id) if isinstance(one, ast.Name) else "" for one in factors}
     apart = single and len(factors) > 1 and len(stems) == 1 and "" not in stems
     parts = factors if apart else [trees.joined(factors, ast.MatMult())] if factors else []

@@ -249,11 +249,11 @@ class Draw:
         return [noun.singular for noun in self.people(count)]
 
     def thing(self) -> str:
-        """A thing or some, to follow "the"."""
+        """Return a thing or some, to follow "the"."""
         return self.one(self.one(self.words.things))
 
     def quality(self, *phrases: str) -> str:
-        """A person's adjective that none of the phrases has already: "the lazy nurse is lazy" would be odd."""
+        """Return a person's adjective that none of the phrases has already: "the lazy nurse is lazy" would be odd."""
         return self.one([word for word in self.words.person_adjectives if word not in " ".join(phrases).split()])
 
     def near(self) -> str:

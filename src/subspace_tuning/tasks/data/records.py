@@ -95,7 +95,7 @@ def check_text(records: Records, row: int, text: str) -> None:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value stands for none: null, NaN or nothing but white space."""
+    """Return whether a value stands for none: null, NaN or nothing but white space."""
     return (
         value is None
         or (isinstance(value, float) and math.isnan(value))

@@ -1,4 +1,4 @@
-"""Questions about texts, in the nested form in which SQuAD is published and with one question per row."""
+"""Questions in SQuAD's format: nested as published, or one per row."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any, TypeAlias
 from .records import Records, is_missing, shown
 
 Answers: TypeAlias = tuple[tuple[str, int], ...]
-"""The right answers to a question, each with the character of the text at which it begins; none if there is none."""
+"""The correct answers to a question, each with its first character in the context; empty if there is no answer."""
 
 _FORM = '{"text": ["..."], "answer_start": [0]}'
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a text.
+    """A question about a context.
 
     Attributes:
-        context: the text.
+        context: the text that may hold the answer.
         question: the question.
-        answers: the right ones, if they are known.
-        id: by which the file names it.
-        place: where it is found again.
+        answers: the correct answers, if the row is labelled.
+        id: its id in the file, if it has one.
+        place: the file and row, for messages.
     """
 
     context: str
@@ -60,19 +60,19 @@ class Questions:
 
     @property
     def known(self) -> list[list[str]]:
-        """The texts of the right answers, an empty list for a question that has none."""
+        """The texts of the correct answers; empty for a question without an answer."""
         return [[text for text, _ in one.answers or ()] for one in self.rows]
 
 
 def flat(records: Records, context: str, question: str, answers: str) -> Records:
-    """Return a row for each question where rows are articles with paragraphs; other rows as they are.
+    """Return one row per question if the rows are articles with paragraphs, else the rows unchanged.
 
     Args:
-        records: what was read.
+        records: the rows of a file.
         context, question, answers: the names of the columns.
 
     Raises:
-        SubspaceError: an article is not of SQuAD's form.
+        SubspaceError: an article is not in SQuAD's format.
     """
     if "paragraphs" not in records.columns:
         return records
@@ -90,31 +90,31 @@ def _questions(records: Records, row: int, paragraphs: Any) -> Iterator[tuple[An
     for paragraph in paragraphs if isinstance(paragraphs, list) else [paragraphs]:
         found = paragraph.get("qas") if isinstance(paragraph, dict) else None
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-            told = f"a paragraph is {shown(paragraph)}, which is no object with 'context' and a list 'qas'"
-            records.refuse([row], told, "write it as SQuAD has it")
+            told = f"a paragraph is {shown(paragraph)}, not an object with 'context' and a list 'qas'"
+            records.refuse([row], told, "use SQuAD's format")
         yield from ((paragraph.get("context"), one) for one in found)
 
 
 def _answers_of(question: dict[str, Any]) -> Any:
-    """The answers of SQuAD's nested form; an empty list says nothing unless the question is said to be impossible."""
+    """Return the answers of a nested question; an empty list counts only if the question is marked impossible."""
     answers = question.get("answers")
     return None if answers == [] and not question.get("is_impossible") else answers
 
 
 def read_answers(records: Records, row: int, value: Any, context: str, column: str) -> Answers:
-    """Return the answers in a cell: texts with their places, as an object, a list of objects, or the JSON of these.
+    """Return the answers in a cell: texts with their starts, as an object, a list of objects, or JSON of either.
 
     Args:
-        records, row: where the cell is.
+        records, row: the rows, and the number of the cell's row.
         value: the cell.
-        context: the text that the question is about.
+        context: the context of the question.
         column: the cell's column.
 
     Raises:
-        SubspaceError: there are no answers, or one does not stand where it is said to.
+        SubspaceError: there are no answers, or one is not in the context at its start.
     """
     if is_missing(value):
-        way_out = 'write them, or {"text": [], "answer_start": []} if the text does not hold any'
+        way_out = 'write them, or {"text": [], "answer_start": []} if the context has none'
         records.refuse([row], f"column {column!r} has no answers", way_out)
     if isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
@@ -131,9 +131,9 @@ def read_answers(records: Records, row: int, value: Any, context: str, column: s
             found.append((texts, starts))
     for text, start in found:
         if not isinstance(text, str) or isinstance(start, bool) or not isinstance(start, int):
-            records.refuse([row], f"column {column!r} is {shown(value)}, which has no answers", f"write {_FORM}")
+            records.refuse([row], f"column {column!r} is {shown(value)}, not answers", f"write {_FORM}")
         if not text.strip():
-            records.refuse([row], f"column {column!r} has an answer without text", "write one, or take it away")
+            records.refuse([row], f"column {column!r} has an empty answer", "write one, or remove it")
         if start < 0 or context[start : start + len(text)] != text:
             records.refuse([row], *_misplaced(text, start, context))
     return tuple(found)
@@ -141,8 +141,8 @@ def read_answers(records: Records, row: int, value: Any, context: str, column: s
 
 def _misplaced(text: str, start: int, context: str) -> tuple[str, str]:
     held = context[max(start, 0) : max(start, 0) + len(text)]
-    told = f"answer {shown(text)} is not in its text at answer_start {start}, where {shown(held)} is"
+    told = f"answer {shown(text)} is not in its context at answer_start {start}, which has {shown(held)}"
     places = [place for place in range(len(context)) if context.startswith(text, place)]
     if not places:
-        return told, "the text does not hold it anywhere"
-    return told, f"it is there at {min(places, key=lambda place: abs(place - start))}"
+        return told, "the context does not contain it"
+    return told, f"it starts at {min(places, key=lambda place: abs(place - start))}"

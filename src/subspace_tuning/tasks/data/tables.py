@@ -55,11 +55,11 @@ class Table:
         return len(self.texts[0])
 
     def first(self, count: int) -> Table:
-        """The first rows."""
+        """Return the first rows."""
         return self.select(range(min(count, len(self))))
 
     def select(self, rows: Sequence[int]) -> Table:
-        """The rows of these numbers."""
+        """Return the rows of these numbers."""
         texts = tuple(tuple(column[row] for row in rows) for column in self.texts)
         return Table(texts, None if self.labels is None else self.labels[list(rows)])
 
@@ -107,7 +107,7 @@ _READERS: Mapping[str, Callable[[Path], pd.DataFrame]] = MappingProxyType(
 def load(
     task: Labelled, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
 ) -> dict[str, Table]:
-    """All splits that a run of `task` reads, by split name.
+    """Return all splits that a run of `task` reads, by split name.
 
     Args:
         task: the task whose columns and labels the data must have.
@@ -153,7 +153,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def load_file(task: Labelled, source: str, *, labelled: bool = True) -> Table:
-    """The rows of one file in the columns of `task`, with labels or without. Raises SubspaceError as `load`."""
+    """Return the rows of one file in the columns of `task`, with labels or without. Raises SubspaceError as `load`."""
     path = Path(source).expanduser()
     if path.suffix not in _READERS or not path.is_file():
         raise SubspaceError(f"{source!r} is no file that ends in {', '.join(_READERS)}")
@@ -173,7 +173,7 @@ def _from_hub(task: Labelled, source: str, split: str) -> tuple[pd.DataFrame, st
 
 
 def check(task: Labelled, frame: pd.DataFrame, where: str, *, labelled: bool = True) -> Table:
-    """The rows of `frame` as a table of `task`.
+    """Return the rows of `frame` as a table of `task`.
 
     Args:
         task: says which columns there must be and what a label is.
@@ -229,7 +229,7 @@ def _labels(task: Labelled, column: pd.Series, where: str) -> Values:
 
 
 def _number(label: Any, by_name: Mapping[str, int]) -> float:
-    """A label as a number, by its name if it is one; NaN if it is neither."""
+    """Return a label as a number, by its name if it is one; NaN if it is neither."""
     if isinstance(label, str) and label in by_name:
         return by_name[label]
     try:

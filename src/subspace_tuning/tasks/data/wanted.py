@@ -1,4 +1,4 @@
-"""Texts that a model reads, with those that it shall write."""
+"""Rows for text generation: inputs with their references."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Texts:
-    """Inputs, with the outputs of each that would be right, if they are known."""
+    """Inputs, and the references of each if the rows are labelled."""
 
     inputs: tuple[str, ...]
     outputs: tuple[tuple[str, ...], ...] | None

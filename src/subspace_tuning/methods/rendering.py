@@ -1,4 +1,4 @@
-"""An explanation as text, line by line within a width. Nothing is cut."""
+"""Explanations as text, wrapped to a width. Nothing is truncated."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .inclusions import Inclusion
 _WIDTH, _NARROW = 80, 40
 _TOGETHER = re.compile(r" (?=[x=] \w)|(?<= [x=]) (?=\w)")  # 768 x 768 and r = 8 stay in one line
 _WAYS = {
-    "fused": "by the hand-written kernel",
-    "composed": "in a few operations of torch's",
+    "fused": "with the hand-written kernel",
+    "composed": "in a few torch operations",
     "planned": "in this order",
     "formed": "with phi(W) formed first",
-    "as written": "as it is written",
+    "as written": "as written",
 }
 
 
-def told(explanation: Explanation, width: int = _WIDTH) -> str:
+def rendered(explanation: Explanation, width: int = _WIDTH) -> str:
     """Return an explanation in lines of at most ``width`` characters."""
     rows = list(_rows(explanation))
     indent = max(len(label) for label, _ in rows) + 2
@@ -28,7 +28,7 @@ def told(explanation: Explanation, width: int = _WIDTH) -> str:
 
 
 def brief(explanation: Explanation, width: int = _WIDTH) -> str:
-    """Return the least that is to be known of a formula while it is written: shapes, starts, count, what is wrong."""
+    """Return the essentials of a formula while it is being typed: shapes, starts, count, or the error."""
     rows = [row for row in _rows(explanation) if row[0].split()[0] in ("problem", "formula", "merges", "trained")]
     rows += [("count", explanation.count), *(("advice", _advice(one)) for one in explanation.advice)]
     indent = max(len(label) for label, _ in rows) + 2
@@ -81,8 +81,8 @@ def _rows(explanation: Explanation) -> Iterator[tuple[str, str]]:
 def _part(part: Part) -> str:
     shape = " x ".join(part.shape) or "a number"
     numbers = f" = {' x '.join(f'{number:,}' for number in part.size)}" if part.size else ""
-    start = f"starts at {part.start}" if part.start else "nothing tells where it starts"
-    offset = "; stored as the offset from there" if part.offset else ""
+    start = f"starts at {part.start}" if part.start else "its start is unknown"
+    offset = "; stored as the offset from its start" if part.offset else ""
     return f"{shape}{numbers}, {start if part.trained else part.meaning}{offset}"
 
 
@@ -116,5 +116,5 @@ def _advice(advice: Advice) -> str:
     adds = "adds" if len(advice.gone) == 1 else "add"
     new = "" if re.search(rf"\b{re.escape(advice.kept)}\b", advice.before) else "a new factor "
     fewer = f"{advice.after} trains {advice.trained_after:,} numbers instead of {advice.trained_before:,}"
-    serves = f"; what keeps them apart is {advice.serves}" if advice.serves else ""
+    serves = f"; they are kept apart by {advice.serves}" if advice.serves else ""
     return f"{what} {adds} nothing to what phi(W) can be: {new}{advice.kept} can be {advice.value}; {fewer}{serves}"

@@ -1,4 +1,4 @@
-"""The kernel's pattern, its parts, and what is common to its passes."""
+"""The kernel's form, its parts, and what its passes share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...nodes import one_for_zero
 
 
 class Parts(NamedTuple):
-    """What the pattern is made of; each part but W can be absent.
+    """The parts of the form; each except W can be absent.
 
     ``left`` has n numbers, ``right`` and ``bias`` m. ``lows`` are n x k and ``highs`` k x m, with k below both; side by
     side and one below the other they are two matrices, with the nonlinearity ``function`` and ``scale`` between them.
-    ``around`` says whether ``right`` scales their product, too, or only that with W. If ``unit``, the columns of what
+    ``right_scales_low_rank`` says whether ``right`` scales their product, too, or only that with W. If ``unit``, the columns of what
     ``right`` scales are divided by their norms first, which are constants to the gradient.
     """
 
@@ -30,7 +30,7 @@ class Parts(NamedTuple):
     highs: tuple[Tensor, ...] = ()
     function: str | None = None
     scale: float = 1.0
-    around: bool = True
+    right_scales_low_rank: bool = True
     unit: bool = False
 
     @property
@@ -44,9 +44,9 @@ class Parts(NamedTuple):
         return joined(self.highs, 0)
 
     def settled(self, dtype: torch.dtype) -> Parts:
-        """Return equal parts of which nothing is left to compute for products in this precision.
+        """Return equal parts, ready for products in this precision.
 
-        W and the bias stay as they are; autocast has copies of its own.
+        W and the bias are unchanged; autocast keeps its own copies.
         """
         parts = with_norms(self) if self.unit else self
         if len(parts.lows) == 0:
@@ -66,23 +66,23 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def can_fold(weight: Tensor) -> bool:
-    """Whether W can take up a scale: in a low precision it would lose what lies between its own steps."""
+    """Return whether W can absorb a scale: in a low precision it would lose anything finer than its own steps."""
     return weight.dtype in (torch.float32, torch.float64)
 
 
 def folds_low_rank(parts: Parts, rows: Tensor, width: int) -> bool:
-    """Whether to add the low-rank term to W instead of to the product of that many rows with W.
+    """Return whether to add the low-rank term to W instead of to the product of that many rows with W.
 
-    A pass over W then takes the place of one over the product, which has as many more numbers as there are more rows
-    than ``width``, W's other dimension. In a low precision W would lose small changes.
+    A pass over W then replaces one over the product, which is larger if there are more rows than ``width``, W's other
+    dimension. In a low precision W would lose small changes.
     """
-    inside = parts.right is None or parts.around
+    inside = parts.right is None or parts.right_scales_low_rank
     exact = parts.weight.dtype == rows.dtype and can_fold(parts.weight)
     return len(parts.lows) > 0 and parts.function is None and inside and exact and len(rows) >= width
 
 
 def with_norms(parts: Parts, formed: Tensor | None = None) -> Parts:
-    """Return parts whose ``right`` divides by the norms; ``formed`` is what their columns have, if it is there."""
+    """Return parts whose ``right`` divides by the column norms, those of ``formed`` if it is given."""
     norms = one_for_zero(torch.linalg.vector_norm(formed_weight(parts) if formed is None else formed, dim=0))
     return parts._replace(right=norms.reciprocal() if parts.right is None else parts.right / norms, unit=False)
 
@@ -103,14 +103,14 @@ def _formed_weight(parts: Parts) -> Tensor:
     if len(parts.lows) == 0:
         return matrix
     low, high = parts.low.detach().to(dtype), parts.high.detach().to(dtype)
-    # As W lies in memory: to another layout a BLAS adds ten times as slowly.
+    # In W's memory layout: a BLAS accumulates into another one ten times as slowly.
     if R.lies_transposed(matrix):
         return torch.addmm(matrix.T, high.T, low.T, alpha=parts.scale).T
     return torch.addmm(matrix, low, high, alpha=parts.scale)
 
 
 def is_transformed() -> bool:
-    """Whether torch.compile, a transform of torch.func or forward differentiation looks on; they need plain code."""
+    """Return whether torch.compile, torch.func or forward-mode differentiation is tracing, which needs plain code."""
     return torch.compiler.is_compiling() or functorch_is_active() or differentiates_forward()
 
 
@@ -123,12 +123,12 @@ def scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def scales_weight(rows: Tensor, weight: Tensor, width: int) -> bool:
-    """Whether a scale of rows goes to W instead, which has fewer numbers; ``width`` is that of their product."""
+    """Return whether a scale of the rows is applied to W instead, which has fewer numbers; ``width`` is the product's."""
     return len(rows) > width and can_fold(weight)
 
 
 def scaled_operands(x: Tensor, weight: Tensor, left: Tensor | None, right: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return rows and matrix whose product is ``(x * left) @ weight * right``; scales go to the smaller of the two."""
+    """Return rows and a matrix whose product is ``(x * left) @ weight * right``, with the smaller of them scaled."""
     if left is not None and scales_weight(x, weight, weight.shape[1]):
         weight, left = weight * left.to(weight.dtype).unsqueeze(1), None
     if right is not None:
