@@ -164,18 +164,18 @@ def test_a_run_goes_on_where_it_stopped(
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a system with SIGKILL")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_loses_nothing(kind: str, folders: Folders, tmp_path: Path) -> None:
-    settings = _settings(kind, folders, tmp_path, max_steps=90, save_steps=2)
+    settings = _settings(kind, folders, tmp_path, max_steps=40, save_steps=2)
     _config(settings)
     output, file = Path(settings["output"]), f"{settings['output']}.yaml"
     command = [sys.executable, "-c", "from subspace_cli import main; main()", "train", file, "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
-    _wait_for_step(output, 40, process)
+    _wait_for_step(output, 6, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (output / "run.json").exists()
     subprocess.run(command, check=True, capture_output=True)
     parted = RunFolder(output).record()
-    assert parted is not None and parted["resumed_from_step"] >= 40
+    assert parted is not None and parted["resumed_from_step"] >= 6
     whole = train.run(_config({**settings, "output": f"{tmp_path}/whole"}), progress=False)
     assert parted["history"] == whole.record["history"]
     assert _same_weights(output / parted["result"], whole.folder)
