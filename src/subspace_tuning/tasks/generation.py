@@ -106,10 +106,10 @@ class Generation(OwnTask[Texts]):
         for row, value in enumerate(records.column(self.label, "task.label")):
             outputs = value if isinstance(value, list) else [value]
             if not outputs or any(map(is_missing, outputs)):
-                records.refuse([row], f"column {self.label!r} has no text", "write one, or take the row away")
+                records.refuse([row], f"column {self.label!r} has no text", "write one, or remove the row")
             for output in outputs:
                 if not isinstance(output, str):
-                    told = f"column {self.label!r} is {shown(output)}, which is no text"
+                    told = f"column {self.label!r} is {shown(output)}, which is not a text"
                     records.refuse([row], told, "put it in quotation marks")
                 check_text(records, row, output)
             found.append(tuple(outputs))
