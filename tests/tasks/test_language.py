@@ -319,7 +319,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "no answer": ("commonsense", TRUE, asked("a", "x true", None), "column 'answer' has no answer"),
     "another end": ("commonsense", TRUE, asked("a", "x true.", "true"), "does not end in the answer, 'true'"),
     "another beginning": ("commonsense", TRUE, asked("a", "y true", "true"), "has 'y ' before the answer"),
-    "no choice": ("commonsense", TRUE, asked(OF_TWO, "x maybe", "maybe"), "'maybe', which is none of the choices"),
+    "no choice": ("commonsense", TRUE, asked(OF_TWO, "x maybe", "maybe"), "'maybe', which is not one of the choices"),
     "a long choice": (
         "commonsense",
         TRUE,

@@ -52,7 +52,7 @@ class AnsweredTask(LanguageTask):
         """Return the answers as texts. Raises SubspaceError if a row has none."""
         found = records.column(self.label, "task.label")
         if missing := [row for row, value in enumerate(found) if is_missing(value)]:
-            records.refuse(missing, f"column {self.label!r} has no answer", "write one, or take the row away")
+            records.refuse(missing, f"column {self.label!r} has no answer", "write one, or remove the row")
         texts = [str(value).strip() for value in found]
         for row, text in enumerate(texts):
             check_text(records, row, text)

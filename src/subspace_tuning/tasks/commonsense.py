@@ -75,7 +75,7 @@ class Commonsense(AnsweredTask):
         ended = [text.strip().endswith(end) for text, end in zip(texts, labels, strict=True)]
         if without := [row for row, one in enumerate(ended) if not one]:
             told = f"column {self.output!r} does not end in the answer, {labels[without[0]]!r}"
-            records.refuse(without, told, "end it so, or take the row away")
+            records.refuse(without, told, "end it like that, or remove the row")
         stems = [text.strip().removesuffix(end) for text, end in zip(texts, labels, strict=True)]
         if other := [row for row, stem in enumerate(stems) if stem != stems[0]]:
             told = f"column {self.output!r} has {stems[other[0]]!r} before the answer, and the first row {stems[0]!r}"
@@ -96,7 +96,7 @@ class Commonsense(AnsweredTask):
             return replace(self.chats(records, None), choices=choices)
         for row, answer in enumerate(labels):
             if answer not in choices[row]:
-                told = f"column {self.label!r} has {answer!r}, which is none of the choices"
+                told = f"column {self.label!r} has {answer!r}, which is not one of the choices"
                 records.refuse([row], told, nearest(answer, choices[row]))
         truths = np.array([one.index(answer) for one, answer in zip(choices, labels, strict=True)], dtype=np.int64)
         said = [self.stem + answer for answer in labels]

@@ -73,7 +73,7 @@ class Maths(AnsweredTask):
         numbers = [number_in(text) for text in texts]
         if wrong := [row for row, number in enumerate(numbers) if not math.isfinite(number)]:
             told = f"column {self.label!r} is {shown(texts[wrong[0]])}, in which there is no number"
-            records.refuse(wrong, told, "write one, or take the row away")
+            records.refuse(wrong, told, "write one, or remove the row")
         return numbers
 
     def rows(self, records: Records, labels: list[Any] | None) -> Chats:

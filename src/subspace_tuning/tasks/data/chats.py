@@ -95,7 +95,7 @@ def check_answered(records: Records, chats: Sequence[tuple[Message, ...]]) -> No
     """Raise SubspaceError if a chat does not end in an answer."""
     if without := [row for row, chat in enumerate(chats) if chat[-1]["role"] != ANSWERING]:
         told = f"the last message is of role {chats[without[0]][-1]['role']!r}, and no answer follows"
-        records.refuse(without, told, f"end the chat with a message of role {ANSWERING!r}, or take the row away")
+        records.refuse(without, told, f"end the chat with a message of role {ANSWERING!r}, or remove the row")
 
 
 def _chat(records: Records, row: int, column: str, value: Any) -> tuple[Message, ...]:
@@ -113,7 +113,7 @@ def _message(records: Records, row: int, number: int, value: Mapping[str, Any]) 
     if role not in ROLES:
         records.refuse([row], f"message {number} has the role {shown(role)}", nearest(str(role), ROLES))
     if is_missing(content):
-        records.refuse([row], f"message {number} has no content", "write one, or take the row away")
+        records.refuse([row], f"message {number} has no content", "write one, or remove the row")
     if not isinstance(content, str):
         records.refuse([row], f"message {number} has the content {shown(content)}, which is not text", "write a text")
     check_text(records, row, content)
