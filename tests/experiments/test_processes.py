@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.training import config as configs
 from subspace_tuning.training import run as train
+from subspace_tuning.training.callbacks import EpochOrder
 from subspace_tuning.training.folder import RunFolder
 from subspace_tuning.training.sampler import EpochSampler
 
@@ -266,10 +268,6 @@ def test_what_a_launcher_asks_for_in_vain_is_refused(name: str, place: Place, mo
 
 def test_processes_that_resume_have_the_order_of_their_epoch() -> None:
     """Its order is set in the sampler itself: accelerate's shards of it pass no epoch on when they skip batches."""
-    from types import SimpleNamespace
-
-    from subspace_tuning.training.callbacks import EpochOrder
-
     orders = []
     for epoch in (0.0, 0.5, 1.0, 1.5):
         order = EpochSampler([1] * 20, None, seed=0)
