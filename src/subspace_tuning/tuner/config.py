@@ -128,7 +128,17 @@ class SubspaceConfig(PeftConfig):
         metadata={"help": "module name suffixes, a regex, or 'all-linear'; None: the method's placement in this model"},
     )
     target_parameters: list[str] | None = field(
-        default=None, metadata={"help": "not supported: parameters without a module, such as stacked experts"}
+        default=None,
+        metadata={
+            "help": "suffixes of parameters that no linear layer holds, such as experts.down_proj, all experts in one"
+        },
+    )
+    transposed_parameters: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "which of the target_parameters are stored in x out; None: as the model's type is known to have "
+            "it, else none, since torch's linear layers are out x in"
+        },
     )
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names or a regex to leave out"})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "indices of adapted layers"})

@@ -10,14 +10,24 @@ from typing import Any
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ..errors import SubspaceError
 from .calling import BASE
-from .layer import SubspaceLayer
-from .walking import Outside
+from .layer import SubspaceLayer, SubspaceParameter
+from .walking import Outside, layers_of
 
 
 @contextmanager
 def rows_named(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
-    """Inside, a call of the model gives its layers the name of every row's adapter."""
+    """Inside, a call of the model gives its layers the name of every row's adapter.
+
+    Raises SubspaceError if one of these adapters has parameters without a module, which are the same for all rows.
+    """
+    for name, layer in layers_of(model):
+        if isinstance(layer, SubspaceParameter) and layer.adapters.keys() & set(adapter_names):
+            raise SubspaceError(
+                f"adapter_names gives every row its own adapter, and {name} is a parameter, which all rows share: use "
+                "set_adapter"
+            )
     hook = partial(_pass_names, adapter_names=list(adapter_names))
     handles = [
         module.register_forward_pre_hook(hook, with_kwargs=True)

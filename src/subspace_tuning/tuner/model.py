@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -12,12 +12,13 @@ from peft import PeftConfig
 from peft.functional import cast_adapter_dtype, delete_adapter, set_adapter
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.integrations import init_empty_weights
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import SubspaceError, nearest
-from .budget import entries_in, entries_of, share_out
+from .budget import entries_in, entries_of
 from .calling import BASE
 from .card import TAG
 from .compat import check_adapters_not_merged, include_all_linear_layers
@@ -30,13 +31,15 @@ from .lora_form import Layout
 from .merging import check_merge
 from .mixing import rows_named
 from .naming import check_name
+from .owner import PartedModule, layer_of
+from .parameters import parameters, quiet_of_parameters
 from .reach import forget_unreached, warn_of_unreached
 from .requantised import tell
 from .sharding import leave_out_of_broadcasts
-from .targets import by_pattern, check_targets, modules_of, place, rank_of, targets
+from .targets import by_pattern, check_choice, check_targets, place, rank_of
 from .transaction import undone_on_failure
 from .tying import keep_scale, separate
-from .walking import Outside, layers_of
+from .walking import Outside, layers_of, modules_of
 from .weights import agree, check_weight, is_partitioned, whole
 
 
@@ -89,7 +92,7 @@ class SubspaceModel(BaseTuner):
         state = kwargs.get("state_dict")
         if state is None:
             check_targets(model, config)
-            self._check_choice(model, config)
+            check_choice(model, config)
         else:
             include_all_linear_layers(config, model)  # peft, with an Outside, would not know the class of the model
             places = {key.partition(f".{self.prefix}")[0] for key in state}
@@ -101,7 +104,8 @@ class SubspaceModel(BaseTuner):
                 config.entries = entries_of(config, state, self.prefix, dict(modules_of(model)))
         walked = Outside(model, touched)
         self._places = Counter(chain.from_iterable(parent._modules.values() for parent in walked.modules()))
-        super().inject_adapter(walked, adapter_name, *args, **kwargs)
+        with quiet_of_parameters(config):
+            super().inject_adapter(walked, adapter_name, *args, **kwargs)
         self._places = Counter()  # which would keep the modules alive
         if isinstance(model, PreTrainedModel):
             model.add_model_tags([TAG])  # so that every card that peft writes has it
@@ -138,14 +142,30 @@ class SubspaceModel(BaseTuner):
         parent: nn.Module,
         current_key: str,
     ) -> SubspaceLayer:
-        config, layer = _own(peft_config), target
-        layout = Layout.of(target.get_base_layer() if isinstance(target, SubspaceLayer) else target)
-        config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
-        if not isinstance(target, SubspaceLayer):
+        layer = target
+        if not isinstance(layer, SubspaceLayer):
             layer = layer_class(target)(target, self._places[target] > 1, get_quantization_kwargs(self.model))
             self._replace_module(parent, target_name, layer, target)
             warn_of_unreached(self.model)
-        assert isinstance(layer, SubspaceLayer)
+        self._give(_own(peft_config), adapter_name, layer, current_key)
+        return layer
+
+    def _inject_parameters(
+        self, peft_config: PeftConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        """Put an adapter on the parameters that its config names, in layers beside the module that reads them."""
+        config = _own(peft_config)
+        found = parameters(self.model, config)
+        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+            for name, part in found:
+                self._give(config, adapter_name, layer_of(self.model, name, part), name)
+        warn_of_unreached(self.model)
+        return [name for name, _ in found]
+
+    def _give(self, config: SubspaceConfig, adapter_name: str, layer: SubspaceLayer, current_key: str) -> None:
+        """Give a layer an adapter of a config's size there."""
+        layout = Layout.of(layer.get_base_layer())
+        config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
         method, entries = config.resolved, entries_in(config, current_key, layer)
         rank = method.rank_in(layer.in_features, layer.out_features, rank_of(config, current_key))
         alpha = by_pattern(config.alpha_pattern, current_key, config.alpha)
@@ -168,18 +188,6 @@ class SubspaceModel(BaseTuner):
         )
         if adapter_name not in self.active_adapters:
             layer.set_requires_grad(adapter_name, False)
-        return layer
-
-    def _check_choice(self, model: nn.Module, config: SubspaceConfig) -> None:
-        """Choose what needs no data, and refuse what should have been chosen from data and was not."""
-        method = config.resolved
-        if method.needs_calibration and not config.calibrated:
-            raise SubspaceError(
-                f"method {method.name!r} chooses what it trains from data: config = calibrate(model, config, batches) "
-                "with a few batches, then use that config"
-            )
-        if method.chooses_by_weight and config.entries is None:
-            config.entries = share_out(config, targets(model, config))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; in training, what the patterns and gates ask for joins the loss of the outputs.
@@ -273,7 +281,8 @@ class SubspaceModel(BaseTuner):
         """Allow to merge tied weights, of which peft warns: the other holders keep the frozen one."""
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, AuxiliaryTrainingWrapper):  # saved whole: it may be a head of several modules
+        # What is saved whole may be a head of several modules; neither it nor a module with parts has one weight.
+        if isinstance(child, (AuxiliaryTrainingWrapper, PartedModule)):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)

@@ -31,6 +31,7 @@ class AdapterState:
         strength: t in W + t (phi(W) - W).
         computed: the names of the constants that follow from W.
         awaits_mask: the mask was chosen from data and has yet to be loaded.
+        copies: how many matrices there are, each with factors of its own: the experts of one parameter, else 1.
     """
 
     method: Method
@@ -46,6 +47,7 @@ class AdapterState:
     strength: float = 1.0
     computed: tuple[str, ...] = ()
     awaits_mask: bool = False
+    copies: int = 1
 
     def __str__(self) -> str:
         formula = self.method.formula
@@ -53,7 +55,8 @@ class AdapterState:
             str(formula),
             *([f"r={self.r}"] if formula.has_rank else []),
             *([f"s={self.scale:g}"] if "s" in formula.expression.names else []),
-            f"{formula.count(self.sizes):,} trained",  # from the shapes: a factor may be elsewhere, or in parts
+            # From the shapes: a factor may be elsewhere, or in parts.
+            f"{self.copies * formula.count(self.sizes):,} trained",
             *([f"pattern={'+'.join(self.patterns)}"] if self.patterns else []),
         ]
         return ", ".join(told)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
-from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import get_pattern_key
 from torch import nn
@@ -18,18 +17,19 @@ from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
 from ..methods import EVERY_BIAS
 from ..methods.roles import FFN_GATE, FFN_IN, FFN_OUT
-from .budget import matrix_shape
+from .budget import matrix_shape, share_out
 from .calling import own_forward_problem
 from .compat import include_all_linear_layers
 from .config import SubspaceConfig
 from .entries import check_method
 from .exact import exactly
 from .kinds import kind_of, supported
-from .layer import SubspaceLayer
+from .parameters import check_parameter, parameters, unadapted
+from .part import ParameterPart
 from .placement import by_role
 from .recognise import in_short
 from .validate import check_rank
-from .walking import Outside
+from .walking import modules_of
 from .weights import check_weight, whole
 
 _FFN = {FFN_IN, FFN_GATE, FFN_OUT}
@@ -40,16 +40,21 @@ class NothingToAdaptError(SubspaceError, NoMatchingPeftModuleError):
 
 
 def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Module]]:
-    """Return the modules that a config with ``target_modules`` adapts, with their names."""
-    return [(name, module) for name, module in modules_of(model) if check_target_module_exists(config, name)]
+    """Return the modules and the parameters that a config with ``target_modules`` adapts, with their names."""
+    modules = [(name, module) for name, module in modules_of(model) if check_target_module_exists(config, name)]
+    return [*modules, *parameters(model, config)]
 
 
 def place(model: nn.Module, config: SubspaceConfig) -> None:
     """Give a config without ``target_modules`` those of its method's placement in this model.
 
-    Limits to some layers are then part of the expression, so the config no longer names them.
+    There are none if it names parameters. Limits to some layers are part of the expression of a placement, so the
+    config no longer names them.
     """
     if config.target_modules is not None:
+        return
+    if config.target_parameters:
+        config.target_modules = set()  # type: ignore[assignment]  # as peft expects
         return
     chosen = placement(model, config)
     if isinstance(chosen, str):
@@ -96,13 +101,15 @@ def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
     found = targets(model, config)
     if not found:
         given = config.target_modules or ()
-        shown = given if isinstance(given, str) else sorted(given)
+        shown = given if isinstance(given, str) else sorted([*given, *(config.target_parameters or ())])
         raise NothingToAdaptError(
             f"Target modules {shown} not found in the base model{_limits(config)}. {_known(model)}"
         )
     uncalled = _uncalled(model)
     for name, module in found:
-        if name.startswith(uncalled):
+        if isinstance(module, ParameterPart):
+            check_parameter(name, module, config)
+        elif name.startswith(uncalled):
             raise SubspaceError(
                 f"{name} is a part of a MultiheadAttention, which reads its weight without calling it; leave it "
                 "out with exclude_modules"
@@ -111,6 +118,18 @@ def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
             _check_target(name, module, config)
     _warn_of_left_out(model, config, [name for name, _ in found], everything)
     _warn_of_ranks(found, config)
+
+
+def check_choice(model: nn.Module, config: SubspaceConfig) -> None:
+    """Choose what needs no data, and refuse what should have been chosen from data and was not."""
+    method = config.resolved
+    if method.needs_calibration and not config.calibrated:
+        raise SubspaceError(
+            f"method {method.name!r} chooses what it trains from data: config = calibrate(model, config, batches) "
+            "with a few batches, then use that config"
+        )
+    if method.chooses_by_weight and config.entries is None:
+        config.entries = share_out(config, targets(model, config))
 
 
 def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
@@ -178,16 +197,6 @@ def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
     return patterns.get(get_pattern_key(list(patterns), name), default)
 
 
-def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of the model proper: an adapted one by its own name, nothing of modules saved whole."""
-    wrapper: str | None = None
-    for name, module in Outside(model).named_modules():
-        if wrapper is not None and name.startswith(wrapper):
-            continue
-        wrapper = f"{name}." if isinstance(module, (SubspaceLayer, AuxiliaryTrainingWrapper)) else None
-        yield name, module.get_base_layer() if isinstance(module, SubspaceLayer) else module
-
-
 def _uncalled(model: nn.Module) -> tuple[str, ...]:
     """Return how the names begin of modules whose forward nobody calls."""
     return tuple(f"{name}." for name, module in modules_of(model) if isinstance(module, nn.MultiheadAttention))
@@ -209,21 +218,19 @@ def _limits(config: SubspaceConfig) -> str:
 
 
 def _warn_of_left_out(model: nn.Module, config: SubspaceConfig, found: Sequence[str], everything: bool) -> None:
-    """Warn of listed targets that match nothing, and of experts that are one parameter and no modules."""
+    """Warn of listed targets that match nothing, and of weights that no module holds, where they may be missed."""
     listed = () if isinstance(config.target_modules, str) or everything else config.target_modules or ()
-    unmatched = sorted(end for end in listed if not any(name == end or name.endswith(f".{end}") for name in found))
-    stacked = [
-        f"{name}.{own}"
-        for name, module in modules_of(model)
-        if kind_of(module) is None and "expert" in name.lower()
-        for own, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3
-    ]
-    if unmatched:
-        warnings.warn(f"target_modules {', '.join(unmatched)} match nothing in the model", stacklevel=3)
-    if stacked and (everything or unmatched or set(config.resolved.placement) & _FFN):
+    for field, ends in {"target_modules": listed, "target_parameters": config.target_parameters or ()}.items():
+        unmatched = sorted(end for end in ends if not any(name == end or name.endswith(f".{end}") for name in found))
+        if unmatched:
+            warnings.warn(f"{field} {', '.join(unmatched)} match nothing in the model", stacklevel=3)
+            everything = True
+    by_role = not config.target_parameters and set(config.resolved.placement) & _FFN
+    if (everything or by_role) and (missed := unadapted(model, {*found})):
+        named = [*dict.fromkeys(".".join(name.split(".")[-2:]) for name in missed)]
         warnings.warn(
-            f"left out: {in_short(stacked)}, which hold all experts in one parameter; only modules are adapted",
+            f"left out: {in_short(missed)}, which are parameters that no linear layer holds; to adapt them give "
+            f"target_parameters={named}",
             stacklevel=3,
         )
 
