@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GptOssConfig, MixtralConfig, PretrainedConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, PretrainedConfig, Qwen3MoeConfig
 
 from subspace_tuning.methods import Method
 
@@ -36,8 +36,6 @@ FIT = tuple(
 
 def mixture(name: str, dtype: torch.dtype = torch.float64, experts: str = "eager") -> Any:
     """Return a model whose parameters are all drawn, since some start at zero."""
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         MIXTURES[name](), experts_implementation=experts, attn_implementation="eager"

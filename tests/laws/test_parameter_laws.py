@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from subspace_tuning import SubspaceConfig, SubspaceError, SubspaceLayer, methods, penalty
 from subspace_tuning.methods import Method
@@ -276,3 +277,14 @@ def test_penalties_count_each_expert() -> None:
     A, B = (linear.base_model.model[0].factor(name) for name in "AB")
     one = (A.T @ A - torch.eye(2)).square().sum() + (B @ B.T - torch.eye(2)).square().sum()
     torch.testing.assert_close(ratio, penalty(linear) / (0.3 * one))
+
+
+def test_transformers_loads_it(tmp_path: Path) -> None:
+    """Through transformers' own call, which renames what older versions kept expert by expert."""
+    base = mixture("mixtral", torch.float32)
+    base.save_pretrained(tmp_path / "base")
+    model = adapted(methods.get("lora"), "mixtral", base, init_weights=False)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base", experts_implementation="eager").eval()
+    loaded.load_adapter(str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(loaded), logits(model))

@@ -12,7 +12,8 @@ from torch import nn
 
 from ..errors import SubspaceError
 from .calling import BASE
-from .layer import SubspaceLayer, SubspaceParameter
+from .layer import SubspaceLayer
+from .part import Part
 from .walking import Outside, layers_of
 
 
@@ -20,13 +21,13 @@ from .walking import Outside, layers_of
 def rows_named(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
     """Inside, a call of the model gives its layers the name of every row's adapter.
 
-    Raises SubspaceError if one of these adapters has parameters without a module, which are the same for all rows.
+    Raises SubspaceError if one of these adapters is on parts of modules, which are the same for all rows.
     """
     for name, layer in layers_of(model):
-        if isinstance(layer, SubspaceParameter) and layer.adapters.keys() & set(adapter_names):
+        if isinstance(layer.get_base_layer(), Part) and layer.adapters.keys() & set(adapter_names):
             raise SubspaceError(
-                f"adapter_names gives every row its own adapter, and {name} is a parameter, which all rows share: use "
-                "set_adapter"
+                f"adapter_names gives every row its own adapter, and {name} is a parameter or a part of a module, "
+                "which all rows share: use set_adapter"
             )
     hook = partial(_pass_names, adapter_names=list(adapter_names))
     handles = [

@@ -24,6 +24,7 @@ from .card import TAG
 from .compat import check_adapters_not_merged, include_all_linear_layers
 from .config import SubspaceConfig
 from .entries import check_method
+from .fused import parts_of
 from .hooks import count_passes, penalise, remove_hooks
 from .layer import SubspaceLayer, layer_class
 from .loading import check_fit
@@ -76,7 +77,7 @@ class SubspaceModel(BaseTuner):
         # Those whose flags peft changes on the way, and puts back.
         touched = {adapter_name, *self.active_adapters}.union(*(layer.unfrozen for _, layer in layers_of(model)))
         try:
-            with undone_on_failure(Outside(self, touched)):
+            with undone_on_failure(Outside(self, touched)), quiet_of_parameters(config):
                 self._inject(model, adapter_name, touched, *args, **kwargs)
         except BaseException:
             self.peft_config.pop(adapter_name)
@@ -89,8 +90,7 @@ class SubspaceModel(BaseTuner):
         check_name(adapter_name, self.peft_config)
         config.check_assigned()
         place(model, config)
-        state = kwargs.get("state_dict")
-        if state is None:
+        if (state := kwargs.get("state_dict")) is None:
             check_targets(model, config)
             check_choice(model, config)
         else:
@@ -104,8 +104,7 @@ class SubspaceModel(BaseTuner):
                 config.entries = entries_of(config, state, self.prefix, dict(modules_of(model)))
         walked = Outside(model, touched)
         self._places = Counter(chain.from_iterable(parent._modules.values() for parent in walked.modules()))
-        with quiet_of_parameters(config):
-            super().inject_adapter(walked, adapter_name, *args, **kwargs)
+        super().inject_adapter(walked, adapter_name, *args, **kwargs)
         self._places = Counter()  # which would keep the modules alive
         if isinstance(model, PreTrainedModel):
             model.add_model_tags([TAG])  # so that every card that peft writes has it
@@ -125,7 +124,15 @@ class SubspaceModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        base = target.get_base_layer() if isinstance(target, SubspaceLayer) else target
+        config = _own(peft_config)
+        base = target.get_base_layer() if isinstance(target, (SubspaceLayer, PartedModule)) else target
+        if (parts := parts_of(self.model, config, current_key, base)) is not None:
+            for name, part in parts.items():
+                self._give(config, adapter_name, layer_of(self.model, name, part), name)
+            warn_of_unreached(self.model)
+            return
+        if isinstance(target, PartedModule):
+            raise SubspaceError(f"{current_key} is adapted in parts by another adapter, so it cannot be as a whole")
         partitioned = is_partitioned(getattr(base, "weight", None))
         with whole(base):
             layer = self._adapt(peft_config, adapter_name, target, target_name, parent, current_key)
@@ -168,7 +175,7 @@ class SubspaceModel(BaseTuner):
         config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
         method, entries = config.resolved, entries_in(config, current_key, layer)
         rank = method.rank_in(layer.in_features, layer.out_features, rank_of(config, current_key))
-        alpha = by_pattern(config.alpha_pattern, current_key, config.alpha)
+        alpha = by_pattern(config, config.alpha_pattern, current_key, config.alpha)
         layer.update_layer(
             adapter_name,
             method,

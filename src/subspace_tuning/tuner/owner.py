@@ -10,9 +10,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..errors import SubspaceError
-from .calling import forward_slot, replaced
+from .calling import Args, Kwargs, forward_slot, replaced, the_input
+from .kinds import kind_of
 from .layer import SubspaceLayer, layer_class
-from .part import Part
+from .part import Columns, Part
 
 
 class PartedModule(nn.Module, BaseTunerLayer):
@@ -42,11 +43,19 @@ class PartedModule(nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the module's output where it reads phi(W) in place of each adapted parameter."""
+        applied = self._applied()
+        if not applied:
+            return self.base_layer(*args, **kwargs)
+        return self._with({name: layer.weight for name, layer in applied.items()}, args, kwargs)
+
+    def _applied(self) -> dict[str, SubspaceLayer]:
+        """Return the layers that a call applies; what was merged before it was disabled is unmerged."""
         if any(layer.disable_adapters and layer.merged for layer in self.layers.values()):
             self._each("unmerge")
-        weights = {name: layer.weight for name, layer in self.layers.items() if layer.applied}
-        if not weights:
-            return self.base_layer(*args, **kwargs)
+        return {name: layer for name, layer in self.layers.items() if layer.applied}
+
+    def _with(self, weights: dict[str, Tensor], args: Args, kwargs: Kwargs) -> Any:
+        """Return the module's output where it reads these tensors in place of its parameters."""
         base, slot = self.base_layer, forward_slot(self.base_layer)
         if torch.compiler.is_compiling():  # the compiler knows the module, and no copy of it; and no other thread looks
             return torch.func.functional_call(base, weights, args, kwargs)
@@ -106,13 +115,45 @@ class PartedModule(nn.Module, BaseTunerLayer):
             return getattr(self.base_layer, name)
 
 
+class PartedLinear(PartedModule):
+    """Takes the place of a linear layer that is several projections in one, of which some are adapted.
+
+    Their outputs are computed by themselves and put in place of the layer's own. A layer with a forward of its own runs
+    with phi(W) in place of W.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the layer's output with phi(W) in the columns of each adapted part."""
+        applied, base = self._applied(), self.base_layer
+        kind = kind_of(base)
+        if not applied or kind is None:
+            return base(*args, **kwargs)
+        if not kind.knows(base) or forward_slot(base) is None:
+            weight: Tensor = base.weight  # type: ignore[assignment]
+            for layer in applied.values():
+                weight = _columns(layer).put(weight, layer.weight, _columns(layer).outputs)
+            return self._with({"weight": weight}, args, kwargs)
+        y = base(*args, **kwargs)
+        for layer in applied.values():
+            y = _columns(layer).put(y, layer(the_input(args, kwargs)))
+        return y
+
+
+def _columns(layer: SubspaceLayer) -> Columns:
+    part = layer.get_base_layer()
+    assert isinstance(part, Columns)
+    return part
+
+
 def layer_of(model: nn.Module, name: str, part: Part) -> SubspaceLayer:
     """Return the layer of a part, given by its owner's name and its own; if there is none, put one into the model."""
     path, _, own = name.rpartition(".")
     above, _, leaf = path.rpartition(".")
     owner = model.get_submodule(path)
+    if isinstance(owner, SubspaceLayer):
+        raise SubspaceError(f"{path} is adapted as a whole by another adapter, so none of its parts can be")
     if not isinstance(owner, PartedModule):
-        owner = PartedModule(owner)
+        owner = PartedLinear(owner) if isinstance(part, Columns) else PartedModule(owner)
         setattr(model.get_submodule(above), leaf, owner)
     if own not in owner.layers:
         owner.add(own, layer_class(part)(part))

@@ -23,9 +23,10 @@ from .compat import include_all_linear_layers
 from .config import SubspaceConfig
 from .entries import check_method
 from .exact import exactly
+from .fused import check_part, parts_of
 from .kinds import kind_of, supported
 from .parameters import check_parameter, parameters, unadapted
-from .part import ParameterPart
+from .part import Columns, ParameterPart
 from .placement import by_role
 from .recognise import in_short
 from .validate import check_rank
@@ -42,7 +43,11 @@ class NothingToAdaptError(SubspaceError, NoMatchingPeftModuleError):
 def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Module]]:
     """Return the modules and the parameters that a config with ``target_modules`` adapts, with their names."""
     modules = [(name, module) for name, module in modules_of(model) if check_target_module_exists(config, name)]
-    return [*modules, *parameters(model, config)]
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in modules:
+        parts = parts_of(model, config, name, module)
+        found += [(name, module)] if parts is None else parts.items()
+    return [*found, *parameters(model, config)]
 
 
 def place(model: nn.Module, config: SubspaceConfig) -> None:
@@ -109,6 +114,8 @@ def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
     for name, module in found:
         if isinstance(module, ParameterPart):
             check_parameter(name, module, config)
+        elif isinstance(module, Columns):
+            check_part(name, module, config)
         elif name.startswith(uncalled):
             raise SubspaceError(
                 f"{name} is a part of a MultiheadAttention, which reads its weight without calling it; leave it "
@@ -116,7 +123,8 @@ def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
             )
         with whole(module):
             _check_target(name, module, config)
-    _warn_of_left_out(model, config, [name for name, _ in found], everything)
+    whole_names = [name.rpartition(".")[0] if isinstance(module, Columns) else name for name, module in found]
+    _warn_of_left_out(model, config, whole_names, everything)
     _warn_of_ranks(found, config)
 
 
@@ -188,12 +196,15 @@ def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -
 
 def rank_of(config: SubspaceConfig, name: str) -> int:
     """Return the rank that a config gives to a module: 0 where a mask was chosen instead of a low-rank term."""
-    rank, chooser = int(by_pattern(config.rank_pattern, name, config.r)), config.resolved.chooser
+    rank, chooser = int(by_pattern(config, config.rank_pattern, name, config.r)), config.resolved.chooser
     return rank if chooser is None else chooser.rank(rank, (config.entries or {}).get(name, [0])[0])
 
 
-def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    """Return the value of the pattern that matches a module's name, or else the default."""
+def by_pattern(config: SubspaceConfig, patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """Return the value of the pattern that matches a module's name, or of a part its module's, or else the default."""
+    whole_name = name.rpartition(".")[0]
+    if config.parts_of(whole_name) is not None:
+        default = patterns.get(get_pattern_key(list(patterns), whole_name), default)
     return patterns.get(get_pattern_key(list(patterns), name), default)
 
 

@@ -81,6 +81,7 @@ _OPTIONAL: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "exclude_modules": (_TEXTS, "a name, a regular expression or a list of names"),
     "target_parameters": (_list_of(_is_text), "a list of names"),
     "transposed_parameters": (_list_of(_is_text), "a list of names"),
+    "parts": (_map_of(_list_of(_is_text)), "a mapping from modules to lists of parts"),
     "layers_to_transform": (_any(_is_whole, _list_of(_is_whole)), "the index of a layer or a list of indices"),
     "layers_pattern": (_TEXTS, "a name or a list of names"),
     "modules_to_save": (_list_of(_is_text), "a list of names"),
@@ -111,8 +112,8 @@ def check_types(config: Any) -> None:
     for name in ("target_modules", "exclude_modules"):
         if isinstance(getattr(config, name), str):
             _check_regex(name, getattr(config, name))
-    for name in ("rank_pattern", "alpha_pattern"):
-        for key in getattr(config, name):
+    for name in ("rank_pattern", "alpha_pattern", "parts"):
+        for key in getattr(config, name) or ():
             _check_regex(name, key)
     for name, alpha in {"alpha": config.alpha, **config.alpha_pattern}.items():
         if not _is_number(alpha) or not 0 < alpha <= LARGEST_ALPHA:
