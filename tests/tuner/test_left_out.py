@@ -84,7 +84,8 @@ def test_layers_and_exclusions_limit_parameters() -> None:
     path = "base_model.model.model.layers.{}.mlp.experts.{}".format
     assert adapted() == {path(i, name) for i in (0, 1) for name in ("gate_up_proj", "down_proj")}
     assert adapted(layers_to_transform=[1]) == {path(1, name) for name in ("gate_up_proj", "down_proj")}
-    assert adapted(exclude_modules=["experts.down_proj"]) == {path(i, "gate_up_proj") for i in (0, 1)}
+    left = {path(0, "gate_up_proj"), path(1, "gate_up_proj"), path(1, "down_proj")}
+    assert adapted(exclude_modules=["0.mlp.experts.down_proj"]) == left
 
 
 def test_orientation_and_ranks_are_said() -> None:
@@ -97,7 +98,7 @@ def test_orientation_and_ranks_are_said() -> None:
         rank_pattern={"down_proj": 1},
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)  # as peft's of patterns that match no module
         layers = [layer for _, layer in layers_of(get_peft_model(mixtral(), config))][:2]
     sizes = [(layer.in_features, layer.out_features, layer.r["default"]) for layer in layers]
     assert sizes == [(8, 24, 2), (8, 12, 1)]

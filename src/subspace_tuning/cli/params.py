@@ -59,7 +59,7 @@ def _methods(
         (name, config_of({"method": name, "r": rank} | ({} if name in catalogue.HOSTED else placed), {}))
         for name in names
     ]
-    own = [SubspaceConfig(formula=text, r=rank, **placed) for text in formulas]
+    own = [SubspaceConfig(formula=text, r=rank, target_parameters=parameters or None) for text in formulas]
     configs += [(str(config.resolved.formula), config) for config in own]
     architecture = architecture_of(model)
     wanted = None if budget is None else budget_in(architecture, budget)
