@@ -30,7 +30,7 @@ from subspace_tuning.bench.device import device, operations, peak_mib, seconds, 
 from subspace_tuning.files import write_json
 from subspace_tuning.jobs.script import one_line_errors, parser
 from subspace_tuning.jobs.units import measured
-from subspace_tuning.provenance import circumstances
+from subspace_tuning.provenance import provenance
 
 DEVICE = device().type
 RANK = 16
@@ -257,7 +257,7 @@ def measure(unit: Callable[[], Table]) -> Table:
     return unit()
 
 
-def told(name: str, rows: Table) -> None:
+def on_result(name: str, rows: Table) -> None:
     print(f"## {name}", flush=True)
     for arm, row in rows.items():
         print(f"{arm:24s}", "  ".join(f"{name} {value}" for name, value in row.items() if value is not None))
@@ -274,9 +274,9 @@ def main() -> None:
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
     chosen = {part: tables for part, tables in parts(given.small).items() if part in (given.part or [part])}
     units = {f"{part}: {title}": table for part, tables in chosen.items() for title, table in tables.items()}
-    with measured(given.results, {"small": given.small, "device": name}, units, measure, told) as found:
+    with measured(given.results, {"small": given.small, "device": name}, units, measure, on_result) as found:
         tables = {part: {title: found[f"{part}: {title}"] for title in titles} for part, titles in chosen.items()}
-        write_json(given.results, {"circumstances": circumstances(), "device": name, **tables})
+        write_json(given.results, {"provenance": provenance(), "device": name, **tables})
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from subspace_tuning.files import write_json
 from subspace_tuning.jobs.script import done, one_line_errors, parser
 from subspace_tuning.jobs.units import measured
 from subspace_tuning.models.checkpoint import Checkpoint
-from subspace_tuning.provenance import circumstances
+from subspace_tuning.provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 WIDTH, INNER, RANK = 4096, 11008, 32
@@ -89,7 +89,7 @@ def make(folder: Path, layers: int, tuned: bool) -> None:
 
 def extraction(base: Path, tuned: Path, output: Path) -> dict[str, Any]:
     """`subspace extract` in a process of its own: its time, the most memory that it held, and its report."""
-    code = "from subspace_tuning.cli import main; main()"
+    code = "from subspace_cli import main; main()"
     words = ["extract", base, tuned, "-m", "lora", "-r", str(RANK), "-o", output, "--overwrite"]
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True)
@@ -127,7 +127,7 @@ def main() -> None:
         one = parts.pop("extraction")
         rows, full = one.pop("rows"), {shape: part["seconds"] for shape, part in parts.items()}
         found = {
-            **circumstances(),
+            **provenance(),
             "layers": options.layers,
             "matrices": len(rows),
             **one,

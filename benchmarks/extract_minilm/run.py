@@ -142,7 +142,7 @@ def score(model: Any, tokenizer: Any, name: str, data: Path) -> float:
     return task.score(task.predict(np.concatenate(logits)), rows.labels)[task.primary]
 
 
-def tables_of(found: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> Iterator[str]:
+def tables_of(found: Sequence[Mapping[str, Any]], stamp: Mapping[str, Any]) -> Iterator[str]:
     """The results as Markdown."""
     yield "# Adapters extracted from fully fine-tuned models\n"
     yield "Written by `run.py`; README.md says what the columns mean.\n"
@@ -180,7 +180,9 @@ def tables_of(found: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> It
                 )
         yield ""
     yield (
-        f"{told['date']}; {told['machine']['cpu']}; " + ", ".join(f"{k} {v}" for k, v in told["versions"].items()) + "."
+        f"{stamp['date']}; {stamp['machine']['cpu']}; "
+        + ", ".join(f"{k} {v}" for k, v in stamp["versions"].items())
+        + "."
     )
 
 
@@ -201,9 +203,9 @@ def pages(results: Path) -> None:
     """Writes the tables of all records that are there."""
     found = list(kept(results / "records", JOBS).values())
     dated = [record for record in found if "date" in record]  # the oldest have one date for all, in a file of its own
-    told = max(dated, key=lambda one: str(one["date"])) if dated else read_object(results / "circumstances.json", "")
-    if told:
-        write_text(results / "results.md", "\n".join(tables_of(found, told)) + "\n")
+    stamp = max(dated, key=lambda one: str(one["date"])) if dated else read_object(results / "provenance.json", "")
+    if stamp:
+        write_text(results / "results.md", "\n".join(tables_of(found, stamp)) + "\n")
 
 
 @one_line_errors()
@@ -224,7 +226,9 @@ def main() -> None:
         partial(measure, data=options.data, models=options.models, work=options.work),
         pages,
         records="records",
-        told=lambda name, one: print(f"{name}: error {one.get('error', 0):.4f}, score {one['score']:.4f}", flush=True),
+        on_result=lambda name, one: print(
+            f"{name}: error {one.get('error', 0):.4f}, score {one['score']:.4f}", flush=True
+        ),
     )
 
 

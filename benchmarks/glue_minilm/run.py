@@ -70,8 +70,8 @@ def measure(job: Job, data: Path, runs: Path, workers: int, threads: int, precis
         ),
     )
     record = run(config, progress=False).record
-    told = {key: value for key, value in record.items() if key not in ("config", "result")}
-    return {"seed": seed, **told, "workers": workers}
+    rest = {key: value for key, value in record.items() if key not in ("config", "result")}
+    return {"seed": seed, **rest, "workers": workers}
 
 
 def interval(values: Sequence[float]) -> float | None:
@@ -184,7 +184,9 @@ def main() -> None:
             precision=options.precision,
         ),
         pages,
-        told=lambda name, one: print(f"{name}: {one['metric']} {one['score']:.4f}, {one['seconds']:.0f} s", flush=True),
+        on_result=lambda name, one: print(
+            f"{name}: {one['metric']} {one['score']:.4f}, {one['seconds']:.0f} s", flush=True
+        ),
     )
 
 

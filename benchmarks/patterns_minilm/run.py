@@ -50,8 +50,8 @@ def measure(job: Job, data: Path, runs: Path) -> dict[str, Any]:
     record = run(config, progress=False).record
     found = record.pop("orthogonality").values()
     means = {key: statistics.mean(one[key] for one in found) for key in ("A", "B", "cosine_A", "cosine_B")}
-    told = {key: record[key] for key in ("score", "metric", "seconds")}
-    return {"setting": setting, "seed": seed, "orthogonality": means, **told}
+    rest = {key: record[key] for key in ("score", "metric", "seconds")}
+    return {"setting": setting, "seed": seed, "orthogonality": means, **rest}
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -100,7 +100,7 @@ def main() -> None:
         JOBS,
         partial(measure, data=options.data, runs=options.runs),
         pages,
-        told=lambda name, one: print(f"{name}: {one['score']:.4f} {one['orthogonality']}", flush=True),
+        on_result=lambda name, one: print(f"{name}: {one['score']:.4f} {one['orthogonality']}", flush=True),
     )
 
 

@@ -25,7 +25,7 @@ from subspace_tuning.files import write_json, write_text
 from subspace_tuning.jobs.script import one_line_errors, parser
 from subspace_tuning.jobs.units import measured
 from subspace_tuning.methods import environment, initial_factors
-from subspace_tuning.provenance import circumstances
+from subspace_tuning.provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 METHODS = "ssl ssb lora flora parallel_adapter pissa spectral dora lora_dash liera sam_parser svdiff".split()
@@ -141,11 +141,11 @@ def main() -> None:
     output, job = options.results / "results.json", {"rounds": options.rounds}
     measure = partial(cell, rounds=options.rounds)
 
-    def told(name: str, one: dict[str, Any]) -> None:
+    def on_result(name: str, one: dict[str, Any]) -> None:
         print(name, one["chosen"], one["best"], f"{one['to_best']:.2f}", flush=True)
 
-    with measured(output, job, cells(options.methods), measure, told) as found:
-        results = {**circumstances(), **job, "cells": list(found.values())}
+    with measured(output, job, cells(options.methods), measure, on_result) as found:
+        results = {**provenance(), **job, "cells": list(found.values())}
         write_json(output, results)
     write_text(options.results / "results.md", page(results))
 

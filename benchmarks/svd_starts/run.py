@@ -23,7 +23,7 @@ from subspace_tuning import SubspaceConfig
 from subspace_tuning.files import write_json
 from subspace_tuning.jobs.script import done, one_line_errors, parser
 from subspace_tuning.jobs.units import measured
-from subspace_tuning.provenance import circumstances
+from subspace_tuning.provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("pissa", "milora")
@@ -141,7 +141,7 @@ def main() -> None:
     one = partial(measure, count=options.matrices, size=options.size)
     with measured(options.results, description, units, one, done) as parts:
         rows = [row for part in parts.values() for row in part["rows"]]
-        found = {**job, "rows": rows, "load": os.getloadavg(), **circumstances()}
+        found = {**job, "rows": rows, "load": os.getloadavg(), **provenance()}
         write_json(options.results, found)
     print(table(found))
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from subspace_tuning.files import write_json, write_text
 from subspace_tuning.jobs.script import done, one_line_errors, parser
 from subspace_tuning.jobs.units import measured
-from subspace_tuning.provenance import circumstances
+from subspace_tuning.provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "trl", "sentence-transformers")
@@ -336,7 +336,7 @@ def main() -> None:
             "stock": found["one process"]["runs"] + found["two processes"]["runs"],
             "acts": {name: found[name] for name in options.only},
             "versions": versions,
-            "date": circumstances()["date"],
+            "date": provenance()["date"],
         }
         write_json(output, results)
     write_text(options.results / "results.md", "\n".join(table(results)) + "\n")

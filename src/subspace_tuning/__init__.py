@@ -10,20 +10,21 @@ Write the formula down, or name a method, and adapt a model with peft:
 
 Where to look:
 
-* ``SubspaceConfig`` has everything that can be set; ``help(SubspaceConfig)`` tells what each field means.
+* ``SubspaceConfig`` has everything that can be set; ``help(SubspaceConfig)`` explains each field.
 * ``methods`` is the catalogue: ``methods.every()``, ``methods.get("lora")``; ``method`` declares one of your own.
 * ``calibrate`` chooses from data what a mask trains, for the methods that need it.
-* ``schedule`` and ``ScheduleCallback`` act between optimiser steps, ``penalty``, ``orthogonality`` and
-  ``PenaltyCallback`` tell of the patterns of A and B, ``parameter_groups`` makes groups for an optimiser. All of them
-  can be used with every method, and do nothing where there is nothing to do.
-* ``mam_model`` and ``load_mam`` are peft's prefix tuning around a model with parallel adapters.
-* ``SubspaceModel`` and ``SubspaceLayer`` are what peft makes of a config. ``SubspaceError`` is what bad input raises.
-* ``subspace_tuning.algebra`` reads formulas, ``subspace_tuning.theory`` tells how near a formula comes to a known W*.
+* ``schedule`` and ``ScheduleCallback`` act between optimiser steps; ``penalty``, ``orthogonality`` and
+  ``PenaltyCallback`` are for patterns on A and B; ``parameter_groups`` makes groups for an optimiser. All of them work
+  with every method, and do nothing if there is nothing to do.
+* ``mam_model`` and ``load_mam`` are for peft's prefix tuning around a model with parallel adapters.
+* ``SubspaceModel`` and ``SubspaceLayer`` are what peft makes of a config. ``SubspaceError`` is raised on bad input.
+* ``subspace_tuning.algebra`` parses formulas; ``subspace_tuning.theory`` computes how close a formula comes to a given
+  W*.
 
 On the command line: ``subspace --help``.
 
 ``import subspace_tuning`` imports peft and registers the tuner with it. The formula algebra and the methods
-(``subspace_tuning.algebra``, ``subspace_tuning.methods``) themselves need torch alone.
+(``subspace_tuning.algebra``, ``subspace_tuning.methods``) themselves only need torch.
 """
 
 from __future__ import annotations

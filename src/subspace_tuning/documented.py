@@ -1,7 +1,7 @@
-"""Fields that say what they mean: one text for ``help``, for the commands and for the page of settings.
+"""Documented dataclass fields: one text for ``help``, the commands and the settings page.
 
-A field's meaning stands in its metadata under "help", the numbers that it takes under "range", and under "default" what
-holds where the field's own default stands for something else.
+A field's metadata has its meaning under "help", the range of its numbers under "range", and under "default" the value
+that applies if the field's own default is a placeholder.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from 0 on, or above it where only ``positive`` ones are meant, and ``below`` an end.
+    """Numbers from 0 (excluded if ``positive``) to ``below`` (excluded).
 
-    An end above 1 is one for whole numbers.
+    A bound above 1 is for whole numbers.
     """
 
     positive: bool = False
@@ -40,7 +40,7 @@ class Range:
 
 
 class Setting(NamedTuple):
-    """A field as it is shown. ``default`` is what holds if it is not given."""
+    """A field as displayed. ``default`` is the value that applies if none is given."""
 
     name: str
     type: str
@@ -50,7 +50,7 @@ class Setting(NamedTuple):
 
 
 def settings(cls: type) -> tuple[Setting, ...]:
-    """Return a dataclass's own fields that say what they mean, in their order."""
+    """Return a dataclass's own documented fields, in order."""
     return _settings(cls)
 
 
@@ -76,7 +76,7 @@ def default_of(entry: dataclasses.Field[Any]) -> Any:
 
 
 def documented(cls: type[T]) -> type[T]:
-    """Decorate a dataclass: its docstring, and hence ``help``, tells what its fields mean."""
+    """Decorate a dataclass so that its docstring, and hence ``help``, describes its fields."""
     wrap = textwrap.TextWrapper(120, initial_indent=" " * 4, subsequent_indent=" " * 8)
     lines = [wrap.fill(f"{one.name}: {one.meaning}") for one in settings(cls)]
     cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
@@ -84,7 +84,7 @@ def documented(cls: type[T]) -> type[T]:
 
 
 def _type(hint: Any, written: str) -> str:
-    """Return an annotation as it is written, or the values of an enumeration."""
+    """Return an annotation as written, or the values of an enumeration."""
     if isinstance(hint, type) and issubclass(hint, Enum):
         return ", ".join(str(member.value) for member in hint)
     return written

@@ -1,4 +1,4 @@
-"""The one error that a person can cause: bad input, reported in one line."""
+"""The one error that a user can cause: bad input, reported in one line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ class SubspaceError(ValueError):
     """Bad input: the message says in one line what is wrong, where, and the way out."""
 
 
+class ReportedElsewhereError(SubspaceError):
+    """Raised in place of an error that another process of the same run raises and reports."""
+
+
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     """Return a hint such as ``did you mean lora, flora? known: ...`` for a name that is not among ``known``."""
     names = sorted(known)
@@ -21,7 +25,7 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
 
 
 def described(error: BaseException, limit: int = 300) -> str:
-    """Return what an error of another library says, in one line of at most ``limit`` characters."""
+    """Return another library's error message in one line of at most ``limit`` characters."""
     if isinstance(error, OSError) and error.strerror:
         return f"{_cut(str(error.filename), limit)}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, RecursionError):
@@ -38,17 +42,17 @@ def _cut(line: str, limit: int) -> str:
 
 @contextmanager
 def reading(what: str, hint: str = "") -> Iterator[None]:
-    """Turn every error raised while another library reads a file into one line.
+    """Turn every error that another library raises while reading a file into one line.
 
-    Damaged or hostile files make libraries raise errors of any type, so all are caught. Keep the body of the ``with``
-    to the reading itself.
+    Damaged or hostile files make libraries raise errors of any type, so all are caught. Keep only the reading itself in
+    the body of the ``with`` statement.
 
     Args:
-        what: the file, as the message calls it.
+        what: the file, as named in the message.
         hint: the way out.
 
     Raises:
-        SubspaceError: the body raised anything but a ``SubspaceError``, which passes unchanged.
+        SubspaceError: the body raised an exception other than ``SubspaceError``, which passes through unchanged.
     """
     try:
         yield

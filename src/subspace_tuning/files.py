@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all, also when the process is killed half-way."""
+"""Atomic writes of files and folders: whole or not at all, even if the process is killed half-way."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import psutil
 
 from .errors import SubspaceError
 
-_NAME = 40  # characters of a name that its temporary neighbours keep: longer names are legal, longer neighbours not
+_NAME = 40  # characters of a name kept in its temporary neighbour's: a longer name may be legal, a longer neighbour not
 
 
 def check_file(path: Path, overwrite: bool = True) -> Path:
-    """The path, if a file can be written there.
+    """Return the path if a file can be written there.
 
     Raises:
         SubspaceError: the path is a folder, its parent is not one or is not writable, or the file exists and
@@ -41,7 +41,7 @@ def check_file(path: Path, overwrite: bool = True) -> Path:
 
 
 def check_folder(path: Path) -> Path:
-    """The path, if a folder is there or can be made. Raises SubspaceError otherwise."""
+    """Return the path if a folder exists or can be created there. Raises SubspaceError otherwise."""
     path = path.expanduser()
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if not existing.is_dir():
@@ -53,19 +53,19 @@ def check_folder(path: Path) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` so that at any moment either the old file is there or the whole new one."""
+    """Write `content` so that at any moment either the old file or the whole new one exists."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` so that at any moment either the old file is there or the whole new one."""
+    """Write `text` so that at any moment either the old file or the whole new one exists."""
     with written(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write into, which takes the place of `path` at the end."""
+    """Yield a temporary file beside `path` to write into; it replaces `path` at the end."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     _remove_leftovers(path)
@@ -81,10 +81,10 @@ def written(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to write into, which takes the place of `path` at the end.
+    """Yield a temporary folder beside `path` to write into; it replaces `path` at the end.
 
-    No system call swaps two folders on every platform, so the old one is moved aside first. A process that is killed in
-    between leaves both, and the next call of ``replaced`` or ``recover`` puts the old one back.
+    No system call swaps two folders on every platform, so the old one is moved aside first. A process killed in between
+    leaves both, and the next call of ``replaced`` or ``recover`` restores the old one.
     """
     path = path.resolve()
     recover(path)
@@ -108,7 +108,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Puts back or removes what a process that was killed while it replaced `path` has left beside it."""
+    """Restore or remove what a process that was killed while replacing `path` has left beside it."""
     path = path.resolve()
     aside = _beside(path, "old")
     if aside.is_dir():
@@ -124,12 +124,12 @@ def _beside(path: Path, end: str) -> Path:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a name is one that `written` and `replaced` give to what is not whole yet."""
+    """Return whether a name is that of an unfinished file or folder of `written` or `replaced`."""
     return re.fullmatch(r"\..*\.[0-9]{1,9}\.tmp", path.name) is not None
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes the temporary files and folders of processes that are gone."""
+    """Remove the temporary files and folders of processes that no longer run."""
     pattern = re.compile(rf"\.{re.escape(path.name[:_NAME])}\.([0-9]{{1,9}})\.tmp")
     if not path.parent.is_dir():
         return
@@ -141,6 +141,6 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file is on the disk. Windows does so only for files that are open for writing."""
+    """Flush a file to disk. Windows allows that only for files open for writing."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())

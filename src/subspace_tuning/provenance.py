@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, the machine, the time, and the memory that was used."""
+"""The provenance of a result: versions, machine, time, and memory used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("subspace-tuning", "torch", "transformers", "peft", "accelerate", "
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that decide a result; "unknown" for one that is not installed."""
+    """Return the versions of Python and of packages that affect a result; "unknown" for one that is not installed."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
@@ -29,7 +29,7 @@ def _version(package: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores as this process sees them, the threads torch uses, and the accelerator if any."""
+    """Return the processor, the cores available to this process, torch's number of threads, and any accelerator."""
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
@@ -48,12 +48,12 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-CIRCUMSTANCES = ("date", "machine", "versions")
-"""The keys of :func:`circumstances`."""
+KEYS = ("date", "machine", "versions")
+"""The keys of :func:`provenance`."""
 
 
-def circumstances() -> dict[str, Any]:
-    """When, on what machine and with which versions something is measured."""
+def provenance() -> dict[str, Any]:
+    """Return the date, the machine and the versions of a measurement."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
@@ -62,7 +62,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held so far, in MiB."""
+    """Return the peak memory of this process so far, in MiB."""
     try:
         import resource
     except ImportError:  # only POSIX systems have it

@@ -78,7 +78,7 @@ def test_every_stage_of_every_plan_is_the_formula(expression: Expression, n: int
         for stage in chosen.stages:
             y = stage.expression.apply(x, env)
             assert isinstance(y, torch.Tensor)
-            torch.testing.assert_close(y + x @ env["W"] if chosen.on_base else y, wanted)
+            torch.testing.assert_close(y + x @ env["W"] if chosen.adds_to_base_output else y, wanted)
             if stage.fused is not None:
                 torch.testing.assert_close(stage.fused.apply(x, env), wanted)
 

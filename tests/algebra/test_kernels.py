@@ -248,7 +248,7 @@ def test_a_bias_within_an_added_term_is_kept_for_any_number_of_rows(text: str) -
     for planned in (plan(formula, sizes), plan(formula, Sizes(768, 768, 3))):
         for rows in (1, 64, 4096, 100_000):
             stage = planned.stage(rows)
-            added = x @ env["W"] if planned.on_base else 0.0
+            added = x @ env["W"] if planned.adds_to_base_output else 0.0
             torch.testing.assert_close(added + stage.expression.apply(x, env), wanted)
             if stage.fused is not None:
                 torch.testing.assert_close(stage.fused.apply(x, env | {"b": torch.zeros(18).double()}), wanted)

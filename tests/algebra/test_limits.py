@@ -100,7 +100,7 @@ def test_the_longest_formula_is_read_and_a_longer_one_is_refused(name: str) -> N
     formula = parse(text)
     assert parse(str(formula)) == formula
     longer = CHAINS[name](MOST + 8)
-    with pytest.raises(FormulaError, match="more than 1000 operations"):
+    with pytest.raises(FormulaError, match="at most 1000 operations"):
         parse(longer)
 
 

@@ -40,11 +40,11 @@ def test_every_plan_is_the_product_of_reflections_with_its_gradient(r: int, rows
     target = torch.randn_like(wanted)
     (gradient,) = torch.autograd.grad((wanted * target).sum(), env["A"])
     plans = [plan(FORMULA, sizes) for sizes in (Sizes(9, 7, r), Sizes(768, 768, 8))]
-    ways = [(stage.expression, chosen.on_base) for chosen in plans for stage in chosen.stages]
+    ways = [(stage.expression, chosen.adds_to_base_output) for chosen in plans for stage in chosen.stages]
     ways += [(stage.fused, False) for chosen in plans for stage in chosen.stages if stage.fused is not None]
-    for expression, on_base in ((FORMULA.expression, False), *ways):
+    for expression, adds_to_base_output in ((FORMULA.expression, False), *ways):
         y: Any = expression.apply(x, env)
-        y = y + x @ env["W"] if on_base else y
+        y = y + x @ env["W"] if adds_to_base_output else y
         torch.testing.assert_close(y, wanted)
         torch.testing.assert_close(torch.autograd.grad((y * target).sum(), env["A"])[0], gradient)
     torch.testing.assert_close(dense(FORMULA.expression, env), by_hand(env["A"]) @ env["W"])
@@ -64,7 +64,7 @@ def test_for_many_rows_and_for_few_no_square_matrix_is_formed() -> None:
 
 def test_beside_w_it_adds_a_low_rank() -> None:
     chosen = plan(FORMULA, Sizes(768, 768, 8))
-    assert chosen.on_base
+    assert chosen.adds_to_base_output
     assert str(chosen.stage(128).expression) == "(-A) @ [folded(A) @ W]"
     assert str(chosen.stage(128).fused) == "composed(W - A @ folded(A) @ W)"
     several = plan(parse("reflect(A) @ W @ reflect(B)"), Sizes(768, 768, 8))

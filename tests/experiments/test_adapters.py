@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
+from subspace_cli import main
 from subspace_tuning import SubspaceConfig, SubspaceLayer, methods
 from subspace_tuning.adapters import extract as extraction
 from subspace_tuning.adapters.combine import combine_adapters
 from subspace_tuning.adapters.convert import convert_adapter
 from subspace_tuning.adapters.extract import Extraction, extract
 from subspace_tuning.adapters.files import read_adapter, write_adapter
-from subspace_tuning.cli import main
 from subspace_tuning.models.checkpoint import Checkpoint
 
 CHOOSING = ("spt", "s_bitfit")  # what each matrix gets they choose from data
@@ -420,7 +420,7 @@ def test_heads_are_not_added_up(base: Path, tmp_path: Path, capsys: pytest.Captu
         model.save_pretrained(str(tmp_path / name))
     words = ["combine", tmp_path / "lora", tmp_path / "flora", "-o", tmp_path / "both"]
     assert call(*words) == 2
-    assert "heads cannot be added up" in capsys.readouterr().err
+    assert "heads cannot be added" in capsys.readouterr().err
     assert call(*words, "--head", 2, "--weights", "1,1") == 0
     saved = load_file(tmp_path / "both/adapter_model.safetensors")
     assert saved["base_model.model.classifier.bias"].tolist() == [1.0, 1.0]
@@ -442,13 +442,13 @@ def test_an_adapter_of_another_model_is_told(base: Path, tmp_path: Path, capsys:
 # Diagnosis and recommendation
 
 
-def test_inspect_writes_tables_and_pictures(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_writes_tables_and_figures(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("lora", "ssb"):
         adapted(base, tmp_path / name, own(name))
     words = ["inspect", base, tmp_path / "lora", "--against", tmp_path / "ssb", "-k", 4]
     frames = []
     for ending, read in ((".parquet", pd.read_parquet), (".csv", pd.read_csv), (".json", pd.read_json)):
-        assert call(*words, "-o", tmp_path / f"table{ending}", "--pictures", tmp_path / "pictures") == 0
+        assert call(*words, "-o", tmp_path / f"table{ending}", "--figures", tmp_path / "figures") == 0
         frames.append(read(tmp_path / f"table{ending}"))
     found = frames[0]
     pd.testing.assert_frame_equal(found, frames[1], check_dtype=False)
@@ -465,7 +465,7 @@ def test_inspect_writes_tables_and_pictures(base: Path, tmp_path: Path, capsys: 
         )
         assert row["change"] == pytest.approx(float(change), rel=1e-5)
     for name in ("spectra", "angles", "projection"):
-        assert (tmp_path / f"pictures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert call(*words, "-o", tmp_path / "table.txt") == 2
     assert call("inspect", base) == 2
 

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from subspace_cli import bench as command
+from subspace_cli import main
 from subspace_tuning import methods
 from subspace_tuning.bench import arms, curves, measure, settings
 from subspace_tuning.bench.arms import FLOOR, FULL, Arm, build
-from subspace_tuning.bench.choices import Precision
-from subspace_tuning.bench.settings import Shape, bert_block
-from subspace_tuning.cli import main
+from subspace_tuning.bench.choices import BenchPrecision, Curve
+from subspace_tuning.bench.settings import ModelShape, bert_block
 
 SMALL = bert_block(32, layers=2, batch=4, tokens=16)
-PRECISIONS = list(Precision)
+PRECISIONS = list(BenchPrecision)
 BESIDE: tuple[arms.Source, ...] = ("ours", "peft")
 
 
-def bench_of(source: Any, name: str, precision: Precision = Precision.float32, shape: Shape = SMALL) -> arms.Bench:
+def bench_of(
+    source: Any, name: str, precision: BenchPrecision = BenchPrecision.float32, shape: ModelShape = SMALL
+) -> arms.Bench:
     torch.manual_seed(0)
     return build(Arm(source, name), shape.model(precision), shape, precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=lambda one: one.value)
 @pytest.mark.parametrize("name", arms.PEFT)
-def test_no_more_is_kept_for_the_backward_pass_than_by_peft(name: str, precision: Precision) -> None:
+def test_no_more_is_kept_for_the_backward_pass_than_by_peft(name: str, precision: BenchPrecision) -> None:
     """Up to the factors that are made from start and offset here, and the weights that the first layer casts."""
     shape = bert_block(256, batch=8, tokens=64)
     ours, theirs = (build(Arm(source, name, 2), shape.model(precision), shape, precision) for source in BESIDE)
@@ -63,7 +66,7 @@ def test_the_floor_trains_the_head_alone_and_full_tuning_everything() -> None:
 
 def test_arms_share_the_frozen_weights() -> None:
     base = SMALL.model()
-    one, other = (build(Arm("ours", name), base, SMALL, Precision.float32) for name in ("lora", "ssb"))
+    one, other = (build(Arm("ours", name), base, SMALL, BenchPrecision.float32) for name in ("lora", "ssb"))
 
     def pointers(bench: arms.Bench) -> set[int]:
         return {p.data_ptr() for name, p in bench.model.named_parameters() if name.endswith("query.base_layer.weight")}
@@ -80,8 +83,10 @@ def test_operations_are_those_of_the_products(batch: int) -> None:
     forward and backward, and x @ A is had again. The first inputs need no gradient.
     """
     shape = bert_block(256, layers=2, batch=batch, tokens=64)
-    base = shape.model(Precision.float32)
-    floor, lora = (measure.flops(build(arm, base, shape, Precision.float32)) for arm in (FLOOR, Arm("ours", "lora")))
+    base = shape.model(BenchPrecision.float32)
+    floor, lora = (
+        measure.flops(build(arm, base, shape, BenchPrecision.float32)) for arm in (FLOOR, Arm("ours", "lora"))
+    )
     rows, width, rank, layers = batch * 64, 256, 8, 2
 
     def forward(n: int, m: int) -> int:
@@ -113,7 +118,7 @@ def test_kept_bytes_are_counted_once() -> None:
             y = x * x  # keeps x, once
             return type("Output", (), {"loss": (self.linear(y) * 2).sum()})()  # the layer keeps y
 
-    bench = arms.Bench(FLOOR, Twice(), {}, Precision.float32, 0.0)
+    bench = arms.Bench(FLOOR, Twice(), {}, BenchPrecision.float32, 0.0)
     assert measure.saved_bytes(bench) == 2 * 4 * 8 * 4
 
 
@@ -142,8 +147,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
-    bench = build(FLOOR, SMALL.model(), SMALL, Precision.float32)
-    assert measure.peak(bench, SMALL, Precision.float32, 1) > 100
+    bench = build(FLOOR, SMALL.model(), SMALL, BenchPrecision.float32)
+    assert measure.peak(bench, SMALL, BenchPrecision.float32, 1) > 100
 
 
 @pytest.mark.usefixtures("small")
@@ -226,12 +231,17 @@ def test_a_compiled_arm_takes_the_same_step() -> None:
         "full fine-tuning (compiled)",
     ]
     shape = bert_block(32, batch=2, tokens=8)
-    base = shape.model(Precision.float32)
+    base = shape.model(BenchPrecision.float32)
     losses = []
     for arm in (Arm("ours", "lora", 2), Arm("ours", "lora", 2, compiled=True)):
         torch.manual_seed(0)
-        bench = build(arm, base, shape, Precision.float32)
+        bench = build(arm, base, shape, BenchPrecision.float32)
         if not arm.compiled:  # compiling takes a step
             bench.step()
         losses.append(bench.loss().item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_command_lists_the_choices_of_a_benchmark() -> None:
+    assert get_args(command.PrecisionName) == tuple(one.value for one in BenchPrecision)
+    assert get_args(command.CurveName) == tuple(one.value for one in Curve)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from subspace_cli import main
 from subspace_tuning import SubspaceError, SubspaceLayer, load_mam, methods
-from subspace_tuning.cli import main
 from subspace_tuning.counting.paper import BUDGETS, ROWS, Compared, compare
 from subspace_tuning.methods.catalogue import laws
 from subspace_tuning.methods.schedules.lora_dash import LoRADash
@@ -131,7 +131,7 @@ def test_mix_and_match_is_saved_and_loaded_whole(sentences: Path, tmp_path: Path
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, kept[0].eval()(**batch).logits)
     (outcome.folder / "parallel_adapter.json").unlink()
-    with pytest.raises(SubspaceError, match=r"holds a prefix and no parallel_adapter\.json"):
+    with pytest.raises(SubspaceError, match=r"has a prefix but no parallel_adapter\.json"):
         load_mam(AutoModelForSequenceClassification.from_pretrained(minilm), outcome.folder)
 
 
@@ -190,7 +190,7 @@ def test_bad_input_is_refused_before_any_training(
 
 def test_a_ratio_for_b_without_b(settings: Settings, write: Write) -> None:
     settings["training"]["lora_plus_ratio"] = 16.0
-    with pytest.raises(SubspaceError, match="a ratio for B is given, and the model trains no factor B"):
+    with pytest.raises(SubspaceError, match="a ratio for B is given, but the model trains no factor B"):
         train.run(configs.load(write(settings)), progress=False)
 
 
@@ -287,7 +287,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_the_page_of_the_catalogue_is_the_registrys() -> None:
     """`subspace methods --markdown > docs/catalogue.md` brings it up to date."""
     text = (DOCS / "catalogue.md").read_text(encoding="utf-8")
-    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main(['methods', '--markdown'])"]
+    command = [sys.executable, "-c", "from subspace_cli import main; main(['methods', '--markdown'])"]
     printed = subprocess.run(command, check=True, capture_output=True).stdout  # no other test's methods are there
     assert printed.decode("utf-8") == text
     for name in EVERY:

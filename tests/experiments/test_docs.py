@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pydoc
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -23,11 +24,11 @@ import transformers
 import typer
 
 import subspace_tuning
+from subspace_cli import main, reference
+from subspace_cli.app import app
+from subspace_cli.inspect import COLUMNS, COSINE
 from subspace_tuning import SubspaceConfig
 from subspace_tuning.algebra import parse
-from subspace_tuning.cli import main, reference
-from subspace_tuning.cli.app import app
-from subspace_tuning.cli.inspect import COLUMNS, COSINE
 from subspace_tuning.documented import settings
 from subspace_tuning.training import config as configs
 from subspace_tuning.training.attach import build_adapter
@@ -42,6 +43,8 @@ from subspace_tuning.training.sections import (
 )
 from subspace_tuning.training.template import template
 
+from ..tasks.own_files import TEXT_ROWS, write
+from .language import t5
 from .snippets import CODE, SHELL, SHOWN, commands, fences, placed, run_python
 
 ROOT = Path(__file__).parents[2]
@@ -58,9 +61,11 @@ NOT_RUN = {
     ("counts.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
     ("explain.md", "subspace explain --watch"): "reads a terminal or a pipe; test_explain_command.py has it",
     ("first-hour.md", "subspace train run.yaml"): "trains on the hub's MRPC",
+    ("language-models.md", "subspace"): "needs a model from the hub; test_language_runs.py has it on a tiny one",
+    ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",
     ("speed.md", "subspace bench"): "takes minutes",
 }
-OTHER_PROGRAMS = {"make", "pip"}
+OTHER_PROGRAMS = {"accelerate", "make", "pip", "torchrun"}
 
 
 def _reason(page: str, words: list[str]) -> str | None:
@@ -165,9 +170,17 @@ def stand_ins(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
     news.task = TaskSection("classification", str(ROOT / "examples/data/news.csv"), max_length=32, label="category")
     news.adapter, news.training = AdapterSection("ssb"), TrainingSection(max_steps=1, device=Device.cpu)
     run(news, progress=False)
+    language = t5(folder / "language")
+    inputs = write(folder, "csv", TEXT_ROWS["generation"], "inputs")
+    texts = RunConfig(str(language), str(folder / "texts"), task=TaskSection("generation", inputs, max_length=16))
+    texts.adapter, texts.training = news.adapter, news.training
+    run(texts, progress=False)
     return {
         **dict.fromkeys(("runs/news", "RUN"), news.output),
         "ROWS": str(ROOT / "examples/data/news_test.csv"),
+        "GENERATOR": texts.output,
+        "INPUTS": inputs,
+        "model=MODEL": f"model={language}",
         **{word: str(folder / name) for word, name in adapters.items()},
         **dict.fromkeys(("BASE", "MODEL"), str(folder / "base")),
         "TUNED": str(folder / "tuned"),
@@ -183,7 +196,7 @@ SECONDS = (
     "params",
     "recommend",
     "--markdown",
-    "--pictures",
+    "--figures",
     "D1 @ W",
     "subspace train",
 )  # what makes a command take seconds
@@ -206,7 +219,7 @@ def test_every_command_runs(
     shutil.copytree(ROOT / "examples", "examples")
 
     def stand_in(word: str, before: str) -> str:
-        return str(tmp_path / word) if before in ("-o", "--pictures") else stand_ins.get(word, word)
+        return str(tmp_path / word) if before in ("-o", "--figures") else stand_ins.get(word, word)
 
     given = placed(words, stand_in)[1:]
     with pytest.raises(SystemExit) as ended:
@@ -225,6 +238,15 @@ def test_the_page_of_settings_is_the_codes() -> None:
         assert f"| `{one.name}` |" in text
     for name, section in SECTIONS.items():
         assert all(f"| `{name}.{one.name}` |" in text for one in settings(section))
+
+
+def test_every_term_of_the_glossary_is_used() -> None:
+    """Each term stands on another page, whose text may break it over lines."""
+    glossary = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    terms = [term for line in re.findall(r"^\*\*(.+)\*\*$", glossary, re.MULTILINE) for term in line.split(", ")]
+    text = " ".join(" ".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "glossary.md").split())
+    assert len(terms) > 30
+    assert not [term for term in terms if not re.search(rf"\b{term}s?\b", text, re.IGNORECASE)]
 
 
 @pytest.mark.parametrize("cls", [SubspaceConfig, RunConfig, *SECTIONS.values()], ids=lambda cls: cls.__name__)
@@ -283,7 +305,7 @@ def test_the_columns_of_inspect_are_those_of_its_page(
     assert ended.value.code == 0
     header = capsys.readouterr().out.splitlines()[0]
     page = (ROOT / "docs/extract.md").read_text(encoding="utf-8")
-    rows = page.partition("| printed | in the file | what |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    rows = page.partition("| printed | in the file | meaning |\n")[2].partition("\n\n")[0].splitlines()[1:]
     cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
     printed = [name.partition(",")[0] if name.startswith("intruders") else name for name, *_ in cells]
     printed = list(dict.fromkeys(one for names in printed for one in names.split(", ") if one))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from subspace_cli import main
 from subspace_tuning import SubspaceConfig
-from subspace_tuning.cli import main
 from subspace_tuning.counting.count import count_in
 from subspace_tuning.models.meta import architecture_of
 
@@ -71,7 +71,7 @@ def test_a_refused_start_is_explained(tiny_model: Path, capsys: Capture) -> None
     ("words", "message"),
     [
         (("lroa",), "unknown method 'lroa'; did you mean lora"),
-        (("W + A @",), "nothing stands behind"),
+        (("W + A @",), "has no right operand"),
         (("W + A @ B", "./nowhere"), "does not exist"),
         (("A @ B @ W", "./nowhere"), "does not exist"),
         (("lora", "--shape", "768"), "--shape '768' is not two numbers such as 768x3072"),
@@ -115,7 +115,7 @@ def test_lines_of_a_pipe(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> No
 def test_lines_of_a_terminal(end: str) -> None:
     """Under a real terminal, without --watch: prompts, answers, and the last line called back."""
     parent, child = pty.openpty()
-    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main()", "explain"]
+    command = [sys.executable, "-c", "from subspace_cli import main; main()", "explain"]
     process = subprocess.Popen(
         command, stdin=child, stdout=child, stderr=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm"}
     )

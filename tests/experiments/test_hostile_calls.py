@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
+from subspace_cli import main
+from subspace_cli import methods as methods_command
 from subspace_tuning import SubspaceConfig
 from subspace_tuning import files as writing
 from subspace_tuning.algebra import NotLinearError
-from subspace_tuning.cli import main
-from subspace_tuning.cli import methods as methods_command
 
 Words = list[object]
 TARGETS = ["query", "value"]
@@ -82,7 +82,7 @@ def calls(
         "bench": lambda out: ["bench", "-m", "ssb", "--rounds", 2, "-o", out],
         "recommend": lambda out: ["recommend", tiny_model, "--tuned", tuned, "-m", "ssb", "-o", out],
         "inspect-table": lambda out: ["inspect", tiny_model, lora, "-o", f"{out}{files['inspect-table']}"],
-        "inspect-pictures": lambda out: ["inspect", tiny_model, lora, "--pictures", out],
+        "inspect-figures": lambda out: ["inspect", tiny_model, lora, "--figures", out],
         "convert": lambda out: ["convert", lora, "--to", "peft-lora", "-o", out],
         "combine": lambda out: ["combine", lora, lora, "-o", out],
         "extract": lambda out: ["extract", tiny_model, tuned, "-r", 2, "-o", out],
@@ -93,7 +93,7 @@ def calls(
 
 
 FILES = ("bench", "recommend", "inspect-table")
-FOLDERS = ("inspect-pictures", "convert", "combine", "extract", "demo", "train")
+FOLDERS = ("inspect-figures", "convert", "combine", "extract", "demo", "train")
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:
@@ -156,8 +156,8 @@ def test_an_output_that_cannot_be(
 def test_a_folder_of_somebody_else_stays_as_it_is(
     command: str, calls: dict[str, Callable[[Path], Words]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if command == "inspect-pictures":
-        pytest.skip("pictures may stand beside other files")
+    if command == "inspect-figures":
+        pytest.skip("figures may stand beside other files")
     (tmp_path / "out" / "data").mkdir(parents=True)
     (tmp_path / "out" / "data" / "train.jsonl").write_text("irreplaceable", encoding="utf-8")
     errors = refused([*calls[command](tmp_path / "out"), "--overwrite"], tmp_path, capfd)
@@ -439,14 +439,14 @@ def test_something_of_the_other_kind_in_a_run_folder(
     refused(calls["train"](out), tmp_path, capfd)
 
 
-def test_a_launcher_of_several_processes_is_refused(
+def test_a_process_without_its_launcher_is_refused(
     calls: dict[str, Callable[[Path], Words]],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "takes one process" in refused(calls["train"](tmp_path / "out"), tmp_path, capfd)
+    assert "start them with torchrun" in refused(calls["train"](tmp_path / "out"), tmp_path, capfd)
 
 
 # The place where errors are told

@@ -175,7 +175,7 @@ def test_groups_are_read_where_they_are_a_change_of_the_weight(tmp_path: Path) -
         torch.testing.assert_close(found[kind], tensor, rtol=1e-4, atol=1e-5)
     config = LoraConfig(r=4, target_modules=["groups"], init_lora_weights=False)
     get_peft_model(Net(), config).save_pretrained(str(tmp_path / "theirs"))  # type: ignore[arg-type]
-    with pytest.raises(SubspaceError, match="groups: its groups see each other's inputs"):
+    with pytest.raises(SubspaceError, match="groups: its groups use each other's inputs"):
         read_adapter(tmp_path / "theirs")
 
 

@@ -104,6 +104,37 @@ def test_a_run_goes_on_from_within_or_between_epochs(
     assert not (Path(config.output) / "checkpoints").exists()
 
 
+STOPPING = {"epochs": 40, "eval_steps": 2, "keep": "best", "patience": 2, "learning_rate": 0.03}
+
+
+@pytest.mark.parametrize("stop", [1, 3, None], ids=["early", "between", "before saving"])
+def test_a_run_that_stops_by_itself_does_so_after_an_interruption(
+    stop: int | None, settings: Settings, write: Write, monkeypatch: pytest.MonkeyPatch, wholes: Path
+) -> None:
+    settings["training"] |= STOPPING
+    config = configs.load(write(settings))
+    whole = train.run(configs.load(write({**settings, "output": str(wholes / "stopping")})), progress=False)
+    scores = [entry[whole.record["metric"]] for entry in whole.record["history"]]
+    best = scores.index(max(scores))
+    assert len(scores) == best + 3 and whole.record["steps"] < 120  # two evaluations that are no better end it
+    assert {entry["step"] for entry in whole.record["history"]} >= {2, 3, 4}
+    if stop is None:
+
+        def fail(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "_save", fail)
+            with pytest.raises(KeyboardInterrupt):
+                train.run(config, progress=False)
+    else:
+        _interrupt(config, stop, monkeypatch)
+    parted = train.run(config, progress=False)
+    assert parted.record["history"] == whole.record["history"]
+    assert (parted.record["steps"], parted.record["score"]) == (whole.record["steps"], max(scores))
+    assert _same_weights(parted.folder, whole.folder)
+
+
 @pytest.mark.parametrize("keep", ["last", "best"])
 @pytest.mark.parametrize("steps", [4, 6])
 def test_a_run_interrupted_after_its_last_step_only_saves(
@@ -146,7 +177,7 @@ def test_changed_data_do_not_go_on(
     _interrupt(config, 4, monkeypatch)
     lines = (copy / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (copy / "train.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
-    with pytest.raises(SubspaceError, match=r"the run cannot go on: data\.train"):
+    with pytest.raises(SubspaceError, match=r"the run cannot be resumed: data\.train"):
         train.run(config, progress=False)
     assert not train.run(config, overwrite=True, progress=False).repeated
 
@@ -171,7 +202,7 @@ def test_a_killed_process_loses_nothing(method: str, kills: tuple[int, ...], set
     settings["training"] |= {"epochs": 40, "save_steps": 2}
     config = write(settings)
     output = Path(settings["output"])
-    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main()", "train", str(config), "--quiet"]
+    command = [sys.executable, "-c", "from subspace_cli import main; main()", "train", str(config), "--quiet"]
     for kill_after in kills:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
         _wait_for_step(output, kill_after, process)

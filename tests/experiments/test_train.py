@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -17,6 +18,7 @@ from subspace_tuning import methods
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.training import config as configs
 from subspace_tuning.training import run as train
+from subspace_tuning.training.callbacks import Pace, Progress
 from subspace_tuning.training.folder import RunFolder
 from subspace_tuning.training.run import Outcome
 
@@ -89,6 +91,63 @@ def test_the_head_may_have_a_rate_of_its_own(method: str, run: Callable[..., Out
     after = _weights(run(*still[:2], "training.head_learning_rate=0.01", f"output={tmp_path / 'b'}"))
     moved = {name for name in before if (before[name] - after[name]).abs().max() > 1e-6}
     assert moved == {name for name in before if "pooler" in name or "classifier" in name}
+
+
+@pytest.mark.parametrize(("factor", "others"), [("D1", "D2"), ("D2", "D1")])
+def test_a_factor_may_have_a_rate_of_its_own(
+    factor: str, others: str, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    step = ("training.max_steps=1", "training.warmup_ratio=0")
+    plain = _weights(run(f"output={tmp_path / 'a'}", *step))
+    faster = _weights(run(f"output={tmp_path / 'b'}", *step, f"training.rates={{{factor}: 2.0}}"))
+    # The first step of AdamW moves each entry by its rate, up to the denominator's small number.
+    moved = {name: faster[name].abs().max() / plain[name].abs().max() for name in plain if ".D" in name}
+    assert moved
+    for name, ratio in moved.items():
+        assert ratio == pytest.approx(2.0 if f".{factor}" in name else 1.0, rel=0.01)
+    assert any(f".{others}" in name for name in moved)
+
+
+def test_losses_and_figures_go_to_a_reporter(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = run("training.report_to=[tensorboard]", "training.log_steps=1")
+    [events] = (tmp_path / "run" / "logs").iterdir()
+    logged = events.read_bytes()
+    assert b"train/loss" in logged and b"eval/matthews" in logged
+    assert logged.count(b"train/loss") == outcome.record["steps"]
+
+
+REFUSED = {
+    "training.report_to=[tensorbord]": "which transformers does not know: did you mean tensorboard",
+    "training.report_to=[dvclive]": "which is not installed: pip install dvclive",
+    "training.precision=float16": "needs an accelerator: take bfloat16",
+    "training.rates={E: 2.0}": "a rate for the factor 'E', which the model does not train",
+    "training.rates={D1: 0.0}": "the rate of the factor 'D1' is 0.0: it must be a multiple above 0",
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_what_a_run_cannot_do_is_refused_before_its_folder_is_made(
+    option: str, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    with pytest.raises(SubspaceError, match=REFUSED[option]) as caught:
+        run(option)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_the_progress_line_tells_loss_rate_and_pace() -> None:
+    seen: list[str] = []
+    pace = Pace()
+    progress: Any = Progress(pace)
+    progress.training_bar = SimpleNamespace(set_postfix_str=lambda text, refresh: seen.append(text), update=seen.append)
+    progress.current_step = 0
+    scheduler = SimpleNamespace(get_last_lr=lambda: [0.5])
+    state = SimpleNamespace(global_step=1, is_world_process_zero=True)
+    progress._since -= 10.0
+    for loss in (0.25, 0.5):  # two batches of one step
+        pace.add(torch.tensor(loss), {"input_ids": torch.zeros(4, 8)})
+    progress.on_step_end(None, state, None, lr_scheduler=scheduler)
+    assert seen[0].startswith("loss 0.7500, rate 5.00e-01, 6 tokens/s")
+    assert pace == Pace()
 
 
 @pytest.mark.parametrize("method", [method.name for method in methods.every()])

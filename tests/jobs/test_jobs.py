@@ -24,7 +24,7 @@ from subspace_tuning.files import is_temporary, written
 from subspace_tuning.jobs.description import canonical, difference, digest
 from subspace_tuning.jobs.folder import JOB, alone, is_vacant, owned, parts
 from subspace_tuning.jobs.units import kept, measured, perform
-from subspace_tuning.provenance import CIRCUMSTANCES, circumstances
+from subspace_tuning.provenance import KEYS, provenance
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
@@ -128,7 +128,7 @@ def test_a_folder_belongs_to_one_description(tmp_path: Path) -> None:
 
 def test_what_belongs_to_no_job_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(SubspaceError, match="holds no results"), owned(tmp_path, {}):
+    with pytest.raises(SubspaceError, match="has no results"), owned(tmp_path, {}):
         pass
     file = tmp_path / "file"
     file.touch()
@@ -207,12 +207,12 @@ def test_killed_at_any_moment_a_job_ends_with_the_same_results(seed: int, tmp_pa
 
 
 def test_results_are_the_same_new_and_read_and_say_where_they_come_from(tmp_path: Path) -> None:
-    told: list[str] = []
-    new = perform(tmp_path, UNITS, work, told=lambda name, result: told.append(name))
-    assert told == list(UNITS)
+    reported: list[str] = []
+    new = perform(tmp_path, UNITS, work, on_result=lambda name, result: reported.append(name))
+    assert reported == list(UNITS)
     assert kept(tmp_path, UNITS) == new == perform(tmp_path, UNITS, fail)
-    assert all(set(CIRCUMSTANCES) <= one.keys() for one in new.values())
-    assert circumstances().keys() == set(CIRCUMSTANCES)
+    assert all(set(KEYS) <= one.keys() for one in new.values())
+    assert provenance().keys() == set(KEYS)
 
 
 def fail(unit: int) -> Mapping[str, Any]:
@@ -227,14 +227,14 @@ def test_a_result_that_was_not_written_whole_is_never_read(tmp_path: Path) -> No
     found = perform(tmp_path, UNITS, work)
     assert found["unit 0"]["figures"] == work(0)["figures"]
     (tmp_path / "unit 0.json").write_text('{"unit": 0, "figures": [0', encoding="utf-8")
-    with pytest.raises(SubspaceError, match=r"unit 0\.json cannot be read: .*; remove it to have it made again"):
+    with pytest.raises(SubspaceError, match=r"unit 0\.json cannot be read: .*; remove it to compute it again"):
         perform(tmp_path, UNITS, work)
 
 
 @pytest.mark.slow
 def test_one_unit_that_fails_in_its_process_does_not_take_the_others(tmp_path: Path) -> None:
     units = {"good": 0, "ill": 1}
-    with pytest.raises(SubspaceError, match="1 of 2 failed: ill; the same call tries them again"):
+    with pytest.raises(SubspaceError, match="1 of 2 failed: ill; the same call retries them"):
         perform(tmp_path, units, fail, workers=2)
     assert set(kept(tmp_path, units)) == {"good"}
     assert perform(tmp_path, units, work)["ill"]["unit"] == 1

@@ -118,7 +118,7 @@ def test_masks_are_shira_of_peft(method: str) -> None:
     rows, columns = other.shira_indices["default"].long()  # of the weight, out x in
     count = len(rows)
     config = SubspaceConfig(method=method, budget=count, target_modules=["target"])
-    config = config.chosen(entries={"target": [count, 12, 9]}, positions={"target": columns * 9 + rows})
+    config = config.with_choice(entries={"target": [count, 12, 9]}, positions={"target": columns * 9 + rows})
     ours = get_peft_model(copy.deepcopy(base), config)
     own = layer_of(ours).subspace_params["default"]
     own["Delta"].data.copy_(other.shira_weight["default"])

@@ -47,7 +47,7 @@ def planned(case: Method, sizes: Sizes, rows: int, training: bool, x: Tensor, en
     torch.manual_seed(SEED)  # training draws gates
     y = stage.expression.apply(x, env)
     assert isinstance(y, Tensor)
-    outputs = [x @ env["W"] + y if chosen.on_base else y]
+    outputs = [x @ env["W"] + y if chosen.adds_to_base_output else y]
     if stage.fused is not None:
         torch.manual_seed(SEED)
         fused = stage.fused.apply(x, env)
@@ -204,7 +204,7 @@ def test_no_plan_costs_more_than_the_formula_as_written(case: Method) -> None:
     for sizes in (Sizes(768, 768, 8, 99, 8), Sizes(384, 1536, 4, 99, 8), Sizes(64, 32, 32, 99, 8)):
         for training in (True, False):
             chosen = plan(case.formula, sizes, training)
-            if chosen.on_base:
+            if chosen.adds_to_base_output:
                 continue  # there the plan leaves the product with W to the base layer
             for rows in (1, 64, 4096):
                 written = cost(case.formula.evaluated, case.formula, sizes, rows, training)

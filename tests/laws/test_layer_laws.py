@@ -41,9 +41,9 @@ def config_of(case: Method, kind: str, module: nn.Module | None = None, **option
     if not case.needs_calibration:
         return config
     if not case.formula.masked:
-        return config.chosen()
+        return config.with_choice()
     n, m = matrix_shape(Net(kind).target if module is None else module)
-    return config.chosen(entries={"target": [7, n, m]}, positions={"target": torch.randperm(n * m)[:7]})
+    return config.with_choice(entries={"target": [7, n, m]}, positions={"target": torch.randperm(n * m)[:7]})
 
 
 def adapted(

@@ -174,7 +174,7 @@ def test_a_module_goes_on_doing_what_it_did(case: Method, kind: str) -> None:
     plain = net(x).detach()
     config = config_of(case, "linear", net.target)
     if not case.formula.is_linear and kind not in CHANGEABLE:
-        with pytest.raises(SubspaceError, match=r"^target: this \w+ does more than its weight and bias say"):
+        with pytest.raises(SubspaceError, match=r"^target: this \w+ does more than apply its weight and bias"):
             get_peft_model(net, config)
         return
     model: Any = get_peft_model(net, config).eval()

@@ -34,7 +34,7 @@ def attached(text: str) -> Any:
     """Return a model under a formula whose factors are random."""
     config = SubspaceConfig(formula=text, r=RANK, alpha=3.0, target_modules=["0"], init_weights=False)
     if config.resolved.needs_calibration:
-        config = config.chosen(entries={"0": [ENTRIES, N, M]}, positions={"0": torch.randperm(N * M)[:ENTRIES]})
+        config = config.with_choice(entries={"0": [ENTRIES, N, M]}, positions={"0": torch.randperm(N * M)[:ENTRIES]})
     return get_peft_model(base_model(), config).eval()
 
 

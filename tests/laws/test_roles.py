@@ -128,14 +128,14 @@ def trained(name: str, folder: Path) -> dict[str, Any]:
     if known.needs_calibration:
         found = {"first": [9, 10, 12], "second": [0 if known.chooses_form else 9, 12, 8]}
         drawn = {module: torch.randperm(n * m)[:p] for module, (p, n, m) in found.items()}
-        config = config.chosen(entries=found, positions=drawn) if known.formula.masked else config.chosen()
+        config = config.with_choice(entries=found, positions=drawn) if known.formula.masked else config.with_choice()
     model: Any = get_peft_model(base, config)
     generator = torch.Generator().manual_seed(1)
 
     def scores() -> dict[str, Tensor]:
         return {site.name: torch.rand(site.weight.shape, generator=generator) for site in sites(model)}
 
-    plan = schedule(model, STEPS, scores)
+    factor_schedule = schedule(model, STEPS, scores)
     second = list(second_factors(model))
     groups = parameter_groups(model, 1e-2, b_ratio=16.0 if second else 1.0)
     optimizer = torch.optim.AdamW(groups)
@@ -146,7 +146,7 @@ def trained(name: str, folder: Path) -> dict[str, Any]:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
-        plan.step(step, optimizer)
+        factor_schedule.step(step, optimizer)
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     factors = [
@@ -155,7 +155,7 @@ def trained(name: str, folder: Path) -> dict[str, Any]:
     return {
         "losses": losses,
         "faster": [tuple(parameter.shape) for parameter in groups[1]["params"]],
-        "report": plan.report(),
+        "report": factor_schedule.report(),
         "counts": counted(model),
         "orthogonality": orthogonality(model),
         "factors": factors,
@@ -236,7 +236,7 @@ def test_lora_plus_trains_what_leads_up_faster(text: str) -> None:
 )
 def test_the_nonlinearity_stands_behind_what_leads_down(text: str, bent: str | None) -> None:
     if bent is None:
-        with pytest.raises(SubspaceError, match="has a nonlinearity already"):
+        with pytest.raises(SubspaceError, match="already has a nonlinearity"):
             patterns.constrained(methods.from_formula(text), ["nonlinear"])
     else:
         assert str(SubspaceConfig(formula=text, pattern="nonlinear").resolved.formula) == bent
@@ -273,30 +273,30 @@ def test_schedules_of_the_rank_prune_any_diagonal(text: str, name: str) -> None:
     options = {"target_rank": 2, "interval": 1}
     config = SubspaceConfig(method="own", r=4, schedule=options, target_modules=["first", "second"])
     model: Any = get_peft_model(Net(), config)
-    plan, optimizer = schedule(model, STEPS), torch.optim.AdamW(model.parameters(), lr=1e-2)
+    factor_schedule, optimizer = schedule(model, STEPS), torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
         model.train()(torch.randn(6, 10), labels=torch.randn(6, 8))["loss"].backward()
         optimizer.step()
-        plan.step(step, optimizer)
+        factor_schedule.step(step, optimizer)
     zeros = 0
     for layer in (layer for layer in model.modules() if isinstance(layer, SubspaceLayer)):
         diagonal = layer.factor("D4" if "D4" in text else "l")
         zeros += int((diagonal == 0).sum())
-    assert zeros == 4 and sum(plan.report()["ranks"].values()) == 4
+    assert zeros == 4 and sum(factor_schedule.report()["ranks"].values()) == 4
 
 
 @pytest.mark.usefixtures("registry")
 def test_the_launch_counts_all_that_stands_in_the_low_rank_terms() -> None:
     text = "W + s * P @ G @ Q + U_k @ diag(d) @ V_k.T"
     model = attached(text, schedule={"directions": 3, "launch": 1})
-    plan = schedule(model, STEPS)
-    plan.step(1)
+    factor_schedule = schedule(model, STEPS)
+    factor_schedule.step(1)
     for site in sites(model):
         P, G, Q = (site.value(name).double() for name in "PGQ")
         U, S, V = torch.linalg.svd(site.weight.double(), full_matrices=False)
         rates = (U.T @ P @ G @ Q @ V.T).diagonal().abs() / (S + 1e-6)
-        chosen = plan.report()["directions"][site.name]
+        chosen = factor_schedule.report()["directions"][site.name]
         assert set(chosen) == set(rates.topk(3).indices.tolist())
 
 
@@ -304,9 +304,9 @@ def test_the_entries_of_a_mask_of_any_name_are_read_off_a_file() -> None:
     config = SubspaceConfig(formula="W + M7 * Q", budget=11, target_modules=["first", "second"])
     entries = {"first": [5, 10, 12], "second": [6, 12, 8]}
     positions = {"first": torch.arange(5), "second": torch.arange(6) + 3}
-    state = get_peft_model(Net(), config.chosen(entries=entries, positions=positions)).state_dict()
+    state = get_peft_model(Net(), config.with_choice(entries=entries, positions=positions)).state_dict()
     state = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items() if "subspace" in name}
-    bare = config.chosen()
+    bare = config.with_choice()
     inject_adapter_in_model(bare, Net(), state_dict=state)
     assert bare.entries == entries
 
@@ -328,7 +328,7 @@ def test_forms_under_other_names_convert_without_a_loss() -> None:
 
 @pytest.mark.usefixtures("registry")
 def test_no_method_takes_the_name_of_one_of_pefts() -> None:
-    with pytest.raises(SubspaceError, match="exists already, as a class of peft's"):
+    with pytest.raises(SubspaceError, match="already exists as a class of peft's"):
 
         @method(name="prefix_tuning")
         def own(W, P, Q, s):  # type: ignore[no-untyped-def]
@@ -340,7 +340,7 @@ def test_methods_of_both_kinds_are_listed_alike() -> None:
     for known in methods.listed():
         assert methods.named(known.name) is known and known.facts()["formula"] == str(known.formula)
         if known.name in methods.HOSTED:
-            with pytest.raises(SubspaceError, match="is no formula over one matrix"):
+            with pytest.raises(SubspaceError, match="is not a formula over one matrix"):
                 methods.get(known.name)
             assert not known.merges
         else:

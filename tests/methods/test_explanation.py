@@ -17,7 +17,7 @@ from subspace_tuning.algebra import Expression, Sizes
 from subspace_tuning.methods import Method, environment, explain, initial_factors
 from subspace_tuning.methods.counts import polynomial
 from subspace_tuning.methods.inclusions import DECLARED, FOUND, Inclusion, contained_in, containing
-from subspace_tuning.methods.telling import brief, told
+from subspace_tuning.methods.rendering import brief, rendered
 
 from ..algebra.expressions import formulas
 
@@ -175,16 +175,16 @@ def test_what_the_registry_could_do_without() -> None:
 @pytest.mark.parametrize("case", [*EVERY, *OWN], ids=lambda case: case.name)
 def test_lines_fit_and_nothing_is_cut(case: Method) -> None:
     found = explain(case, shape=(96, 48))
-    whole = "".join(told(found, 10_000).split())
+    whole = "".join(rendered(found, 10_000).split())
     for width in (40, 57, 80, 120):
-        lines = told(found, width).splitlines()
+        lines = rendered(found, width).splitlines()
         assert max(map(len, lines)) <= width
         assert "".join("".join(lines).split()) == whole
-    assert max(map(len, told(found, 12).splitlines())) <= 12
+    assert max(map(len, rendered(found, 12).splitlines())) <= 12
     for text in (found.formula, found.latex, found.merges, *(part.name for part in found.parts)):
         assert "".join(text.split()) in whole
     assert max(map(len, brief(found, 80).splitlines())) <= 80
-    assert str(found) == told(found)
+    assert str(found) == rendered(found)
 
 
 def test_a_refused_start_is_told_first_and_the_rest_is_explained() -> None:
@@ -201,15 +201,15 @@ def test_a_refused_start_is_told_first_and_the_rest_is_explained() -> None:
     ("what", "options", "problem"),
     [
         ("lroa", {}, "unknown method 'lroa'; did you mean lora"),
-        ("prefix_tuning", {}, "is no formula over one matrix"),
+        ("prefix_tuning", {}, "is not a formula over one matrix"),
         ("W", {}, "has no trainable factor"),
-        ("W + ", {}, r"nothing stands behind '\+'"),
+        ("W + ", {}, r"'\+' has no right operand"),
         ("W + W @ W", {}, "meet"),
-        (3, {}, "is wanted, not int"),
+        (3, {}, "expected a method's name, a formula or a Method, not int"),
         ("lora", {"rank": 0}, "rank = 0"),
         ("lora", {"shape": (0, 3)}, "n = 0"),
         ("lora", {"rows": 1.5}, "rows = 1.5"),
-        ("W + kron(A, C1, C2) @ B", {"shape": (10, 4)}, "no multiple of 9"),
+        ("W + kron(A, C1, C2) @ B", {"shape": (10, 4)}, "not a multiple of 9"),
     ],
     ids=str,
 )
@@ -221,7 +221,7 @@ def test_bad_input_is_one_line(what: Any, options: dict[str, Any], problem: str)
 
 def test_what_keeps_a_formula_from_merging() -> None:
     assert explain("parallel_adapter").merges == "no: relu acts between the factors"
-    assert explain("pfeiffer").merges.startswith("no: it goes around a normalisation")
+    assert explain("pfeiffer").merges.startswith("no: it wraps a normalisation")
     assert explain("W + A @ tanh @ B @ gelu @ C").merges == "no: tanh and gelu acts between the factors"
 
 

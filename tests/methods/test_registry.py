@@ -35,7 +35,7 @@ def test_a_method_is_one_declaration() -> None:
     assert str(known.formula) == "D1 @ W + s * A @ B"
     assert known.category == "combination"
     assert known.starts_for() == {"D1": "ones", "A": "kaiming_uniform", "B": "zeros"}
-    with pytest.raises(SubspaceError, match="exists already"):
+    with pytest.raises(SubspaceError, match="already exists"):
         method(name="scaled_lora")(lambda W, D1: D1 @ W)
     method(name="scaled_lora", replace=True)(lambda W, D1: D1 @ W)
     assert str(methods.get("scaled_lora").formula) == "D1 @ W"

@@ -19,9 +19,10 @@ from subspace_tuning import tasks
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.tasks.data import records
 
-from .own_files import ROWS, WRITERS, Rows, write
+from .own_files import ROWS, TEXT_ROWS, WRITERS, Rows, write
 
-OWN = tuple(ROWS)
+OWN_ROWS = {**ROWS, **TEXT_ROWS}
+OWN = tuple(OWN_ROWS)
 FRESH = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
 
 
@@ -32,19 +33,19 @@ def _prints(kind: str, source: str, **options: Any) -> tuple[Any, dict[str, str]
 
 def test_every_task_on_own_files_is_tested() -> None:
     own = {task.name for task in tasks.every() if "held_out" in getattr(task, "__dataclass_fields__", {})}
-    assert own == set(OWN) and len(own) == 4
+    assert own == set(OWN) and len(own) == 6
 
 
 @pytest.mark.parametrize("kind", OWN)
 def test_every_form_of_file_gives_the_same_rows_and_classes(kind: str, tmp_path: Path) -> None:
-    found = [_prints(kind, write(tmp_path, form, ROWS[kind])) for form in WRITERS]
+    found = [_prints(kind, write(tmp_path, form, OWN_ROWS[kind])) for form in WRITERS]
     assert len(found) == 8 and all(one == found[0] for one in found)
     assert found[0][1]["train"] != found[0][1]["validation"]
 
 
 @pytest.mark.parametrize("kind", OWN)
 def test_what_settles_a_task_makes_it_again(kind: str, tmp_path: Path) -> None:
-    source = write(tmp_path, "jsonl", ROWS[kind])
+    source = write(tmp_path, "jsonl", OWN_ROWS[kind])
     task, _ = tasks.get(kind).prepare(source)
     again = tasks.get(kind).configured(task.options)
     assert again == task and again.model_settings == task.model_settings
@@ -146,7 +147,7 @@ def test_validation_rows_of_their_own_are_taken(tmp_path: Path) -> None:
     WRITERS["tsv"](folder / "validation.tsv", ROWS["classification"][:5])
     _, rows = tasks.get("classification").prepare(str(folder))
     assert (len(rows["train"]), len(rows["validation"])) == (30, 5)
-    with pytest.raises(SubspaceError, match=r"validation rows of its own: leave task\.held_out out"):
+    with pytest.raises(SubspaceError, match=r"already has validation rows: leave task\.held_out out"):
         tasks.get("classification").configured({"held_out": 0.1}).prepare(str(folder))
     with pytest.raises(SubspaceError, match=r"both given"):
         tasks.get("classification").configured({"held_out": 0.1, "validation": other})
@@ -174,18 +175,21 @@ def test_rarer_classes_count_more(tmp_path: Path) -> None:
 
 
 def test_a_perfect_prediction_has_the_best_figure() -> None:
-    labels = {
-        "classification": (np.array([0, 1, 2, 1]), {"classes": ["a", "b", "c"]}),
+    classes = {"classes": ["a", "b", "c"]}
+    numbers: dict[str, tuple[Any, dict[str, Any]]] = {
+        "classification": (np.array([0, 1, 2, 1]), classes),
         "regression": (np.array([1.0, 2.0, 4.0]), {}),
-        "multi_label": (np.array([[1, 0], [1, 1], [0, 0]]), {"classes": ["a", "b"]}),
-        "token_classification": (np.array([[0, 1, -100], [1, -100, 0]]), {"classes": ["a", "b"]}),
+        "multi_label": (np.array([[1, 0, 0], [1, 1, 1], [0, 0, 0]]), classes),
+        "token_classification": (np.array([[0, 1, -100], [1, -100, 0]]), classes),
     }
-    assert set(labels) == set(OWN)
-    for kind, (wanted, options) in labels.items():
+    cases = {kind: (wanted, np.zeros_like(wanted), wanted, options) for kind, (wanted, options) in numbers.items()}
+    cases["question_answering"] = (["the ba", ""], ["ba", "ba"], [["Ba.", "de"], []], {})
+    cases["generation"] = (["ba de fi go", "ne"], ["ba ba ba", "go"], [["lu", "ba de fi go"], ["ne"]], {})
+    assert set(cases) == set(OWN)
+    for kind, (right, wrong, wanted, options) in cases.items():
         task = tasks.get(kind).configured(options)
-        figures = task.score(wanted, wanted)
-        assert figures[task.primary] == pytest.approx(1.0)
-        worse = task.score(np.zeros_like(wanted), wanted)
+        assert task.score(right, wanted)[task.primary] == pytest.approx(1.0)
+        worse = task.score(wrong, wanted)
         assert worse[task.primary] < 1.0 and all(math.isfinite(figure) for figure in worse.values())
 
 
@@ -217,7 +221,7 @@ def test_a_words_class_stands_at_its_first_piece() -> None:
     encoded = task.encode(rows, _Pieces(), 6)
     assert encoded["labels"] == [[-100, 0, -100, 2, 3, -100]]
     logits = np.array([[[0, 9], [9, 0], [0, 9], [0, 9], [9, 0], [0, 9]]], dtype=float)
-    [answer] = task.answers(rows, encoded, logits)
+    [answer] = task.answers(tasks.Seen(rows, encoded, logits, None, _Pieces()))
     assert answer["tokens"] == ["ab", "!", "c", "de"] and answer["predicted"] == ["O", None, "K", "O"]
     assert task.encode(rows, _Pieces(), 4)["labels"] == [[-100, 0, -100, 2]]
 
@@ -232,7 +236,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
     "binary": ("rows.csv", b"text,label\nba,\x00x\n", {}, "rows.csv, line 2: it holds a null byte"),
     "another encoding": ("rows.csv", b"text,label\nba,x\nK\xe4se,y\n", {}, "line 3: byte 0xe4 is not UTF-8: save"),
     "UTF-16": ("rows.csv", TABLE.encode("utf-16"), {}, "rows.csv is in UTF-16: save it in UTF-8"),
-    "ending": ("rows.xlsx", "PK", {}, r"rows.xlsx ends in '.xlsx': what can be read ends in .csv, .tsv"),
+    "ending": ("rows.xlsx", "PK", {}, r"rows.xlsx ends in '.xlsx': readable files end in .csv, .tsv"),
     "damaged parquet": ("rows.parquet", "PAR1", {}, "rows.parquet cannot be read"),
     "damaged JSON": (
         "rows.jsonl",
@@ -240,7 +244,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         {},
         "rows.jsonl cannot be read: line 2 is not",
     ),
-    "no objects": ("rows.jsonl", '{"text": "ba", "label": "x"}\n[1]\n', {}, "rows.jsonl, line 2: .* is no object"),
+    "no objects": ("rows.jsonl", '{"text": "ba", "label": "x"}\n[1]\n', {}, "rows.jsonl, line 2: .* is not an object"),
     "no such column": (
         "rows.csv",
         TABLE,
@@ -248,7 +252,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         "no column 'lable', did you mean label.* task.label names",
     ),
     "no such text": ("rows.csv", TABLE, {"text": "texts"}, "no column 'texts', did you mean text.* task.text names"),
-    "semicolons": ("rows.csv", TABLE.replace(",", ";"), {}, "its cells seem to stand between semicolons"),
+    "semicolons": ("rows.csv", TABLE.replace(",", ";"), {}, "its cells seem to be separated by semicolons"),
     "column twice": ("rows.csv", "text,text,label\na,b,x\n", {}, "two columns 'text': rename one"),
     "comma in a text": ("rows.csv", TABLE + "fi, go,x\n", {}, "line 4: 3 cells under 2 columns; put a text"),
     "open quotation": ("rows.csv", TABLE + '"fi,x\n', {}, "line 4: unexpected end of data; put a text"),
@@ -269,7 +273,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         "rows.csv",
         TABLE,
         {"classes": ["x", "z"]},
-        "line 3: column 'label' has 'y', which is none of",
+        "line 3: column 'label' has 'y', which is not one of",
     ),
     "class twice": ("rows.csv", TABLE, {"classes": ["x", "y", "x"]}, "task.classes has 'x' twice"),
     "all different": (
@@ -278,7 +282,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         {},
         "has 99 different labels in 99 rows: name another column",
     ),
-    "several": ("rows.jsonl", '{"text": "ba", "label": ["x"]}\n', {}, "is not one class; take task.name=multi_label"),
+    "several": ("rows.jsonl", '{"text": "ba", "label": ["x"]}\n', {}, "is not one class; use task.name=multi_label"),
 }
 
 
@@ -293,7 +297,11 @@ def test_bad_rows_are_told_with_their_place_and_the_way_out(case: str, tmp_path:
 
 KINDS: dict[str, tuple[str, str, str]] = {
     "no number": ("regression", "text,label\nba,1\nde,2\nfi,3 EUR\n", "line 4: column 'label' is '3 EUR', which is no"),
-    "not finite": ("regression", "text,label\nba,1\nde,inf\n", "line 3: column 'label' is 'inf', which is no number"),
+    "not finite": (
+        "regression",
+        "text,label\nba,1\nde,inf\n",
+        "line 3: column 'label' is 'inf', which is not a number",
+    ),
     "decimal comma": ("regression", 'text,label\nba,"1,5"\nde,2\n', "line 2: .* write it as 1234.5"),
     "constant": ("regression", "text,label\nba,2\nde,2\n", "all 2 numbers are 2"),
     "words and tags": (

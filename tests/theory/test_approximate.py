@@ -375,5 +375,5 @@ def test_what_is_not_trained_needs_no_start() -> None:
         float(U_times.norm())
     )
     assert approximate("W + s * A @ B", W, W_star, r=2, starts={"B": "normal(0.1)"}).how == "exact"
-    with pytest.raises(SubspaceError, match="starts go with a formula"):
+    with pytest.raises(SubspaceError, match="starts are for formulas"):
         approximate("lora", W, W_star, r=2, starts={"B": "zeros"})

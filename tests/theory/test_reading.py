@@ -134,7 +134,7 @@ def test_a_block_solves_its_equation(text: str) -> None:
         ("W + kron(A, B)", "no rule for kron(A, B)"),
         ("reflect(A) @ W", "reflect(A) is not linear in A"),
         ("W + tanh(A) @ B", "tanh(A) is not linear in A"),
-        ("D1 @ W + D1 @ A @ B", "D1 stands in several places"),
+        ("D1 @ W + D1 @ A @ B", "D1 occurs in several places"),
         ("t * (W + A @ B)", "t multiplies more than the blocks of W + A @ B"),
         ("W + W * (A @ G @ B)", "no rule for A @ G @ B beside W"),
         ("W + D1 @ (M * Delta)", "no rule for M * Delta within a product"),

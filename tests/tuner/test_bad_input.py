@@ -48,7 +48,7 @@ def refused(model: nn.Module, config: SubspaceConfig, unchanged: Remember, adapt
         ({"method": ""}, r"unknown method ''; known: adalora, bitfit"),
         ({}, r"give a method \(see `subspace methods`\) or a formula"),
         ({"method": "lora", "formula": "D1 @ W"}, r"method 'lora' is W \+ s \* A @ B here, not D1 @ W"),
-        ({"formula": "W @"}, r"^formula '.*': nothing stands behind"),
+        ({"formula": "W @"}, r"^formula '.*': '@' has no right operand"),
         ({"formula": "A @ B"}, r"phi\(W\) does not use W"),
         ({"formula": "A @ B @ W"}, r"is not W at its start, at rank 8: .*write '\(I \+ A @ B\) @ W'"),
         ({"formula": "W + A @ sin @ B"}, r"sin"),
@@ -65,14 +65,14 @@ def refused(model: nn.Module, config: SubspaceConfig, unchanged: Remember, adapt
         ({"method": "lora_dash", "schedule": {"lunch": 3}}, r"schedule lora_dash has no option 'lunch'; did you mean"),
         ({"method": "ssb", "pattern": "orthogonal"}, r"pattern orthogonal constrains A and B .* method 'ssb' has none"),
         ({"method": "lora", "pattern": "orthonormal"}, r"unknown pattern 'orthonormal'; did you mean"),
-        ({"method": "lora", "pattern_weight": 0.1}, r"pattern_weight goes with the pattern orthogonal or diagonal"),
-        ({"method": "pissa", "pattern": "nonlinear"}, r"pattern nonlinear does not go with method 'pissa'"),
-        ({"method": "dora", "pattern": "nonlinear"}, r"pattern nonlinear does not go with method 'dora'"),
-        ({"method": "parallel_adapter", "pattern": "nonlinear"}, r"'parallel_adapter' has a nonlinearity already"),
+        ({"method": "lora", "pattern_weight": 0.1}, r"pattern_weight needs the pattern orthogonal or diagonal"),
+        ({"method": "pissa", "pattern": "nonlinear"}, r"pattern nonlinear does not work with method 'pissa'"),
+        ({"method": "dora", "pattern": "nonlinear"}, r"pattern nonlinear does not work with method 'dora'"),
+        ({"method": "parallel_adapter", "pattern": "nonlinear"}, r"'parallel_adapter' already has a nonlinearity"),
         ({"method": "prefix_tuning"}, r"use peft's PrefixTuningConfig, or `subspace train`"),
         ({"formula": "W @ Q", "starts": {"Q": "ident"}}, r"unknown start 'ident'; did you mean identity"),
         ({"formula": "W @ D2", "starts": {"D3": "ones"}}, r"a start is given for 'D3'; did you mean D2"),
-        ({"method": "lora", "starts": {"A": "zeros"}}, r"starts go with a formula; method 'lora' has its own"),
+        ({"method": "lora", "starts": {"A": "zeros"}}, r"starts are for formulas, and method 'lora' has its own"),
         ({"method": "lora", "r": 0}, r"the rank r = 0 is not a positive whole number"),
         ({"method": "lora", "r": -4}, r"the rank r = -4"),
         ({"method": "lora", "r": 4.0}, r"the rank r = 4\.0 is not a positive whole number"),
@@ -173,7 +173,7 @@ def test_weights_that_are_not_floating(unchanged: Remember) -> None:
     model = nn.Sequential(nn.Linear(4, 4), linear).requires_grad_(False)
     message = refused(model, SubspaceConfig(method="ssb", target_modules=["0", "1"]), unchanged)
     assert message == (
-        "1 is a Linear whose weight is quantised or packed in a way that is not known here (torch.int8): load the "
+        "1 is a Linear whose weight is quantised or packed in an unknown way (torch.int8): load the "
         "model without quantization_config, or dequantise it first"
     )
 
@@ -189,7 +189,7 @@ def test_modules_that_change_under_the_adapter(unchanged: Remember) -> None:
 def test_a_module_that_nobody_calls(targets: Any, unchanged: Remember) -> None:
     model = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).requires_grad_(False)
     message = refused(model, SubspaceConfig(method="ssb", target_modules=targets), unchanged)
-    assert message.startswith("self_attn.out_proj is a part of a MultiheadAttention, which reads its weight without")
+    assert message.startswith("self_attn.out_proj is part of a MultiheadAttention, which reads its weight without")
     get_peft_model(model, SubspaceConfig(method="ssb", target_modules="all-linear", exclude_modules=["out_proj"]))
 
 
@@ -266,7 +266,7 @@ def test_an_adapter_whose_method_has_another_formula_here(bert: Builder, tmp_pat
     edited(tmp_path, formula="W + s * A @ G @ B")
     wrong(tmp_path, bert(), r"method 'lora' is W \+ s \* A @ B here, not W \+ s \* A @ G @ B", unchanged)
     edited(tmp_path, method="loro", formula="W +")
-    wrong(tmp_path, bert(), r"^formula '.*': nothing stands behind", unchanged)
+    wrong(tmp_path, bert(), r"^formula '.*': '.' has no right operand", unchanged)
     edited(tmp_path, method="ssb", formula=str(methods.get("ssb").formula), starts={"D1": "zeros"})
     wrong(tmp_path, bert(), r"method 'ssb' has its own \(inferred ones\)", unchanged)
 

@@ -172,7 +172,7 @@ def test_bad_input(bert: Builder, batch: Batch, batches: list[dict[str, Tensor]]
 
     refused("method 'lora' chooses nothing from data", SubspaceConfig(method="lora"), batches)
     refused("was given no batches", SubspaceConfig(method="fishmask"), [])
-    refused("the model gives no loss for the batches: put `labels`", SubspaceConfig(method="fishmask"), [batch])
+    refused("the model returns no loss for the batches: put `labels`", SubspaceConfig(method="fishmask"), [batch])
     refused(
         r"budget = 10,000,000 is above the [\d,]+ entries", SubspaceConfig(method="fishmask", budget=10**7), batches
     )

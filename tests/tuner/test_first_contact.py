@@ -104,9 +104,9 @@ def test_a_method_may_be_declared_again_as_it_is() -> None:
     assert declare() == first == methods.get("scaled")
     assert declare(text="told better").description == methods.get("scaled").description == "told better"
     for other in ({"count": "n + r * n + r * m"}, {"learning_rate": 1e-2}):
-        with pytest.raises(SubspaceError, match="'scaled' exists already, with other fields; replace=True takes it"):
+        with pytest.raises(SubspaceError, match="'scaled' already exists, with other fields; replace=True replaces it"):
             declare(**other)
-    with pytest.raises(SubspaceError, match=r"'scaled' exists already: D1 @ W \+ s \* A @ B; replace=True takes it"):
+    with pytest.raises(SubspaceError, match=r"'scaled' already exists: D1 @ W \+ s \* A @ B; replace=True replaces it"):
         method(name="scaled")(lambda W, D1: D1 @ W)
     assert declare(learning_rate=1e-2, replace=True).learning_rate == methods.get("scaled").learning_rate == 1e-2
 
@@ -129,7 +129,7 @@ def test_penalty_and_schedule_can_be_used_with_every_method(name: str, bert: Bui
     optimizer = torch.optim.SGD(parameter_groups(model, 1e-2))
     optimizer.step()
     if name == "fish_dip":
-        with pytest.raises(SubspaceError, match="looks at training examples: give `scores`"):
+        with pytest.raises(SubspaceError, match="needs training examples: give `scores`"):
             schedule(model, total_steps=10)
         return
     plan = schedule(model, total_steps=10)

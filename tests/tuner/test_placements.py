@@ -48,7 +48,7 @@ def test_pfeiffers_adapter_wraps_the_block(bert: Builder, batch: Batch, tmp_path
 
 
 def test_pfeiffers_adapter_goes_around_normalisations_alone(bert: Builder) -> None:
-    allowed = "'pfeiffer' goes around normalisations of the last dimension alone"
+    allowed = "'pfeiffer' wraps normalisations of the last dimension only"
     with pytest.raises(SubspaceError, match=f"is a Linear; {allowed}"):
         get_peft_model(bert(), SubspaceConfig(method="pfeiffer", target_modules=["query"]))
     with pytest.raises(SubspaceError, match=f"is a GroupNorm; {allowed}"):

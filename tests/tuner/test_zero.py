@@ -60,7 +60,7 @@ def test_a_weight_in_parts_cannot_be_merged_into() -> None:
     model = get_peft_model(nn.Sequential(nn.Linear(6, 9)), SubspaceConfig(method="ssb", target_modules=["0"]))
     base: Any = model.base_model.model[0].base_layer  # type: ignore[index,union-attr]
     base.weight = in_parts(base.weight)
-    with pytest.raises(SubspaceError, match=r"^ZeRO-3 holds the weight in parts, so it cannot be merged into"):
+    with pytest.raises(SubspaceError, match=r"^ZeRO-3 has partitioned the weight, so it cannot be merged into"):
         model.merge_adapter()
 
 

@@ -1,4 +1,4 @@
-"""An adapter as it was saved: for each matrix its method and its factors, and from these their sizes and values."""
+"""A saved adapter: for each matrix its method and factors, from which their sizes and values follow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .strict import check_against
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One adapted matrix: the method as it is there, its numbers, and what the file holds of it."""
+class SavedLayer:
+    """One adapted matrix: its method, sizes, and tensors in the file."""
 
     module: str
     method: Method
@@ -32,7 +32,7 @@ class Layer:
 
     @property
     def sizes(self) -> Sizes:
-        """n, m and r, read off the shapes of the factors; 0 where no factor tells."""
+        """n, m and r from the shapes of the factors; 0 if no factor determines it."""
         found = dimensions_of(self.method, {**self.constants, **self.parameters})
         window = tuple(found[axis] for axis in ("w1", "w2", "w3") if axis in found)
         n, m = (found.get(side, found.get(f"{side}1", 0) * found.get(f"{side}2", 0)) for side in "nm")
@@ -41,10 +41,10 @@ class Layer:
         )
 
     def environment(self, weight: Tensor | None, bias: Tensor | None = None, one_hot: bool = False) -> dict[str, Any]:
-        """What the formula's names stand for, in float64.
+        """Return the formula's environment, in float64.
 
         Args:
-            weight: W, n x m; None for formulas whose factors do not start from it.
+            weight: W, n x m; None for formulas whose factors do not depend on it.
             bias: b, for formulas that name it.
             one_hot: W belongs to an embedding.
         """
@@ -72,27 +72,27 @@ class Layer:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as a folder holds it: the configuration, a layer per matrix, and the modules that were saved whole."""
+    """The content of an adapter folder: the configuration, a layer per matrix, and the modules saved whole."""
 
     config: SubspaceConfig
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, SavedLayer]
     saved: Mapping[str, Tensor]
     base: str | None
     source: str = ""
 
     @property
     def method(self) -> Method:
-        """The method that the configuration names."""
+        """The method in the configuration."""
         return self.config.resolved
 
     @property
     def parameters(self) -> int:
-        """How many numbers the factors have."""
+        """The number of entries of all factors."""
         return sum(tensor.numel() for layer in self.layers.values() for tensor in layer.parameters.values())
 
 
 def dimensions_of(method: Method, tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The dimensions of a formula, read off the shapes of the tensors that its names stand for."""
+    """Return the dimensions of a formula, from the shapes of its named tensors."""
     return {
         dimension: size
         for name, tensor in tensors.items()
@@ -100,16 +100,16 @@ def dimensions_of(method: Method, tensors: Mapping[str, Tensor]) -> dict[str, in
     }
 
 
-def layer_base(base: Checkpoint, layer: Layer, adapter: str) -> tuple[Tensor, Tensor | None]:
-    """W and b of the module that a layer adapts. Raises SubspaceError if the base model does not fit the adapter."""
+def layer_base(base: Checkpoint, layer: SavedLayer, adapter: str) -> tuple[Tensor, Tensor | None]:
+    """Return W and b of the module that a layer adapts. Raises SubspaceError if the base model does not fit."""
     if layer.module not in base:
         raise SubspaceError(
             f"adapter {adapter!r} adapts {layer.module}, which {base.name!r} does not have: it belongs to another model"
         )
     weight = base.matrix(layer.module)
     sizes = layer.sizes
-    for told, real in zip((sizes.n, sizes.m), weight.shape, strict=True):
-        if told not in (0, real):
+    for stated, real in zip((sizes.n, sizes.m), weight.shape, strict=True):
+        if stated not in (0, real):
             raise SubspaceError(
                 f"{layer.module}: the adapter {adapter!r} is for {sizes.n} x {sizes.m}, and W of {base.name!r} is "
                 f"{' x '.join(map(str, weight.shape))}"
@@ -119,7 +119,7 @@ def layer_base(base: Checkpoint, layer: Layer, adapter: str) -> tuple[Tensor, Te
 
 
 def persistent(method: Method, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those constants that nothing but the file can give back: masks, chosen directions, drawn starts."""
+    """Return the constants that can only be restored from the file: masks, chosen directions, drawn starts."""
     drawn = {start_of(name) for name, anchored in method.anchors().items() if not anchored}
     kept = {*method.formula.masked, *CHOSEN_SHAPES, *drawn}
     return {name: tensor for name, tensor in constants.items() if name in kept}

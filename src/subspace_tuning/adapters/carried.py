@@ -1,4 +1,4 @@
-"""What of a fine-tune an extracted adapter carries besides its matrices: modules kept whole, and what is left out."""
+"""What an extracted adapter keeps of a fine-tune besides its matrices: modules kept whole, and what is left out."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..models.heads import head_modules, outermost
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A tensor that the fine-tuning changed and the adapter does not hold."""
+    """A tensor that the fine-tuning changed and the adapter does not contain."""
 
     tensor: str
     numbers: int
-    change: float | None  # ||T* - T|| / ||T||, None where T is zero
+    change: float | None  # ||T* - T|| / ||T||, or None if T is zero
 
     def row(self) -> dict[str, Any]:
-        """Return the entry of the report."""
+        """Return the entry for the report."""
         return asdict(self)
 
 
 def kept_whole(base: Checkpoint, tuned: Checkpoint, adapted: Collection[str]) -> list[str]:
-    """Return the modules that go along whole, as names for ``modules_to_save``.
+    """Return the modules kept whole, as names for ``modules_to_save``.
 
-    These are heads that the fine-tuning changed, embeddings whose vocabulary it changed, and whatever shares its weight
-    with one of them or with an adapted module, since only one side of a shared weight would change otherwise.
+    These are heads that the fine-tuning changed, embeddings whose vocabulary it changed, and modules that share a
+    weight with one of them or with an adapted module, since otherwise only one side of a shared weight would change.
     """
     outputs = _embedding(tuned.model, tuned.model.get_output_embeddings)
     heads = [name for name in dict.fromkeys([*head_modules(tuned.model), *outputs]) if name not in adapted]
@@ -47,7 +47,7 @@ def kept_whole(base: Checkpoint, tuned: Checkpoint, adapted: Collection[str]) ->
 
 
 def left_out(base: Checkpoint, tuned: Checkpoint, adapted: Collection[str], kept: Collection[str]) -> Iterator[LeftOut]:
-    """Yield what the fine-tuning changed in tensors that are neither adapted nor kept whole."""
+    """Yield the changes of tensors that are neither adapted nor kept whole."""
     again = {name for names in tuned.shared for name in names[1:]}
     for name in tuned.model.state_dict():
         owner = name.rpartition(".")[0]
@@ -66,7 +66,7 @@ def resizable(model: PreTrainedModel) -> set[str]:
 
 
 def tensors_of(checkpoint: Checkpoint, module: str) -> list[str]:
-    """Return the names of a module's tensors; the module is named as in ``modules_to_save``."""
+    """Return the names of the tensors of a module, named as in ``modules_to_save``."""
     return [name for name in checkpoint.model.state_dict() if f".{module}." in f".{name}"]
 
 
@@ -75,7 +75,7 @@ def _vocabulary(model: PreTrainedModel) -> list[str]:
 
 
 def _embedding(model: PreTrainedModel, get: Callable[[], nn.Module | None]) -> list[str]:
-    """Return the name of an embedding that a model says it has, and of modules that share its weight."""
+    """Return the names of an embedding declared by a model and of the modules that share its weight."""
     try:
         found = get()
     except (NotImplementedError, AttributeError):  # a model without words

@@ -14,7 +14,7 @@ from ..models.checkpoint import Checkpoint
 from ..theory.change import Change, summed
 from ..theory.convert import factored, is_low_rank
 from .adapter import Adapter
-from .convert import Result, layer_change, result_of, target_config
+from .convert import ConvertedAdapter, layer_change, result_of, target_config
 
 
 def combine_adapters(
@@ -24,37 +24,38 @@ def combine_adapters(
     rank: int | None = None,
     base: Checkpoint | None = None,
     head: int | None = None,
-    told: Callable[[], None] = lambda: None,
-) -> Result:
-    """Add adapters up: the new change of every matrix is the weighted sum of theirs, never the sum of their factors.
+    on_progress: Callable[[], None] = lambda: None,
+) -> ConvertedAdapter:
+    """Combine adapters: the new change of every matrix is the weighted sum of theirs, not the sum of their factors.
 
     Args:
         adapters: the adapters, of any methods.
         weights: a number for each.
-        to: the method of the result; LoRA if not given.
-        rank: the rank of the result; the sum of their ranks, which is exact, if not given.
-        base: the base model, for changes that the factors alone do not tell.
-        head: the number, from 1, of the adapter whose whole modules are kept where those of others differ.
-        told: called after each matrix.
+        to: the method of the result; LoRA by default.
+        rank: the rank of the result; by default the sum of their ranks, which is exact.
+        base: the base model, for changes that the factors alone do not determine.
+        head: the number, from 1, of the adapter whose whole modules are kept if they differ.
+        on_progress: called after each matrix.
 
     Raises:
-        SubspaceError: the numbers do not match, the adapters belong to different models, or a matrix cannot be done.
+        SubspaceError: the numbers do not match, the adapters belong to different models, or a matrix cannot be
+            converted.
     """
     if len(adapters) < 2 or len(adapters) != len(weights):
         raise SubspaceError(
-            f"give two adapters or more, and a weight for each ({len(adapters)} and {len(weights)} given)"
+            f"give two or more adapters, and a weight for each ({len(adapters)} and {len(weights)} given)"
         )
     target = target_config(to or "lora").resolved
     if not is_low_rank(target):
         raise SubspaceError(
-            f"adapters are combined into W plus one low-rank term, such as lora; {target.formula} is none"
+            f"adapters are combined into W plus one low-rank term, such as lora; {target.formula} is not of that form"
         )
     found = {}
     for module in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
         own = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if module in adapter.layers]
         sizes, change = _sum(module, own, base)
         found[module] = sizes, factored(target, change, sizes, rank, 1.0)
-        told()
+        on_progress()
     return result_of(_joined(adapters, head), to or "lora", found, base)
 
 
@@ -73,7 +74,7 @@ def _sum(module: str, adapters: Sequence[tuple[Adapter, float]], base: Checkpoin
 
 
 def _joined(adapters: Sequence[Adapter], head: int | None) -> Adapter:
-    """One of the adapters, with what any of them saved whole; where that differs, that of the chosen one."""
+    """Return one of the adapters with all modules saved whole; if they differ, those of the chosen adapter."""
     if head is not None and not 1 <= head <= len(adapters):
         raise SubspaceError(f"head = {head}: there are adapters 1 to {len(adapters)}")
     first = adapters[0 if head is None else head - 1]
@@ -83,8 +84,8 @@ def _joined(adapters: Sequence[Adapter], head: int | None) -> Adapter:
         for name in first.saved.keys() & other.saved.keys():
             if head is None and not torch.equal(first.saved[name], other.saved[name]):
                 raise SubspaceError(
-                    f"{name} was trained whole in {first.source!r} and in {other.source!r}, and heads cannot be added "
-                    "up: say whose to keep with --head"
+                    f"{name} was trained whole in {first.source!r} and in {other.source!r}, and heads cannot be "
+                    "added: choose whose to keep with --head"
                 )
     saved = {name: tensor for adapter in (*adapters, first) for name, tensor in adapter.saved.items()}
     known = [adapter.config.layouts for adapter in adapters]

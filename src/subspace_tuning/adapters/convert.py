@@ -18,18 +18,18 @@ from ..theory.change import Change, change_of
 from ..theory.convert import EXACT, Conversion, convert, dense_of
 from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
-from .adapter import Adapter, Layer, layer_base, persistent
+from .adapter import Adapter, SavedLayer, layer_base, persistent
 
 PEFT_LORA = "peft-lora"
-"""What `--to` takes besides methods: LoRA in peft's own files."""
+"""The value of `--to` for LoRA in peft's own files."""
 
 
-Found = tuple[Sizes, Conversion]
+_Sized = tuple[Sizes, Conversion]
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of one matrix."""
+    """The result for one matrix."""
 
     module: str
     n: int
@@ -40,13 +40,13 @@ class Converted:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing but rounding was lost."""
+        """Whether the conversion is exact up to rounding."""
         return self.error <= EXACT
 
 
 @dataclass(frozen=True)
-class Result:
-    """An adapter in its new form, and the matrices that were converted."""
+class ConvertedAdapter:
+    """An adapter in its new form, and its converted matrices."""
 
     adapter: Adapter
     layers: tuple[Converted, ...]
@@ -58,7 +58,7 @@ class Result:
 
 
 def target_config(to: str, r: int = 8) -> SubspaceConfig:
-    """The configuration of a target: a method's name, peft-lora, or a formula. Raises SubspaceError if unknown."""
+    """Return the config for a target: a method's name, peft-lora, or a formula. Raises SubspaceError if unknown."""
     name = "lora" if to == PEFT_LORA else to
     known = name.isidentifier()
     return SubspaceConfig(method=name if known else None, formula=None if known else name, r=r, alpha=float(r))
@@ -69,39 +69,41 @@ def convert_adapter(
     to: str,
     rank: int | None = None,
     base: Checkpoint | None = None,
-    told: Callable[[], None] = lambda: None,
-) -> Result:
+    on_progress: Callable[[], None] = lambda: None,
+) -> ConvertedAdapter:
     """Convert an adapter, matrix by matrix.
 
     Args:
         adapter: the adapter.
         to: a method's name, a formula, or "peft-lora".
-        rank: the rank of the result; what keeps the change whole if not given.
-        base: the base model; needed where the factors alone do not tell the change, or W takes part in the new form.
-        told: called after each matrix.
+        rank: the rank of the result; by default the lowest that keeps the whole change.
+        base: the base model; needed if the factors alone do not determine the change, or the new form involves W.
+        on_progress: called after each matrix.
 
     Raises:
-        SubspaceError: a matrix cannot be converted, and which.
+        SubspaceError: a matrix cannot be converted; the message names it.
     """
     target = target_config(to).resolved
     if target.chooses_form:
-        raise SubspaceError(f"nothing becomes {target.name}: which form each matrix has it chooses from data")
+        raise SubspaceError(
+            f"nothing can be converted to {target.name}, which chooses the form of each matrix from data"
+        )
     found = {}
     for module, layer in adapter.layers.items():
         try:
             found[module] = _convert_layer(layer, target, rank, base, adapter.source)
         except SubspaceError as error:
             raise SubspaceError(f"{module}: {error}") from None
-        told()
+        on_progress()
     return result_of(adapter, to, found, base)
 
 
-def _convert_layer(layer: Layer, target: Method, rank: int | None, base: Checkpoint | None, source: str) -> Found:
+def _convert_layer(layer: SavedLayer, target: Method, rank: int | None, base: Checkpoint | None, source: str) -> _Sized:
     weight, bias = (None, None) if base is None else layer_base(base, layer, source)
     one_hot = base is not None and base.kind(layer.module).one_hot
     if weight is None and _starts_from_weight(layer.method):
         raise SubspaceError(
-            f"the factors of {layer.method.name} start from W and do not tell its change alone: give the base model"
+            f"the factors of {layer.method.name} depend on W and do not determine its change alone: give the base model"
         )
     env = layer.environment(weight, bias, one_hot)
     sizes = layer.sizes if weight is None else layer.sizes._replace(n=weight.shape[0], m=weight.shape[1])
@@ -109,20 +111,20 @@ def _convert_layer(layer: Layer, target: Method, rank: int | None, base: Checkpo
 
 
 def _starts_from_weight(method: Method) -> bool:
-    """Whether the values of factors, and not their offsets, need W."""
+    """Return whether the values of factors, as opposed to their offsets, need W."""
     anchored = [name for name, is_anchored in method.anchors().items() if is_anchored]
     return bool(method.formula.spectral) or any(name not in method.fixed_anchors() for name in anchored)
 
 
-def layer_change(layer: Layer, base: Checkpoint | None, source: str) -> tuple[Sizes, Change]:
-    """The change of one matrix as narrow factors, from the factors or, with the base model, from phi(W) - W itself.
+def layer_change(layer: SavedLayer, base: Checkpoint | None, source: str) -> tuple[Sizes, Change]:
+    """Return the change of one matrix as narrow factors: from its factors, or from phi(W) - W with the base model.
 
     Raises:
-        SubspaceError: the method has no dense form, or the base model is needed and not given.
+        SubspaceError: the method has no dense form, or the base model is needed but not given.
     """
     weight, bias = (None, None) if base is None else layer_base(base, layer, source)
     if weight is None and _starts_from_weight(layer.method):
-        raise SubspaceError(f"{layer.method.name} starts from W: give the base model")
+        raise SubspaceError(f"{layer.method.name} depends on W: give the base model")
     one_hot = base is not None and base.kind(layer.module).one_hot
     env = layer.environment(weight, bias, one_hot)
     sizes = layer.sizes if weight is None else layer.sizes._replace(n=weight.shape[0], m=weight.shape[1])
@@ -136,12 +138,12 @@ def layer_change(layer: Layer, base: Checkpoint | None, source: str) -> tuple[Si
     return sizes, Change(U * S, right.T)
 
 
-def dense_change(layer: Layer, weight: Tensor, env: Mapping[str, Any]) -> Tensor:
-    """phi(W) - W, n x m, in float64. Raises SubspaceError if the method has no dense form."""
+def dense_change(layer: SavedLayer, weight: Tensor, env: Mapping[str, Any]) -> Tensor:
+    """Return phi(W) - W, n x m, in float64. Raises SubspaceError if the method has no dense form."""
     return dense_of(layer.method, env) - weight.double()
 
 
-def result_of(adapter: Adapter, to: str, found: Mapping[str, Found], base: Checkpoint | None) -> Result:
+def result_of(adapter: Adapter, to: str, found: Mapping[str, _Sized], base: Checkpoint | None) -> ConvertedAdapter:
     highest = max((conversion.r for _, conversion in found.values()), default=1)
     config = target_config(to, highest)
     target = config.resolved
@@ -162,7 +164,7 @@ def result_of(adapter: Adapter, to: str, found: Mapping[str, Found], base: Check
         }
         config.calibrated = True
     layers = {
-        module: Layer(
+        module: SavedLayer(
             module,
             target,
             conversion.r,
@@ -172,8 +174,8 @@ def result_of(adapter: Adapter, to: str, found: Mapping[str, Found], base: Check
         )
         for module, (_, conversion) in found.items()
     }
-    told = tuple(
+    converted = tuple(
         Converted(module, sizes.n, sizes.m, conversion.r, conversion.error, conversion.how)
         for module, (sizes, conversion) in found.items()
     )
-    return Result(dataclasses.replace(adapter, config=config, layers=layers), told)
+    return ConvertedAdapter(dataclasses.replace(adapter, config=config, layers=layers), converted)

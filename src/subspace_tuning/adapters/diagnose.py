@@ -1,4 +1,4 @@
-"""What an adapter did to a model, as a data frame with a row per matrix."""
+"""What an adapter did to a model, as a data frame with one row per matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..algebra.low_rank import rank_axis
 from ..errors import SubspaceError
 from ..models.checkpoint import Checkpoint
 from ..theory.diagnose import Diagnosis, angles, cosine, skewness
-from .adapter import Adapter, Layer, layer_base
+from .adapter import Adapter, SavedLayer, layer_base
 from .convert import layer_change
 
 if TYPE_CHECKING:
@@ -22,24 +22,24 @@ def frame(
     adapter: Adapter,
     k: int = 16,
     other: Adapter | None = None,
-    seen: Callable[[str, Diagnosis], None] = lambda module, diagnosis: None,
-    told: Callable[[], None] = lambda: None,
+    on_diagnosis: Callable[[str, Diagnosis], None] = lambda module, diagnosis: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Diagnose every adapted matrix.
 
     Args:
-        base: the model that the adapter belongs to.
+        base: the adapter's base model.
         adapter: the adapter, of any method with a dense form.
-        k: how many of W's leading singular directions count as its leading subspace.
-        other: a second adapter of the same model, to compare with.
-        seen: called with each diagnosis, for pictures.
-        told: called after each matrix.
+        k: the number of singular directions in W's leading subspace.
+        other: a second adapter of the same model to compare with.
+        on_diagnosis: called with each diagnosis, for figures.
+        on_progress: called after each matrix.
 
     Returns:
-        A row per matrix. Angles are in degrees; columns that end in ``_random`` are what random subspaces give.
+        One row per matrix. Angles are in degrees; columns that end in ``_random`` are for random subspaces.
 
     Raises:
-        SubspaceError: the adapter does not fit the model, or a matrix has no dense phi(W), and which.
+        SubspaceError: the adapter does not fit the model, or a matrix, which the message names, has no dense phi(W).
     """
     import pandas as pd
 
@@ -53,12 +53,12 @@ def frame(
         if other is not None:
             row |= _compared(diagnosis, other, base, module)
         rows.append(row)
-        seen(module, diagnosis)
-        told()
+        on_diagnosis(module, diagnosis)
+        on_progress()
     return pd.DataFrame(rows)
 
 
-def _diagnosed(base: Checkpoint, layer: Layer, source: str, k: int) -> Diagnosis:
+def _diagnosed(base: Checkpoint, layer: SavedLayer, source: str, k: int) -> Diagnosis:
     weight, _ = layer_base(base, layer, source)
     if weight.dim() != 2 or 1 in weight.shape:
         raise SubspaceError("a normalisation has no matrix to diagnose")
@@ -66,7 +66,7 @@ def _diagnosed(base: Checkpoint, layer: Layer, source: str, k: int) -> Diagnosis
     return Diagnosis(weight.double(), change, min(k, *weight.shape))
 
 
-def _row(module: str, layer: Layer, found: Diagnosis) -> dict[str, Any]:
+def _row(module: str, layer: SavedLayer, found: Diagnosis) -> dict[str, Any]:
     row: dict[str, Any] = {
         "module": module,
         "n": found.W.shape[0],
@@ -90,8 +90,8 @@ def _row(module: str, layer: Layer, found: Diagnosis) -> dict[str, Any]:
     return row | _skewness(layer)
 
 
-def _skewness(layer: Layer) -> dict[str, float]:
-    """The skewness of A's columns and of B's rows, by the roles of the factors in the first low-rank term."""
+def _skewness(layer: SavedLayer) -> dict[str, float]:
+    """Return the skewness of A's columns and of B's rows, by the roles of the factors in the first low-rank term."""
     found, shapes = {}, layer.method.formula.shapes
     for term in layer.method.formula.low_rank[:1]:
         for column, node in (("skewness_A", term.down), ("skewness_B", term.up)):
@@ -103,7 +103,7 @@ def _skewness(layer: Layer) -> dict[str, float]:
 
 
 def _compared(found: Diagnosis, other: Adapter, base: Checkpoint, module: str) -> dict[str, Any]:
-    """The change of another adapter beside that of the first."""
+    """Compare the change of another adapter with that of the first."""
     if module not in other.layers:
         return {"other_cosine": 0.0, "other_size": 0.0}
     _, change = layer_change(other.layers[module], base, other.source)

@@ -1,4 +1,4 @@
-"""The best adapter of a method for a known fine-tune: two checkpoints in, one matrix at a time, an adapter out."""
+"""Extracts the best adapter of a method for a known fine-tune from two checkpoints, one matrix at a time."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from ..models.checkpoint import Checkpoint
 from ..theory.approximate import Approximation, approximate
 from ..theory.budget import energy_rank, read_budget, spread_ranks
 from ..tuner import SubspaceConfig
-from ..tuner.budget import matrix_shape, share_out
+from ..tuner.budget import allocate, matrix_shape
 from ..tuner.exact import exactly
 from ..tuner.lora_form import Layout
 from ..tuner.targets import check_targets, place, targets
-from .adapter import Adapter, Layer, persistent
+from .adapter import Adapter, SavedLayer, persistent
 from .carried import kept_whole, left_out, tensors_of
 from .files import check_output, write_adapter
-from .measures import Row, row_of, write_report
+from .measures import ReportRow, row_of, write_report
 from .pairs import check_alike, pair, spectrum
 from .parts import Part, keep_part, read_part
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What is to be extracted.
+    """The extraction to perform.
 
     Attributes:
-        config: the method and its numbers; targets are its placement if none are given.
-        energy: if given, each matrix has the least rank that keeps this share of its change's energy.
-        budget: if given, ranks are distributed over the matrices within this many parameters ("300k", "0.3permille").
+        config: the method and its numbers; by default the targets are its placement.
+        energy: if given, each matrix has the lowest rank that keeps this share of its change's energy.
+        budget: if given, ranks are allocated over the matrices within this many parameters ("300k", "0.3permille").
     """
 
     config: SubspaceConfig
@@ -54,11 +54,11 @@ class Extraction:
         method = self.config.resolved
         if not method.formula.is_linear or method.formula.wraps_norm:
             raise SubspaceError(
-                f"method {method.name!r} cannot be extracted: {method.formula} has a nonlinearity and is no matrix"
+                f"method {method.name!r} cannot be extracted: {method.formula} has a nonlinearity and is not a matrix"
             )
         if method.chooses_form:
             raise SubspaceError(
-                f"method {method.name!r} cannot be extracted: which form each matrix has it chooses from data; extract "
+                f"method {method.name!r} cannot be extracted: it chooses the form of each matrix from data; extract "
                 "lora, fishmask or bitfit"
             )
         if (self.energy or self.budget) and not method.formula.has_rank:
@@ -67,7 +67,7 @@ class Extraction:
 
 LEFT_OUT = "left_out.json"
 
-SWEEPS, SETTLED = 100, 1e-5  # for methods whose blocks take turns: the last digits of an error are not worth hours
+SWEEPS, SETTLED = 100, 1e-5  # for methods solved block by block: the last digits of an error are not worth hours
 
 
 def extract(
@@ -77,36 +77,37 @@ def extract(
     output: str | Path,
     *,
     overwrite: bool = False,
-    told: Callable[[str, int, int], None] = lambda what, done, count: None,
-) -> list[Row]:
-    """Extract an adapter and write it. What an interruption leaves is taken up again by the same call.
+    on_progress: Callable[[str, int, int], None] = lambda what, done, count: None,
+) -> list[ReportRow]:
+    """Extract an adapter and write it. The same call resumes an interrupted extraction.
 
     Args:
         base: the frozen model.
         tuned: the fine-tuned one, of the same architecture.
         wanted: the method and its size.
-        output: the folder of the adapter; a report stands in it as report.json and report.csv, and left_out.json names
-            what the fine-tuning changed and the adapter does not carry.
-        overwrite: replace an adapter that is there.
-        told: called with what is being done, and how many of how many matrices are done.
+        output: the adapter's folder; it also gets the report as report.json and report.csv, and left_out.json with the
+            changes that the adapter does not contain.
+        overwrite: replace an existing adapter.
+        on_progress: called with the current stage, and the numbers of finished and of all matrices.
 
     Returns:
-        The report: a row for each matrix.
+        The report: one row per matrix.
 
     Raises:
-        SubspaceError: the checkpoints do not belong together, or a matrix cannot be done, and which.
+        SubspaceError: the checkpoints do not belong together, or a matrix, which the message names, cannot be
+            extracted.
     """
     folder = check_output(output, overwrite)
     check_alike(base, tuned)
     config = _placed(base, tuned, wanted)
     modules = [name for name, _ in targets(tuned.model, config)]
     with parts(folder, _job(base, tuned, wanted, modules)) as kept:
-        ranks = _ranks(base, tuned, wanted, config, modules, kept, told)
+        ranks = _ranks(base, tuned, wanted, config, modules, kept, on_progress)
         layers, rows = {}, []
         for number, module in enumerate(modules):
             layers[module], row = _part(base, tuned, config, module, ranks.get(module, config.r), kept)
             rows.append(row)
-            told("matrices", number + 1, len(modules))
+            on_progress("matrices", number + 1, len(modules))
         lost = left_out(base, tuned, set(modules), config.modules_to_save or [])
 
         def report(into: Path) -> None:
@@ -126,16 +127,16 @@ def _placed(base: Checkpoint, tuned: Checkpoint, wanted: Extraction) -> Subspace
         for name, module in targets(tuned.model, config):
             if config.r > min(matrix_shape(module)):
                 raise SubspaceError(
-                    f"{name}: rank {config.r} is above min(n, m) = {min(matrix_shape(module))}, the highest of a change"
+                    f"{name}: rank {config.r} is above min(n, m) = {min(matrix_shape(module))}, the largest of a change"
                 )
     check_targets(tuned.model, config)
     if config.resolved.formula.masked:
-        config.entries = share_out(config, targets(tuned.model, config))
+        config.entries = allocate(config, targets(tuned.model, config))
     return config
 
 
 def _job(base: Checkpoint, tuned: Checkpoint, wanted: Extraction, modules: list[str]) -> dict[str, Any]:
-    """All that the parts depend on."""
+    """Return everything that the parts depend on."""
     return {
         "base": [str(base.folder), _stamp(base)],
         "tuned": [str(tuned.folder), _stamp(tuned)],
@@ -158,9 +159,9 @@ def _ranks(
     config: SubspaceConfig,
     modules: list[str],
     kept: Path,
-    told: Callable[[str, int, int], None],
+    on_progress: Callable[[str, int, int], None],
 ) -> dict[str, int]:
-    """The rank of every matrix, where it is not one for all."""
+    """Return the rank of every matrix, unless all have the same."""
     if wanted.energy is None and wanted.budget is None:
         return {}
     spectra = {}
@@ -171,7 +172,7 @@ def _ranks(
             part = Part({"values": spectrum(W_star - W)}, {})
             keep_part(kept, f"spectrum-{number}", part)
         spectra[module] = part.tensors["values"]
-        told("spectra", number + 1, len(modules))
+        on_progress("spectra", number + 1, len(modules))
     if wanted.energy is not None:
         return {module: energy_rank(values, wanted.energy) for module, values in spectra.items()}
     assert wanted.budget is not None
@@ -186,10 +187,10 @@ def _ranks(
 
 def _part(
     base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig, module: str, rank: int, kept: Path
-) -> tuple[Layer, Row]:
-    """Approximate one matrix, or read what an earlier call has kept of it."""
+) -> tuple[SavedLayer, ReportRow]:
+    """Approximate one matrix, or read the result kept by an earlier call."""
     method = config.resolved
-    scale = config.scale(config.alpha, config.r)  # one for all ranks: the factors take up any
+    scale = config.scale(config.alpha, config.r)  # the same for all ranks: the factors absorb any scale
     part = read_part(kept, module)
     if part is None:
         started = time.perf_counter()
@@ -206,7 +207,7 @@ def _part(
     for key, tensor in part.tensors.items():
         kind, _, name = key.partition(".")
         held[kind][name] = tensor
-    return Layer(module, method, rank, scale, held["parameters"], held["constants"]), dict(part.row)
+    return SavedLayer(module, method, rank, scale, held["parameters"], held["constants"]), dict(part.row)
 
 
 def _approximated(
@@ -238,7 +239,11 @@ def _approximated(
 
 
 def _adapter(
-    base: Checkpoint, tuned: Checkpoint, config: SubspaceConfig, layers: Mapping[str, Layer], ranks: Mapping[str, int]
+    base: Checkpoint,
+    tuned: Checkpoint,
+    config: SubspaceConfig,
+    layers: Mapping[str, SavedLayer],
+    ranks: Mapping[str, int],
 ) -> Adapter:
     method = config.resolved
     every = (name for name, _ in tuned.model.named_modules())

@@ -26,13 +26,13 @@ from ..models.checkpoint import Checkpoint
 from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
 from ..tuner.lora_form import LINEAR, Layout, from_peft, to_peft
-from .adapter import Adapter, Layer, dimensions_of
+from .adapter import Adapter, SavedLayer, dimensions_of
 from .strict import check_factors, check_modules
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
-# Options of peft's LoRA that make it another formula, and starts that leave another W behind.
+# Options of peft's LoRA that change its formula, and starts that change W.
 _BEYOND = (
     "use_dora",
     "lora_bias",
@@ -51,11 +51,11 @@ def read_adapter(path: str | Path) -> Adapter:
     """Read an adapter folder of this package, or of peft's LoRA.
 
     Raises:
-        SubspaceError: there is none, it is damaged, or it is of another kind.
+        SubspaceError: there is no adapter, it is damaged, or it is of another type.
     """
     folder = Path(path).expanduser()
     if not (folder / _CONFIG).is_file():
-        raise SubspaceError(f"{str(path)!r} is no adapter: it has no {_CONFIG}")
+        raise SubspaceError(f"{str(path)!r} is not an adapter: it has no {_CONFIG}")
     with reading(f"adapter {str(path)!r}"):
         described = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         if not isinstance(described, dict):
@@ -72,9 +72,9 @@ def read_adapter(path: str | Path) -> Adapter:
             else:
                 adapter = _from_lora(config, tensors, str(path))
         if not adapter.layers:
-            raise SubspaceError(f"adapter {str(path)!r} holds no factor of the method that its config names")
+            raise SubspaceError(f"adapter {str(path)!r} has no factors of the method in its config")
         return adapter
-    raise SubspaceError(f"adapter {str(path)!r} is of peft's kind {kind}: only this package's own and LoRA can be read")
+    raise SubspaceError(f"adapter {str(path)!r} is of peft's type {kind}: only this package's own and LoRA can be read")
 
 
 def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> Adapter:
@@ -94,18 +94,18 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
     method = config.resolved
     check_modules(config.target_parameters or (), source)
     for module, factors in parameters.items():
-        # Of a method that takes singular triples a narrow matrix has fewer than the config's rank.
+        # For a method with singular triples, a narrow matrix has fewer of them than the config's rank.
         r = dimensions_of(config.resolved, factors).get("r") or _pattern(config.rank_pattern, module, config.r)
         alpha = _pattern(config.alpha_pattern, module, config.alpha)
-        axes = len(factors.keys() - method.formula.shapes.keys())  # a convolution has a factor more for each axis
+        axes = len(factors.keys() - method.formula.shapes.keys())  # a convolution has one more factor for each axis
         own = method.on_axes(axes) if axes else method
         check_factors(source, module, own, r, factors, constants.get(module, {}))
-        layers[module] = Layer(module, own, r, config.scale(alpha, r), factors, constants.get(module, {}))
+        layers[module] = SavedLayer(module, own, r, config.scale(alpha, r), factors, constants.get(module, {}))
     return Adapter(config, layers, saved, config.base_model_name_or_path, source)
 
 
 def _pair(method: methods.Method) -> tuple[str, str]:
-    """The names of a LoRA's factors A and B."""
+    """Return the names of a LoRA's factors A and B."""
     (term,) = method.formula.low_rank
     return str(term.down), str(term.up)
 
@@ -133,7 +133,7 @@ def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -
         alpha = _pattern(config.alpha_pattern or {}, module, config.lora_alpha)
         r = next(tensor.shape[0] for name, tensor in factors.items() if name.startswith(("lora_A", "lora_embedding_A")))
         scale = alpha / (r**0.5 if config.use_rslora else r)
-        layers[module] = Layer(module, lora, A.shape[1], scale, {down: A.contiguous(), up: B.contiguous()})
+        layers[module] = SavedLayer(module, lora, A.shape[1], scale, {down: A.contiguous(), up: B.contiguous()})
         if layout != Layout():
             layouts[module] = layout.written()
     alphas = {key: layer.scale * (layer.r**0.5 if config.use_rslora else layer.r) for key, layer in layers.items()}
@@ -153,7 +153,7 @@ def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -
 
 
 def _check_plain(config: LoraConfig, source: str) -> None:
-    """Raise SubspaceError if an adapter is more than W + s * A @ B over the base model's own W."""
+    """Raise SubspaceError if an adapter is not W + s * A @ B over the base model's own W."""
     for option in _BEYOND:
         value = getattr(config, option, None)
         if value not in (None, False, "none", {}, []):
@@ -169,16 +169,16 @@ def _check_plain(config: LoraConfig, source: str) -> None:
 def write_adapter(
     path: str | Path, adapter: Adapter, overwrite: bool = False, *, also: Callable[[Path], None] | None = None
 ) -> None:
-    """Write an adapter folder, whole or not at all.
+    """Write an adapter folder atomically.
 
     Args:
         path: the folder.
         adapter: the adapter.
-        overwrite: replace an adapter that is there.
-        also: writes more files into the folder that it is called with.
+        overwrite: replace an existing adapter.
+        also: called with the folder to write further files into it.
 
     Raises:
-        SubspaceError: there is something at the path that is no adapter, or an adapter and not ``overwrite``.
+        SubspaceError: the path exists and is not an adapter, or is one and ``overwrite`` is false.
     """
     tensors: dict[str, Tensor] = {}
     for module, layer in adapter.layers.items():
@@ -195,23 +195,23 @@ def write_lora(
     base: Checkpoint | None = None,
     uneven: bool = False,
 ) -> None:
-    """Write an adapter whose method is LoRA as one of peft's own, which peft loads without this package.
+    """Write an adapter whose method is LoRA in peft's own format, which peft loads without this package.
 
     Args:
         path: the folder.
         adapter: the adapter.
-        overwrite: replace an adapter that is there.
-        base: the base model, for adapters that do not say of which kind their layers are.
-        uneven: keep the ranks as they are. Else the factors are padded with zeros to one rank, for programs that read
+        overwrite: replace an existing adapter.
+        base: the base model, for adapters that do not record the kinds of their layers.
+        uneven: keep the separate ranks. Otherwise the factors are padded with zeros to one rank, for programs that read
             a single rank and alpha.
 
     Raises:
-        SubspaceError: a layer of unknown kind, or one whose change peft's LoRA cannot express.
+        SubspaceError: a layer has an unknown kind, or a change that peft's LoRA cannot express.
     """
     layouts = {module: _layout(adapter, module, base) for module in adapter.layers}
     ranks = {module: layouts[module].rank(layer.r) for module, layer in adapter.layers.items()}
     r = max((rank for module, rank in ranks.items() if layouts[module].groups == 1), default=max(ranks.values()))
-    if not uneven:  # kernels of a convolution in groups are sparse already, and padding would multiply them
+    if not uneven:  # kernels of a grouped convolution are already sparse, and padding would multiply them
         ranks = {module: r if layouts[module].groups == 1 else rank for module, rank in ranks.items()}
     tensors: dict[str, Tensor] = {}
     for module, layer in adapter.layers.items():
@@ -242,29 +242,29 @@ def _layout(adapter: Adapter, module: str, base: Checkpoint | None) -> Layout:
         return Layout.of(base.module(module))
     if adapter.config.layouts is None:
         raise SubspaceError(
-            f"{module}: the adapter does not say whether this is a linear layer, an embedding or a convolution, and "
-            "peft keeps them differently: give --base"
+            f"{module}: the adapter does not record whether this is a linear layer, an embedding or a convolution, "
+            "which peft stores differently: give --base"
         )
     return Layout.read(adapter.config.layouts.get(module, [LINEAR]))
 
 
 def _listed(modules: Iterable[str], base: Checkpoint | None) -> list[str] | str:
-    """Return the targets as a list, which other programs read, unless peft would take more modules for them."""
+    """Return the targets as a list, which other programs can read, unless peft would match more modules by it."""
     names = sorted(modules)
     every = set() if base is None else {name for name, _ in base.model.named_modules()}
-    if not every.issuperset(names):  # names within a repeated block end no other module's name
+    if not every.issuperset(names):  # names within a repeated block are not suffixes of other modules' names
         return names if all(re.search(r"\.\d+\.", name) for name in names) else exactly(names)
     matched = {name for name in every if any(name == end or name.endswith(f".{end}") for end in names)}
     return names if matched == set(names) else exactly(names, every)
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:
-    """The path of an adapter to write. Raises SubspaceError if something is there that must not be replaced."""
+    """Return the path of an adapter to write. Raises SubspaceError if it exists and must not be replaced."""
     folder = check_folder(Path(path))
     recover(folder)
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / _CONFIG).is_file():
-            raise SubspaceError(f"output {str(path)!r} is not empty and holds no adapter: choose another")
+            raise SubspaceError(f"output {str(path)!r} is not empty and has no adapter: choose another")
         if not overwrite:
             raise SubspaceError(f"output {str(path)!r} holds an adapter: choose another, or --overwrite")
     return folder

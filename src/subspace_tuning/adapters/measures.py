@@ -1,4 +1,4 @@
-"""The report of an extraction: what it says of each matrix, and its files."""
+"""The report of an extraction: its row for each matrix, and its files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..theory.approximate import Approximation
 from ..theory.budget import energy_rank
 from .pairs import spectrum
 
-Row = dict[str, Any]
+ReportRow = dict[str, Any]
 
 
-def row_of(module: str, rank: int, found: Approximation, W: Tensor, W_star: Tensor, seconds: float) -> Row:
-    """What the report says of one matrix."""
+def row_of(module: str, rank: int, found: Approximation, W: Tensor, W_star: Tensor, seconds: float) -> ReportRow:
+    """Return the report's row for one matrix."""
     n, m = W.shape
     change, made = W_star - W, found.matrix - W
     moved = float(torch.linalg.vector_norm(change))
@@ -45,7 +45,7 @@ def row_of(module: str, rank: int, found: Approximation, W: Tensor, W_star: Tens
     }
 
 
-def write_report(folder: Path, rows: list[Row]) -> None:
+def write_report(folder: Path, rows: list[ReportRow]) -> None:
     """Write a report as data, and as a table for other programs."""
     import pandas as pd
 

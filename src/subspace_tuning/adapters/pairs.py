@@ -11,11 +11,11 @@ from .carried import resizable
 
 
 def check_alike(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Raise SubspaceError if two checkpoints are not of one architecture, naming the first tensor that differs."""
+    """Raise SubspaceError if two checkpoints have different architectures, naming the first tensor that differs."""
     if base.architecture.model_type != tuned.architecture.model_type:
         raise SubspaceError(
             f"{base.name!r} is a {base.architecture.model_type} and {tuned.name!r} a {tuned.architecture.model_type}: "
-            "they are of different architectures"
+            "their architectures differ"
         )
     free = resizable(tuned.model)
     for module in tuned.modules:
@@ -31,12 +31,12 @@ def check_alike(base: Checkpoint, tuned: Checkpoint) -> None:
 
 
 def pair(base: Checkpoint, tuned: Checkpoint, module: str) -> tuple[Tensor, Tensor]:
-    """W and W* of a module, in float64."""
+    """Return W and W* of a module, in float64."""
     return base.matrix(module).double(), tuned.matrix(module).double()
 
 
 def spectrum(change: Tensor) -> Tensor:
-    """The singular values in falling order, from the smaller Gram matrix: half the digits in a fifth of the time."""
+    """Return the singular values in falling order, from the smaller Gram matrix: half the digits, five times faster."""
     gram = change.T @ change if change.shape[1] <= change.shape[0] else change @ change.T
     squares: Tensor = torch.linalg.eigvalsh(gram)
     return squares.flip(0).clamp(min=0.0).sqrt()

@@ -1,4 +1,4 @@
-"""What an interrupted extraction leaves of a matrix: a file of tensors, and what the report says of them."""
+"""The part of an interrupted extraction for one matrix: a file of tensors, and its row of the report."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Part(NamedTuple):
 
 
 def read_part(folder: Path, name: str) -> Part | None:
-    """Return a part, None if it is missing or damaged."""
+    """Return a part, or None if it is missing or damaged."""
     try:
         with safe_open(_path(folder, name), framework="pt") as file:
             row = json.loads(file.metadata()["row"])
-            # Copies: what lies in a file is not aligned in memory, and sums then differ in the last bit.
-            return Part({key: file.get_tensor(key).clone() for key in file.keys()}, row)  # noqa: SIM118  # no mapping
+            # Copy: tensors mapped from a file are not aligned in memory, and sums would differ in the last bit.
+            return Part({key: file.get_tensor(key).clone() for key in file.keys()}, row)  # noqa: SIM118  # not a mapping
     except (OSError, SafetensorError):
         return None
 
 
 def keep_part(folder: Path, name: str, part: Part) -> None:
-    """Write a part, whole or not at all."""
+    """Write a part atomically."""
     tensors = {key: tensor.contiguous() for key, tensor in part.tensors.items()}
     with written(_path(folder, name)) as file:
         save_file(tensors, file, metadata={"row": json.dumps(part.row)})

@@ -1,4 +1,4 @@
-"""Which method, and which rank, for a model: by what each can take up of a known change, or of a task's gradients."""
+"""Ranks methods and ranks for a model by how much of a known change, or of a task's gradients, each can capture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..tuner.targets import place, targets
 from .pairs import check_alike, spectrum
 
 SWEEPS, SETTLED = 20, 1e-3
-_STEP = 1e-3  # of ||W||: how far along the gradient W* lies, so that what is nonlinear in the factors hardly shows
+_STEP = 1e-3  # of ||W||: the step along the gradient to W*, so small that nonlinearity in the factors hardly matters
 _EVENLY = "lora"
 
 Moves = Mapping[str, tuple[Tensor, Tensor]]  # W and W* by module
@@ -32,16 +32,16 @@ Moves = Mapping[str, tuple[Tensor, Tensor]]  # W and W* by module
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What one method could do.
+    """The result for one method.
 
     Attributes:
         method: its name.
         formula: phi(W).
-        rank: the rank, None for a method without one; for ranks by spectrum the mean one.
-        parameters: how many are trained.
-        share: how much of the change's energy, over all matrices that any method adapts, it can take up (0 to 1).
-        how: how the shares were found: exact, iterative or heuristic.
-        ranks: the rank of each matrix, where they differ.
+        rank: the rank, or None for a method without one; for ranks by spectrum, the mean rank.
+        parameters: the number of trained parameters.
+        share: the share of the change's energy, over all matrices that any method adapts, that it captures (0 to 1).
+        how: how the shares were computed: exact, iterative or heuristic.
+        ranks: the rank of each matrix, if they differ.
     """
 
     method: str
@@ -54,7 +54,7 @@ class Recommendation:
 
 
 def from_tuned(base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[Tensor, Tensor]]:
-    """Evidence from a known fine-tune: W and W* of every matrix that a method may adapt."""
+    """Return evidence from a known fine-tune: W and W* of every matrix that a method may adapt."""
     check_alike(base, tuned)
     names = matrices(tuned.model)
     return {name: (base.matrix(name).double(), tuned.matrix(name).double()) for name in names}
@@ -63,9 +63,9 @@ def from_tuned(base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[Tensor, T
 def from_gradients(
     model: nn.Module, batches: Iterable[Batch], loss: Loss | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Evidence from a few batches: W and a small step from it against the loss's gradient.
+    """Return evidence from a few batches: W, and a small step from it against the loss's gradient.
 
-    The steps of all matrices are in one proportion to their gradients, so that matrices count by what they would bring.
+    All steps have the same ratio to their gradients, so that matrices count by what they would gain.
     """
     modules = {name: model.get_submodule(name) for name in matrices(model)}
     weights = [model.get_parameter(f"{name}.weight") for name in modules]
@@ -86,12 +86,12 @@ def from_gradients(
             for weight, state in zip(weights, before, strict=True):
                 weight.requires_grad_(state)
     if not seen:
-        raise SubspaceError("there are no batches to take gradients from")
+        raise SubspaceError("there are no batches for the gradients")
     largest = max(
         float(total.norm()) / float(weight.detach().norm()) for total, weight in zip(totals, weights, strict=True)
     )
     if not largest > 0 or not math.isfinite(largest):
-        raise SubspaceError("the gradients are zero or not finite: they recommend nothing")
+        raise SubspaceError("the gradients are zero or not finite: nothing can be recommended")
     found = {}
     for (name, module), weight, total in zip(modules.items(), weights, totals, strict=True):
         kind = kind_of(module)
@@ -102,14 +102,14 @@ def from_gradients(
 
 
 def matrices(model: nn.Module) -> list[str]:
-    """The names of the matrices that any method adapts: those of LoRA's placement."""
+    """Return the names of the matrices that any method adapts: those of LoRA's placement."""
     config = SubspaceConfig(method=_EVENLY)
     place(model, config)
     return [name for name, _ in targets(model, config)]
 
 
 def candidates() -> list[Method]:
-    """The registered methods with a dense phi(W) that changes W, one of each formula."""
+    """Return the registered methods with a dense phi(W) that changes W, one per formula."""
     found: dict[str, Method] = {}
     for method in methods.every():
         formula = method.formula
@@ -124,34 +124,34 @@ def recommend(
     moves: Moves,
     budget: str,
     chosen: Sequence[Method],
-    told: Callable[[str, int, int], None] = lambda what, done, count: None,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, count: None,
 ) -> list[Recommendation]:
-    """Rank methods by the share of the evidence that each can take up within a budget, the best first.
+    """Rank methods by the share of the evidence that each can capture within a budget, the best first.
 
     Args:
         model: the model, with or without weights.
-        moves: the evidence, of ``from_tuned`` or ``from_gradients``.
-        budget: parameters, "300k" or "0.3permille". Methods without a rank count what they count.
+        moves: the evidence, from ``from_tuned`` or ``from_gradients``.
+        budget: parameters, "300k" or "0.3permille". Methods without a rank ignore it.
         chosen: the methods.
-        told: called with what is being done, and how many of how many matrices are done.
+        on_progress: called with the current stage, and the numbers of finished and of all matrices.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
     wanted = read_budget(budget, total)
     energy = sum(float((W_star - W).square().sum()) for W, W_star in moves.values())
     if energy == 0:
-        raise SubspaceError("the evidence is no change at all: there is nothing to take up")
+        raise SubspaceError("the evidence contains no change: there is nothing to rank by")
     found = []
     for method in chosen:
         names = _placed(model, method, moves)
         if names:
-            found.append(_of(method, {name: moves[name] for name in names}, wanted, energy, told))
+            found.append(_of(method, {name: moves[name] for name in names}, wanted, energy, on_progress))
     if any(method.name == _EVENLY for method in chosen):
         found.append(_by_spectrum(moves, wanted, energy))
     return sorted(found, key=lambda one: -one.share)
 
 
 def _placed(model: nn.Module, method: Method, moves: Moves) -> list[str]:
-    """The matrices that a method adapts by itself, none where the architecture has no place for it."""
+    """Return the matrices that a method adapts by default; none if the architecture has no place for it."""
     config = SubspaceConfig(method=method.name)
     try:
         place(model, config)
@@ -161,12 +161,12 @@ def _placed(model: nn.Module, method: Method, moves: Moves) -> list[str]:
 
 
 def without_place(model: nn.Module, moves: Moves, chosen: Sequence[Method]) -> list[str]:
-    """The methods that have nothing to adapt in a model."""
+    """Return the methods that have nothing to adapt in a model."""
     return [method.name for method in chosen if not _placed(model, method, moves)]
 
 
 def _of(
-    method: Method, moves: Moves, wanted: int, energy: float, told: Callable[[str, int, int], None]
+    method: Method, moves: Moves, wanted: int, energy: float, on_progress: Callable[[str, int, int], None]
 ) -> Recommendation:
     sizes = [_sizes(W, 1) for W, _ in moves.values()]
     rank = uniform_rank(method, sizes, wanted) if method.formula.has_rank else None
@@ -181,7 +181,7 @@ def _of(
         count += sum(factor.numel() for factor in result.factors.values())
         kept += float((W_star - W).square().sum()) - result.error**2
         ways.add(result.how)
-        told(method.name, number + 1, len(moves))
+        on_progress(method.name, number + 1, len(moves))
     worst = next(how for how in ("heuristic", "iterative", "exact") if how in ways)
     return Recommendation(method.name, str(method.formula), rank, count, max(0.0, kept / energy), worst)
 
@@ -192,7 +192,7 @@ def _sizes(W: Tensor, r: int) -> Sizes:
 
 
 def _by_spectrum(moves: Moves, wanted: int, energy: float) -> Recommendation:
-    """LoRA with the budget shared out by the spectra of the changes."""
+    """Return LoRA with the budget allocated by the spectra of the changes."""
     lora = methods.get(_EVENLY)
     spectra = {name: spectrum(W_star - W) for name, (W, W_star) in moves.items()}
     least = 0 if wanted < parameters(lora, [_sizes(W, 1) for W, _ in moves.values()], 1) else 1
@@ -204,5 +204,5 @@ def _by_spectrum(moves: Moves, wanted: int, energy: float) -> Recommendation:
 
 
 def as_rows(found: Sequence[Recommendation]) -> list[dict[str, object]]:
-    """The recommendations as plain data."""
+    """Return the recommendations as plain data."""
     return [dataclasses.asdict(one) for one in found]

@@ -1,4 +1,4 @@
-"""The factors that a file holds beside those that its config asks for."""
+"""Checks the factors in a file against its config."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ def check_factors(
     """Raise SubspaceError if a layer lacks a factor, has one too many, or has one whose shape contradicts another.
 
     Args:
-        source: the adapter, as the message calls it.
+        source: the adapter, as named in the message.
         module: the layer.
-        method: its method, by whose formula the shapes are checked.
-        r: its rank as the config has it.
-        parameters: what is trained.
-        constants: what is saved beside it.
+        method: its method, whose formula determines the shapes.
+        r: its rank in the config.
+        parameters: the trained factors.
+        constants: the constants saved with them.
     """
-    formula, told = method.formula, f"adapter {source!r}, {module}"
+    formula, place = method.formula, f"adapter {source!r}, {module}"
     for name in formula.trainable:
         if name not in parameters:
-            raise SubspaceError(f"{told}: the factor {name} of {formula} is missing: the file is damaged")
+            raise SubspaceError(f"{place}: the factor {name} of {formula} is missing: the file is damaged")
     for name in parameters:
         if name not in formula.trainable:
-            raise SubspaceError(f"{told}: {name} is no factor of {formula}: the file is of another adapter")
+            raise SubspaceError(f"{place}: {name} is not a factor of {formula}: the file belongs to another adapter")
     sizes = {} if method.chooses_form else {"r": r}  # it gives a matrix rank 0 or none of the entries
     for name, tensor in {**parameters, **constants}.items():
         shape = formula.shapes.get((started(name) or name) if name in constants else name)
         if shape is None or name in formula.masked:
             continue
-        if name in formula.spectral and tensor.dim() == 1:  # a diagonal is kept as its vector
+        if name in formula.spectral and tensor.dim() == 1:  # a diagonal is stored as its vector
             shape = shape[:1]
         if tensor.dim() != len(shape):
-            raise SubspaceError(f"{told}: {name} has {tensor.dim()} dimensions, and {formula} asks for {len(shape)}")
+            raise SubspaceError(f"{place}: {name} has {tensor.dim()} dimensions, and {formula} needs {len(shape)}")
         for dimension, size in zip(shape, tensor.shape, strict=True):
             if sizes.setdefault(dimension, size) != size:
                 raise SubspaceError(
-                    f"{told}: {name} is {' x '.join(map(str, tensor.shape)) or 'a number'}, which does not fit "
+                    f"{place}: {name} is {' x '.join(map(str, tensor.shape)) or 'a number'}, which does not fit "
                     f"{dimension} = {sizes[dimension]} of the other factors or of the config"
                 )
     if {"k", "n", "m"} <= sizes.keys() and sizes["k"] != min(sizes["n"], sizes["m"]):
-        raise SubspaceError(f"{told}: it has {sizes['k']} singular values for a {sizes['n']} x {sizes['m']} weight")
+        raise SubspaceError(f"{place}: it has {sizes['k']} singular values for a {sizes['n']} x {sizes['m']} weight")
 
 
 def check_against(

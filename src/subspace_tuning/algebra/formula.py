@@ -1,4 +1,4 @@
-"""A formula: an expression together with the shapes of the tensors that its names stand for."""
+"""A formula: an expression together with the shapes of its named tensors."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from .nodes import (
 )
 from .shapes import Shape, Sizes
 
-_MOST_FACTORS = 12  # of a product whose change is written out: its terms have as many factors each as there are terms
+_MOST_FACTORS = 12  # factors of a product whose change is expanded: into as many terms, each with as many factors
 
 
 @dataclass(frozen=True)
 class Formula:
     """phi(W) as an expression, with the symbolic shape of every name, over the dimensions of :class:`Sizes`.
 
-    A diagonal's shape is the length of its vector, a mask's and its entries' their number p, a scalar's is empty. Made
-    by :func:`subspace_tuning.algebra.parse`.
+    A diagonal's shape is the length of its vector; that of a mask or its entries is their number p; a scalar's is
+    empty. Formulas are made by :func:`subspace_tuning.algebra.parse`.
     """
 
     expression: Expression
@@ -53,7 +53,7 @@ class Formula:
         return hash(self.expression)
 
     def derive(self) -> None:
-        """Compute every cached property now: compiled code cannot enter the lock that their first access takes."""
+        """Compute every cached property now: compiled code cannot take the lock of their first access."""
         for name, value in vars(type(self)).items():
             if isinstance(value, cached_property):
                 getattr(self, name)
@@ -62,10 +62,10 @@ class Formula:
 
     @cached_property
     def collected(self) -> Expression:
-        """The formula with its biases brought together: ``affine(matrix, bias)``, or the matrix alone.
+        """The formula with its biases collected: ``affine(matrix, bias)``, or the matrix alone.
 
         ``affine(W, b) @ affine(D, d)`` is ``affine(W @ D, b @ D + d)``. A bias that does not name the layer's own is
-        added to it. Left as it is written if there is a nonlinearity before a bias.
+        added to it. The formula is left as written if a nonlinearity precedes a bias.
         """
         matrix, bias = _affine_form(self.expression) or (self.expression, None)
         if bias is None:
@@ -79,14 +79,12 @@ class Formula:
 
     @property
     def bias(self) -> Expression | None:
-        """The bias of the formula, None if the layer's own stays as it is."""
+        """The bias of the formula, or None if the layer's own is unchanged."""
         return self.collected.bias if isinstance(self.collected, Affine) else None
 
     @cached_property
     def evaluated(self) -> Expression:
-        """The expression that is evaluated, equal to the formula.
-
-        Its biases are ``collected``.
+        """The expression that is evaluated, equal to the formula, with its biases ``collected``.
 
         ``rest`` is W - U_r @ S_r @ V_r.T, so that no copy of W's size is kept. ``A @ B - A0 @ B0`` is evaluated as
         ``A_offset @ B + A0 @ B_offset``, and ``(U_r + A) @ S_r - U_r @ S_r`` as ``A @ S_r``: in a low precision the
@@ -159,12 +157,12 @@ class Formula:
 
     @cached_property
     def windows(self) -> tuple[str, ...]:
-        """The trained factors for one axis each of a convolution's window."""
+        """The trained factors for single axes of a convolution's window."""
         return tuple(name for name in self.trainable if self.shapes[name][:1] and self.shapes[name][0][0] == "w")
 
     @cached_property
     def axes(self) -> int:
-        """How many axes of a convolution's window the formula treats apart; 0 for a formula on any layer."""
+        """The number of axes of a convolution's window with their own factors; 0 for a formula on any layer."""
         return sum(dimension[0] == "w" for dimension in {one for shape in self.shapes.values() for one in shape})
 
     @cached_property
@@ -187,7 +185,7 @@ def _monomial(number: int, dimensions: Shape) -> str:
 
 
 def _affine_form(node: Expression) -> tuple[Expression, Expression | None] | None:
-    """Return (M, v) for the map x -> x @ M + v, v None if it is 0; None if the node is no such map."""
+    """Return (M, v) for the map x -> x @ M + v, with v None if it is 0; None if the node is not such a map."""
     if not any(isinstance(part, Affine) for part in node.walk()):
         return (node, None) if node.has_matrix else None
     if not isinstance(node, (Affine, Scale, Sum, Product)):
@@ -207,7 +205,7 @@ def _affine_form(node: Expression) -> tuple[Expression, Expression | None] | Non
 
 
 def _carried(matrices: list[Expression], biases: list[Expression | None]) -> Expression | None:
-    """Return the bias of a product of affine maps. By halves: one by one, their number would be squared."""
+    """Return the bias of a product of affine maps, by halves: one by one would take quadratic time."""
     if len(matrices) == 1:
         return biases[0]
     half = len(matrices) // 2
@@ -221,12 +219,12 @@ def _total(biases: list[Expression | None]) -> Expression | None:
 
 
 def _by_offsets(node: Expression) -> Expression:
-    """Return an equal expression in which P(A, B, ...) - P(A0, B0, ...) is written by what the factors moved."""
+    """Return an equal expression in which P(A, B, ...) - P(A0, B0, ...) is written in the factors' offsets."""
     node = node.rebuilt(tuple(_by_offsets(child) for child in node.children)) if node.children else node
     if not isinstance(node, Sum):
         return node
     terms: dict[int, Expression] = dict(enumerate(node.terms))
-    starts: dict[str, dict[int, Product]] = {}  # by the first factor, which must stand in what has moved, too
+    starts: dict[str, dict[int, Product]] = {}  # by the first factor, which must occur in the moved product, too
     for index, term in terms.items():
         if isinstance(term, Scale) and isinstance(start := -term, Product) and start.names:
             first = start.names[0]
@@ -244,9 +242,9 @@ def _by_offsets(node: Expression) -> Expression:
 
 
 def _telescoped(moved: Product, start: Product) -> Expression | None:
-    """Return moved - start as a sum with one changed factor per term, None if their factors do not correspond.
+    """Return moved - start as a sum with one changed factor per term, or None if their factors do not correspond.
 
-    Of the factors of such a term those before the changed one are at their start, those behind it as they are.
+    In each term the factors before the changed one have their start values, and those after it their current values.
     """
     if len(moved.factors) != len(start.factors) or len(moved.factors) > _MOST_FACTORS:
         return None
@@ -262,7 +260,7 @@ def _telescoped(moved: Product, start: Product) -> Expression | None:
 
 
 def _moved(now: Expression, before: Expression) -> Expression | None:
-    """Return what a factor has moved from its start: A - A0 by the name of the offset, U + A - U as A."""
+    """Return the offset of a factor from its start: A - A0 under its offset's name, U + A - U as A."""
     if isinstance(now, Transpose) and isinstance(before, Transpose):
         change = _moved(now.node, before.node)
         return None if change is None else change.T

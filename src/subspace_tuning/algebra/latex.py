@@ -1,4 +1,4 @@
-"""LaTeX: of an expression, and of a name in one."""
+"""LaTeX for expressions and for names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def latex(node: Expression) -> str:
 
 
 def name_in_latex(name: str) -> str:
-    """Return a name with its digits and what follows an underscore as an index."""
+    """Return a name in LaTeX, with its digits and anything after an underscore as a subscript."""
     if name == "rest":
         return r"W_{\mathrm{rest}}"
     match = re.fullmatch(r"([A-Za-z]+?)(?:_(\w+)|(\d+))?", name)

@@ -1,7 +1,8 @@
 """The low-rank terms of a formula, and the role of each factor in them.
 
-Position decides, whatever the factors are called. A row that passes the factors of ``P @ diag(l) @ Q`` one by one has n
-numbers, then r, r, and m at the end: P leads *down* to the rank, Q leads back *up*, and diag(l) is the *core* between.
+Position decides, whatever the factors are called. A row multiplied by the factors of ``P @ diag(l) @ Q`` in turn has n
+numbers, then r, r, and finally m: P leads *down* to the rank, Q leads back *up*, and diag(l) is the *core* between
+them.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from . import names
 from .nodes import Affine, Diag, Diagonal, Expression, Kron, Product
 from .shapes import NodeShapes, Shape, Sizes
 
-# Numbers for the dimensions of a formula, of which no two are equal that may stand beside each other in a product.
+# Distinct numbers for the dimensions of a formula that may be adjacent in a product.
 _RANK, _WINDOW, _CHANNELS, _COLUMNS, _ENTRIES, _DIRECTIONS = 5, 7, 1009, 2003, 11, 13
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A part of a product of which the first factor comes down to r columns and the last goes up from r rows."""
+    """A part of a product whose first factor has r columns and whose last factor has r rows."""
 
     product: Product
     first: int
@@ -27,7 +28,7 @@ class LowRank:
 
     @property
     def factors(self) -> tuple[Expression, ...]:
-        """The factors, the first and the last included."""
+        """All the factors, including the first and the last."""
         return self.product.factors[self.first : self.last + 1]
 
     @property
@@ -37,7 +38,7 @@ class LowRank:
 
     @property
     def core(self) -> tuple[Expression, ...]:
-        """What stands between: r x r matrices, diagonals, nonlinearities."""
+        """The factors between: r x r matrices, diagonals, nonlinearities."""
         return self.factors[1:-1]
 
     @property
@@ -47,12 +48,12 @@ class LowRank:
 
     @property
     def is_free(self) -> bool:
-        """Whether what leads down and up is made of trained factors alone."""
+        """Whether the factors that lead down and up are both trained."""
         return not any(map(names.is_frozen, (*self.down.names, *self.up.names)))
 
     @property
     def diagonal(self) -> str | None:
-        """The vector of a core that is one trained diagonal, nonlinearities aside; None for another core."""
+        """The vector of a core that is one trained diagonal, apart from nonlinearities; None for any other core."""
         matrices = [node for node in self.core if not node.is_shapeless]
         if len(matrices) != 1 or not isinstance(matrices[0], (Diagonal, Diag)):
             return None
@@ -66,7 +67,7 @@ def low_rank_terms(expression: Expression, shapes: Mapping[str, Shape], axes: in
     Args:
         expression: the formula.
         shapes: of its names.
-        axes: how many axes of a convolution's window it treats apart.
+        axes: the number of axes of a convolution's window with their own factors.
     """
     rows = _CHANNELS * _WINDOW**axes
     sizes = Sizes(rows, _COLUMNS, _RANK, _ENTRIES, _DIRECTIONS, (_WINDOW,) * axes)
@@ -88,12 +89,12 @@ def low_rank_terms(expression: Expression, shapes: Mapping[str, Shape], axes: in
 
 
 def rank_axis(shape: Shape) -> int | None:
-    """Return the axis of a factor's shape that is the rank, None if none is."""
+    """Return the axis of a factor's shape that is the rank, or None."""
     return next((axis for axis, dimension in enumerate(shape) if dimension in ("r", "g")), None)
 
 
 def _matrix(factor: Expression) -> Expression:
-    """Return the matrix of an affine factor, the channels' factor of a Kronecker product, else the factor itself."""
+    """Return the matrix of an affine factor, the channel factor of a Kronecker product, or the factor itself."""
     if isinstance(factor, Affine):
         return factor.matrix
     return factor.factors[0] if isinstance(factor, Kron) else factor

@@ -1,4 +1,4 @@
-"""What a name in a formula means. Names decide kinds, position decides shapes."""
+"""The meaning of names in a formula. Names decide kinds, position decides shapes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from torch import nn
 
-# W = U @ S @ V.T, thin: k = min(n, m). The suffix _r is the leading part of rank r, and rest what remains of W.
+# W = U @ S @ V.T, thin: k = min(n, m). The suffix _r marks the leading part of rank r; rest is the remainder of W.
 SPECTRAL_SHAPES = {
     "U": ("n", "k"),
     "S": ("k", "k"),
@@ -27,16 +27,16 @@ _DIAGONAL = re.compile(r"S|S_r|D\d*")
 _MASK = re.compile(r"M\d*")
 _NAME = re.compile(r"[A-Za-z](\w*[A-Za-z0-9])?", re.ASCII)
 _LONGEST = 64
-_KEPT_AS = frozenset(dir(nn.ParameterDict()))  # what holds the factors of a layer has these attributes
+_KEPT_AS = frozenset(dir(nn.ParameterDict()))  # attributes of the module that holds a layer's factors
 
 
 def is_diagonal(name: str) -> bool:
-    """Whether the name stands for a diagonal matrix."""
+    """Return whether the name is that of a diagonal matrix."""
     return _DIAGONAL.fullmatch(started(name) or name) is not None
 
 
 def is_mask(name: str) -> bool:
-    """Whether the name stands for the positions of sparse entries."""
+    """Return whether the name is that of a mask, the positions of sparse entries."""
     return _MASK.fullmatch(name) is not None
 
 
@@ -47,30 +47,30 @@ def start_of(name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def started(name: str) -> str | None:
-    """Return the factor whose frozen start the name stands for; None for a name of another kind."""
+    """Return the factor whose frozen start has this name; None for a name of another kind."""
     stems = (name.removesuffix("_0"), name.removesuffix("0"))
     return next((stem for stem in stems if stem and stem != name and start_of(stem) == name), None)
 
 
 def is_start(name: str) -> bool:
-    """Whether the name stands for the frozen start of a factor."""
+    """Return whether the name is that of a factor's frozen start."""
     return started(name) is not None
 
 
 OFFSET = "_offset"
-"""The suffix of what a trainable factor has moved away from its start: A_offset = A - A0. It occurs only in plans."""
+"""The suffix of a trainable factor's offset from its start: A_offset = A - A0. It occurs only in plans."""
 
 
 def is_frozen(name: str) -> bool:
-    """Whether the name's tensor comes from W and is never trained."""
+    """Return whether the name's tensor comes from W and is never trained."""
     from_base = name in BASE or name in SPECTRAL_SHAPES or name in CHOSEN_SHAPES
     return from_base or name == SCALE or is_mask(name) or is_start(name)
 
 
 def problem(name: str) -> str | None:
-    """Return why a name can stand in no formula, None if it can: every factor is also the name of a parameter."""
+    """Return why a name is not allowed in a formula, or None if it is: every factor also names a parameter."""
     if not _NAME.fullmatch(name):
-        return "a name is made of A to Z, a to z, digits and _, starts with a letter and does not end in _"
+        return "a name consists of A to Z, a to z, digits and _, starts with a letter and does not end in _"
     if len(name) > _LONGEST:
         return f"a name has at most {_LONGEST} letters, digits and _"
     if name in ("nan", "inf"):
@@ -78,5 +78,5 @@ def problem(name: str) -> str | None:
     if name in _KEPT_AS:
         return f"{name} is an attribute of torch.nn.ParameterDict, which holds the factors; choose another name"
     if name.endswith(OFFSET):
-        return f"names that end in {OFFSET} are kept for what a factor has moved; choose another name"
+        return f"names that end in {OFFSET} are reserved for the offsets of factors; choose another name"
     return None

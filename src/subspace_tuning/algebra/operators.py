@@ -1,4 +1,4 @@
-"""A frozen matrix that is multiplied without its entries being at hand, such as the weight of a quantised layer."""
+"""Frozen matrices known only through their products, such as the weight of a quantised layer."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from .nodes import Expression
 
 TENSORS = (Tensor, nn.Parameter)
-"""The types of what an environment mostly holds: no operators."""
+"""The common types in an environment, which are not operators."""
 
 
 class Operator(ABC):
-    """What an environment may hold as W in place of a tensor.
+    """W in an environment, in place of a tensor.
 
-    A formula that only multiplies with W never asks for the entries. One that computes with them (see
-    :func:`reads_entries`) gets them anew at every use, and nothing keeps them.
+    A formula that only multiplies by W never reads its entries. One that computes with them (see
+    :func:`reads_entries`) dequantises them at every use, and nothing keeps them.
 
     Attributes:
         shape: n and m.
         dtype: of the entries.
-        device: of what holds them.
+        device: where they are stored.
     """
 
     shape: tuple[int, int]
@@ -45,11 +45,11 @@ class Operator(ABC):
 
 
 def reads_entries(expression: Expression, differentiably: bool = False) -> bool:
-    """Whether rows cannot be multiplied by an expression with products with W alone.
+    """Return whether applying an expression to rows needs more than products with W.
 
     Args:
-        expression: a formula, as it is evaluated.
-        differentiably: leave out what is a constant to the gradient, as column norms are.
+        expression: a formula, as evaluated.
+        differentiably: ignore whatever the gradient treats as a constant, such as column norms.
     """
     if "W" not in expression.names or not expression.children:
         return False

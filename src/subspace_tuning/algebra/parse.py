@@ -1,6 +1,6 @@
 """Reading a formula: text -> expression and shapes.
 
-Python's own grammar does the syntax (``ast``); a whitelist of node kinds does the rest, and nothing is evaluated.
+Python's own grammar (``ast``) handles the syntax and a whitelist of node types the rest; nothing is evaluated.
 Every intermediate result carries its shape, so that an error names the place in the formula and the shapes.
 """
 
@@ -37,34 +37,34 @@ from .nodes import (
 from .refusal import FormulaError
 from .shapes import Dimension
 
-# What is read can be printed and read again: the printed form has no more operations than the one that was given, and
-# they are nested no deeper.
-_MOST = 1000  # operations: they and the names between them bound all that is done with a formula
-_DEEPEST = 100  # of them within each other; keeps the recursion below Python's limit
-_LONGEST = 100_000  # characters, more than a formula of so many operations needs
+# Whatever is parsed can be printed and parsed again: the printed form has no more operations than the given one, and no
+# deeper nesting.
+_MOST = 1000  # operations: with the names between them, they bound all work on a formula
+_DEEPEST = 100  # levels of nesting, below Python's recursion limit
+_LONGEST = 100_000  # characters, more than that many operations need
 
 
 _OPERATIONS = (ast.BinOp, ast.UnaryOp, ast.Attribute, ast.Call)
-_TOO_MANY = f"a formula of more than {_MOST} operations; no longer one is read"
+_TOO_MANY = f"a formula has at most {_MOST} operations"
 
 
 def parse(text: str, usable: Callable[[Formula], bool] | None = None) -> Formula:
-    """Read a formula in the language of docs/formula-language.md.
+    """Parse a formula in the language of docs/formula-language.md.
 
     Examples:
         >>> formula = parse("D1 @ W @ D2 + s * A @ B")
         >>> str(formula), formula.shapes["A"]
         ('D1 @ W @ D2 + s * A @ B', ('n', 'r'))
 
-    Blanks and line ends between the names make no difference.
+    White space between the names makes no difference.
 
     Args:
         text: the formula.
-        usable: what else must hold for a formula that the error of another suggests.
+        usable: an additional condition on formulas that an error may suggest.
 
     Raises:
-        FormulaError: a name, operation or shape that does not fit, with the place marked as ``>>>here<<<`` and, where
-            one is found, the nearest formula that works.
+        FormulaError: a name, operation or shape that does not fit. The message marks the place as ``>>>here<<<`` and
+            ends with the nearest formula that works, if one is found.
     """
     if not isinstance(text, str):
         raise FormulaError(f"a formula is a string such as 'W + s * A @ B', not {type(text).__name__}")
@@ -77,11 +77,11 @@ def parse(text: str, usable: Callable[[Formula], bool] | None = None) -> Formula
 
 
 def nearest_formula(text: str, usable: Callable[[Formula], bool] | None = None) -> Formula | None:
-    """Return the nearest formula that works for one that does not, None if none is found.
+    """Return the nearest working formula for a refused one, or None if none is found.
 
     Args:
-        text: the formula that is refused.
-        usable: what must hold for the other, besides that it can be read and has something to train.
+        text: the refused formula.
+        usable: a condition on the other, besides being readable and having trainable factors.
     """
     read: list[Formula] = []
 
@@ -104,15 +104,15 @@ class _Reader:
         self.text = " ".join(text.split())
         self.shapes: dict[str, tuple[Dimension, ...]] = {}
         self.dimensions: dict[str, Dimension] = {}
-        self.level = 0  # of the operation that is read, within others
+        self.level = 0  # nesting level of the current operation
 
     def read(self) -> Formula:
         tree = self.syntax()
         result = self.visit(tree.body)
         if len(result.shape) != 2:
-            raise self.error(tree.body, f"phi(W) is a matrix, this is {_kind(result)}")
+            raise self.error(tree.body, f"phi(W) must be a matrix, but is {_kind(result)}")
         wanted = ("m", "m") if "N" in result.node.names else ("n", "m")
-        self.unify(tree.body, result.shape, self.known(*wanted), "phi(W) is {1} like W, this is {0}")
+        self.unify(tree.body, result.shape, self.known(*wanted), "phi(W) must be {1} like W, but is {0}")
         if not {"W", "U", "U_r", "N"} & set(result.node.names):
             raise self.error(tree.body, "phi(W) does not use W")
         shapes = {name: tuple(d.root().name or "r" for d in self.shapes[name]) for name in result.node.names}
@@ -122,9 +122,9 @@ class _Reader:
         return formula
 
     def syntax(self) -> ast.Expression:
-        """Return the formula's syntax tree, of a size that can be walked."""
+        """Return the formula's syntax tree, if it is small enough to be walked."""
         if len(self.text) > _LONGEST:
-            raise FormulaError(f"a formula of {len(self.text)} characters; the longest that is read has {_LONGEST}")
+            raise FormulaError(f"a formula of {len(self.text)} characters; the limit is {_LONGEST}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Python's, of syntax that is refused below
@@ -141,17 +141,17 @@ class _Reader:
         return tree
 
     def check(self, place: ast.expr, formula: Formula) -> None:
-        """Refuse what only the whole formula shows."""
+        """Refuse what can only be seen in the whole formula."""
         for name in formula.shapes:
             stem = names.started(name)
             if stem is not None and stem not in formula.trainable:
                 found = f"{name} is the frozen start of {stem}, which the formula does not train"
-                raise self.error(place, f"{found}; a factor that stays as it was drawn is not in the language")
+                raise self.error(place, f"{found}; the language has no frozen random factors")
         for node in formula.expression.walk():
             if isinstance(node, Scalar) and formula.shapes[node.name]:
                 raise self.error(place, f"{node.name} is a vector in one place and a number in another")
             if isinstance(node, Matrix) and names.is_mask(node.name):
-                raise self.error(place, f"a mask {node.name} stands in front of its entries: {node.name} * Delta")
+                raise self.error(place, f"a mask {node.name} comes before its entries: {node.name} * Delta")
 
     # Dimensions
 
@@ -159,9 +159,9 @@ class _Reader:
         return tuple(self.dimensions.setdefault(name, Dimension(name)) for name in dimensions)
 
     def unify(self, place: ast.expr, left: tuple[Dimension, ...], right: tuple[Dimension, ...], message: str) -> None:
-        told = [" x ".join(map(str, side)) for side in (left, right)]
+        shown = [" x ".join(map(str, side)) for side in (left, right)]
         if len(left) != len(right) or not all(a.unify(b) for a, b in zip(left, right, strict=True)):
-            raise self.error(place, message.format(*told))
+            raise self.error(place, message.format(*shown))
 
     def error(self, place: ast.expr, message: str) -> FormulaError:
         written = self.text.encode()  # ast counts bytes
@@ -171,7 +171,7 @@ class _Reader:
     # Syntax
 
     def visit(self, tree: ast.expr) -> Typed:
-        """Read a tree. Only what stands in brackets or binds more tightly is read within: a chain is read in a loop."""
+        """Read a tree. Recursion is only for parentheses and tighter operations: a chain is read in a loop."""
         chain: list[tuple[Rule, ast.expr]] = []
         place = tree
         while (found := self.operation(place)) is not None:
@@ -199,7 +199,7 @@ class _Reader:
 
     def need_shallow(self, place: ast.expr, depth: int) -> None:
         if depth > _DEEPEST:
-            raise self.error(place, f"more than {_DEEPEST} operations stand within each other here")
+            raise self.error(place, f"more than {_DEEPEST} operations are nested here")
 
     def operand(self, tree: ast.expr) -> Typed:
         if isinstance(tree, ast.Name):
@@ -231,7 +231,7 @@ class _Reader:
             return self.known(*spectral[tree.id])
         if tree.id[:2] in ("U_", "S_", "V_"):
             known = ", ".join(spectral)
-            raise self.error(tree, f"{tree.id} is no part of W's singular value decomposition; there are {known}")
+            raise self.error(tree, f"{tree.id} is not a part of W's singular value decomposition, which has {known}")
         if tree.id == "W" or names.is_mask(tree.id):
             return self.known("n", "m")
         if isinstance(node, Normalisation):
@@ -243,10 +243,10 @@ class _Reader:
             return (size, size)
         return (Dimension(), Dimension())
 
-    # Operations: of one kind, one after the other, from the innermost on
+    # Operations: runs of one kind, from the innermost outwards
 
     def operation(self, tree: ast.expr) -> tuple[Rule, ast.expr] | None:
-        """Return how an operation is read, and its first operand; None for anything else."""
+        """Return the reader of an operation and its first operand; None for anything else."""
         if isinstance(tree, ast.BinOp) and type(tree.op) in self.binary:
             return self.binary[type(tree.op)], tree.left
         if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, (ast.USub, ast.UAdd)):
@@ -276,14 +276,16 @@ class _Reader:
         """Give every lower-case name of the argument the shape of a vector of this length."""
         for name in argument.node.names:
             if not isinstance(symbol(name), Scalar) or name == names.SCALE:
-                raise self.error(place, f"a vector is wanted here, and {name} is none; vectors have lower-case names")
+                raise self.error(
+                    place, f"a vector is expected here, and {name} is not one; vectors have lower-case names"
+                )
             if name == "b" and not length.unify(*self.known("m")):
-                raise self.error(place, f"b is the layer's bias of m numbers, {length} are wanted here")
+                raise self.error(place, f"b is the layer's bias of m numbers, {length} are expected here")
             if self.shapes[name] and not self.shapes[name][0].unify(length):
-                raise self.error(place, f"{name} has {self.shapes[name][0]} numbers, {length} are wanted here")
+                raise self.error(place, f"{name} has {self.shapes[name][0]} numbers, {length} are expected here")
             self.shapes[name] = (length,)
         if len(argument.shape) == 2:
-            raise self.error(place, f"a vector is wanted here, this is {_kind(argument)}")
+            raise self.error(place, f"a vector is expected here, this is {_kind(argument)}")
         return argument.node
 
     def need_matrix(self, place: ast.expr, operand: Typed, operation: str) -> None:
@@ -296,7 +298,7 @@ class _Reader:
         for tree in run:
             right = self.visit(tree.right)
             for place, side in ((tree.left, left), (tree.right, right)):
-                # s * A is a matrix already; what is left here are bare scalars and vectors.
+                # s * A is already a matrix; only bare scalars and vectors remain here.
                 self.need_matrix(place, side, "@")
             message = f"{{0}} columns meet {{1}} rows: the left side is {left}, the right side {right}"
             self.unify(tree, left.shape[1:], right.shape[:1], message)
@@ -308,13 +310,13 @@ class _Reader:
         nodes = [first.node]
         for tree in run:
             right = self.visit(tree.right)
-            if len(first.shape) + len(right.shape) == 1:  # a vector that is known as one already, and what is to be one
+            if len(first.shape) + len(right.shape) == 1:  # a known vector, and an operand that becomes one
                 length = (first.shape or right.shape)[0]
                 first, right = (
                     Typed(self.vector(place, side, length), (length,))
                     for place, side in ((tree.left, first), (tree.right, right))
                 )
-            message = f"the left side is {first}, the right side {right}, and only equal shapes are added"
+            message = f"the left side is {first}, the right side {right}, and only equal shapes can be added"
             self.unify(tree, first.shape, right.shape, message)
             nodes.append(-right.node if isinstance(tree.op, ast.Sub) else right.node)
         return Typed(add(*nodes), first.shape)
@@ -324,7 +326,7 @@ class _Reader:
         for tree in run:
             right = self.visit(tree.right)
             if left.shape and right.shape:
-                message = f"* is element by element: left {left}, right {right}; @ multiplies"
+                message = f"* is element-wise: left {left}, right {right}; @ multiplies"
                 self.unify(tree, left.shape, right.shape, message)
             nodes.append(right.node)
             left = left if left.shape else right
@@ -335,7 +337,7 @@ class _Reader:
         for tree in run:
             right = self.visit(tree.right)
             if not isinstance(right.node, Number):
-                raise self.error(tree.right, "/ divides by a number that is written out; s is alpha / r already")
+                raise self.error(tree.right, "/ divides by a literal number; s is already alpha / r")
             node = node / right.node.value
         return Typed(node, first.shape)
 
@@ -350,7 +352,7 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call as the reader of its function sees it."""
+    """A call as its function's reader sees it."""
 
     reader: _Reader
     name: str
@@ -364,7 +366,7 @@ class _Call:
     def sized_matrix(self, index: int) -> Typed:
         typed = self.matrix(index)
         if typed.node.is_shapeless:
-            message = f"{self.name} takes a matrix with a size of its own, and {typed.node} has none"
+            message = f"{self.name} takes a matrix with its own size, and {typed.node} has none"
             raise self.reader.error(self.places[index], message)
         return typed
 

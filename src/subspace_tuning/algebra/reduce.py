@@ -1,8 +1,8 @@
-"""Trained factors that add nothing to what phi(W) can be, because another one can take their values up.
+"""Redundant trained factors: those whose values another factor can absorb.
 
-``W + s * A @ G @ B`` is no more than ``W + s * A @ B``: whatever G is, A may take the value A @ G. Each rule here
-replaces a part of the formula by a *free* factor in it, one that stands in the formula once, so that it may take any
-value of its shape. What is said is of the values of phi(W) alone, not of how they are reached in training.
+``W + s * A @ G @ B`` reaches no more than ``W + s * A @ B``: whatever G is, A may take the value A @ G. Each rule
+replaces a part of the formula by a *free* factor in it: one that occurs once, so that it may take any value of its
+shape. All statements are about the values of phi(W), not about how training reaches them.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from .shapes import NodeShapes, Sizes
 
 
 class Reduction(NamedTuple):
-    """A formula with fewer trained numbers, of which phi(W) can be all that it could be before.
+    """A formula with fewer trained numbers and the same set of possible phi(W).
 
-    ``formula`` equals the one before where ``kept``, a free factor of it, takes the ``value``, which is written in the
-    factors before; those of them that are ``gone`` are no longer needed.
+    ``formula`` equals the previous one when its free factor ``kept`` takes the ``value``, which is written in the
+    previous factors; the factors in ``gone`` are no longer needed.
     """
 
     gone: tuple[str, ...]
@@ -60,11 +60,11 @@ class _Rewritten(NamedTuple):
 
 
 def reductions(formula: Formula, sizes: Sizes | None = None) -> tuple[Reduction, ...]:
-    """Return what can be taken out of a formula, step by step, each step from the formula that the last one left.
+    """Return the possible reductions of a formula, each applied to the result of the one before.
 
     Args:
         formula: the formula.
-        sizes: with the numbers of a layer a product through a rank that is no limit there is found, too.
+        sizes: the sizes of a layer, with which products through a rank that does not limit them are found, too.
     """
     found: list[Reduction] = []
     while (step := _step(formula, sizes)) is not None:
@@ -74,13 +74,13 @@ def reductions(formula: Formula, sizes: Sizes | None = None) -> tuple[Reduction,
 
 
 def free_factors(expression: Expression) -> Callable[[str], bool]:
-    """Return whether a name is a trained factor that stands once in an expression, and whose start does not."""
+    """Return whether a name is a trained factor that occurs once in an expression, and its frozen start not at all."""
     count = Counter(name for node in expression.walk() for name in node.own_names)
     return lambda name: not names.is_frozen(name) and count[name] == 1 and names.start_of(name) not in count
 
 
 def scaled_factors(node: Expression) -> Iterator[Expression]:
-    """Yield the factors of a node that carry its scale: c times the node is the node with c times the factor."""
+    """Yield the factors that carry a node's scale: c times the node is the node with c times the factor."""
     if isinstance(node, (Leaf, Sparse)) or (isinstance(node, Diag) and isinstance(node.node, Vector)):
         yield node
         return
@@ -90,7 +90,7 @@ def scaled_factors(node: Expression) -> Iterator[Expression]:
 
 
 def is_constant(node: Expression) -> bool:
-    """Whether a node is a number other than 0 that is not trained."""
+    """Return whether a node is a number other than 0 that is not trained."""
     return (isinstance(node, Number) and node.value != 0.0) or node == Scalar(names.SCALE)
 
 
@@ -98,18 +98,18 @@ def _step(formula: Formula, sizes: Sizes | None) -> Reduction | None:
     for rewritten in _Rules(formula, sizes).rewritten(formula.expression):
         try:
             after = parse(str(rewritten.node))
-        except FormulaError:  # what is left does not use W, or is no matrix of its size
+        except FormulaError:  # the rest does not use W, or is not a matrix of its size
             continue
         gone = tuple(name for name in formula.trainable if name not in after.shapes)
         same = all(formula.shapes.get(name, shape) == shape for name, shape in after.shapes.items())
-        # A factor that another shape is inferred for would be another factor.
+        # A factor with a different inferred shape would be a different factor.
         if gone and same and set(rewritten.kept.names) <= set(after.shapes):
             return Reduction(gone, rewritten.kept, rewritten.value, after)
     return None
 
 
 class _Rules:
-    """The rules on one formula. Each yields the node rewritten, and what a factor in it is to be then."""
+    """The rules on one formula. Each yields the rewritten node, and the value of a factor in it."""
 
     def __init__(self, formula: Formula, sizes: Sizes | None) -> None:
         self.formula, self.sizes = formula, sizes
@@ -131,7 +131,7 @@ class _Rules:
                 yield _Rewritten(node.rebuilt(children), inner.kept, inner.value)
 
     def in_entries(self, sides: tuple[Expression, ...]) -> Iterator[_Rewritten]:
-        for able in (self.is_sparse, self.is_dense):  # the fewer numbers first
+        for able in (self.is_sparse, self.is_dense):  # the one with fewer numbers first
             for kept, other in itertools.permutations(sides, 2):
                 if able(kept) and self.can_go(other):
                     yield _Rewritten(times(*(side for side in sides if side is not other)), kept, times(kept, other))
@@ -147,7 +147,7 @@ class _Rules:
             yield from self.through_a_rank(factors, NodeShapes(self.formula.shapes, self.sizes))
 
     def beside(self, factors: tuple[Expression, ...], place: int) -> Iterator[tuple[int, Expression]]:
-        """Yield the places of the factors that the one at a place can take up, and its value then."""
+        """Yield the places of the factors that the one at a place can absorb, and its value then."""
         kept = factors[place]
         for other in (place + 1, place - 1):
             if not 0 <= other < len(factors):
@@ -162,7 +162,7 @@ class _Rules:
                     yield other, product(kept, factors[other])
 
     def through_a_rank(self, factors: tuple[Expression, ...], shape: NodeShapes) -> Iterator[_Rewritten]:
-        """Yield a product of two dense factors, of which the rank is no limit, as one factor."""
+        """Yield a product of two dense factors as one factor, if the rank does not limit it."""
         for place in range(len(factors) - 1):
             left, right = factors[place : place + 2]
             if self.is_dense(left) and self.is_dense(right):
@@ -183,7 +183,7 @@ class _Rules:
                 if other != kept and self.can_go(other) and (other.diagonal or not diagonal):
                     rest = [term for term in terms if term != other]
                     yield _Rewritten(add(*rest), kept, add(kept, other))
-                    # Where it was the term that holds W, W stays in its place.
+                    # If it was the term that contains W, W stays there.
                     yield _Rewritten(add(W, *rest), kept, add(kept, other, -W))
 
     def in_scale(self, node: Scale) -> Iterator[_Rewritten]:
@@ -191,11 +191,11 @@ class _Rules:
             if self.can_go(scalar):
                 rest = times(*node.scalars[:index], *node.scalars[index + 1 :], node.node)
                 for kept in scaled_factors(rest):
-                    if kept.names and self.is_free(kept.names[-1]):  # of masked entries the mask stands first
+                    if kept.names and self.is_free(kept.names[-1]):  # a mask comes before its entries
                         yield _Rewritten(rest, kept, times(scalar, kept))
 
     def can_go(self, node: Expression) -> bool:
-        """Whether a node trains something, and is a value that another factor could have."""
+        """Return whether a node contains trained factors and has a value that another factor could take."""
         trains = any(not names.is_frozen(name) for name in node.names)
         return trains and node.has_matrix and not any(part.is_random for part in node.walk())
 

@@ -1,4 +1,4 @@
-"""The error of a formula: what was written, the place, the reason, and the nearest formula that works."""
+"""The error for a refused formula: its text, the place, the reason, and the nearest formula that works."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from ..errors import SubspaceError
 
 
 class FormulaError(SubspaceError):
-    """A formula that is refused.
+    """A refused formula.
 
     The message is one line: the formula with the place marked as ``>>>here<<<``, the reason, and what to write instead.
 
     Attributes:
         reason: why the formula is refused, in one line.
-        formula: the formula as it was written, in one line; empty where there is none to show.
-        span: the place in it, from the first character to behind the last.
-        suggestion: the nearest formula that works, None where none was found.
+        formula: the formula as written, in one line; empty if there is none to show.
+        span: the place in it, as the half-open range of its characters.
+        suggestion: the nearest formula that works, or None if none was found.
         starts: the starts that go with the suggestion, by factor.
-        method: the name of the method whose formula it is, None for a formula by itself.
+        method: the name of the method whose formula it is, or None.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class FormulaError(SubspaceError):
 
     @property
     def parts(self) -> tuple[str, str, str]:
-        """The formula before the place, in it and behind it, as it can be printed."""
+        """The printable formula before, in and after the place."""
         start, end = self.span
         before, place, after = map(_printable, (self.formula[:start], self.formula[start:end], self.formula[end:]))
         return before, place, after
 
     @property
     def of(self) -> str:
-        """The method, in front of a message; empty for a formula by itself."""
+        """The method, as the beginning of a message; empty for a formula without one."""
         return "" if self.method is None else f"method {self.method!r}: "
 
     @property
     def hint(self) -> str:
-        """The way out, behind the reason; empty where none is known."""
+        """The way out, to follow the reason; empty if none is known."""
         if self.suggestion is None:
             return ""
         if self.suggestion == self.formula:
@@ -63,10 +63,10 @@ class FormulaError(SubspaceError):
         return f"; write '{self.suggestion}'" + (f" with starts={self.starts}" if self.starts else "")
 
     def within(self, method: str) -> FormulaError:
-        """Return the same error as one of a method's formula."""
+        """Return the same error for a method's formula."""
         return FormulaError(self.reason, self.formula, self.span, self.suggestion, self.starts, method)
 
 
 def _printable(text: str) -> str:
-    """Return a text in one line, with what does not print as Python writes it in a string."""
+    """Return a text in one line, with unprintable characters escaped."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

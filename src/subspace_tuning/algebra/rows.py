@@ -1,7 +1,7 @@
-"""Rows that an expression is applied to: a tensor of rows, or a source that only products can make real.
+"""The rows to which an expression is applied: a tensor, or a source known only through products.
 
-An embedding's input is a one-hot matrix and a convolution's input a matrix of patches. Neither is ever written
-out: a *row source* knows how to multiply itself by a matrix, and everything after that first product is a tensor.
+An embedding's input is a one-hot matrix and a convolution's input a matrix of patches. Neither is ever materialised: a
+*row source* knows how to multiply itself by a matrix, and everything after that first product is a tensor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class RowSource(Protocol):
         ...
 
     def dropout(self, probability: float) -> RowSource:
-        """Return the rows of an input of which entries are dropped."""
+        """Return the rows of an input after dropout."""
         ...
 
     def materialise(self) -> Tensor:
@@ -56,35 +56,35 @@ def scale(x: Rows, vector: Tensor) -> Rows:
 
 
 def dropout(x: Rows, probability: float) -> Rows:
-    """Drop entries of the input that the rows are made of."""
+    """Apply dropout to the input from which the rows are made."""
     return F.dropout(x, probability) if isinstance(x, Tensor) else x.dropout(probability)
 
 
-_FEW = 2**16  # numbers, which the CPU multiplies in two precisions as fast as in one
+_FEW = 2**16  # numbers up to which mixed precisions are as fast on the CPU
 
 
 def scale_rows(x: Tensor, vector: Tensor) -> Tensor:
     """Multiply rows by a diagonal matrix and keep their precision.
 
-    Of a scale with a higher precision nothing is lost: bfloat16 knows no number between 1 and 1.0078.
+    A scale of higher precision loses nothing: bfloat16 has no number between 1 and 1.0078.
     """
     if not is_narrower(x, vector):
         return x * (vector if vector.dtype is x.dtype else vector.to(x.dtype))
-    if x.device.type == "cpu" and x.numel() > _FEW:  # products of two precisions are slow there
+    if x.device.type == "cpu" and x.numel() > _FEW:  # mixed-precision products are slow there
         coarse = vector.to(x.dtype)
         return torch.addcmul(x * coarse, x, (vector - coarse).to(x.dtype))
     return (x * vector).to(x.dtype)
 
 
 def scale_rows_(x: Tensor, vector: Tensor) -> Tensor:
-    """As ``scale_rows``, in place."""
+    """Like ``scale_rows``, in place."""
     if is_narrower(x, vector) and x.device.type == "cpu" and x.numel() > _FEW:
         return x.copy_(scale_rows(x, vector))
     return x.mul_(vector)  # rounded once
 
 
 def is_narrower(x: Tensor, vector: Tensor) -> bool:
-    """Whether rows have a lower precision than what scales them."""
+    """Return whether rows have a lower precision than their scale."""
     return x.dtype.itemsize < vector.dtype.itemsize
 
 
@@ -99,7 +99,7 @@ def as_tensor(x: Rows) -> Tensor:
 
 
 def lies_transposed(matrix: object) -> bool:
-    """Whether this is the transpose of a matrix that lies row by row in memory, as W of a linear layer is."""
+    """Return whether this is the transpose of a row-major matrix, as W of a linear layer is."""
     if not isinstance(matrix, Tensor) or matrix.ndim != 2:
         return False
     down, across = matrix.stride()

@@ -1,4 +1,4 @@
-"""Shapes: by symbols in a formula, by numbers in a layer, and the dimensions that are unified while one is read."""
+"""Shapes: symbolic in a formula, numeric in a layer, and the dimensions that are unified during parsing."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ..errors import SubspaceError
 from . import names
 
 Shape = tuple[str, ...]
-"""The names of dimensions (see :class:`Sizes`): () of a number, (length,) of a vector, (rows, columns) of a matrix."""
+"""Names of dimensions (see :class:`Sizes`): () for a number, (length,) for a vector, (rows, columns) for a matrix."""
 
 
 class Sizes(NamedTuple):
-    """The numbers behind the dimensions of a formula in one layer: W is n x m, the rank is r.
+    """The dimensions of a formula in one layer, as numbers: W is n x m, the rank is r.
 
     A mask has p entries, and q of W's singular directions are chosen. A convolution's patch has c channels times its
-    window of w1, w2, ... positions; on the axis i of the window the rank is v_i = min(r, w_i), and g = r v1 v2 ...
+    window of w1, w2, ... positions; on axis i of the window the rank is v_i = min(r, w_i), and g = r v1 v2 ...
 
-    n and m also split into two factors as near to the root as their divisors allow: n = n1 n2 with n1 <= n2, and
-    m = m1 m2. Of a patch the channels split, and n2 has the window, too.
+    n and m also split into two factors as close to the square root as their divisors allow: n = n1 n2 with n1 <= n2,
+    and m = m1 m2. For a patch the channels are split, and n2 includes the window.
     """
 
     n: int
@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
             return smaller if name[1] == "1" else whole // smaller
         if len(self.window) < int(name[1:] or 1):
             raise SubspaceError(
-                "kron stands for the window of a convolution, one factor for each of its axes; this matrix has "
+                "kron needs the window of a convolution, one factor per axis; this matrix has "
                 f"{len(self.window) or 'none'}"
             )
         axes = [min(self.r, width) for width in self.window]
@@ -58,12 +58,12 @@ class Sizes(NamedTuple):
 
 
 def split(size: int) -> int:
-    """Return the largest divisor of a size that is not above its root."""
+    """Return the largest divisor of a size that is at most its square root."""
     return next(divisor for divisor in range(math.isqrt(size), 0, -1) if size % divisor == 0)
 
 
 class Sized(Protocol):
-    """What has a shape in numbers once those of the names are known: a node."""
+    """An object with a numeric shape, given those of the names: a node."""
 
     def shape(self, shapes: NodeShapes) -> tuple[int, int]: ...
 
@@ -79,7 +79,7 @@ class NodeShapes:
         return node.shape(self)
 
     def named(self, name: str) -> tuple[int, int]:
-        """Return rows and columns of what a name stands for: of a vector its length twice, of a number 1 and 1."""
+        """Return rows and columns by name: for a vector its length twice, for a number 1 and 1."""
         if name not in self._known:
             stem = name.removesuffix(names.OFFSET)
             shape = ("n", "m") if name == "W" else self.shapes.get(stem, names.SPECTRAL_SHAPES.get(stem, ()))
@@ -89,7 +89,7 @@ class NodeShapes:
 
 
 class Dimension:
-    """A dimension while a formula is read: known by name, or to be inferred from the neighbours (union-find)."""
+    """A dimension during parsing: known by name, or inferred from the neighbours (union-find)."""
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name
@@ -98,7 +98,7 @@ class Dimension:
     def root(self) -> Dimension:
         dimension = self
         while dimension.parent is not None:
-            dimension.parent = dimension.parent.parent or dimension.parent  # shortens the way for the next time
+            dimension.parent = dimension.parent.parent or dimension.parent  # path compression
             dimension = dimension.parent
         return dimension
 

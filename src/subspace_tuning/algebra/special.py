@@ -1,7 +1,7 @@
-"""Which formulas are special cases of another: factors at zero or at one, and forms compared.
+"""Special cases of formulas: factors set to zero or one, and the resulting forms compared.
 
-All here is sound, and none of it complete: a form that is found is the formula's own at the values that are told, up to
-the names of the factors, the order of terms and constants that a free factor takes up; others may exist.
+The search is sound but not complete: a form that is found is the formula at the given values, up to the names of
+factors, the order of terms and constants that a free factor absorbs; there may be others.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from .shapes import Shape
 Form: TypeAlias = "tuple[Expression, tuple[Shape, ...]]"
 """A formula up to its names: the expression with its factors numbered, and their shapes."""
 
-_MOST_WORK = 100_000  # to bring a form into order takes about the square of its nodes
+_MOST_WORK = 100_000  # normalising a form takes about quadratic time in its nodes
 
 
 @lru_cache(maxsize=1024)
 def form_of(formula: Formula) -> Form:
-    """Return a formula up to the names of its factors; two formulas of one form are the same set of maps."""
+    """Return a formula up to the names of its factors; formulas of one form are the same set of maps."""
     whole = formula.collected
     if isinstance(whole, Affine) and whole.bias == Vector("b"):
         whole = whole.matrix
@@ -63,10 +63,10 @@ def form_of(formula: Formula) -> Form:
 
 @lru_cache(maxsize=256)
 def special_cases(formula: Formula) -> Mapping[Form, Mapping[str, str]]:
-    """Return the forms that a formula takes with some factors at fixed values, each with these values.
+    """Return the forms of a formula with some factors at fixed values, each with those values.
 
-    A value is "0"; "1" for a number; "I" for a diagonal or a square matrix; and a diagonal's name for a square matrix.
-    The search ends after some hundred forms, of a long formula after fewer.
+    A value is "0"; "1" for a number; "I" for a diagonal or a square matrix; or a diagonal's name for a square matrix.
+    The search ends after a few hundred forms, or fewer for a long formula.
     """
     found: dict[Form, Mapping[str, str]] = {form_of(formula): MappingProxyType({})}
     waiting = deque([(formula, found[form_of(formula)])])
@@ -88,7 +88,7 @@ def special_cases(formula: Formula) -> Mapping[Form, Mapping[str, str]]:
 
 
 def is_any_matrix(formula: Formula) -> bool:
-    """Whether phi(W) can be every n x m matrix, since a free factor of that shape is added."""
+    """Return whether phi(W) can be every n x m matrix, since a free factor of that shape is added."""
     terms = formula.matrix.terms if isinstance(formula.matrix, Sum) else (formula.matrix,)
     is_free = free_factors(formula.expression)
     for term in terms:
@@ -100,7 +100,7 @@ def is_any_matrix(formula: Formula) -> bool:
 
 
 def corresponding(one: Expression, other: Expression) -> Mapping[str, str] | None:
-    """Return for the names in one expression those in another that is the same up to names; None if it is not.
+    """Match the names of two expressions that are equal up to names; None if they are not.
 
     ``diag(v)`` of a trained vector is the same as a diagonal factor.
     """
@@ -108,7 +108,7 @@ def corresponding(one: Expression, other: Expression) -> Mapping[str, str] | Non
     renaming = dict(zip(one.names, other.names, strict=False))
 
     def means(name: str) -> str | None:
-        """Return what a name must become: a frozen tensor stays, and a start is that of the factor it belongs to."""
+        """Return the new name of a name: a frozen tensor keeps its own, and a start follows its factor."""
         started = names.started(name)
         if started is not None:
             return names.start_of(renaming.get(started, started))
@@ -122,11 +122,11 @@ def corresponding(one: Expression, other: Expression) -> Mapping[str, str] | Non
 
 
 class _UnknownError(Exception):
-    """The form does not tell what a node is with a factor at zero."""
+    """Raised if the form does not determine a node with a factor at zero."""
 
 
 def _specialised(formula: Formula) -> Iterator[tuple[str, str, Formula]]:
-    """Yield the formula with one factor at a fixed value: the factor, the value, what is left."""
+    """Yield the formula with one factor at a fixed value: the factor, the value, the result."""
     for name in reversed(formula.trainable):  # B = 0 rather than A = 0, as most methods start
         shapes = dict(formula.shapes)
         try:
@@ -148,7 +148,7 @@ def _specialised(formula: Formula) -> Iterator[tuple[str, str, Formula]]:
 
 
 def _without(node: Expression, name: str) -> Expression | None:
-    """Return a node with a factor at zero; None if it is zero then."""
+    """Return a node with a factor at zero, or None if the node is then zero."""
     if name not in node.names:
         return node
     if isinstance(node, (Leaf, Sparse)):
@@ -160,7 +160,7 @@ def _without(node: Expression, name: str) -> Expression | None:
     if isinstance(node, Affine) and children[0] is not None and children[1] is None:
         return children[0]
     if isinstance(node, Product) and len(left) < len(children):
-        # A bias further on, or a normalisation, makes something of zero rows.
+        # A later bias or normalisation maps zero rows to nonzero ones.
         behind = node.factors[children.index(None) + 1 :]
         if all(factor.has_matrix or isinstance(factor, Activation) for factor in behind):
             return None
@@ -183,7 +183,7 @@ def _with_diagonals(node: Expression) -> Expression:
 
 
 def _without_constants(node: Expression) -> Expression:
-    """Leave out constant numbers before what a free factor scales: they change no set of matrices."""
+    """Drop constant numbers that a free factor can absorb: they do not change the set of matrices."""
     is_free = free_factors(node)
 
     def cleared(part: Expression) -> Expression:
@@ -194,13 +194,13 @@ def _without_constants(node: Expression) -> Expression:
         return part.rebuilt(tuple(map(cleared, part.children)))
 
     def carries(factor: Expression) -> bool:
-        return bool(factor.names) and is_free(factor.names[-1])  # of masked entries the mask stands first
+        return bool(factor.names) and is_free(factor.names[-1])  # a mask comes before its entries
 
     return cleared(node)
 
 
 def _sorted(node: Expression, kinds: Mapping[str, str]) -> Expression:
-    """Bring terms, and the sides of element-wise products, into an order that the factors' names do not decide."""
+    """Sort terms, and the sides of element-wise products, independently of the factors' names."""
     children = tuple(_sorted(child, kinds) for child in node.children)
     if isinstance(node, (Sum, Hadamard)):
         children = tuple(sorted(children, key=lambda child: str(_renamed(child, kinds))))

@@ -1,4 +1,4 @@
-"""The arms of a benchmark: who trains the model, and how a step of each is made."""
+"""The arms of a benchmark: the methods that train the model, and their steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..errors import SubspaceError
 from ..tuner import SubspaceConfig
 from ..tuner.calibration import calibrate
 from ..tuner.targets import placement, targets
-from .choices import Precision
-from .settings import Shape, autocast, freeze, shared_copy, start_gradient_at_embeddings
+from .choices import BenchPrecision
+from .settings import ModelShape, autocast, freeze, shared_copy, start_gradient_at_embeddings
 
 Source = Literal["floor", "ours", "peft", "full"]
 RATE = 1e-4  # small, so that no arm diverges
@@ -43,7 +43,7 @@ PEFT: dict[str, Callable[[int, list[str]], PeftConfig]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm; ``name`` is a method, or that of the floor or full tuning, and ``compiled`` says whether by torch."""
+    """One arm; ``name`` is a method, the floor or full tuning, and ``compiled`` says whether torch compiles it."""
 
     source: Source
     name: str
@@ -60,15 +60,15 @@ FULL = Arm("full", "full fine-tuning")
 
 
 def arms(
-    names: Sequence[str], rank: int = 8, matching: tuple[Shape, str] | None = None, compiled: bool = False
+    names: Sequence[str], rank: int = 8, matching: tuple[ModelShape, str] | None = None, compiled: bool = False
 ) -> list[Arm]:
-    """Return the floor, each method with peft's version beside it where there is one, and full fine-tuning.
+    """Return the floor, each method followed by peft's version if there is one, and full fine-tuning.
 
     Args:
         names: the methods.
         rank: the rank of all of them.
-        matching: a shape and a budget of parameters instead, by which each method gets its own rank.
-        compiled: also each of them compiled by torch.
+        matching: instead of the rank, a model shape and a parameter budget from which each method gets its own rank.
+        compiled: add each arm compiled by torch.
     """
     found = [FLOOR]
     for name in names:
@@ -84,12 +84,12 @@ def arms(
 
 @dataclass
 class Bench:
-    """An arm at work: ``step`` is a training step, ``loss`` its forward pass."""
+    """A runnable arm: ``step`` is a training step, ``loss`` its forward pass."""
 
     arm: Arm
     model: nn.Module
     inputs: dict[str, Tensor]
-    precision: Precision
+    precision: BenchPrecision
     build_seconds: float
     optimizer: torch.optim.Optimizer = field(init=False)
 
@@ -108,7 +108,7 @@ class Bench:
         self.optimizer.step()
 
 
-def build(arm: Arm, base: PreTrainedModel, shape: Shape, precision: Precision) -> Bench:
+def build(arm: Arm, base: PreTrainedModel, shape: ModelShape, precision: BenchPrecision) -> Bench:
     """Make an arm on a base model, whose frozen weights it shares."""
     if arm.compiled:
         bench = build(replace(arm, compiled=False), base, shape, precision)
@@ -146,12 +146,12 @@ def _config(arm: Arm, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Peft
 
 def default_methods() -> list[str]:
     """Return the methods of a table: all that need no data and change matrices by themselves."""
-    # xattn adapts the attention over an encoder, which no shape here has.
+    # xattn adapts the cross-attention, which no model shape here has.
     return [known.name for known in methods.every() if not known.needs_calibration and known.name != "xattn"]
 
 
 def check(names: Sequence[str]) -> None:
-    """Raise SubspaceError for a name that is no method of ours."""
+    """Raise SubspaceError for a name that is not a method of this package."""
     for name in names:
         if name in methods.HOSTED:
             raise SubspaceError(f"{name!r} is peft's own class here as well: there is nothing to compare")

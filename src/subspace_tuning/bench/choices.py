@@ -1,11 +1,11 @@
-"""What a person chooses of a benchmark by name. Light, so that the command line can tell it without loading torch."""
+"""The named choices of a benchmark."""
 
 from __future__ import annotations
 
 from enum import Enum
 
 
-class Precision(str, Enum):
+class BenchPrecision(str, Enum):
     """The number format of a step; factors and the optimiser's state are float32 in each."""
 
     float32 = "float32"
@@ -14,7 +14,7 @@ class Precision(str, Enum):
 
 
 class Curve(str, Enum):
-    """What grows."""
+    """The quantity that grows."""
 
     rows = "rows"
     width = "width"

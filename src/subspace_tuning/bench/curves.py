@@ -1,4 +1,4 @@
-"""How a step grows: with rows, width and rank, and what a model with many adapters costs."""
+"""How the cost of a step grows with rows, width and rank, and the cost of many adapters in one model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import peft
 
 from ..tuner import SubspaceConfig
 from .arms import FLOOR, arms, build
-from .choices import Curve, Precision
+from .choices import BenchPrecision, Curve
 from .device import seconds
 from .measure import Ratio, interleaved
-from .settings import Shape, bert_block, freeze
+from .settings import ModelShape, bert_block, freeze
 
 CURVES = {
     Curve.rows: (128, 512, 2048, 8192, 16384),
@@ -29,16 +29,16 @@ def growth(
     curve: Curve,
     value: int,
     names: Sequence[str],
-    precision: Precision,
+    precision: BenchPrecision,
     rounds: int,
-    told: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Return the points of a curve at one value: of each arm the median seconds of a step, also in frozen floors."""
+    """Return a curve's points at one value: each arm's median seconds per step, also in units of the frozen floor."""
     shape = _shape(curve, value)
     base = shape.model(precision)
     chosen = [arm for arm in arms(names, value if curve is Curve.rank else 8) if arm.source != "full"]
     steps = {str(arm): build(arm, base, shape, precision).step for arm in chosen}
-    taken = interleaved(steps, rounds, told)
+    taken = interleaved(steps, rounds, on_progress)
     return [
         {
             "curve": curve.value,
@@ -51,14 +51,16 @@ def growth(
     ]
 
 
-def _shape(curve: Curve, value: int) -> Shape:
+def _shape(curve: Curve, value: int) -> ModelShape:
     if curve is Curve.rows:
         return bert_block(WIDTH, batch=value // TOKENS, tokens=TOKENS)
     return bert_block(value if curve is Curve.width else WIDTH, tokens=TOKENS)
 
 
-def many_adapters(name: str, repeats: int = 5, told: Callable[[], None] = lambda: None) -> Iterator[dict[str, Any]]:
-    """Yield what a step, adding, switching to and deleting an adapter take with so many adapters in the model."""
+def many_adapters(
+    name: str, repeats: int = 5, on_progress: Callable[[], None] = lambda: None
+) -> Iterator[dict[str, Any]]:
+    """Yield the seconds for a step and for adding, switching to and deleting an adapter, among many adapters."""
     shape = bert_block(384, layers=6)
     base = shape.model()
     freeze(base)
@@ -70,7 +72,7 @@ def many_adapters(name: str, repeats: int = 5, told: Callable[[], None] = lambda
         while loaded < count:
             loaded += 1
             model.add_adapter(f"a{loaded}", config)
-            told()
+            on_progress()
         acts: dict[str, list[float]] = {"add": [], "switch": [], "delete": [], "step": []}
         for _ in range(repeats):
             acts["add"].append(seconds(lambda: model.add_adapter("last", config)))

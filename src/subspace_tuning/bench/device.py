@@ -1,4 +1,4 @@
-"""The device that is measured, an accelerator where there is one, and what is counted on it."""
+"""The measured device, an accelerator if there is one, and counters on it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def device() -> torch.device:
 
 
 def wait() -> None:
-    """Wait until the accelerator has done all that was begun."""
+    """Wait until the accelerator has finished all launched operations."""
     if HAS_ACCELERATOR:
         torch.accelerator.synchronize()
 
 
 def seconds(step: Callable[[], object]) -> float:
-    """Return how long a step takes, from an idle accelerator to an idle one."""
+    """Return the duration of a step, from an idle accelerator to an idle one."""
     wait()
     started = time.perf_counter()
     step()
@@ -36,7 +36,7 @@ def seconds(step: Callable[[], object]) -> float:
 
 
 def peak_mib(step: Callable[[], object]) -> float | None:
-    """Return the accelerator's memory that a step takes beyond what is held before it; None without an accelerator."""
+    """Return the accelerator memory that a step needs beyond what is already allocated; None without an accelerator."""
     if not HAS_ACCELERATOR:
         return None
     gc.collect()
@@ -49,9 +49,9 @@ def peak_mib(step: Callable[[], object]) -> float | None:
 
 
 class Operations(TorchDispatchMode):
-    """The names of the operations that torch's dispatcher begins, forward and backward, views among them.
+    """The names of the operations that torch's dispatcher launches, forward and backward, including views.
 
-    Where little is computed, beginning them is what takes the time.
+    When little is computed, launching them takes most of the time.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Operations(TorchDispatchMode):
 
 
 def operations(step: Callable[[], object]) -> list[str]:
-    """Return the names of the operations that a step begins."""
+    """Return the names of the operations that a step launches."""
     with Operations() as begun:
         step()
     names: list[str] = begun.names

@@ -1,4 +1,4 @@
-"""Taking the measures: times interleaved step by step, bytes kept for the backward pass, operations, peak memory."""
+"""Measurements: times interleaved step by step, bytes kept for the backward pass, operations, peak memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..extras import needs
 from ..provenance import peak_memory
 from . import device
 from .arms import FLOOR, Arm, Bench, build
-from .choices import Precision
-from .settings import Shape
+from .choices import BenchPrecision
+from .settings import ModelShape
 
 WARM_UP = 2
 
@@ -34,7 +34,7 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, times: Sequence[float], others: Sequence[float]) -> Ratio:
-        """Return the ratio of times to others that were taken in the same rounds."""
+        """Return the ratio of times to others taken in the same rounds."""
         ratios = sorted(own / other for own, other in zip(times, others, strict=True))
         return cls(statistics.median(ratios), *_median_interval(ratios))
 
@@ -49,9 +49,9 @@ def _median_interval(ordered: Sequence[float]) -> tuple[float, float]:
 
 
 def interleaved(
-    steps: Mapping[str, Callable[[], object]], rounds: int, told: Callable[[], None] = lambda: None
+    steps: Mapping[str, Callable[[], object]], rounds: int, on_progress: Callable[[], None] = lambda: None
 ) -> dict[str, list[float]]:
-    """Return the seconds of each step in each round; every round runs each step once, in an order that moves on."""
+    """Return the seconds of each step in each round; every round runs each step once, in rotating order."""
     names = list(steps)
     found: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
@@ -63,7 +63,7 @@ def interleaved(
                 if number >= WARM_UP:
                     found[name].append(taken)
             gc.collect()
-            told()
+            on_progress()
     finally:
         if collecting:
             gc.enable()
@@ -71,7 +71,7 @@ def interleaved(
 
 
 def saved_bytes(bench: Bench) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, each storage once, parameters left out."""
+    """Return the bytes that a forward pass keeps for the backward pass: each storage once, without parameters."""
     known = {tensor.untyped_storage().data_ptr() for tensor in [*bench.model.parameters(), *bench.model.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -79,7 +79,7 @@ def saved_bytes(bench: Bench) -> int:
         for part in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):
             storage = part.untyped_storage()
             if storage.data_ptr() not in known:
-                kept[storage.data_ptr()] = storage  # held, so that no other tensor can come to lie there
+                kept[storage.data_ptr()] = storage  # held, so that no other tensor can reuse the address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -90,7 +90,7 @@ def saved_bytes(bench: Bench) -> int:
 
 
 def flops(bench: Bench) -> int:
-    """Return the floating point operations of the products of a forward and a backward pass."""
+    """Return the floating-point operations of the products in a forward and a backward pass."""
 
     def added_in_place(self_shape: Any, a_shape: Any, b_shape: Any, **kwargs: Any) -> int:
         count: int = addmm_flop(self_shape, a_shape, b_shape)
@@ -104,30 +104,30 @@ def flops(bench: Bench) -> int:
 
 
 def begun(bench: Bench) -> int:
-    """Return how many operations torch begins in a forward and a backward pass, views among them."""
+    """Return the number of operations that torch launches in a forward and a backward pass, including views."""
     count = len(device.operations(lambda: bench.loss().backward()))
     bench.optimizer.zero_grad()
     return count
 
 
-def peak(bench: Bench, shape: Shape, precision: Precision, count: int) -> float:
+def peak(bench: Bench, shape: ModelShape, precision: BenchPrecision, count: int) -> float:
     """Return the peak memory in MiB.
 
-    On an accelerator that of a step beyond what the model holds, else what is resident in a process that does nothing
-    but three steps.
+    On an accelerator, that of a step beyond the model's own; otherwise the resident memory of a process that only runs
+    three steps.
     """
     found = device.peak_mib(bench.step)
     return _resident(bench.arm, shape, precision, count) if found is None else found
 
 
-def _resident(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
+def _resident(arm: Arm, shape: ModelShape, precision: BenchPrecision, count: int) -> float:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         megabytes: float = pool.apply(_peak, (arm, shape, precision, count))
     return megabytes
 
 
-def _peak(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
-    warnings.filterwarnings("ignore", module="transformers|peft|torch")  # a new process has forgotten it
+def _peak(arm: Arm, shape: ModelShape, precision: BenchPrecision, count: int) -> float:
+    warnings.filterwarnings("ignore", module="transformers|peft|torch")  # a new process does not have it
     torch.set_num_threads(count)
     bench = build(arm, shape.model(precision), shape, precision)
     for _ in range(3):
@@ -140,8 +140,8 @@ def _peak(arm: Arm, shape: Shape, precision: Precision, count: int) -> float:
     return peak_memory()
 
 
-class Row(NamedTuple):
-    """What is known of an arm: times as ratios, the rest in its own unit."""
+class Measurement(NamedTuple):
+    """The measurements of an arm: times as ratios, the rest in its own unit."""
 
     arm: Arm
     seconds: float
@@ -160,13 +160,13 @@ class Row(NamedTuple):
 
 
 def table(
-    shape: Shape,
+    shape: ModelShape,
     chosen: Sequence[Arm],
-    precision: Precision,
+    precision: BenchPrecision,
     rounds: int,
     memory: bool = False,
-    told: Callable[[], None] = lambda: None,
-) -> list[Row]:
+    on_progress: Callable[[], None] = lambda: None,
+) -> list[Measurement]:
     """Measure arms in one run.
 
     Args:
@@ -174,18 +174,18 @@ def table(
         chosen: the arms; the floor is the first.
         precision: the number format.
         rounds: steps of each arm, after the warm-up.
-        memory: also take each arm's peak memory.
-        told: called after each round.
+        memory: also measure each arm's peak memory.
+        on_progress: called after each round.
     """
     assert chosen[0] == FLOOR
     base = shape.model(precision)
     benches = {str(arm): build(arm, base, shape, precision) for arm in chosen}
-    seconds = interleaved({name: bench.step for name, bench in benches.items()}, rounds, told)
+    seconds = interleaved({name: bench.step for name, bench in benches.items()}, rounds, on_progress)
     rows = []
     for name, bench in benches.items():
         other = str(replace(bench.arm, source="peft")) if bench.arm.source == "ours" else ""
         rows.append(
-            Row(
+            Measurement(
                 arm=bench.arm,
                 seconds=statistics.median(seconds[name]),
                 to_floor=Ratio.of(seconds[name], seconds[str(FLOOR)]),

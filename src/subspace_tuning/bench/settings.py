@@ -1,4 +1,4 @@
-"""What is measured: a model of a given shape with random weights, a batch, a number format."""
+"""The measured setting: a model of a given shape with random weights, a batch, a number format."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from transformers import (
 )
 
 from ..errors import SubspaceError, nearest
-from .choices import Precision
+from .choices import BenchPrecision
 from .device import device
 
 HEADS = ("classifier", "score")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A model by its configuration and a batch by its size."""
+class ModelShape:
+    """The shape of a model (its configuration) and of a batch."""
 
     name: str
     config: PreTrainedConfig
@@ -42,17 +42,17 @@ class Shape:
             f"batch {self.batch} x {self.tokens}"
         )
 
-    def model(self, precision: Precision = Precision.float32) -> PreTrainedModel:
-        """Return the model with random weights, the same at each call, in training mode and without dropout.
+    def model(self, precision: BenchPrecision = BenchPrecision.float32) -> PreTrainedModel:
+        """Return the model with random weights, the same in every call, in training mode and without dropout.
 
-        It is on the accelerator, if there is one.
+        It is on the accelerator if there is one.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
                 copy.deepcopy(self.config)
             )
-        if precision is Precision.bfloat16:
+        if precision is BenchPrecision.bfloat16:
             model.bfloat16()
         model.to(device())  # type: ignore[arg-type]
         model.train()
@@ -80,14 +80,14 @@ def _bert(width: int, layers: int, **more: Any) -> BertConfig:
     )
 
 
-def bert_block(width: int, layers: int = 1, batch: int = 8, tokens: int = 64) -> Shape:
+def bert_block(width: int, layers: int = 1, batch: int = 8, tokens: int = 64) -> ModelShape:
     """Return a small encoder of a given width, for growth curves."""
-    return Shape(f"bert-{width}", _bert(width, layers, vocab_size=1000), batch, tokens)
+    return ModelShape(f"bert-{width}", _bert(width, layers, vocab_size=1000), batch, tokens)
 
 
 SHAPES = {
-    "a": Shape("a (MiniLM)", _bert(384, 6, vocab_size=30522), 32, 64),
-    "b": Shape(
+    "a": ModelShape("a (MiniLM)", _bert(384, 6, vocab_size=30522), 32, 64),
+    "b": ModelShape(
         "b (RoBERTa-base, 4 layers)",
         RobertaConfig(
             num_hidden_layers=4,
@@ -99,7 +99,7 @@ SHAPES = {
         16,
         128,
     ),
-    "c": Shape(
+    "c": ModelShape(
         "c (Llama block pair)",
         LlamaConfig(
             hidden_size=1024,
@@ -116,16 +116,16 @@ SHAPES = {
 }
 
 
-def shape_of(name: str) -> Shape:
+def shape_of(name: str) -> ModelShape:
     """Return one of the shapes. Raises SubspaceError for an unknown name."""
     if name not in SHAPES:
         raise SubspaceError(f"unknown shape {name!r}; {nearest(name, SHAPES)}")
     return SHAPES[name]
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(precision: BenchPrecision, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context of a forward pass on a device."""
-    if precision is Precision.autocast:
+    if precision is BenchPrecision.autocast:
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
@@ -133,20 +133,20 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy with the same tensors as frozen weights, and a head of its own.
 
-    So the arms of a benchmark take no more memory than one, and none of them is lucky with where its weights lie.
+    So the arms of a benchmark need no more memory than one, and none benefits from the placement of its weights.
     """
     memo = {id(tensor): tensor for name, tensor in model.named_parameters() if not name.startswith(HEADS)}
     return copy.deepcopy(model, memo)
 
 
 def freeze(model: nn.Module) -> None:
-    """Freeze all but the head."""
+    """Freeze everything except the head."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(HEADS))
 
 
 def start_gradient_at_embeddings(model: PreTrainedModel) -> None:
-    """Let the gradient flow down to the embeddings' output."""
+    """Propagate the gradient down to the embeddings' output."""
     base = model.base_model
     found: nn.Module = getattr(base, "embeddings", None) or base.get_input_embeddings()  # type: ignore[operator]
     found.register_forward_hook(lambda module, args, output: output.requires_grad_())

@@ -14,12 +14,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import SubspaceError
 from ..methods import HOSTED
-from ..methods.selections import fill
+from ..methods.selections import greedy_fit
 from ..models.heads import head_modules, parameter_count
 from ..models.meta import architecture_of, without_weights
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig, SubspaceLayer
-from ..tuner.budget import budget_of, share_out
+from ..tuner.budget import allocate, budget_of
 from ..tuner.exact import exactly
 from ..tuner.hosting import with_adapter
 from ..tuner.sizing import peft_config, sized
@@ -28,7 +28,7 @@ from ..tuner.targets import place, targets
 
 @dataclass(frozen=True)
 class Count:
-    """What one method trains in one model: the head is left out of ``trainable`` and is part of ``total``."""
+    """What one method trains in one model: the head is not in ``trainable``, but is part of ``total``."""
 
     method: str
     rank: int | None
@@ -38,18 +38,18 @@ class Count:
 
     @property
     def per_mille(self) -> float:
-        """Return the trainable parameters in thousandths of all."""
+        """Return the trainable parameters in per mille of all."""
         return 1000 * self.trainable / self.total
 
 
 def count(name: str, configs: Iterable[SubspaceConfig]) -> Iterator[Count]:
-    """Count for each config in turn what it trains, in a fresh model. Raises SubspaceError as ``count_in`` does."""
+    """Count what each config trains, in a fresh model each. Raises SubspaceError as ``count_in`` does."""
     architecture = architecture_of(name)
     return (count_in(architecture, config) for config in configs)
 
 
 def count_of(architecture: PretrainedConfig, config: PeftConfig, method: str, budget: int | None = None) -> Count:
-    """Count what a method of either kind trains: at the size of its config, or at one that comes nearest to a budget.
+    """Count what a method of either kind trains, at the size in its config or at the size closest to a budget.
 
     Raises:
         SubspaceError: the method does not fit the model.
@@ -62,8 +62,8 @@ def count_of(architecture: PretrainedConfig, config: PeftConfig, method: str, bu
 def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
     """Count what a config trains.
 
-    A mask that is to be chosen from data is counted as its budget, spread evenly; of biases chosen from data the first
-    ones that fill the budget are counted.
+    A mask chosen from data counts as its budget, spread evenly; biases chosen from data count as the first ones that
+    fill the budget.
 
     Raises:
         SubspaceError: the adapter does not fit the model.
@@ -88,7 +88,7 @@ def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
             adapted = with_adapter(model, config, name)
     except SubspaceError:
         raise
-    except (ValueError, AttributeError, TypeError, KeyError, NotImplementedError) as error:  # peft's, of many kinds
+    except (ValueError, AttributeError, TypeError, KeyError, NotImplementedError) as error:  # peft raises many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SubspaceError(f"not for this model: {reason}") from error
     named = adapted.named_parameters()
@@ -103,12 +103,12 @@ def budget_in(architecture: PretrainedConfig, budget: str) -> int:
 
 
 def matched(architecture: PretrainedConfig, config: SubspaceConfig, budget: int) -> SubspaceConfig:
-    """Return the config with the rank, or the number of entries, that comes nearest to a budget (see ``sized``)."""
+    """Return the config with the rank, or the number of entries, closest to a budget (see ``sized``)."""
     return sized(without_weights(architecture), config, budget)
 
 
 def adapt(model: PreTrainedModel, config: SubspaceConfig) -> dict[str, SubspaceLayer]:
-    """Attach an adapter to a model without weights; return its layers by the names of the modules they are around."""
+    """Attach an adapter to a model without weights; return its layers by the names of the modules they wrap."""
     if config.resolved.needs_calibration:
         config = _evenly(model, config)
     with _quiet():
@@ -118,7 +118,7 @@ def adapt(model: PreTrainedModel, config: SubspaceConfig) -> dict[str, SubspaceL
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to oneself what is warned of where an adapter is attached to be trained."""
+    """Silence warnings that only matter for an adapter to be trained."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
@@ -128,7 +128,7 @@ def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
     place(model, config)
     found = targets(model, config)
     if config.resolved.formula.masked:
-        return config.chosen(entries=share_out(config, found))
+        return config.with_choice(entries=allocate(config, found))
     sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator]
-    chosen = fill(sizes, budget_of(config, sum(sizes.values())))
-    return config.chosen(target_modules=exactly(chosen, (name for name, _ in model.named_modules())))
+    chosen = greedy_fit(sizes, budget_of(config, sum(sizes.values())))
+    return config.with_choice(target_modules=exactly(chosen, (name for name, _ in model.named_modules())))

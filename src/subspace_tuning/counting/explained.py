@@ -1,4 +1,4 @@
-"""What a formula is in a model: where it goes, and how much it trains there."""
+"""Explanations of a formula in a model: its placement, and how much it trains there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .plans import plans_in
 
 
 def explain_in(architecture: PretrainedConfig, config: SubspaceConfig, rows: int) -> Explanation:
-    """Explain a config's method in a model; the numbers of a matrix are those of the size that most matrices have.
+    """Explain a config's method in a model; numbers per matrix are for the most frequent size.
 
     Args:
         architecture: the model's configuration; it is built without weights.
         config: the adapter.
-        rows: how many rows meet a matrix at once, batch x tokens, for the plan.
+        rows: the number of rows at once, batch x tokens, for the plan.
 
     Raises:
         SubspaceError: the adapter does not fit the model.

@@ -1,4 +1,4 @@
-"""The paper's trainable shares (arXiv 2407.05417, Tables II to IV) beside what the methods train here."""
+"""The paper's trainable shares (arXiv 2407.05417, Tables II to IV), compared with this package's counts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TOLERANCE, RELATIVE_TOLERANCE = 0.03, 0.005
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the paper: its name there, the method here, and what the rank is at a budget of 1 (0: there is none)."""
+class PaperRow:
+    """A row of the paper: its name there, the method here, and the rank at a budget of 1 (0: no rank)."""
 
     name: str
     method: str
@@ -25,27 +25,27 @@ class Row:
 
 
 ROWS = (
-    Row("SAM-PARSER", "sam_parser", 0),
-    Row("(IA)^3", "ia3", 0),
-    Row("SSL", "ssl", 0),
-    Row("SSB", "ssb", 0),
-    Row("BitFit", "bitfit", 0),
-    Row("HAdapter", "houlsby", 4),
-    Row("PAdapter", "pfeiffer", 8),
-    Row("PA", "parallel_adapter", 1),
-    Row("LoRA", "lora", 1),
-    Row("LoRA+MPC_o", "lora", 1, "orthogonal"),
-    Row("LoRA+MPC_d", "lora", 1, "diagonal"),
-    Row("LoRA+MPC_n", "lora", 1, "nonlinear"),
-    Row("TriLoRA", "trilora", 1),
-    Row("TriLoRA+MPC_o", "trilora", 1, "orthogonal"),
-    Row("AdaLoRA-MPC_o", "adalora", 1),
-    Row("AdaLoRA", "adalora", 1, "orthogonal"),
-    Row("FLoRA", "flora", 1),
-    Row("DoRA", "dora", 1),
+    PaperRow("SAM-PARSER", "sam_parser", 0),
+    PaperRow("(IA)^3", "ia3", 0),
+    PaperRow("SSL", "ssl", 0),
+    PaperRow("SSB", "ssb", 0),
+    PaperRow("BitFit", "bitfit", 0),
+    PaperRow("HAdapter", "houlsby", 4),
+    PaperRow("PAdapter", "pfeiffer", 8),
+    PaperRow("PA", "parallel_adapter", 1),
+    PaperRow("LoRA", "lora", 1),
+    PaperRow("LoRA+MPC_o", "lora", 1, "orthogonal"),
+    PaperRow("LoRA+MPC_d", "lora", 1, "diagonal"),
+    PaperRow("LoRA+MPC_n", "lora", 1, "nonlinear"),
+    PaperRow("TriLoRA", "trilora", 1),
+    PaperRow("TriLoRA+MPC_o", "trilora", 1, "orthogonal"),
+    PaperRow("AdaLoRA-MPC_o", "adalora", 1),
+    PaperRow("AdaLoRA", "adalora", 1, "orthogonal"),
+    PaperRow("FLoRA", "flora", 1),
+    PaperRow("DoRA", "dora", 1),
 )
 
-# Per mille of all parameters: one figure for methods without a rank, else one per budget. "LoRA" stands for every row
+# Per mille of all parameters: one figure for methods without a rank, otherwise one per budget. "LoRA" is for every row
 # with the shape of LoRA: PA, LoRA and TriLoRA with their patterns, AdaLoRA.
 _FIGURES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "roberta-base": {
@@ -89,16 +89,16 @@ _FIGURES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Compared:
-    """A row of the paper at a budget (None without a rank), what is counted here, and the paper's per mille."""
+    """A row of the paper at a budget (None without a rank), this package's count, and the paper's per mille."""
 
-    row: Row
+    row: PaperRow
     budget: int | None
     counted: Count
     paper: float
 
     @property
     def difference(self) -> float:
-        """Return our per mille less the paper's."""
+        """Return our per mille minus the paper's."""
         return self.counted.per_mille - self.paper
 
     @property

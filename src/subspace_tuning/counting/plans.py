@@ -1,4 +1,4 @@
-"""How each matrix of a model would be evaluated, and what the other ways would cost."""
+"""How each matrix of a model would be evaluated, and the cost of the alternatives."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plans_in(architecture: PretrainedConfig, config: SubspaceConfig, rows: int, 
     Args:
         architecture: the model's configuration; it is built without weights.
         config: the adapter.
-        rows: how many rows meet the matrix at once, that is batch x tokens.
+        rows: the number of rows at once, batch x tokens.
         training: count the backward pass, too.
 
     Raises:

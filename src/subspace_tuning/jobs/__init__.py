@@ -1,5 +1,5 @@
-"""Work that goes on after an interruption: training runs, extractions and benchmarks all rest on this.
+"""Resumable jobs, on which training runs, extractions and benchmarks are built.
 
-A job is what its description says, and a folder belongs to one job. One process at a time works in it. What is done
-is written at once, whole or not at all, so whatever ends a process, the same call goes on from there.
+A job is defined by its description, and a folder belongs to one job. One process at a time works in it. Every result is
+written at once, atomically, so that the same call resumes the job however the process ended.
 """

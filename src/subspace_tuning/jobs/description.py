@@ -1,4 +1,4 @@
-"""What a job is, as plain data: equal ones have one text and one digest, unlike ones a difference in words."""
+"""Descriptions of jobs as plain data: their text, their digest, and the first difference between two of them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Description: TypeAlias = Mapping[str, Any]
-"""All that the result of a job depends on, and nothing else: not where it is written, nor how many processes work."""
+"""Everything the result of a job depends on, and nothing else: neither its place nor the number of processes."""
 
 
 def canonical(description: Description) -> str:
-    """Return the text that equal descriptions share: JSON with sorted keys, in which sets are sorted lists.
+    """Return the canonical text of a description: JSON with sorted keys, and sets as sorted lists.
 
     Raises:
-        TypeError: a value is no plain data; its text might differ from process to process.
+        TypeError: a value is not plain data, so its text might differ between processes.
         ValueError: a number is not finite.
     """
     return json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
 
 
 def digest(description: Description) -> str:
-    """Return the name of a job that its description alone decides: 32 hexadecimal digits."""
+    """Return the digest of a description: 32 hexadecimal digits."""
     return hashlib.blake2b(canonical(description).encode(), digest_size=16).hexdigest()
 
 
 def difference(before: Description, now: Description, ignoring: Collection[str] = ()) -> str | None:
-    """Return the first value that differs, in words, None if all are equal.
+    """Return the first difference in words, or None if there is none.
 
     Args:
-        before: a description as it was.
-        now: as it is.
-        ignoring: keys that do not count; a key within an object is written ``object.key``.
+        before: the old description.
+        now: the new one.
+        ignoring: keys to ignore; a key within an object is written ``object.key``.
     """
     old, new = (_flat(json.loads(canonical(one))) for one in (before, now))
     for key in sorted((old.keys() | new.keys()) - set(ignoring)):
@@ -57,4 +57,4 @@ def _plain(value: object) -> Any:
         return sorted(value)
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{value!r} is no plain data")
+    raise TypeError(f"{value!r} is not plain data")

@@ -1,4 +1,4 @@
-"""JSON files that hold an object, and the fields that it must have, by name and type."""
+"""JSON files that hold one object, checked for the fields it must have."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from typing import Any, TypeAlias
 from ..errors import reading
 
 Fields: TypeAlias = Mapping[str, Any]
-"""Field names to what they hold: a type, a tuple of allowed values, or the fields of a nested object."""
+"""The required fields by name: a type, a tuple of allowed values, or the fields of a nested object."""
 
-_NAMES = {str: "a text", int: "a whole number", float: "a finite number", list: "a list", dict: "an object"}
+_NAMES = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def read_object(path: Path, hint: str, fields: Fields | None = None) -> dict[str, Any] | None:
-    """Return the object in a JSON file, None if there is no such file.
+    """Return the object in a JSON file, or None if there is no such file.
 
     Raises:
-        SubspaceError: the file is damaged, or lacks one of the fields; it ends with the hint.
+        SubspaceError: the file is damaged or lacks one of the fields; the message ends with the hint.
     """
     if not path.exists():
         return None
@@ -31,10 +38,9 @@ def read_object(path: Path, hint: str, fields: Fields | None = None) -> dict[str
 
 
 def check_fields(content: object, fields: Fields, prefix: str = "") -> None:
-    """Raise ValueError if an object lacks one of the fields or holds a value of another type in it.
+    """Raise ValueError if one of the fields is missing or has a value of another type.
 
-    A float field may hold a whole number; neither it nor an int field may hold a boolean. Further fields are left
-    alone.
+    A float field may hold a whole number; neither float nor int fields may hold a boolean. Other fields are ignored.
     """
     if not isinstance(content, dict):
         raise ValueError(f"{prefix.removesuffix('.') or 'it'} is not an object")
@@ -46,7 +52,7 @@ def check_fields(content: object, fields: Fields, prefix: str = "") -> None:
             check_fields(value, wanted, f"{prefix}{name}.")
         elif isinstance(wanted, tuple):
             if value not in wanted:
-                raise ValueError(f"{prefix}{name} is none of {', '.join(map(str, wanted))}")
+                raise ValueError(f"{prefix}{name} is not one of {', '.join(map(str, wanted))}")
         elif not _is(value, wanted):
             raise ValueError(f"{prefix}{name} is not {_NAMES[wanted]}")
 

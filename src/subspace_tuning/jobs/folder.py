@@ -1,4 +1,4 @@
-"""Folders that belong to a job: one process at a time, and one description for all that lies there."""
+"""Folders that belong to a job: one process at a time, and one description for everything in them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .description import Description, difference, digest
 from .fields import read_object
 
 LOCK = "lock"
-"""The file that the process at work holds. It stays, since to remove a free lock lets two processes in."""
+"""The file locked by the working process. It is never removed: removing a free lock would let two processes in."""
 
 JOB = "job.json"
 """The description of the job whose results a folder holds."""
@@ -23,7 +23,7 @@ JOB = "job.json"
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Make a folder, and keep other processes out of it during the body. However a process ends, its lock goes with it.
+    """Make a folder, and keep other processes out of it during the body. The lock is released however the process ends.
 
     Raises:
         SubspaceError: the folder cannot be made, or another process is at work in it.
@@ -44,52 +44,52 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether there is nothing in a folder but a lock and what a killed process was about to write."""
+    """Return whether a folder is empty except for a lock and the unfinished files of killed processes."""
     return not folder.is_dir() or all(entry.name == LOCK or is_temporary(entry) for entry in folder.iterdir())
 
 
 def claim(file: Path, description: Description, hint: str, ignoring: Collection[str] = ()) -> None:
-    """Write the description of a job, or go on with a job of the same one.
+    """Write the description of a job, or resume the job that has the same one.
 
     Args:
-        file: the description's place in the job's folder.
+        file: the description's file in the job's folder.
         description: the job.
-        hint: the way out for another job.
+        hint: the way out if the folder belongs to another job.
         ignoring: keys of the description that may change.
 
     Raises:
-        SubspaceError: the folder belongs to another job, and in what it differs.
+        SubspaceError: the folder belongs to another job; the message names the difference.
     """
     before = read_object(file, hint)
     if before is None:
         write_json(file, description)
     elif change := difference(before, description, ignoring):
-        raise SubspaceError(f"{file.parent}: the run cannot go on: {change}; {hint}")
+        raise SubspaceError(f"{file.parent}: the run cannot be resumed: {change}; {hint}")
 
 
 @contextmanager
 def owned(folder: Path, description: Description) -> Iterator[None]:
-    """Work alone in a folder that keeps the results of one job.
+    """Lock a folder that keeps the results of one job.
 
     Raises:
-        SubspaceError: the folder holds something else, or another process is at work in it.
+        SubspaceError: the folder holds something else, or another process is working in it.
     """
     with alone(folder):
         if not (folder / JOB).exists() and not is_vacant(folder):
-            raise SubspaceError(f"output folder {folder} is not empty and holds no results: choose another")
+            raise SubspaceError(f"output folder {folder} is not empty and has no results: choose another")
         claim(folder / JOB, description, "choose another folder")
         yield
 
 
 @contextmanager
 def parts(output: Path, description: Description) -> Iterator[Path]:
-    """Give a folder for the parts of a job whose whole result is to be at ``output``; it goes when the body is done.
+    """Yield a folder for the parts of a job whose result goes to ``output``; remove it when the body is done.
 
-    If the body does not come to its end, the parts that are there stay, and the next call with the same description
-    finds them. Another description finds none, since the folder has its digest for a name.
+    If the body does not finish, the parts stay, and the next call with the same description finds them. The folder is
+    named by the description's digest, so another description finds none.
 
     Raises:
-        SubspaceError: the folder cannot be made, or another process is at work on the same output.
+        SubspaceError: the folder cannot be made, or another process is working on the same output.
     """
     folder = output.with_name(f"{output.name}.part")
     with alone(folder):
@@ -101,4 +101,6 @@ def parts(output: Path, description: Description) -> Iterator[Path]:
             done = True
         finally:
             if done or not any(folder.glob("*/*")):
-                shutil.rmtree(folder, ignore_errors=True)  # with the lock, while it is held: nobody can have taken it
+                shutil.rmtree(
+                    folder, ignore_errors=True
+                )  # including the lock, while still held: nobody else can take it

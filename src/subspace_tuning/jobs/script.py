@@ -1,4 +1,4 @@
-"""What the scripts of benchmarks share: their command line, and a folder with a result per unit and pages of them."""
+"""What benchmark scripts share: a command line, and a folder with one result per unit and pages made from them."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from .units import Measure, Result, Unit, kept, perform
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Decorate a script's ``main``: bad input and an interruption end it with a line on stderr, and codes 2 and 130."""
+    """Decorate a script's ``main``: bad input and interruptions end in one line on stderr and exit code 2 or 130."""
     try:
         yield
     except SubspaceError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same call goes on", file=sys.stderr)
+        print("interrupted; the same call resumes", file=sys.stderr)
         sys.exit(130)
 
 
 def parser(text: str | None, results: Path | None) -> argparse.ArgumentParser:
-    """Return a command line with ``--results``, to which a script adds its own options; None: it must be given."""
+    """Return an argument parser with ``--results`` (required if the default is None); a script adds its own options."""
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--results", type=Path, default=results, required=results is None, help="gets what is measured")
+    made.add_argument(
+        "--results", type=Path, default=results, required=results is None, help="the folder for the results"
+    )
     return made
 
 
 def grid_parser(text: str | None, results: Path, workers: int = 0) -> argparse.ArgumentParser:
-    """Return a command line for ``grid``, with ``--table``, and with ``--workers`` if units run in processes."""
+    """Return an argument parser for ``grid``, with ``--table``, and with ``--workers`` if units run in processes."""
     made = parser(text, results)
     made.add_argument("--table", action="store_true", help="only write the tables")
-    # One process for timings: a second one would take the first one's time.
-    about = "units at a time, each in a process of its own" if workers else argparse.SUPPRESS
+    # One process for timings: a second one would slow down the first.
+    about = "units at a time, each in its own process" if workers else argparse.SUPPRESS
     made.add_argument("--workers", type=int, default=workers, help=about)
     return made
 
@@ -57,18 +59,18 @@ def grid(
     pages: Callable[[Path], None],
     *,
     records: str = ".",
-    told: Callable[[str, Result], object] = done,
+    on_result: Callable[[str, Result], object] = done,
 ) -> None:
-    """Measure the units that have no result in a folder yet, and write the folder's pages, also if some fail.
+    """Measure the units that have no result in a folder yet, and write the folder's pages, even if some units fail.
 
     Args:
-        options: of ``grid_parser``.
+        options: from ``grid_parser``.
         description: what the results depend on besides their unit.
         units: by name.
-        measure: makes a unit's result.
-        pages: writes what is made of all results in the folder.
-        records: where in the folder the results of units lie.
-        told: called with each new result.
+        measure: returns a unit's result.
+        pages: writes the pages made from all results in the folder.
+        records: the subfolder for the units' results.
+        on_result: called with each new result.
 
     Raises:
         SubspaceError: the folder holds another job, or units failed.
@@ -79,6 +81,6 @@ def grid(
     with owned(options.results, description):
         print(f"{len(kept(options.results / records, units))} of {len(units)} are done", flush=True)
         try:
-            perform(options.results / records, units, measure, workers=options.workers, told=told)
+            perform(options.results / records, units, measure, workers=options.workers, on_result=on_result)
         finally:
             pages(options.results)

@@ -1,4 +1,4 @@
-"""A job of many units that do not need each other: each result is written as it comes, and none is made twice."""
+"""Jobs of many independent units: each result is written as soon as it is there, and none is computed twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ..errors import SubspaceError
 from ..files import write_json
-from ..provenance import CIRCUMSTANCES, circumstances
+from ..provenance import KEYS, provenance
 from .description import Description
 from .fields import read_object
 from .folder import parts
@@ -31,18 +31,18 @@ def perform(
     measure: Measure[Unit],
     *,
     workers: int = 0,
-    told: Callable[[str, Result], object] = lambda name, result: None,
+    on_result: Callable[[str, Result], object] = lambda name, result: None,
 ) -> dict[str, Result]:
-    """Measure the units that have no result yet, and return the results of all, as they were read from their files.
+    """Measure the units that have no result yet, and return all results as read from their files.
 
     Args:
         folder: gets ``NAME.json`` for each unit, with date, machine and versions beside what ``measure`` returns. It
             must be locked (``owned``, ``parts``).
-        units: by name, which is that of a file.
-        measure: makes a unit's result, an object for JSON.
-        workers: how many units at a time, each in a process of its own; ``measure`` and units must be picklable then.
+        units: by name, which is also the file name.
+        measure: returns a unit's result, an object for JSON.
+        workers: how many units at a time, each in its own process; ``measure`` and the units must then be picklable.
             0: one after another in this process.
-        told: called with each new result, as ``measure`` gave it.
+        on_result: called with each new result, as returned by ``measure``.
 
     Raises:
         SubspaceError: a result cannot be read, or units failed in their processes; the others are done.
@@ -54,7 +54,7 @@ def perform(
     def keep(name: str, result: Result) -> None:
         write_json(folder / f"{name}.json", result)
         found.update(kept(folder, [name]))
-        told(name, _without_circumstances(found[name]))
+        on_result(name, _without_provenance(found[name]))
 
     if workers:
         _apart(missing, measure, workers, keep)
@@ -65,12 +65,12 @@ def perform(
 
 
 def kept(folder: Path, names: Iterable[str]) -> dict[str, Result]:
-    """Return the results that are there, in the order of their names.
+    """Return the existing results, sorted by name.
 
     Raises:
         SubspaceError: a result is damaged.
     """
-    read = ((name, read_object(folder / f"{name}.json", "remove it to have it made again")) for name in names)
+    read = ((name, read_object(folder / f"{name}.json", "remove it to compute it again")) for name in names)
     return {name: result for name, result in read if result is not None}
 
 
@@ -80,31 +80,31 @@ def measured(
     description: Description,
     units: Mapping[str, Unit],
     measure: Measure[Unit],
-    told: Callable[[str, Result], object] = lambda name, result: None,
+    on_result: Callable[[str, Result], object] = lambda name, result: None,
 ) -> Iterator[dict[str, Result]]:
-    """Give the results of all units, which the body is to write into ``output`` as one.
+    """Yield the results of all units, which the body writes to ``output`` as one.
 
-    Until then they are parts of it, and the next call goes on from them. Date, machine and versions are left out:
+    Until then they are kept as parts, and the next call resumes from them. Date, machine and versions are left out:
     ``output`` has them once.
     """
     with parts(output, description) as folder:
-        found = perform(folder, units, measure, told=told)
-        yield {name: _without_circumstances(one) for name, one in found.items()}
+        found = perform(folder, units, measure, on_result=on_result)
+        yield {name: _without_provenance(one) for name, one in found.items()}
 
 
 def _recorded(measure: Measure[Unit], unit: Unit) -> Result:
     result = measure(unit)
-    return circumstances() | dict(result)
+    return provenance() | dict(result)
 
 
-def _without_circumstances(result: Result) -> Result:
-    return {key: value for key, value in result.items() if key not in CIRCUMSTANCES}
+def _without_provenance(result: Result) -> Result:
+    return {key: value for key, value in result.items() if key not in KEYS}
 
 
 def _apart(
     units: Mapping[str, Unit], measure: Measure[Unit], workers: int, keep: Callable[[str, Result], None]
 ) -> None:
-    """Measure each unit in a new process. One that fails does not take the others' hours with it."""
+    """Measure each unit in a new process, so that a failure does not lose the others' work."""
     failed = []
     with ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(_in_process, measure, unit): name for name, unit in units.items()}
@@ -122,7 +122,7 @@ def _apart(
             pool.shutdown(cancel_futures=True)
     if failed:
         names = ", ".join(failed)
-        raise SubspaceError(f"{len(failed)} of {len(units)} failed: {names}; the same call tries them again")
+        raise SubspaceError(f"{len(failed)} of {len(units)} failed: {names}; the same call retries them")
 
 
 def _in_process(measure: Measure[Unit], unit: Unit) -> Result:
@@ -132,7 +132,7 @@ def _in_process(measure: Measure[Unit], unit: Unit) -> Result:
 
 
 def _end_with_parent() -> None:
-    """Let this process end when the one that started it is killed, and cannot end it any more."""
+    """End this process if its parent is killed and can no longer end it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

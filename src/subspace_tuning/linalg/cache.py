@@ -1,4 +1,4 @@
-"""Decompositions on disk, under a key of the weight's bytes."""
+"""Decompositions on disk, keyed by a hash of the weight's bytes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from .krylov import Part, Spectrum
 log = logging.getLogger(__name__)
 
 _VERSION = 2  # of the algorithms; part of the cache's key
-_PIECE = 2**21  # bytes that are hashed in one go
+_PIECE = 2**21  # bytes hashed at a time
 LARGEST_SHARE = 0.02
-"""The share of the cache's limit that one decomposition may have. Those of a large model's layers would otherwise push
-each other out before any of them is read again: with 4 GB, the full one of a 4096 x 4096 matrix is not kept."""
+"""The largest share of the cache's limit for one decomposition. Otherwise those of a large model's layers would evict
+each other before any of them is read again: with 4 GB, the full one of a 4096 x 4096 matrix is not kept."""
 
 
 def cache_folder() -> Path | None:
@@ -38,7 +38,7 @@ def cache_folder() -> Path | None:
 
 
 def cache_limit() -> int:
-    """Return the cache's size in bytes, ``$SUBSPACE_CACHE_BYTES`` or 4 GB; the files used least recently go first.
+    """Return the cache's limit in bytes, ``$SUBSPACE_CACHE_BYTES`` or 4 GB; least recently used files go first.
 
     Raises:
         SubspaceError: the variable is not a number of bytes.
@@ -55,15 +55,15 @@ def cached(
     folder = cache_folder()
     if folder is None:
         return compute(weight, rank, part)
-    limit = cache_limit()  # a value that is no number is refused before anything is computed
+    limit = cache_limit()  # an invalid value is refused before anything is computed
     path = folder / f"{_key(weight, rank, part)}.safetensors"
     try:
         stored = load_file(path)
         os.utime(path)
-        # Copies: what lies in a file is not aligned in memory, and products then differ in the last bit.
+        # Copy: tensors mapped from a file are not aligned in memory, and products would differ in the last bit.
         return Spectrum(*(stored[name].clone() for name in Spectrum._fields))
     except (OSError, SafetensorError, KeyError):
-        pass  # not there, or cut short by a full disk: compute it
+        pass  # missing, or truncated by a full disk: compute it
     result = compute(weight, rank, part)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     if sum(tensor.numel() for tensor in result) * dtype.itemsize > LARGEST_SHARE * limit:
@@ -77,7 +77,7 @@ def cached(
 
 def _key(weight: Tensor, rank: int | None, part: Part) -> str:
     data = weight.cpu()
-    # A linear layer's weight comes here transposed: hashed as it lies in memory, it needs no copy.
+    # A linear layer's weight arrives transposed: hashed in memory order, it needs no copy.
     turned = not data.is_contiguous() and data.T.is_contiguous()
     data = data.T if turned else data.contiguous()
     order = "columns" if turned else "rows"
@@ -87,7 +87,7 @@ def _key(weight: Tensor, rank: int | None, part: Part) -> str:
         # Flat first: the strides of sides of length 1 may be anything.
         content = data.reshape(-1).view(torch.uint8).numpy().data
         pieces = [content[start : start + _PIECE] for start in range(0, len(content), _PIECE)]
-        # Hashing is most of what a stored decomposition costs; other threads' Python goes on beside it.
+        # Hashing dominates the cost of a cache hit; it releases the GIL.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for piece in pool.map(lambda piece: hashlib.blake2b(piece, digest_size=20).digest(), pieces):
                 digest.update(piece)
@@ -110,7 +110,7 @@ def _store(path: Path, tensors: dict[str, Tensor]) -> None:
 def _shrink(folder: Path) -> None:
     files = []
     for path in folder.glob("*.safetensors"):
-        with contextlib.suppress(FileNotFoundError):  # another process shrinks it, too
+        with contextlib.suppress(FileNotFoundError):  # another process is shrinking it, too
             files.append((path.stat().st_mtime, path.stat().st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):

@@ -1,7 +1,7 @@
 """Singular value decompositions of frozen weights: exact, leading part, trailing part, cached on disk.
 
-Everything is computed in float64. In float32 the vectors depend visibly on the number of threads, and an adapter that
-is trained in one basis must find the same one again when it is loaded. For the same reason the signs are fixed.
+Everything is computed in float64. In float32 the vectors depend visibly on the number of threads, but an adapter
+trained in one basis must find the same basis when it is loaded. For the same reason the signs are fixed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .exact import exact_svd
 from .krylov import OVERSAMPLING, Part, Spectrum, partial_svd
 
 _FEW = 16  # r triples are few if min(n, m) is at least this multiple of r plus the oversampling
-_HUGE = 1e60  # beyond, and below its inverse, powers of the entries may not be numbers
+_HUGE = 1e60  # above it, and below its inverse, powers of the entries may overflow or underflow
 
 
 def svd(weight: Tensor, rank: int | None = None, part: Part = "top", cache: bool = True) -> Spectrum:
@@ -27,13 +27,13 @@ def svd(weight: Tensor, rank: int | None = None, part: Part = "top", cache: bool
         weight: W, n x m, any floating type.
         rank: how many singular triples; None for all min(n, m).
         part: the largest or the smallest ones.
-        cache: look the result up on disk, and keep it there (see :func:`.cache.cache_folder`).
+        cache: look the result up on disk, and store it there (see :func:`.cache.cache_folder`).
 
     Returns:
         U, S, V in float64 for a float64 weight, else in float32, on the weight's device. The columns of U and V are
         orthonormal. A few triples of a large matrix come from a randomised block Krylov space of it (Musco and
         Musco, arXiv 1504.05477), of its inverse or of a shifted inverse of its Gram matrix, if their residuals are
-        below a millionth of the largest singular value; all else is LAPACK's exact decomposition.
+        below a millionth of the largest singular value; otherwise LAPACK computes the exact decomposition.
 
     Raises:
         SubspaceError: the weight has entries that are not finite, or the rank is above min(n, m).
@@ -55,7 +55,7 @@ def in_float64(tensor: Tensor) -> Tensor:
 def _compute(weight: Tensor, rank: int | None, part: Part) -> Spectrum:
     matrix = in_float64(weight)
     size = float(torch.linalg.matrix_norm(matrix))
-    # A finite norm is quicker than a look at every entry; that of finite entries may still overflow.
+    # The norm is quicker to check than every entry, but that of finite entries may still overflow.
     if not (math.isfinite(size) or torch.isfinite(matrix).all()):
         raise SubspaceError("the weight has entries that are not finite")
     k = min(matrix.shape)

@@ -11,8 +11,8 @@ from ..extras import needs
 def exact_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U (n x k), the k = min(n, m) singular values in falling order, and V.T (k x m), without gradients.
 
-    torch calls LAPACK's divide and conquer (gesdd), which fails on some matrices with many equal singular values. Those
-    are decomposed by its QR iteration (gesvd), which is slower.
+    torch calls LAPACK's divide and conquer (gesdd), which fails on some matrices with many equal singular values. For
+    those the slower QR iteration (gesvd) is used.
     """
     matrix = matrix.detach()
     try:

@@ -32,21 +32,21 @@ class Spectrum(NamedTuple):
 
 
 def partial_svd(matrix: Tensor, rank: int, part: Part) -> Spectrum | None:
-    """Find r triples of a matrix that is not wide, None where only the exact decomposition gives them."""
+    """Find r triples of a matrix that is not wide; None if only the exact decomposition can."""
     found, near = _largest(matrix, rank) if part == "top" else _smallest(matrix, rank)
     return _crowded(matrix, rank, near) if found is None and near is not None else found
 
 
 class _Operator(NamedTuple):
-    """A matrix M, as what it does to blocks of a few rows: X @ M.T and Y @ M. With columns some products are slow."""
+    """A matrix M as products with blocks of a few rows, X @ M.T and Y @ M. With columns, some products are slow."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor], Tensor]
 
 
 def _largest(matrix: Tensor, rank: int) -> tuple[Spectrum | None, Tensor]:
-    """Find triples; also say about where the largest singular values lie."""
-    # Of such products a few rows times the transpose of a stored matrix is the fast one, so W is stored both ways.
+    """Find triples, and estimate the largest singular values."""
+    # A few rows times the transpose of a stored matrix is the fast product, so W is stored both ways.
     straight, turned = matrix.contiguous(), matrix.T.contiguous()
     operator = _Operator(lambda block: block @ straight.T, lambda block: block @ turned.T)
     steps = min(_STEPS, matrix.shape[1] // (2 * (rank + OVERSAMPLING)))
@@ -54,7 +54,7 @@ def _largest(matrix: Tensor, rank: int) -> tuple[Spectrum | None, Tensor]:
 
 
 def _smallest(matrix: Tensor, rank: int) -> tuple[Spectrum | None, Tensor | None]:
-    """Find triples as the largest ones of the inverse, else say about where they lie; neither for a singular matrix."""
+    """Find triples as the largest ones of the inverse, or else estimate them; neither for a singular matrix."""
     outer, square = (None, matrix) if matrix.shape[0] == matrix.shape[1] else torch.linalg.qr(matrix)
     factors, pivots, _ = torch.linalg.lu_factor_ex(square)
     diagonal = factors.diagonal().abs()
@@ -73,14 +73,14 @@ def _smallest(matrix: Tensor, rank: int) -> tuple[Spectrum | None, Tensor | None
 
 
 def _crowded(matrix: Tensor, rank: int, near: Tensor) -> Spectrum | None:
-    """Find triples at an end of the spectrum where singular values lie dense, but not near zero.
+    """Find triples at an end of the spectrum where singular values are dense, but not near zero.
 
-    The inverse of W.T @ W less a number a little beyond that end tells them apart.
+    They are separated by the inverse of W.T @ W, shifted by a number slightly beyond that end.
 
     Args:
         matrix: W, not wide.
         rank: how many triples.
-        near: estimates of the singular values at that end, from the end on.
+        near: estimates of the singular values at that end, outermost first.
     """
     size = matrix.shape[1]
     gram = matrix.new_empty(size, size)
@@ -93,7 +93,7 @@ def _crowded(matrix: Tensor, rank: int, near: Tensor) -> Spectrum | None:
     for distance in (1.0, 4.0, 16.0):
         root = -sign * gram
         root.diagonal().add_(sign * (end + distance * (end - inside)))
-        root, failed = torch.linalg.cholesky_ex(root)  # fails if part of the spectrum lies beyond that number
+        root, failed = torch.linalg.cholesky_ex(root)  # fails if part of the spectrum is beyond that number
         if not failed:
             break
     else:
@@ -112,7 +112,7 @@ def _crowded(matrix: Tensor, rank: int, near: Tensor) -> Spectrum | None:
 
 
 def _holds(matrix: Tensor, found: Spectrum) -> bool:
-    """Say whether triples are triples of W: rounding errors may have grown in the solutions that they come from."""
+    """Check that triples belong to W: the solves that gave them may have amplified rounding errors."""
     U, S, V = found.U.T.contiguous(), found.S[:, None], found.V.T.contiguous()
     errors = torch.cat([V @ matrix.T - S * U, U @ matrix - S * V], dim=1)
     mean = torch.linalg.matrix_norm(matrix) / matrix.shape[1] ** 0.5  # is not above the largest singular value
@@ -122,29 +122,29 @@ def _holds(matrix: Tensor, found: Spectrum) -> bool:
 def _krylov(
     operator: _Operator, like: Tensor, rank: int, steps: int, tolerance: float
 ) -> tuple[Spectrum | None, Tensor]:
-    """Find the largest triples of M in the space that a random block and its images under powers of M.T @ M span.
+    """Find the largest triples of M in the span of a random block and its images under powers of M.T @ M.
 
-    Flat spectra need the blocks of all powers together, not the last one only.
+    Flat spectra need the blocks of all powers together, not only the last one.
 
     Args:
         operator: M.
         like: a tensor of M's shape and type, on its device.
         rank: how many triples.
-        steps: how many blocks at most.
-        tolerance: how large a residual may be beside the least of the r singular values.
+        steps: the largest number of blocks.
+        tolerance: the largest residual, relative to the least of the r singular values.
 
     Returns:
-        The triples, None if they are not within the tolerance; the largest singular values, as far as they are known.
+        The triples, or None if they are not within the tolerance; and the largest singular values found so far.
     """
     width = rank + OVERSAMPLING
-    generator = torch.Generator().manual_seed(0)  # the person's own random numbers stay as they are
+    generator = torch.Generator().manual_seed(0)  # leave torch's global generator alone
     block = torch.randn(width, like.shape[1], generator=generator, dtype=like.dtype).to(like.device)
     space, images, gram = (like.new_empty(width * steps, size) for size in (*like.shape[::-1], width * steps))
     near = like.new_zeros(width)
     check, before, missing_before = _FIRST_CHECK, 0, 0.0
     for count in range(1, steps + 1):
         old, new, known = slice((count - 1) * width), slice((count - 1) * width, count * width), slice(count * width)
-        for _ in range(2):  # where nearly all is taken away, once leaves rounding errors along it
+        for _ in range(2):  # twice: where nearly everything cancels, one pass leaves rounding errors
             length = torch.linalg.vector_norm(block, dim=1).max()
             Q, R = torch.linalg.qr((block - (block @ space[old].T) @ space[old]).T)
             block = Q.T
@@ -156,7 +156,7 @@ def _krylov(
         if count in (check, steps):
             squares, vectors = torch.linalg.eigh(gram[known, known])  # reads the lower triangle
             near = squares[-width:].flip(0).clamp(min=0).sqrt()
-            # Small values carry little accuracy through the squares, so the r directions are decomposed anew.
+            # Squaring costs small values their accuracy, so the r directions are decomposed again.
             chosen = vectors[:, -rank:].T
             U, S, right = exact_svd((chosen @ images[known]).T)
             V = right @ chosen @ space[known]
@@ -168,7 +168,7 @@ def _krylov(
             wait = count // 2
             if before:
                 left = missing * (count - before) / max(missing_before - missing, 1e-3)
-                # Convergence quickens from step to step, but hardly threefold.
+                # Convergence accelerates from step to step, but rarely threefold.
                 if count + left / 3 > steps:
                     break
                 wait = min(wait, math.ceil(0.75 * left))

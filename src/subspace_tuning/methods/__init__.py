@@ -1,4 +1,4 @@
-"""The catalogue of methods. Every module of the three folders is read, so a new method is one new file."""
+"""The catalogue of methods. Every module in the three folders is imported, so a new method is one new file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue as a page, made from the registry, with the laws that each method was found to keep."""
+"""The catalogue as a page, generated from the registry, with the laws that each method keeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .method import AnyMethod, Method
 from .registry import listed
 
 _CATEGORIES = {
-    "reconstruction": "phi(W) = f(W) rescales or turns the subspaces of W.",
+    "reconstruction": "phi(W) = f(W) rescales or rotates the subspaces of W.",
     "extension": "phi(W) = W + s Delta adds a matrix of low rank or low cost.",
     "combination": "phi(W) = g(f(W)) does both.",
 }
@@ -28,7 +28,7 @@ def laws(method: Method) -> dict[str, bool | None]:
     """Check a method on small matrices in float64.
 
     Returns:
-        Whether it keeps each law; None for a law that says nothing about it, such as the dense form of a method with a
+        Whether it keeps each law; None for a law that does not apply, such as the dense form of a method with a
         nonlinearity.
     """
     return {name: law(method) for name, law in _LAWS.items()}
@@ -98,19 +98,19 @@ _LAWS: dict[str, Callable[[Method], bool | None]] = {
     "every factor has a gradient": _every_factor_has_a_gradient,
     "merges into W": _merges,
     "count as declared": _counts,
-    "printed and read again the same": _prints,
+    "unchanged when printed and parsed": _prints,
 }
 
 
 def page(chosen: Sequence[AnyMethod] | None = None) -> str:
-    """Return the catalogue as a page of Markdown, or the sections of some methods."""
+    """Return the catalogue as a Markdown page, or the sections of some methods."""
     if chosen is not None:
         return "\n".join(line for known in chosen for line in _section(known)).rstrip() + "\n"
     lines = [
         "# The catalogue",
         "",
-        "Made from the registry by `subspace methods --markdown`. W is n x m = in x out, the rank is r, k = min(n, m),",
-        "p the number of trained entries of a mask, q that of chosen singular directions, s = alpha / r.",
+        "Generated from the registry by `subspace methods --markdown`. W is n x m = in x out, the rank is r,",
+        "k = min(n, m), p trained entries of a mask, q chosen singular directions, and s = alpha / r.",
         "",
         "| method | phi(W) | category | parameters per matrix | merges |",
         "|---|---|---|---|---|",
@@ -129,7 +129,7 @@ def page(chosen: Sequence[AnyMethod] | None = None) -> str:
 
 @singledispatch
 def _section(known: AnyMethod) -> Iterator[str]:
-    """Yield the lines of a method's section, by how it is run."""
+    """Yield the lines of a method's section."""
     raise NotImplementedError(type(known).__name__)
 
 
@@ -148,7 +148,7 @@ def _of_formula(method: Method) -> Iterator[str]:
         "",
         f"* category: {method.category}" + (f", {method.mode}" if method.mode else ""),
         f"* parameters per matrix: {method.count}",
-        f"* goes to: {', '.join(method.placement)}",
+        f"* placement: {', '.join(method.placement)}",
         f"* default learning rate: {method.learning_rate:g}",
         f"* {_merging(method)}",
         *([f"* contains: {', '.join(method.includes)}"] if method.includes else []),
@@ -165,7 +165,7 @@ def _of_formula(method: Method) -> Iterator[str]:
 def _merging(method: Method) -> str:
     if method.formula.is_linear:
         return "merges into W" + (" and the bias" if method.formula.names_bias else "")
-    around = "goes around a normalisation" if method.formula.wraps_norm else "has a nonlinearity between its factors"
+    around = "wraps a normalisation" if method.formula.wraps_norm else "has a nonlinearity between its factors"
     return f"does not merge: it {around}"
 
 
@@ -177,7 +177,7 @@ def _of_peft(known: Hosted) -> Iterator[str]:
         f"* category: {known.category}, {known.mode}",
         f"* parameters: {known.count}",
         f"* runs as peft's {known.config}; `subspace train` takes its name",
-        "* does not merge: its rows stand before those of W",
+        "* does not merge: its rows precede those of W",
         f"* source: {known.citation}",
         "",
     )

@@ -1,4 +1,4 @@
-"""What a start must keep, checked on small matrices: phi(W) = W there, and every factor can leave it."""
+"""Checks of a start on small matrices: phi(W) = W there, and every factor can leave it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from .factors import Factors, environment, initial_factors
 if TYPE_CHECKING:
     from .method import Method
 
-_ROWS = 16  # enough that every unit of a relu is active for some
-_HIGHEST = 16  # rank; what holds there holds above
+_ROWS = 16  # enough rows for every unit of a relu to be active in some
+_HIGHEST = 16  # rank; whatever holds there holds for higher ranks
 _SCALE, _ENTRIES, _DIRECTIONS = 2.0, 6, 2
-_STEP = 0.1  # of the entry that moves most
-_ZERO = 1e-10  # beside the size of the upstream gradient
+_STEP = 0.1  # relative to the entry that moves most
+_ZERO = 1e-10  # relative to the upstream gradient
 _NO_VALUE = "phi(W) cannot be evaluated"
 _STILL = re.compile(r"never moves (\w+)")
 
 
 def row_norm(rows: Tensor) -> Tensor:
-    """Return normalised rows: what stands for N where a formula is checked by itself."""
+    """Return normalised rows: the N with which a formula is checked."""
     return torch.nn.functional.layer_norm(rows, rows.shape[-1:])
 
 
 @lru_cache(maxsize=1024)
 def start_problem(method: Method, rank: int = 3, one_hot: bool = False) -> str | None:
-    """Return what is wrong with a method's start, in one line; None if nothing is.
+    """Return the problem with a method's start in one line, or None.
 
-    phi(W) must be W, some factor must have a gradient there (else the loss is stationary in all of them), and every
-    factor must have one after two steps at the latest.
+    phi(W) must be W, some factor must have a gradient there (otherwise the loss is stationary in all of them), and
+    every factor must have one after at most two steps.
 
     Args:
         method: the method.
@@ -49,24 +49,24 @@ def start_problem(method: Method, rank: int = 3, one_hot: bool = False) -> str |
             return _Case(method, min(rank, _HIGHEST), one_hot).problem()
     except SubspaceError as error:
         return f"{_NO_VALUE}: {error}"
-    except RuntimeError as error:  # torch's, of shapes that do not fit after all
+    except RuntimeError as error:  # from torch, for shapes that do not fit after all
         return f"{_NO_VALUE}: {str(error).splitlines()[0]}"
 
 
 def start_refusal(method: Method, rank: int, one_hot: bool, reason: str) -> FormulaError:
-    """Return the error of a method with a problem at its start, with the nearest formula or starts without one.
+    """Return the error for a method's start, with the nearest formula or starts that have no problem.
 
     Args:
         method: the method.
         rank: r.
         one_hot: the rows of W are looked up.
-        reason: what ``start_problem`` says.
+        reason: the result of ``start_problem``.
     """
     formula, named = str(method.formula), method.name if method.is_named else None
     still = _STILL.search(reason)
     place = re.search(rf"\b{still[1]}\b", formula) if still else None
     span = place.span() if place else None
-    if reason.startswith(_NO_VALUE):  # the rank or the layer is at fault
+    if reason.startswith(_NO_VALUE):  # the problem is the rank or the layer
         return FormulaError(reason, formula, span, method=named)
 
     def starts_at_weight(other: Formula, starts: Mapping[str, str]) -> bool:
@@ -77,12 +77,12 @@ def start_refusal(method: Method, rank: int, one_hot: bool, reason: str) -> Form
             return FormulaError(reason, formula, span, formula, starts, named)
     found = nearest_formula(formula, lambda other: starts_at_weight(other, {}))
     if found is None:
-        return FormulaError(f"{reason}; say how the factors start, with starts", formula, span, method=named)
+        return FormulaError(f"{reason}; set how the factors start with starts", formula, span, method=named)
     return FormulaError(reason, formula, span, str(found), method=named)
 
 
 def _other_starts(method: Method) -> Iterator[dict[str, str]]:
-    """Yield other starts for the same formula: the inferred ones, and each dense factor at zero, the others drawn."""
+    """Yield other starts for a formula: the inferred ones, then each dense factor at zero with the others drawn."""
     if method.starts:
         yield {}
     dense = [name for name in method.formula.trainable if len(method.formula.shapes[name]) == 2]
@@ -118,16 +118,16 @@ class _Case:
         formula = self.method.formula
         shapes = {name: f" ({' x '.join(shape)})" if shape else "" for name, shape in formula.shapes.items()}
         starts = self.method.starts_for(self.one_hot)
-        told = ", ".join(f"{name}{shapes[name]} at {start}" for name, start in starts.items())
+        listed = ", ".join(f"{name}{shapes[name]} at {start}" for name, start in starts.items())
         y, wanted = self.output(training=False), self.frozen()
         if y.shape != wanted.shape or not torch.allclose(y, wanted):
             where = f", at rank {self.rank}" if formula.has_rank else ""
-            return f"phi(W) is not W at its start{where}: {told}"
+            return f"phi(W) is not W at its start{where}: {listed}"
         upstream = _drawn(*y.shape)
         gradients = self.gradients(upstream)
         moving = _moving(gradients, upstream)
         if not moving:
-            return f"phi(W) cannot leave its start, where every gradient is 0: {told}"
+            return f"phi(W) cannot leave its start, where every gradient is 0: {listed}"
         largest = max(float(gradients[name].abs().max()) for name in moving)
         for name in moving:
             moved = self.leaves[name] - gradients[name] * (_STEP / largest)
@@ -135,7 +135,7 @@ class _Case:
         moving |= _moving(self.gradients(upstream), upstream)
         still = [name for name in self.leaves if name not in moving]
         if still:
-            return f"phi(W) never moves {', '.join(still)} from the start, since the gradient is 0: {told}"
+            return f"phi(W) never moves {', '.join(still)} from the start, since the gradient is 0: {listed}"
         return None
 
     def frozen(self) -> Tensor:
@@ -144,7 +144,7 @@ class _Case:
         return self.rows @ self.weight + (self.bias if self.method.formula.names_bias else 0.0)
 
     def gradients(self, upstream: Tensor) -> dict[str, Tensor]:
-        """Return the gradient of <upstream, output>, with the gates drawn as in training."""
+        """Return the gradient of <upstream, output>, with the gates sampled as in training."""
         y = self.output(training=True)
         if not y.requires_grad:
             return {name: torch.zeros_like(leaf) for name, leaf in self.leaves.items()}
@@ -170,7 +170,7 @@ def _factors(method: Method, weight: Tensor, rank: int, one_hot: bool, window: t
         positions=torch.arange(_ENTRIES),
     )
     for name in factors.constants.keys() & names.CHOSEN_SHAPES:
-        # As if the schedule had chosen them: until then nothing moves along them.
+        # As if the schedule had chosen them; before that nothing moves along them.
         factors.constants[name] = torch.linalg.qr(_drawn(*factors.constants[name].shape))[0]
     return factors
 

@@ -1,4 +1,4 @@
-"""Counts of parameters as they are declared: polynomials in the dimensions of a matrix."""
+"""Declared parameter counts: polynomials in the dimensions of a matrix."""
 
 from __future__ import annotations
 

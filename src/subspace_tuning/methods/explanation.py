@@ -1,4 +1,4 @@
-"""What a formula is, told from its form: factors, count, relatives, cost, and what it could do without."""
+"""Explanations of formulas from their form: factors, count, relatives, cost, and redundant factors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .registry import from_formula, get
 from .schedules import SCHEDULES
 
 SHAPE, ROWS, RANK = (768, 768), 512, 8
-"""What numbers are for where nothing else is said: one matrix of a base-sized encoder, and a batch's tokens."""
+"""The default sizes: one matrix of a base-sized encoder, and the tokens of a batch."""
 _WINDOW = 3
 _LARGEST = 2**31
 
@@ -32,10 +32,10 @@ _FROZEN = {
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of a formula: its shape by symbols and in numbers.
+    """A tensor of a formula, with its shape in symbols and in numbers.
 
-    Of a trained factor ``start`` is where it starts, "" if nothing tells, and ``offset`` whether its stored parameter
-    is the offset from there. ``meaning`` says what a frozen one is.
+    For a trained factor, ``start`` is its start ("" if unknown), and ``offset`` says whether its stored parameter is
+    the offset from there. For a frozen tensor, ``meaning`` describes it.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Cost:
     """The planned evaluation of one training step on a number of rows.
 
     ``way`` and ``evaluation`` are those of :class:`subspace_tuning.algebra.Alternative`. Costs are the planner's
-    estimates, beside the frozen layer's own step and beside LoRA's at the same rank. ``multiply_adds`` are those that
-    come to the frozen layer's own for each row, with the backward pass; below 0 where phi(W) takes fewer.
+    estimates, relative to the frozen layer's own step and to LoRA's at the same rank. ``multiply_adds`` counts those
+    per row beyond the frozen layer's own, including the backward pass; it is negative if phi(W) takes fewer.
     """
 
     rows: int
@@ -68,10 +68,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Advice:
-    """Factors without which phi(W) can be all that it can be now, since another one takes their values up.
+    """Redundant factors, whose values another factor can absorb without restricting phi(W).
 
-    The formula ``before``, with ``kept`` at ``value``, is ``after``. ``serves`` says what needs the factors all the
-    same, "" if nothing is known to.
+    The formula ``before``, with ``kept`` at ``value``, is ``after``. ``serves`` says what needs the factors anyway, or
+    is "".
     """
 
     before: str
@@ -97,10 +97,10 @@ class InModel:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a formula is. ``str`` tells it in 80 columns.
+    """An explanation of a formula. ``str`` renders it in 80 columns.
 
-    ``problem`` is what is wrong with its start, "" if nothing is. ``count`` is the number of trained parameters of a
-    matrix as a polynomial, ``trained`` its value at ``n``, ``m`` and ``rank``. ``merges`` begins with yes or no.
+    ``problem`` is the problem with its start, or "". ``count`` is the number of trained parameters per matrix as a
+    polynomial, ``trained`` its value at ``n``, ``m`` and ``rank``. ``merges`` begins with yes or no.
     """
 
     name: str
@@ -124,9 +124,9 @@ class Explanation:
     model: InModel | None = None
 
     def __str__(self) -> str:
-        from .telling import told
+        from .rendering import rendered
 
-        return told(self)
+        return rendered(self)
 
 
 def explain(
@@ -139,10 +139,10 @@ def explain(
         'W + s * A @ B'
 
     Args:
-        what: the name of a registered method, a formula, or what ``@method`` made.
-        shape: n and m of a matrix, for all numbers; 768 x 768 if left out.
+        what: the name of a registered method, a formula, or an object made by ``@method``.
+        shape: n and m of the matrix for which numbers are computed; 768 x 768 by default.
         rank: r.
-        rows: how many rows meet the matrix at once, batch x tokens, for the plan.
+        rows: the number of rows at once, batch x tokens, for the plan.
 
     Raises:
         SubspaceError: there is no such method, the formula cannot be read, or a number is out of range.
@@ -155,12 +155,12 @@ def explain(
 
 
 def method_of(what: str | Method) -> Method:
-    """Return the method that a name, a formula or a method stands for. Raises SubspaceError if there is none."""
+    """Return the method for a name, a formula or a method. Raises SubspaceError if there is none."""
     if isinstance(what, Method):
         return what
     if not isinstance(what, str):
-        raise SubspaceError(f"a method's name, a formula or a Method is wanted, not {type(what).__name__}")
-    # No single name is a formula with something to train.
+        raise SubspaceError(f"expected a method's name, a formula or a Method, not {type(what).__name__}")
+    # A single name is never a formula with trainable factors.
     return get(what) if what.isidentifier() and what != "W" else from_formula(what)
 
 
@@ -190,13 +190,13 @@ def explained(method: Method, sizes: Sizes, rows: int) -> Explanation:
 
 
 def merging(formula: Formula) -> str:
-    """Tell on which layers phi(W) can be written into the weight, or why it cannot."""
+    """Return on which layers phi(W) can be written into the weight, or why it cannot."""
     if formula.wraps_norm:
-        return "no: it goes around a normalisation, and stands beside no matrix"
+        return "no: it wraps a normalisation and has no matrix"
     if not formula.is_linear:
         bends = {node.function: None for node in formula.expression.walk() if isinstance(node, Activation)}
         between = " and ".join(bends)
-        return f"no: {between} acts between the factors" if bends else "no: a bias stands within the formula"
+        return f"no: {between} acts between the factors" if bends else "no: there is a bias inside the formula"
     if formula.axes:
         return f"yes: on convolutions with {formula.axes} axes"
     if formula.matrix == W:
@@ -211,8 +211,8 @@ def _sizes(method: Method, shape: tuple[int, int] | None, rank: int) -> Sizes:
     n, m = shape or (SHAPE[0] * math.prod(window), SHAPE[1])
     if n % math.prod(window):
         raise SubspaceError(
-            f"the formula is of a convolution's window, here {' x '.join(map(str, window))}: n = {n} is no multiple of "
-            f"{math.prod(window)}"
+            f"the formula needs a convolution's window, here {' x '.join(map(str, window))}: "
+            f"n = {n} is not a multiple of {math.prod(window)}"
         )
     entries = max(1, round((method.budget or 0.0) * n * m)) if method.formula.masked else 0
     options = SCHEDULES["lora_dash"].options_class() if method.formula.chooses_directions else None
@@ -232,10 +232,10 @@ def _meaning(method: Method, name: str) -> str:
     if name in names.SPECTRAL_SHAPES:
         return "of W's singular value decomposition"
     if name in names.CHOSEN_SHAPES:
-        return "singular directions of W that the schedule chooses"
+        return "singular directions of W chosen by the schedule"
     if names.is_mask(name):
         return "positions in W" + (f", chosen by {method.selection}" if method.selection else "")
-    return _FROZEN.get(name) or f"where {names.started(name)} starts"
+    return _FROZEN.get(name) or f"the start of {names.started(name)}"
 
 
 def _cost(formula: Formula, sizes: Sizes, rows: int) -> Cost | None:
@@ -282,7 +282,7 @@ def _told(step: Reduction, before: Formula, sizes: Sizes, serves: str) -> Advice
 
 
 def _serves(method: Method) -> str:
-    """Return what acts on a method's factors one by one, so that they are more than the matrix that they make."""
+    """Return what acts on a method's single factors, so that they matter beyond the matrix they form."""
     acting = [f"the schedule {method.schedule}"] if method.schedule else []
     acting += [f"the pattern {'+'.join(method.pattern)}"] if method.pattern else []
     return " and ".join(acting)

@@ -1,4 +1,4 @@
-"""From a method and a weight to tensors: what is trained, what is frozen, and the environment of the formula."""
+"""From a method and a weight to tensors: parameters, constants, and the environment of the formula."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def initial_factors(
         weight: W, n x m. On the meta device only shapes come out.
         rank: r.
         one_hot: the rows of W are looked up, as in an embedding.
-        random: draw every parameter instead, so that phi(W) differs from W (for tests).
+        random: draw every parameter, so that phi(W) differs from W (for tests).
         cache: use the disk cache of decompositions.
-        scale: s, which some starts divide by.
-        entries: p, how many entries of W a mask lets train.
-        directions: q, how many singular directions are chosen in training.
-        window: the window of a convolution, for formulas that treat its axes apart.
-        positions: the mask, as p flat indices into the n x m matrix. Without it the smallest entries are taken if the
-            method says so, random ones if ``random``, else it holds zeros and is to be loaded.
+        scale: s, by which some starts divide.
+        entries: p, the number of entries of W that a mask trains.
+        directions: q, the number of singular directions chosen in training.
+        window: the window of a convolution, for formulas with factors for its axes.
+        positions: the mask, as p flat indices into the n x m matrix. By default the smallest entries if the method
+            chooses those, random ones if ``random``, and otherwise zeros to be overwritten on loading.
 
     Raises:
-        SubspaceError: singular triples are asked for, and the rank is above min(n, m) or the weight is not finite.
+        SubspaceError: singular triples are needed, and the rank is above min(n, m) or the weight is not finite.
     """
     sizes = Sizes(weight.shape[0], weight.shape[1], rank, entries, directions, window)
     shapes = {name: sizes.of(method.formula.shapes[name]) for name in method.formula.trainable}
@@ -72,7 +72,7 @@ def initial_factors(
         drawn, first, number = torch.zeros(shapes[name]), names.start_of(name), fixed_number(start)
         if not lookup(start)[2]:
             place = Place(shapes[name], weight.detach(), constants, one_hot, scale, cache)
-            # Rounded before it is copied: a factor starts at X0 itself.
+            # Rounded before it is copied, so that a factor starts exactly at X0.
             drawn = torch.as_tensor(value_at_start(name, start, place)).to(weight.dtype)
         parameters[name] = torch.randn(shapes[name]) * _spread(shapes[name]) if random else drawn
         if first in method.formula.shapes and first not in constants:
@@ -94,7 +94,7 @@ def computed_constants(
     scale: float = 1.0,
     window: tuple[int, ...] = (),
 ) -> dict[str, Tensor]:
-    """Return those constants that follow from W alone, so that they hold as long as W stays: nothing is drawn.
+    """Return the constants determined by W alone, which stay valid while W does: nothing is drawn.
 
     Args:
         method: the method.
@@ -125,10 +125,10 @@ def _parts_and_anchors(
 
 
 def _kept(method: Method, weight: Tensor, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the constants that the formula needs, as they are stored."""
+    """Return the constants of the formula, as stored."""
     dtype = wide(weight.dtype)
     return {
-        # Contiguous, as what is loaded from a file: products of another layout differ in the last bit.
+        # Contiguous, like tensors loaded from a file: products in another layout differ in the last bit.
         name: constants[name]
         .to(weight.device, dtype if constants[name].is_floating_point() else torch.int64)
         .contiguous()
@@ -147,7 +147,7 @@ def _positions(method: Method, weight: Tensor, entries: int, positions: Tensor |
 
 
 def _directions(method: Method, sizes: Sizes, random: bool) -> dict[str, Tensor]:
-    """Return the chosen directions: zeros until the schedule chooses, so that nothing trains along them."""
+    """Return the chosen directions: zeros until the schedule chooses some, so that nothing trains along them."""
     if not method.formula.chooses_directions:
         return {}
     shapes = {name: sizes.of(shape) for name, shape in names.CHOSEN_SHAPES.items()}
@@ -157,7 +157,7 @@ def _directions(method: Method, sizes: Sizes, random: bool) -> dict[str, Tensor]
 
 
 def spectral_parts(method: Method, weight: Tensor, rank: int, cache: bool = True) -> dict[str, Tensor]:
-    """Return those of U, S, V, U_r, S_r, V_r (and S beside U and V) that a method's formula or starts need."""
+    """Return those of U, S, V, U_r, S_r, V_r that a method's formula or starts need (always S with U and V)."""
     parts: dict[str, Tensor] = {}
     if {"U", "S", "V"} & set(method.formula.spectral):
         parts.update(zip(("U", "S", "V"), _decomposed(weight, None, cache), strict=True))
@@ -174,7 +174,7 @@ def _decomposed(weight: Tensor, rank: int | None, cache: bool) -> tuple[Tensor, 
 
 
 def _spread(shape: tuple[int, ...]) -> float:
-    """Return a deviation that keeps a product of drawn factors near the size of W."""
+    """Return a standard deviation that keeps a product of drawn factors near the size of W."""
     return 0.3 if len(shape) < 2 else max(shape[0], 1) ** -0.5
 
 
@@ -182,8 +182,8 @@ class Reading(NamedTuple):
     """How factors are read from parameters and constants.
 
     ``anchors`` holds the anchors of factors that are an anchor plus their parameter: a number, or the name of a
-    constant. ``sums`` are those of them that the evaluated formula names. ``offsets`` holds the factors of which it
-    names the offset from the start, each with the name of that constant, None where the parameter is the offset.
+    constant. ``sums`` are those that the evaluated formula names. ``offsets`` holds the factors whose offset from the
+    start it names, each with the name of the start's constant, or None if the parameter itself is the offset.
     """
 
     anchors: Mapping[str, float | str]
@@ -192,7 +192,7 @@ class Reading(NamedTuple):
 
     @classmethod
     def of(cls, method: Method, one_hot: bool) -> Reading:
-        """Return the reading of a method's factors."""
+        """Return how a method's factors are read."""
         anchors, numbers = method.anchors(one_hot), method.fixed_anchors(one_hot)
         found = {name: numbers.get(name, names.start_of(name)) for name, anchored in anchors.items() if anchored}
         return cls(
@@ -206,7 +206,7 @@ class Reading(NamedTuple):
         )
 
     def value(self, name: str, parameter: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
-        """Return what a factor's name stands for."""
+        """Return the value of a factor."""
         anchor = self.anchors.get(name)
         if anchor is None:
             return parameter
@@ -224,9 +224,9 @@ def environment(
     norm: Callable[[Tensor], Tensor] | None = None,
     evaluated: bool = False,
 ) -> dict[str, Tensor | Operator | float | Callable[[Tensor], Tensor]]:
-    """Return what the formula's names stand for: factors are their parameter, or their anchor plus it.
+    """Return the formula's environment, in which a factor is its parameter, or its anchor plus its parameter.
 
-    With ``evaluated`` what ``formula.evaluated`` does not name is not computed.
+    With ``evaluated``, only the names in ``formula.evaluated`` are computed.
     """
     reading = method.readings[1 if one_hot else 0]
     env: dict[str, Tensor | Operator | float | Callable[[Tensor], Tensor]] = {

@@ -1,7 +1,7 @@
-"""A function as a formula: what it writes with its parameters' names is read as a string is, and refused as one.
+"""Functions as formulas: the text that a function builds from its parameters' names is parsed like any other formula.
 
-The function is called with names that write down whatever Python's operators, and the functions of torch and numpy, do
-with them. So both ways of writing a formula have one set of operations, and one set of messages.
+The function is called with symbols that record Python's operators and the functions of torch and numpy as text. So both
+ways to write a formula have the same operations and the same messages.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _LOWEST = SUM - 1  # comparisons and operations on bits
 
 
 def formula_of(own: str, function: Callable[..., Any], usable: Callable[[Formula], bool]) -> Formula:
-    """Return the formula that a function makes of the names of its parameters.
+    """Return the formula that a function builds from the names of its parameters.
 
     Args:
         own: the name of the method.
         function: a function whose parameters are the names of the formula.
-        usable: what must hold for a formula that an error suggests.
+        usable: a condition on formulas that an error may suggest.
 
     Raises:
-        SubspaceError: the parameters cannot be names, or one is not used; as FormulaError, the formula is refused.
+        SubspaceError: a parameter cannot be a name, or is not used; or, as FormulaError, the formula is refused.
     """
     parameters = inspect.signature(function).parameters
     for parameter in parameters.values():
@@ -40,8 +40,8 @@ def formula_of(own: str, function: Callable[..., Any], usable: Callable[[Formula
             raise SubspaceError(f"method {own!r}: the parameter {parameter} is not a name of the formula")
         if parameter.default is not parameter.empty:
             raise SubspaceError(
-                f"method {own!r}: the parameter {parameter.name} has a default, and a formula's names have none; write "
-                "the number into the formula"
+                f"method {own!r}: the parameter {parameter.name} has a default, which a formula's names cannot have; "
+                "write the number into the formula"
             )
         if problem(parameter.name) is not None:
             raise SubspaceError(f"method {own!r}: {problem(parameter.name)}")
@@ -56,7 +56,7 @@ def formula_of(own: str, function: Callable[..., Any], usable: Callable[[Formula
 
 
 def _text_of(own: str, function: Callable[..., Any], names: Sequence[str]) -> str:
-    """Return what the function says of the names, as text. Raises SubspaceError if it fails."""
+    """Return the text that the function builds. Raises SubspaceError if it fails."""
     try:
         written = function(*map(Name, names))
     except NameError as error:
@@ -64,9 +64,9 @@ def _text_of(own: str, function: Callable[..., Any], names: Sequence[str]) -> st
     except SubspaceError as error:
         raise SubspaceError(f"method {own!r}: {error}") from None
     except Exception as error:
-        # Of what Python itself cannot do with a name, its words are told; of the function's own mistakes the kind, too.
-        told = str(error) if isinstance(error, (TypeError, AttributeError)) else described(error)
-        raise SubspaceError(f"method {own!r}: not a formula ({' '.join(told.split())})") from None
+        # If Python cannot apply an operation to a name, its message suffices; other errors need their type, too.
+        reason = str(error) if isinstance(error, (TypeError, AttributeError)) else described(error)
+        raise SubspaceError(f"method {own!r}: not a formula ({' '.join(reason.split())})") from None
     if not isinstance(written, Expression):
         raise SubspaceError(f"method {own!r}: the function returns {type(written).__name__}, not a formula")
     return str(written)
@@ -75,7 +75,7 @@ def _text_of(own: str, function: Callable[..., Any], names: Sequence[str]) -> st
 class Name(Matrix):
     """A part of a formula as text. It is combined and printed, and never evaluated."""
 
-    __iter__ = None  # it has parts by number, and no last one
+    __iter__ = None  # it can be indexed, but not iterated
     __contains__ = None
     precedence: int
 
@@ -123,7 +123,7 @@ _BINDS = {"+": SUM, "-": SUM} | dict.fromkeys(("*", "@", "/", "//", "%"), PRODUC
 
 
 def _called(library: str, function: Any, arguments: Sequence[object]) -> Name:
-    """Return the call of another library's function; the operation where it is that of a number: ``tensor * A``."""
+    """Record the call of a library function, or the operation if it is one on a number, as in ``tensor * A``."""
     name = function.__name__.strip("_")
     operator = _OPERATORS.get({"multiply": "mul", "subtract": "sub", "divide": "truediv"}.get(name, name))
     if operator is not None and len(arguments) == 2 and not isinstance(arguments[0], Expression):
@@ -136,12 +136,12 @@ def _listed(operands: Sequence[object]) -> str:
 
 
 def _operand(operand: object) -> Expression:
-    """Return an operand as it stands in a formula. Raises SubspaceError for a tensor that is no number."""
+    """Return an operand as text. Raises SubspaceError for a tensor that is not a number."""
     if isinstance(operand, Expression):
         return operand
     if isinstance(operand, (Tensor, np.ndarray)):
         if operand.ndim:
-            raise SubspaceError("a tensor is no part of a formula, whose names stand for all tensors")
+            raise SubspaceError("a formula contains no tensors, only names for them")
         return _operand(operand.item())
     if isinstance(operand, slice):
         return Name(":")
@@ -151,7 +151,7 @@ def _operand(operand: object) -> Expression:
         return Name(repr(operand))
     if isinstance(operand, Real):
         return Name(str(int(operand)) if isinstance(operand, Integral) else repr(float(operand)))
-    raise SubspaceError(f"{operand!r} is no part of a formula, which has names and numbers")
+    raise SubspaceError(f"{operand!r} cannot be part of a formula, which has names and numbers")
 
 
 def _joined(left: object, right: object, sign: str) -> Name:
@@ -169,7 +169,7 @@ def _turned(sign: str) -> Callable[[object, object], Name]:
 
 
 def _sum_begun(self: Name, other: object) -> Name:
-    """Return ``other + self``; the name alone for the 0 at which Python's ``sum`` begins."""
+    """Return ``other + self``, or the name itself for the 0 with which Python's ``sum`` begins."""
     return self if type(other) is int and other == 0 else _joined(other, self, "+")
 
 

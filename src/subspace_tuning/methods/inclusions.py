@@ -13,9 +13,9 @@ from .registry import every
 
 @dataclass(frozen=True)
 class Inclusion:
-    """A method that contains, or is contained, and how that is known.
+    """A method that contains or is contained in another, and how that is known.
 
-    ``values`` are what factors of the wider one are set to; with ``through`` it follows from another inclusion.
+    ``values`` are the values of factors in the wider method; with ``through`` it follows from another inclusion.
     """
 
     method: str
@@ -45,7 +45,7 @@ def contained_in(method: Method) -> tuple[Inclusion, ...]:
 
 
 def containing(method: Method) -> tuple[Inclusion, ...]:
-    """Return the methods of which one is a special case."""
+    """Return the methods that contain one as a special case."""
     declared = _declared(
         method.name, lambda name: {known.name: known.includes[name] for known in every() if name in known.includes}
     )
@@ -78,7 +78,7 @@ def _declared(name: str, steps: Callable[[str], Mapping[str, Mapping[str, str]]]
 
 
 def _inclusion(name: str, wider: Method, narrower: Method) -> Inclusion | None:
-    """Return how one method's form contains the other's, None if that is not found."""
+    """Return how one method's form contains the other's, or None if that is not found."""
     values = special_cases(wider.formula).get(form_of(narrower.formula))
     if values is not None and _starts_alike(wider, narrower):
         ordered = {factor: values[factor] for factor in wider.formula.trainable if factor in values}
@@ -88,7 +88,7 @@ def _inclusion(name: str, wider: Method, narrower: Method) -> Inclusion | None:
 
 
 def _starts_alike(*both: Method) -> bool:
-    """Whether what is subtracted as a start is the same: PiSSA's is another part of W than MiLoRA's."""
+    """Return whether the subtracted starts are the same: PiSSA's and MiLoRA's are different parts of W."""
     started = [{names.started(name) for name in one.formula.shapes} - {None} for one in both]
     first, second = (
         sorted(start for name, start in one.starts_for().items() if name in own)

@@ -1,4 +1,4 @@
-"""What a method is: a formula with the data that go with it, or a class of peft's (see :mod:`.hosted`)."""
+"""Methods: formulas with their data, or classes of peft (see :mod:`.hosted`)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .schedules import SCHEDULES
 from .selections import SELECTIONS, Selection
 from .starts import fixed_number, infer_starts, lookup, takes_triples
 
-UNNAMED = "formula"  # what a formula in a config is called
+UNNAMED = "formula"  # the name of a formula given in a config
 
 Category = Literal["reconstruction", "extension", "combination"]
 
 
 class AnyMethod(ABC):
-    """What all methods have, however they are run: what the catalogue lists, and how fast they train by default."""
+    """What all methods have, however they are run: their catalogue entry and their default learning rate."""
 
     name: str
     formula: object
@@ -41,31 +41,31 @@ class AnyMethod(ABC):
     @property
     @abstractmethod
     def merges(self) -> bool:
-        """Whether what is trained can be written into the weights."""
+        """Whether the trained tensors can be written into the weights."""
 
     @property
     @abstractmethod
     def on_matrices(self) -> Method:
-        """The method as a formula over each matrix. Raises SubspaceError if it is none."""
+        """The method as a formula over each matrix. Raises SubspaceError if it is not one."""
 
     @abstractmethod
     def facts(self) -> dict[str, str]:
-        """Return what there is to tell of the method, by keyword."""
+        """Return the method's properties, by keyword."""
 
 
 @dataclass(frozen=True)
 class Method(AnyMethod):
     """A way to fine-tune a frozen W (n x m).
 
-    ``starts`` names the start of those factors that the formula's form does not settle (see ``starts.infer_starts``);
+    ``starts`` gives the start of factors for which it does not follow from the form (see ``starts.infer_starts``);
     ``count`` is the number of trainable parameters per matrix, a polynomial in the dimensions of ``Sizes``;
-    ``includes`` says which methods are special cases, and which factor to replace by what to see it.
+    ``includes`` names the special cases, with the values of the factors that give them.
 
-    ``mode`` is the paper's finer division of the category. What some methods need besides: ``selection`` tells how a
-    mask or the adapted modules are chosen (see SELECTIONS) and ``budget`` which share of them by default; ``schedule``
-    names the schedule that acts on the factors between optimiser steps; ``pattern`` and ``pattern_weight`` are
-    constraints that belong to the method; ``convolution`` is the formula on a convolution with one, two or three axes,
-    where C stands for a factor per axis.
+    ``mode`` is the paper's subdivision of the category. Some methods need more: ``selection`` says how a mask or the
+    adapted modules are chosen (see SELECTIONS), and ``budget`` which share of them by default; ``schedule`` names the
+    schedule that acts on the factors between optimiser steps; ``pattern`` and ``pattern_weight`` are constraints that
+    belong to the method; ``convolution`` is the formula on a convolution with one, two or three axes, where C means one
+    factor per axis.
     """
 
     name: str
@@ -121,11 +121,11 @@ class Method(AnyMethod):
 
     @property
     def is_named(self) -> bool:
-        """Whether the method has a name of its own, unlike a formula in a config."""
+        """Whether the method has its own name, unlike a formula in a config."""
         return self.name != UNNAMED
 
     def like(self, formula: Formula, starts: Mapping[str, str]) -> Method:
-        """Return a method of the same name with another formula and other starts, and nothing else."""
+        """Return a copy of the method with another formula and other starts."""
         return Method(self.name, formula, self.category, starts=starts)
 
     def starts_for(self, one_hot: bool = False) -> Mapping[str, str]:
@@ -142,37 +142,37 @@ class Method(AnyMethod):
 
     @property
     def chooser(self) -> Selection | None:
-        """What the method's selection does; None for a method that chooses nothing."""
+        """The method's selection; None for a method that chooses nothing."""
         return None if self.selection is None else SELECTIONS[self.selection]
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether data must be seen before the factors can be made."""
+        """Whether the factors can only be made after a choice from data."""
         return self.chooser is not None and self.chooser.needs_data
 
     @property
     def chooses_by_weight(self) -> bool:
-        """Whether what is trained is chosen, and follows from W alone."""
+        """Whether the trained entries are chosen, by W alone."""
         return self.chooser is not None and not self.chooser.needs_data
 
     @property
     def chooses_form(self) -> bool:
-        """Whether data decide what form a matrix gets, so that its factors alone are not the method's."""
+        """Whether data decide the form of a matrix, so that its factors alone do not identify the method."""
         return self.chooser is not None and self.chooser.settles_form
 
     @cached_property
     def takes_triples(self) -> bool:
-        """Whether the rank is a number of singular triples of W, of which there are min(n, m)."""
+        """Whether the rank counts singular triples of W, of which there are min(n, m)."""
         starts = {start for one_hot in (False, True) for start in self.starts_for(one_hot).values()}
         leading = {"U_r", "S_r", "V_r"} & set(self.formula.spectral)
         return bool(leading) or any(map(takes_triples, starts))
 
     def rank_in(self, n: int, m: int, r: int) -> int:
-        """Return the rank on an n x m matrix: r, or min(n, m) where there are no r singular triples."""
+        """Return the rank on an n x m matrix: r, or min(n, m) if there are fewer than r singular triples."""
         return min(r, n, m) if self.takes_triples else r
 
     def on_axes(self, axes: int) -> Method:
-        """Return the method as it is on a convolution with this number of axes."""
+        """Return the method's version for a convolution with this number of axes."""
         if self.convolution is None:
             return self
         windows = ", ".join(f"C{axis}" for axis in range(1, axes + 1))
@@ -182,10 +182,10 @@ class Method(AnyMethod):
 
     @cached_property
     def readings(self) -> tuple[Reading, Reading]:
-        """How a forward pass reads the factors from parameters and constants, and how where rows are looked up."""
+        """How a forward pass reads the factors from parameters and constants: in general, and if rows are looked up."""
         return Reading.of(self, False), Reading.of(self, True)
 
-    # Kept, since loops over all adapted layers ask for them.
+    # Cached, since loops over all adapted layers use them.
 
     @cached_property
     def _anchors(self) -> tuple[Mapping[str, bool], Mapping[str, bool]]:
@@ -221,7 +221,7 @@ class Method(AnyMethod):
         return self
 
     def facts(self) -> dict[str, str]:
-        """Return what there is to tell of the method, by keyword."""
+        """Return the method's properties, by keyword."""
         formula, pattern = self.formula, f"{'+'.join(self.pattern)}, weight {self.pattern_weight:g}"
         return {
             "method": self.name,
@@ -244,7 +244,7 @@ class Method(AnyMethod):
 
     @property
     def start_problem(self) -> str | None:
-        """What is wrong with the start at rank 3, in one line; None if nothing is (see ``checks.start_problem``)."""
+        """The problem with the start at rank 3 in one line, or None (see ``checks.start_problem``)."""
         return start_problem(self)
 
     def check_start(self, rank: int = 3, one_hot: bool = False) -> None:
@@ -258,10 +258,10 @@ class Method(AnyMethod):
 @lru_cache(maxsize=256)
 def _starts(formula: Formula, declared: tuple[tuple[str, str], ...], one_hot: bool) -> Mapping[str, str]:
     found = infer_starts(formula, one_hot) | dict(declared)
-    # In reading order, in which factors are drawn: their names do not decide what they start at.
+    # In reading order, so that factors are drawn in an order independent of their names.
     return MappingProxyType({name: found[name] for name in formula.trainable if name in found})
 
 
 def starts_at_weight(formula: Formula) -> bool:
-    """Whether a formula by itself starts at phi(W) = W and can leave it."""
+    """Return whether a formula by itself starts at phi(W) = W and can leave it."""
     return bool(formula.trainable) and start_problem(Method(UNNAMED, formula, "extension")) is None

@@ -1,16 +1,16 @@
 """Matrix pattern constraints on the factors of a method's low-rank terms (arXiv 2407.05417, section IV-B).
 
-A (n x r) leads down to the rank and B (r x m) back up. They are known by these roles, whatever a formula calls them.
+A (n x r) leads down to the rank and B (r x m) back up. They are identified by these roles, whatever their names.
 
-Two of the patterns are penalties that join the loss, computed on r x r Gram matrices, never on anything larger:
+Two of the patterns are penalties added to the loss, computed on r x r Gram matrices, never on anything larger:
 
 * ``orthogonal`` (MPC_o): ||A^T A - I||_F^2 + ||B B^T - I||_F^2;
 * ``diagonal`` (MPC_d): ||A^T A - I||_F^2 + ||B B^T - diag(B B^T)||_F^2.
 
-The third, ``nonlinear`` (MPC_n), rewrites the formula: an element-wise nonlinearity stands behind A.
+The third, ``nonlinear`` (MPC_n), rewrites the formula: an element-wise nonlinearity follows A.
 
-The penalties pull on B, which most methods start at 0, too: B is drawn to the matrices with orthonormal rows, away from
-W. A weight that suits one scale of the loss does not suit another, so it is to be tried over some powers of ten.
+The penalties also act on B, which most methods start at 0: they pull B towards the matrices with orthonormal rows, away
+from W. The best weight depends on the scale of the loss, so try several powers of ten.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ PENALTIES = (ORTHOGONAL, DIAGONAL)
 NONE = "none"
 MEAN, SUM = "mean", "sum"
 REDUCTIONS = (MEAN, SUM)
-"""Over the matrices of an adapter: the mean does not grow with the model, the sum is the paper's."""
+"""Reductions over an adapter's matrices: the mean does not grow with the model; the sum is the paper's."""
 
 
 def read_patterns(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Read one pattern, several joined by ``+`` or listed, or "none". Raises SubspaceError for an unknown one."""
+    """Parse one pattern, several joined by ``+`` or listed, or "none". Raises SubspaceError for an unknown one."""
     if given is None or given == NONE:
         return ()
     listed = given.split("+") if isinstance(given, str) else list(given)
@@ -52,12 +52,12 @@ def read_patterns(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def pairs(formula: Formula) -> tuple[LowRank, ...]:
-    """Return the terms whose factors A and B a pattern constrains: those in which both are trained as they stand."""
+    """Return the terms whose factors A and B a pattern constrains: those in which both are trained directly."""
     return tuple(term for term in formula.low_rank if term.is_free)
 
 
 def has_pair(formula: Formula) -> bool:
-    """Whether a formula has factors A and B of a low-rank term."""
+    """Return whether a formula has factors A and B of a low-rank term."""
     return bool(pairs(formula))
 
 
@@ -71,7 +71,7 @@ def constrained(method: Method, patterns: Sequence[str], nonlinearity: str = "re
         return method
     if not has_pair(method.formula):
         raise SubspaceError(
-            f"pattern {'+'.join(patterns)} constrains A and B of a low-rank term A @ ... @ B, under whatever names, "
+            f"pattern {'+'.join(patterns)} constrains A and B of a low-rank term A @ ... @ B, under any names, "
             f"and method {method.name!r} has none: it is {method.formula}"
         )
     if NONLINEAR not in patterns:
@@ -80,14 +80,14 @@ def constrained(method: Method, patterns: Sequence[str], nonlinearity: str = "re
         raise SubspaceError(f"unknown nonlinearity {nonlinearity!r}; {nearest(nonlinearity, NONLINEARITIES)}")
     formula = parse(_bent(method.formula, nonlinearity))
     if formula.is_linear == method.formula.is_linear:
-        raise SubspaceError(f"pattern nonlinear: method {method.name!r} has a nonlinearity already: {method.formula}")
+        raise SubspaceError(f"pattern nonlinear: method {method.name!r} already has a nonlinearity: {method.formula}")
     if method.convolution is not None:
         on_one_axis = parse(re.sub(r"\bC\b", "C1", method.convolution))
         convolution = re.sub(r"\bC1\b", "C", _bent(on_one_axis, nonlinearity))
         method = dataclasses.replace(method, convolution=convolution)
     changed = dataclasses.replace(method, formula=formula, includes={})
     if changed.start_problem is not None:
-        raise SubspaceError(f"pattern nonlinear does not go with method {method.name!r}: {changed.start_problem}")
+        raise SubspaceError(f"pattern nonlinear does not work with method {method.name!r}: {changed.start_problem}")
     return changed
 
 
@@ -111,8 +111,8 @@ class Orthogonality(NamedTuple):
     """How orthogonal A's columns and B's rows are.
 
     ``A`` and ``B`` are the Frobenius distances of their Gram matrices from the identity; ``cosine_A`` and ``cosine_B``
-    the root mean square of the cosines between different columns or rows: 0 if they are orthogonal, whatever their
-    norms (and 0 for rank 1 and for zero vectors).
+    are the root mean square cosines between distinct columns or rows: 0 if they are orthogonal, whatever their norms
+    (and 0 for rank 1 and for zero vectors).
     """
 
     A: float
@@ -153,7 +153,7 @@ def _mean_cosine(gram: Tensor) -> float:
 
 
 def _bent(formula: Formula, nonlinearity: str) -> str:
-    """Return the formula with a nonlinearity behind each A that has none between it and its B yet."""
+    """Return the formula with a nonlinearity after each A, unless there is already one before its B."""
     places: dict[Expression, list[int]] = {}
     for term in pairs(formula):
         if not any(isinstance(node, Activation) for node in term.core):

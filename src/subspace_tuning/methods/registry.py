@@ -1,4 +1,4 @@
-"""The registry of methods: declared, found by name, listed, or made from the text of a formula.
+"""The registry of methods: declaring them, finding them by name, listing them, or making one from a formula string.
 
 The declaration *is* the formula::
 
@@ -65,18 +65,18 @@ def method(
 ) -> Method | Callable[[Callable[..., Any]], Method]:
     """Declare and register a method: decorate a function whose parameters are the formula's names.
 
-    ``@method`` by itself takes every default.
+    ``@method`` without arguments uses every default.
 
     Examples:
         >>> @method(count="n")
         ... def scaled_inputs(W, D1):
         ...     return D1 @ W
 
-    ``needs`` are the fields of :class:`Method` from ``mode`` on, for the methods that need more than a formula.
+    ``needs`` are the fields of :class:`Method` from ``mode`` on, for methods that need more than a formula.
 
     Raises:
-        SubspaceError: the function is no formula of its parameters, the formula does not fit together, phi(W) is not W
-            at the start or cannot leave it, or the name is taken (give ``replace=True`` to take it over).
+        SubspaceError: the function does not return a formula of its parameters, shapes do not fit, phi(W) is not W at
+            the start or cannot leave it, or the name is taken (``replace=True`` replaces the method).
     """
 
     def declare(function: Callable[..., Any]) -> Method:
@@ -103,25 +103,25 @@ def method(
 def register(new: Method, replace: bool = False) -> Method:
     """Add a method to the registry, where every command and law finds it.
 
-    The same declaration may come again, as it does when a cell of a notebook is run twice.
+    The same declaration may be repeated, as when a notebook cell is run twice.
 
     Raises:
         SubspaceError: another method has the name, unless ``replace`` is given.
     """
     if new.name in HOSTED:
-        raise SubspaceError(f"a method named {new.name!r} exists already, as a class of peft's; choose another name")
+        raise SubspaceError(f"a method named {new.name!r} already exists as a class of peft's; choose another name")
     known = _REGISTRY.get(new.name, new)
     if known != new and not replace:
         what = f": {known.formula}" if known.formula != new.formula else ", with other fields"
-        raise SubspaceError(f"a method named {new.name!r} exists already{what}; replace=True takes it over")
+        raise SubspaceError(f"a method named {new.name!r} already exists{what}; replace=True replaces it")
     if start_problem(new) is not None:
-        new.check_start(rank=1)  # some formulas start at W at low ranks alone; the rank of a config is checked there
+        new.check_start(rank=1)  # some formulas start at W only at low ranks; a config checks its own rank
     _REGISTRY[new.name] = new
     return new
 
 
 def unregister(name: str) -> None:
-    """Take a method out of the registry."""
+    """Remove a method from the registry."""
     _REGISTRY.pop(get(name).name)
 
 
@@ -134,12 +134,12 @@ def named(name: str) -> AnyMethod:
 
 
 def get(name: str) -> Method:
-    """Return a registered method. Raises SubspaceError with the nearest known names, or if it is no formula."""
+    """Return a registered method. Raises SubspaceError with the nearest known names, or if it is not a formula."""
     return named(name).on_matrices
 
 
 def find(name: str | None) -> Method | None:
-    """Return a registered method, None if there is none of that name."""
+    """Return a registered method, or None if none has that name."""
     return None if name is None else _REGISTRY.get(name)
 
 

@@ -1,6 +1,6 @@
-"""How a method chooses, within a budget, what it trains: the entries of masks, or whole biases.
+"""Selections: how a method chooses, within a budget, what it trains: the entries of masks, or whole biases.
 
-A method names its selection; what follows from one is said here alone.
+A method names its selection; everything that follows from the selection is defined here.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from ..errors import SubspaceError
 
 
 class Choice(NamedTuple):
-    """What is to be trained: entries of matrices, as flat positions by the name of the module, or whole modules."""
+    """The choice: entries of matrices, as flat positions by module name, or whole modules."""
 
     positions: Mapping[str, Tensor] | None = None
     modules: tuple[str, ...] | None = None
 
 
 class Selection:
-    """One way to choose. ``text`` says which; the other members hold where a selection does not say otherwise."""
+    """One way to choose, described by ``text``; the other members are defaults that a selection may override."""
 
     text: str
     scored: Literal["weight", "bias"] = "weight"
-    """The parameter of each module for whose entries ``choose`` wants scores."""
+    """The parameter of each module for whose entries ``choose`` needs scores."""
     needs_data = True
     settles_form = False
-    """Whether the choice decides what form a matrix gets, or whether it gets any."""
+    """Whether the choice decides a matrix's form, or whether it is adapted at all."""
 
     def choose(self, scores: Mapping[str, Tensor], budget: int, rank: int) -> Choice:
         """Choose by scores.
 
         Args:
-            scores: by module the mean squared gradient of its W (n x m), or of its bias (m).
-            budget: how many entries may be trained in all.
+            scores: for each module the mean squared gradient of its W (n x m), or of its bias (m).
+            budget: the total number of entries to train.
             rank: r.
 
         Raises:
             SubspaceError: the selection needs no data, or nothing fits into the budget.
         """
-        raise SubspaceError(f"nothing is chosen from data by what takes {self.text}")
+        raise SubspaceError(f"no data are used by a selection of {self.text}")
 
     def without_data(self, weight: Tensor, entries: int) -> Tensor:
-        """Return the positions of the entries that W alone tells; zeros, to be overwritten, where it tells none."""
+        """Return the positions of the entries determined by W alone, or zeros to be overwritten."""
         return torch.zeros(entries, dtype=torch.int64)
 
     def rank(self, rank: int, entries: int) -> int:
-        """Return the rank of a matrix of which so many entries were chosen."""
+        """Return the rank of a matrix with this many chosen entries."""
         return rank
 
 
 class Magnitude(Selection):
-    text = "the entries of W that are smallest in absolute value; no data are needed"
+    text = "the entries of W that are smallest in absolute value; no data needed"
     needs_data = False
 
     def without_data(self, weight: Tensor, entries: int) -> Tensor:
@@ -68,7 +68,7 @@ class Fisher(Selection):
     text = "the entries with the largest Fisher information, over all adapted matrices together"
 
     def choose(self, scores: Mapping[str, Tensor], budget: int, rank: int) -> Choice:
-        device = next(iter(scores.values())).device  # a model may be spread over several
+        device = next(iter(scores.values())).device  # a model may be spread over several devices
         together = torch.cat([square.flatten().to(device) for square in scores.values()])
         chosen = torch.zeros(len(together), dtype=torch.bool, device=together.device)
         chosen[together.topk(budget).indices] = True
@@ -77,7 +77,7 @@ class Fisher(Selection):
 
 
 class Sensitivity(Fisher):
-    text = "as fisher, but a matrix that holds more such entries than a low-rank term gets the latter"
+    text = "as fisher, but a matrix with more such entries than a low-rank term has parameters gets the term"
     settles_form = True
 
     def choose(self, scores: Mapping[str, Tensor], budget: int, rank: int) -> Choice:
@@ -95,7 +95,7 @@ class Sensitivity(Fisher):
 
 
 class Importance(Selection):
-    """A small step down the gradient lowers the loss by its length times the squared gradient, to first order."""
+    """To first order, a small gradient step lowers the loss by the step size times the squared gradient."""
 
     text = "the biases whose training lowers the loss most to first order, per parameter"
     scored = "bias"
@@ -103,7 +103,7 @@ class Importance(Selection):
 
     def choose(self, scores: Mapping[str, Tensor], budget: int, rank: int) -> Choice:
         best_first = sorted(scores, key=lambda name: float(scores[name].mean()), reverse=True)
-        chosen = fill({name: scores[name].numel() for name in best_first}, budget)
+        chosen = greedy_fit({name: scores[name].numel() for name in best_first}, budget)
         if not chosen:
             raise SubspaceError(
                 f"budget = {budget:,} is below the smallest bias, of {min(map(len, scores.values())):,}"
@@ -119,8 +119,8 @@ SELECTIONS: dict[str, Selection] = {
 }
 
 
-def fill(sizes: Mapping[str, int], budget: int) -> list[str]:
-    """Return the names, in their order, of what fits whole into a budget; what is too large is passed over."""
+def greedy_fit(sizes: Mapping[str, int], budget: int) -> list[str]:
+    """Return, in order, the names of the items that fit whole into a budget, skipping those that are too large."""
     chosen = []
     for name, size in sizes.items():
         if size <= budget:

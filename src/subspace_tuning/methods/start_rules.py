@@ -1,4 +1,4 @@
-"""Where the factors of a formula start that does not say so, so that phi(W) = W there: from the formula's form."""
+"""Inferred starts: from the formula's form, such that phi(W) = W."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..algebra.nodes import Diagonal, Expression, Identity, Leaf, Matrix, Produc
 
 
 def infer_starts(formula: Formula, one_hot: bool = False) -> dict[str, str]:
-    """Return the starts at which phi(W) = W, as far as the formula's form tells them.
+    """Return the starts at which phi(W) = W, as far as they follow from the formula's form.
 
-    What multiplies W starts at 1 (a square matrix at the identity), sigma at the singular values, a diagonal beside
-    ``unit`` at the norms that are taken there. Of each added product *one* trainable factor starts at zero, the last,
+    A factor that multiplies W starts at 1 (a square matrix at the identity), sigma at the singular values, a diagonal
+    beside ``unit`` at the norms computed there. In each added product *one* trainable factor, the last, starts at zero
     and the others like LoRA's A; a bias starts at zero; a factor whose start is subtracted (``A @ B - A0 @ B0``) is
-    drawn. An embedding's rows meet few updates each, so there the first factor starts at zero and the last is drawn,
+    drawn. An embedding's rows get few updates each, so there the first factor starts at zero and the last is drawn,
     unless a nonlinearity between them would then have no gradient.
     """
     rules = _Rules(formula, one_hot)
@@ -28,7 +28,7 @@ def infer_starts(formula: Formula, one_hot: bool = False) -> dict[str, str]:
 
 @dataclass
 class _Rules:
-    """Walks over a formula; the first rule that meets a factor holds for it."""
+    """A walk over a formula; the first rule that reaches a factor decides its start."""
 
     formula: Formula
     one_hot: bool
@@ -41,7 +41,7 @@ class _Rules:
     def drawn_start(self, name: str, matrix: str = "kaiming_uniform") -> str:
         return matrix if len(self.formula.shapes[name]) == 2 else "ones"
 
-    # What must equal its frozen part
+    # Nodes that must equal their frozen part
 
     def keep(self, node: Expression) -> None:
         """Start the factors below a node that must equal its frozen part at the start."""
@@ -84,12 +84,12 @@ class _Rules:
             else:
                 self.keep(factor)
 
-    # What must be zero
+    # Nodes that must be zero
 
     def vanish(self, node: Expression) -> None:
         """Start the factors of an added term, which must be zero at the start.
 
-        Where several children can each make a node zero, as the factors of a product can, one of them does.
+        If several children can each make a node zero, like the factors of a product, one of them does.
         """
         for name in node.own_names:
             self.start(name, "zeros")
@@ -107,13 +107,13 @@ class _Rules:
                 self.draw(child, matrix)
 
     def can_vanish(self, node: Expression) -> bool:
-        """Whether some trainable factor makes the node zero."""
+        """Return whether some trainable factor makes the node zero."""
         own = [name for name in node.own_names if not names.is_frozen(name)]
         if own:
             return all(self.found.get(name, "zeros") == "zeros" for name in own)
         return any(all(self.can_vanish(node.children[index]) for index in way) for way in _zeros(node))
 
-    # What must be anything but zero
+    # Nodes that must not be zero
 
     def draw(self, node: Expression, matrix: str = "kaiming_uniform") -> None:
         """Start the factors of a node that may have any value, except that biases are zero."""
@@ -131,7 +131,7 @@ class _Rules:
                     self.vanish(child)
 
     def draw_sum(self, node: Sum, matrix: str) -> None:
-        """Start a sum at its frozen part; of numbers and diagonals without one, that are all 1, at the first term."""
+        """Start a sum at its frozen part; a sum of numbers and diagonals without one, all at 1, at its first term."""
         frozen = any(all(map(names.is_frozen, term.names)) for term in node.terms)
         for index, term in enumerate(node.terms):
             dense = any(len(self.formula.shapes.get(name, ())) == 2 for name in term.names)
@@ -141,7 +141,7 @@ class _Rules:
                 self.draw(term, matrix)
 
     def start_below(self, node: Expression, start: str) -> None:
-        """Start all factors of a node that says itself how; numbers at 1."""
+        """Start all factors of a node that sets their start itself; numbers start at 1."""
         for part in node.walk():
             for name in part.own_names:
                 self.start(name, "ones" if isinstance(part, Scalar) else start)
@@ -153,17 +153,17 @@ def _zeros(node: Expression) -> list[tuple[int, ...]]:
 
 
 def _bends(node: Expression) -> bool:
-    """Whether a factor of the node is a nonlinearity, or one that no start makes zero."""
+    """Return whether a factor of the node is a nonlinearity, or cannot be zero at any start."""
     return any(not child.linear_map or (child.children and not child.zero_when) for child in node.children)
 
 
 def _is_vector(node: Expression) -> bool:
-    """Whether the node is the diagonal of one vector."""
+    """Return whether the node is the diagonal of one vector."""
     return node.diagonal and len(node.children) == 1 and isinstance(node.children[0], Vector)
 
 
 def _kept_terms(node: Sum) -> tuple[Expression, ...]:
-    """Return W where it stands alone, else the terms that carry it, else those that carry a part of it."""
+    """Return W if it is a term, otherwise the terms that contain it, otherwise those that contain a part of it."""
     for frozen in (_is_weight, _holds_weight, _holds_part):
         kept = tuple(term for term in node.terms if frozen(term))
         if kept:

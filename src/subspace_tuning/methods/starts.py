@@ -1,8 +1,8 @@
-"""How factors start, so that phi(W) = W before the first step.
+"""Starts of factors, such that phi(W) = W before the first step.
 
-A start is either *drawn* (or zero), or it is an *anchor*: a fixed nonzero value such as 1, the singular values or the
-column norms. Of an anchored factor the parameter holds the offset from the anchor and starts at zero. Weight decay
-then pulls the factor to its start, and with it the model to the frozen one, instead of pulling a scale to 0.
+A start is either *drawn* (or zero), or an *anchor*: a fixed nonzero value such as 1, the singular values or the column
+norms. The parameter of an anchored factor is its offset from the anchor, and starts at zero. Weight decay then pulls
+the factor towards its start, and the model towards the frozen one, instead of pulling a scale to 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .start_rules import infer_starts as infer_starts
 
 @dataclass(frozen=True)
 class Place:
-    """What a start can look at: the factor's shape, the weight W (n x m), the parts of its decomposition, the scale."""
+    """The data available to a start: the factor's shape, W (n x m), the parts of its decomposition, the scale."""
 
     shape: tuple[int, ...]
     weight: Tensor
@@ -42,7 +42,7 @@ class Place:
         return self.triples[part]
 
 
-# Drawn starts return the parameter; anchors return the value that the parameter is the offset from.
+# Drawn starts return the parameter; anchors return the value from which the parameter is the offset.
 DRAWN: dict[str, Callable[..., Tensor]] = {}
 ANCHORS: dict[str, Callable[..., Tensor | float]] = {}
 
@@ -71,7 +71,7 @@ def normal(place: Place, deviation: float = 1.0) -> Tensor:
 
 @drawn
 def kaiming_uniform(place: Place) -> Tensor:
-    """As LoRA's A: uniform within 1 / sqrt(inputs), that is kaiming-uniform with a = sqrt(5)."""
+    """Draw like LoRA's A: uniform within ± 1 / sqrt(inputs), which is Kaiming-uniform with a = sqrt(5)."""
     inputs = 1 if place.one_hot and place.shape[0] == place.weight.shape[0] else place.shape[0]
     return (2.0 * torch.rand(place.shape) - 1.0) / math.sqrt(inputs)
 
@@ -85,9 +85,9 @@ def orthogonal(place: Place) -> Tensor:
 
 @drawn
 def paired(place: Place) -> Tensor:
-    """Columns 1 and 2 are equal, 3 and 4, ...: reflected at each of a pair, a row is what it was.
+    """Draw equal pairs of columns, 1 and 2, 3 and 4, ...: the two reflections of a pair cancel.
 
-    An odd one out starts at zero, where it reflects nothing and has no gradient.
+    An unpaired last column starts at zero, where it reflects nothing and has no gradient.
     """
     n, r = place.shape
     pairs = ((2.0 * torch.rand(n, r // 2) - 1.0) / math.sqrt(n)).repeat_interleave(2, dim=1)
@@ -106,7 +106,7 @@ def constant(place: Place, value: float) -> float:
 
 @anchor
 def principal_left(place: Place) -> Tensor:
-    """U_r sqrt(S_r / s), so that s times the product with ``principal_right`` is the leading part of W."""
+    """Return U_r sqrt(S_r / s), so that s times the product with ``principal_right`` is the leading part of W."""
     return _half(place, "top", left=True)
 
 
@@ -117,7 +117,7 @@ def principal_right(place: Place) -> Tensor:
 
 @anchor
 def minor_left(place: Place) -> Tensor:
-    """As ``principal_left``, of the r smallest singular values."""
+    """Return the same as ``principal_left``, for the r smallest singular values."""
     return _half(place, "bottom", left=True)
 
 
@@ -166,15 +166,15 @@ def _wide(weight: Tensor) -> torch.dtype:
 _CALL = re.compile(r"(\w+)(?:\((.*)\))?")
 
 
-# How many dimensions a factor has at least for the start; any start fits none that it does not name.
+# The least number of dimensions of a factor for the start; 0 if not listed.
 _DIMENSIONS = {kaiming_uniform: 1, orthogonal: 2, paired: 2, identity: 2, principal_left: 2, principal_right: 2}
 _DIMENSIONS |= {minor_left: 2, minor_right: 2}
 
 
 def lookup(start: str) -> tuple[Callable[..., Tensor | float], tuple[float, ...], bool]:
-    """Read ``name`` or ``name(number, ...)``: the function, its numbers, and whether it is an anchor.
+    """Parse ``name`` or ``name(number, ...)``: the function, its numbers, and whether it is an anchor.
 
-    Raises SubspaceError for an unknown start, and for numbers that it does not take.
+    Raises SubspaceError for an unknown start, or for numbers that it does not take.
     """
     if not isinstance(start, str):
         raise SubspaceError(f"the start {start!r} is not a string such as 'zeros' or 'constant({start!r})'")
@@ -200,17 +200,17 @@ def _check_numbers(start: str, function: Callable[..., Tensor | float], numbers:
     if not all(map(math.isfinite, numbers)):
         raise SubspaceError(f"the start {start!r} has a number that is not finite")
     if function is normal and numbers and numbers[0] < 0:
-        raise SubspaceError(f"the start {start!r} has a negative deviation")
+        raise SubspaceError(f"the start {start!r} has a negative standard deviation")
 
 
 @cache
 def _numbers_of(function: Callable[..., Tensor | float]) -> list[inspect.Parameter]:
-    """Return the parameters of a start but for the place."""
+    """Return the parameters of a start, except the place."""
     return list(inspect.signature(function).parameters.values())[1:]
 
 
 def value_at_start(name: str, start: str, place: Place) -> Tensor | float:
-    """Return a factor's value at its start: what is drawn, or the anchor.
+    """Return a factor's value at its start: drawn, or the anchor.
 
     Raises SubspaceError if the start does not fit the factor's shape.
     """
@@ -228,17 +228,17 @@ def value_at_start(name: str, start: str, place: Place) -> Tensor | float:
 
 
 def takes_triples(start: str) -> bool:
-    """Whether a start is made of r singular triples of W, of which there are min(n, m)."""
+    """Return whether a start uses r singular triples of W, of which there are min(n, m)."""
     return lookup(start)[0] in (principal_left, principal_right, minor_left, minor_right)
 
 
 def fixed_number(start: str) -> float | None:
-    """Return the number that an anchor stands for in every matrix, None if it depends on the matrix."""
+    """Return the number that an anchor is in every matrix, or None if it depends on the matrix."""
     function, numbers, _ = lookup(start)
     return {ones: 1.0, constant: numbers[0] if numbers else None}.get(function)
 
 
 def reads_weight(start: str) -> bool:
-    """Whether a start is an anchor whose value depends on W."""
+    """Return whether a start is an anchor whose value depends on W."""
     function, _, anchored = lookup(start)
     return anchored and function not in (ones, constant, identity)

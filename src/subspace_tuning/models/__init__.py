@@ -1,1 +1,1 @@
-"""Models on disk: where they are, loading them whole, building them without weights, reading them tensor by tensor."""
+"""Models on disk: locating, loading, building without weights, and reading tensor by tensor."""

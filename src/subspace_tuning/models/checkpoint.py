@@ -27,7 +27,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 class Checkpoint:
-    """The checkpoint of a model, whose weights stay on disk until one of them is asked for.
+    """The checkpoint of a model, whose weights are read from disk on demand.
 
     Args:
         name: a local folder, a hub name or ``minilm``.
@@ -41,7 +41,7 @@ class Checkpoint:
         self.folder = _folder(name)
         try:
             self.architecture: PretrainedConfig = AutoConfig.from_pretrained(str(self.folder))
-        except Exception as error:  # a damaged configuration makes the library fail in any way
+        except Exception as error:  # a damaged configuration can raise anything in the library
             raise SubspaceError(cannot_load(name, str(self.folder), error)) from error
         self.files = _files(self.folder)
         for file in sorted(set(self.files.values())):
@@ -50,7 +50,7 @@ class Checkpoint:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The model without weights, of the class that was saved."""
+        """The model without weights, of the saved class."""
         with reading(f"the configuration of model {self.name!r}"):
             saved = getattr(transformers, (self.architecture.architectures or [""])[0], None)
         if saved is None:
@@ -61,35 +61,35 @@ class Checkpoint:
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
-        """The modules that have a weight which can be adapted, by name."""
+        """The modules with a weight that can be adapted, by name."""
         return {name: module for name, module in self.model.named_modules() if kind_of(module) is not None}
 
     def __contains__(self, module: str) -> bool:
         return self._known(module, self.modules) is not None
 
     def module(self, name: str) -> nn.Module:
-        """A module without its weights, by its name here or in a model with a head around this one."""
+        """Return a module without its weights, by its name in this model or in one that adds a head to it."""
         known = self._known(name, self.modules)
         if known is None:
             raise SubspaceError(f"model {self.name!r} has no module {name} that could be adapted")
         return self.modules[known]
 
     def kind(self, module: str) -> Kind:
-        """How a module holds its matrix."""
+        """Return the kind of a module."""
         kind = kind_of(self.module(module))
         assert kind is not None
         return kind
 
     def find(self, tensor: str) -> str | None:
-        """The name that ``read`` takes for a tensor of the model, None if the files do not have it."""
+        """Return the name that ``read`` takes for a tensor of the model, or None if it is not in the files."""
         return self._known(tensor, self.keys)
 
     @cached_property
     def keys(self) -> dict[str, str | None]:
-        """By the model's name of a tensor its key in the files; None if it is computed from what the files hold.
+        """The key in the files for each tensor name of the model; None if it is computed from tensors in the files.
 
-        transformers renames, splits and stacks what older versions and other libraries saved, and files hold shared
-        weights once.
+        transformers renames, splits and stacks tensors saved by older versions and other libraries, and files store
+        shared weights once.
         """
         found: dict[str, str | None] = {}
         renamed = renaming(self.model)
@@ -103,7 +103,7 @@ class Checkpoint:
 
     @cached_property
     def shared(self) -> list[list[str]]:
-        """The names of the tensors that are one in the model, such as an embedding and the head that is tied to it."""
+        """The names of tensors shared in the model, such as an embedding and the head tied to it."""
         with torch.device("meta"):
             self.model.tie_weights()
         groups: dict[int, list[str]] = {}
@@ -113,19 +113,19 @@ class Checkpoint:
 
     @cached_property
     def _made(self) -> dict[str, Tensor]:
-        """The tensors of the model as transformers loads it, for those that are computed from others in the files."""
+        """The tensors of the model loaded by transformers, for those computed from others in the files."""
         with reading(f"model {self.name!r}"):
             loaded: PreTrainedModel = type(self.model).from_pretrained(str(self.folder), dtype="auto")
         return loaded.state_dict()
 
     def _known(self, name: str, among: Container[str]) -> str | None:
-        """A name as it is known: a bare encoder goes without the prefix that it has beside a head."""
+        """Return the known form of a name: a bare encoder lacks the prefix that it has beside a head."""
         prefix = f"{self.model.base_model_prefix}."
         candidates = (name, name.removeprefix(prefix), f"{prefix}{name}")
         return next((known for known in candidates if known in among), None)
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading it."""
         key = self.keys[tensor]
         if key is None:
             return tuple(self.model.state_dict()[tensor].shape)
@@ -133,7 +133,7 @@ class Checkpoint:
             return tuple(file.get_slice(key).get_shape())
 
     def read(self, tensor: str) -> Tensor:
-        """A tensor by the name that ``find`` gave. Raises SubspaceError if it holds NaN or infinity."""
+        """Return a tensor by its name from ``find``. Raises SubspaceError if it holds NaN or infinity."""
         key = self.keys[tensor]
         if key is None:
             value = self._made[tensor]
@@ -145,22 +145,22 @@ class Checkpoint:
         return value
 
     def matrix(self, module: str) -> Tensor:
-        """W of a module, n x m, in the precision of the file."""
+        """Return W of a module, n x m, in the precision of the file."""
         return self.kind(module).matrix(self.read(self.stored(f"{module}.weight")))
 
     def matrix_shape(self, module: str) -> tuple[int, int]:
-        """n and m of a module, without reading its weight."""
+        """Return n and m of a module, without reading its weight."""
         n, m = self.kind(module).matrix(self.module(module).weight).shape  # type: ignore[arg-type]
         return n, m
 
     def bias(self, module: str) -> Tensor | None:
-        """The bias of a module, None if it has none."""
+        """Return the bias of a module, or None."""
         if getattr(self.module(module), "bias", None) is None:
             return None
         return self.read(self.stored(f"{module}.bias"))
 
     def stored(self, tensor: str) -> str:
-        """As ``find``. Raises SubspaceError if the files have no such tensor."""
+        """Like ``find``, but raises SubspaceError if the files have no such tensor."""
         found = self.find(tensor)
         if found is None:
             raise SubspaceError(f"model {self.name!r} has no tensor {tensor}")
@@ -178,9 +178,9 @@ Renamed = tuple[list[str], bool]
 
 
 def renaming(model: PreTrainedModel) -> Callable[[str], Renamed]:
-    """Return what transformers makes of a tensor in a file: names in the model, and whether their values are computed.
+    """Return the names in the model for a tensor in a file, and whether their values are computed.
 
-    A tensor is renamed, or it is split into several, or several are stacked into one.
+    A tensor may be renamed, split into several, or stacked with others.
     """
     conversions = get_model_conversion_mapping(model)
     renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
@@ -190,7 +190,7 @@ def renaming(model: PreTrainedModel) -> Callable[[str], Renamed]:
 
     def renamed(key: str) -> Renamed:
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, places)  # type: ignore[arg-type]
-        if name not in places and key in places:  # a name of today that the patterns for older ones catch
+        if name not in places and key in places:  # a current name that matches the patterns for older ones
             return [key], False
         if pattern is None:
             return [name], False
@@ -206,12 +206,12 @@ def _folder(name: str) -> Path:
         return Path(source)
     try:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub's own, of many kinds
+    except Exception as error:  # errors of the hub have many types
         raise SubspaceError(cannot_load(name, source, error)) from error
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """The file of each tensor."""
+    """Return the file of each tensor."""
     index = folder / _INDEX
     if index.is_file():
         with reading(f"{index}, an index of shards,"):

@@ -1,4 +1,4 @@
-"""The head of a model: the modules that are trained whole with any adapter."""
+"""The head of a model: the modules trained whole with any adapter."""
 
 from __future__ import annotations
 
@@ -10,23 +10,37 @@ from transformers import PreTrainedModel
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
-    """The modules trained beside any method: what the task's class adds to the encoder, and the encoder's pooler.
+    """Return the modules trained beside any method: those that the task's class adds, and the encoder's pooler.
 
-    A checkpoint of the bare encoder holds a pooler trained for something else or none at all, so it goes with the head.
+    A checkpoint of the bare encoder has a pooler trained for another purpose, or none, so the pooler counts as head.
+    A language model's output layer is pretrained and does not.
     """
-    if model.base_model is model:  # without a task's class around it, or with one that is the encoder itself
-        outside = [name for name, child in model.named_children() if _is_projection(name, child)]
+    vocabulary = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    own = {id(part) for part in vocabulary.modules()} if isinstance(vocabulary, nn.Module) else set()
+    if model.base_model is model:  # not wrapped by a task's class, or the class is the encoder itself
+        outside = [name for name, child in model.named_children() if _is_projection(child)]
     else:
         outside = [
             name for name, child in model.named_children() if name != model.base_model_prefix and parameter_count(child)
         ]
+    children = dict(model.named_children())
+    outside = [name for name in outside if not own & {id(part) for part in children[name].modules()}]
     pooler = getattr(model.base_model, "pooler", None)
     inside = ["pooler"] if isinstance(pooler, nn.Module) and parameter_count(pooler) else []
     return outermost(model, [*outside, *inside])
 
 
+def fresh_modules(model: PreTrainedModel) -> list[str]:
+    """Return the modules trained with every method by default: the head, if the checkpoint has none.
+
+    The output layer of a language model comes with its checkpoint, and stays frozen.
+    """
+    outputs = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return [] if outputs is not None else head_modules(model)
+
+
 def outermost(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Return the names of modules, by their ends, without those that are inside another named module.
+    """Return the suffixes of module names, without modules inside another named one.
 
     peft copies each module of ``modules_to_save`` whole, and cannot load a copy within a copy.
     """
@@ -44,8 +58,8 @@ def ending(model: nn.Module, ends: Sequence[str]) -> list[str]:
     return [name for name, _ in model.named_modules() if any(f".{name}".endswith(f".{end}") for end in ends)]
 
 
-def _is_projection(name: str, module: nn.Module) -> bool:
-    """Whether a child of a model is what a head is: linear layers, and not a stack of blocks."""
+def _is_projection(module: nn.Module) -> bool:
+    """Return whether a child of a model is a head: linear layers, not a stack of blocks."""
     owners = [part for part in module.modules() if next(part.parameters(recurse=False), None) is not None]
     blocks = any(isinstance(part, nn.ModuleList) for part in module.modules())
     linear = any(isinstance(part, nn.Linear) for part in owners)
@@ -53,7 +67,7 @@ def _is_projection(name: str, module: nn.Module) -> bool:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Return the number of parameters, of packed ones as many as they stand for."""
+    """Return the number of parameters, counting the unpacked size of packed ones."""
     return sum(_entries(parameter) for parameter in module.parameters())
 
 
@@ -63,6 +77,6 @@ def _entries(parameter: nn.Parameter) -> int:
 
 
 def head_parameters(model: PreTrainedModel, head: Sequence[str]) -> list[nn.Parameter]:
-    """The parameters under the modules whose dotted names end in one of `head`."""
+    """Return the parameters under the modules whose dotted names end in one of `head`."""
     owners = [model.get_submodule(name) for name in ending(model, head)]
     return list({id(parameter): parameter for owner in owners for parameter in owner.parameters()}.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,22 +13,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import SubspaceError
 from .locate import cannot_load, locate
 
+logger = logging.getLogger(__name__)
+
 
 def load(
     name: str, model_class: Any, settings: Mapping[str, Any], max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a pretrained model in float32 and its tokenizer.
 
-    What the checkpoint lacks, such as the head of a task, is drawn from torch's generator.
+    Parameters missing from the checkpoint, such as a task's head, are drawn from torch's generator.
 
     Args:
         name: a hub name, a local folder or ``minilm``.
         model_class: a class of transformers with ``from_pretrained``.
-        settings: what ``from_pretrained`` gets besides, such as ``num_labels`` and ``quantization_config``.
+        settings: further arguments of ``from_pretrained``, such as ``num_labels`` and ``quantization_config``.
         max_length: the length of the inputs, in tokens.
 
     Raises:
-        SubspaceError: the model cannot be found or loaded, holds NaN, or has fewer positions than `max_length`.
+        SubspaceError: the model cannot be found or loaded, holds NaN, has fewer positions than `max_length`, or has
+            neither a pad nor an eos token.
     """
     source = locate(name)
     try:
@@ -35,19 +39,34 @@ def load(
         model: PreTrainedModel = model_class.from_pretrained(
             source,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # a head made for another task gives way to a fresh one
+            ignore_mismatched_sizes=True,  # a head made for another task is replaced by a fresh one
             **settings,
         )
-    except Exception as error:  # damaged files make the library fail in any way
+    except Exception as error:  # damaged files can raise anything in the library
         raise SubspaceError(cannot_load(name, source, error)) from error
     for parameter_name, parameter in model.named_parameters():
-        plain = type(parameter.data) is torch.Tensor  # torchao's own tensors cannot be asked
+        plain = type(parameter.data) is torch.Tensor  # torchao's tensors do not support it
         if plain and not torch.isfinite(parameter).all():
             raise SubspaceError(f"model {name!r} holds NaN or infinity in {parameter_name}")
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
-        raise SubspaceError(f"task.max_length is {max_length}: model {name!r} has {positions} positions")
+        raise SubspaceError(f"task.max_length is {max_length}, but model {name!r} has {positions} positions")
+    _set_ends(name, model, tokenizer)
+    return model, tokenizer
+
+
+def _set_ends(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a model the tokenizer's pad and eos tokens; without a pad token, the eos token takes its place."""
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise SubspaceError(f"the tokenizer of model {name!r} has neither a pad token nor an eos token")
+        logger.warning("the tokenizer of model %r has no pad token: %s is used instead", name, tokenizer.eos_token)
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        ends = generation.eos_token_id
+        known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.eos_token_id = list(dict.fromkeys([*own, *known])) or None

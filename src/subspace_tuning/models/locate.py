@@ -1,4 +1,4 @@
-"""Where a model is, by the name that a person gives."""
+"""Locates a model by the name that a user gives."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..errors import SubspaceError, described
 from ..extras import needs
 
 PACKAGED = "minilm"
-"""The word in a config that stands for all-MiniLM-L6-v2 as the package index carries it."""
+"""The name in a config for all-MiniLM-L6-v2 from the package index."""
 
 
 def locate(name: str) -> str:
-    """Where `from_pretrained` finds a model: an absolute folder, or the name itself if it is one of the hub's.
+    """Return where `from_pretrained` finds a model: an absolute folder, or the name itself if it is a hub name.
 
     Raises:
         SubspaceError: `name` is a folder without a config, or names a path that does not exist.
@@ -34,10 +34,8 @@ def locate(name: str) -> str:
 
 
 def cannot_load(name: str, source: str, error: Exception) -> str:
-    """Why a model cannot be loaded, in one line, with the way out."""
+    """Return why a model cannot be loaded, in one line, with the way out."""
     reason = described(error)
     if Path(source).is_dir():
         return f"cannot load model {name!r}: {reason}"
-    return (
-        f"there is no folder {name!r}, and the hub does not give such a model: {reason}; give a local folder as model"
-    )
+    return f"there is no folder {name!r}, and the hub has no such model: {reason}; give a local folder as model"

@@ -28,13 +28,13 @@ def architecture_of(name: str) -> PretrainedConfig:
         return known
     try:
         read: PretrainedConfig = transformers.AutoConfig.from_pretrained(source)
-    except Exception as error:  # a damaged configuration makes the library fail in any way
+    except Exception as error:  # a damaged configuration can raise anything in the library
         raise SubspaceError(cannot_load(name, source, error)) from error
     return read
 
 
 def without_weights(architecture: PretrainedConfig) -> PreTrainedModel:
-    """Return the model without weights: with a two-label head where there is such a class."""
+    """Return the model without weights, with a two-label head if there is such a class."""
     architecture = copy.deepcopy(architecture)
     architecture.num_labels = 2
     with reading(f"the configuration of a {architecture.model_type}"), torch.device("meta"):

@@ -1,4 +1,4 @@
-"""How a model is loaded with its frozen weights in fewer bits."""
+"""Loading a model with its frozen weights in fewer bits."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Quantise(Enum):
 def quantised(
     format: Quantise, name: str, model_class: Any, settings: Mapping[str, Any], head: Sequence[str] | None, cpu: bool
 ) -> dict[str, Any]:
-    """Return what ``from_pretrained`` gets besides ``settings`` so that it quantises all but the head.
+    """Return the further arguments with which ``from_pretrained`` quantises everything except the head.
 
     Args:
-        format: of the weights.
+        format: the format of the weights.
         name: a hub name, a local folder or ``minilm``.
         model_class: a class of transformers.
-        settings: what ``from_pretrained`` gets anyway.
-        head: the modules that train whole, by the ends of their names; None stands for the model's own.
-        cpu: load it there, even if there is an accelerator.
+        settings: the other arguments of ``from_pretrained``.
+        head: the modules trained whole, by the ends of their names; None: the model's own head.
+        cpu: load the model on the CPU even if there is an accelerator.
 
     Raises:
         SubspaceError: the library is not installed, or the model's configuration cannot be read.
@@ -64,6 +64,6 @@ def _config(format: Quantise, head: list[str]) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="fp4" if format is Quantise.fp4 else "nf4",
         bnb_4bit_use_double_quant=format is Quantise.qlora,
-        bnb_4bit_compute_dtype=torch.float32,  # autocast narrows the products where the run wants it
+        bnb_4bit_compute_dtype=torch.float32,  # autocast lowers the precision of products if the run asks for it
         llm_int8_skip_modules=head,
     )

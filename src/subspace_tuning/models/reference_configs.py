@@ -1,4 +1,4 @@
-"""The public configurations of the models that the paper counts, so that counting needs neither the hub nor weights."""
+"""The public configurations of the paper's models, so that counting needs neither the hub nor weights."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _OWNERS = {"roberta-base": "FacebookAI", "roberta-large": "FacebookAI", "deberta
 
 
 def public_configuration(name: str) -> PretrainedConfig | None:
-    """Return a model's configuration by its hub name, with or without the owner; None if it is not known here."""
+    """Return a model's configuration by its hub name, with or without the owner; None if it is not one of these."""
     short = name.rpartition("/")[2]
     if short not in _CONFIGURATIONS or name not in (short, f"{_OWNERS[short]}/{short}"):
         return None

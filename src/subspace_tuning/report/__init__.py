@@ -1,1 +1,1 @@
-"""Figures and tables of what the other packages found."""
+"""Figures and tables of the results of other rings."""

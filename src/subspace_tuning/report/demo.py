@@ -10,10 +10,10 @@ from ..extras import needs
 from ..files import written
 
 if TYPE_CHECKING:
-    from ..training.demo import Result
+    from ..training.demo import DemoResult
 
 
-def plot(results: list[Result], path: Path) -> None:
+def plot(results: list[DemoResult], path: Path) -> None:
     """Draw accuracy over trainable parameters, with the majority class beside it.
 
     Raises:
@@ -22,7 +22,7 @@ def plot(results: list[Result], path: Path) -> None:
     needs("drawing", "report", "matplotlib")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.6), layout="constrained")  # not pyplot's, which would choose a backend for everyone
+    figure = Figure(figsize=(7, 4.6), layout="constrained")  # not pyplot, which would choose a backend globally
     axes = figure.subplots()
     axes.axhline(100 * results[0].majority, color="0.5", linestyle="--", linewidth=1)
     axes.annotate(
@@ -38,7 +38,7 @@ def plot(results: list[Result], path: Path) -> None:
         axes.scatter(
             result.trainable, 100 * result.accuracy, s=70, color=f"C{number}", marker=marker, label=label, zorder=3
         )
-    # Below the axes: beside the points, labels of methods that come out alike would cover each other.
+    # Below the axes: next to the points, labels of methods with similar results would overlap.
     figure.legend(loc="outside lower left", fontsize=9, frameon=False)
     axes.set(
         xscale="log", xlabel="trainable parameters (without the head)", ylabel="accuracy in percent", ylim=(40, 100)

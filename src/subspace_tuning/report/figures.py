@@ -1,4 +1,4 @@
-"""Pictures of what an adapter did: spectra, angles, and how much of it lies within W's own subspace."""
+"""Figures of what an adapter did: spectra, angles, and its share within W's own subspace."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Spectra:
     _seen: int = 0
 
     def add(self, module: str, found: Diagnosis) -> None:
-        """Look at a matrix."""
+        """Collect the spectra of a matrix."""
         wanted = {round(index * (self.count - 1) / (_SPECTRA - 1)) for index in range(_SPECTRA)}
         if self._seen in wanted:
             self.kept.append((module, found.before.S.numpy(), found.after.S.numpy(), found.moved.S.numpy()))
@@ -39,7 +39,7 @@ class Spectra:
 
 
 def draw(folder: Path, table: pd.DataFrame, spectra: Spectra, title: str) -> list[Path]:
-    """Draw the three pictures into a folder and return their paths.
+    """Draw the three figures into a folder and return their paths.
 
     Raises:
         SubspaceError: matplotlib is not installed.
@@ -92,7 +92,7 @@ def _short(module: str) -> str:
 
 
 def _place(module: str) -> tuple[int, str]:
-    """The number of the layer and the module's name within it."""
+    """Return the number of the layer and the module's name within it."""
     match = _NUMBER.search(module)
     return (int(match[1]), module[match.end() :] or module) if match else (0, module)
 
@@ -126,7 +126,7 @@ def _angles(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _projection(table: pd.DataFrame, title: str) -> Figure:
-    """The paper's figure 1 from real numbers: how far a change leads within W's subspace, and how far out of it."""
+    """Return the paper's figure 1 for real data: how far a change moves within W's subspace, and how far out of it."""
     figure = _figure(6.4, 5.6)
     axis = figure.subplots()
     kinds = list(dict.fromkeys(kind for _, kind in map(_place, table["module"])))
@@ -142,7 +142,7 @@ def _projection(table: pd.DataFrame, title: str) -> Figure:
     across, up = (1.15 * float(part.max() or 1.0) for part in (inside, outside))
     chance = table["reconstruction_share_random"].mean()
     axis.plot([0, up * math.sqrt(chance / (1 - chance))], [0, up], "k:", lw=1, label="a random change (mean)")
-    axis.set(xlim=(0, across), ylim=(0, up))  # the axes have scales of their own: one share is often far the smaller
+    axis.set(xlim=(0, across), ylim=(0, up))  # separate scales for the axes: one share is often far smaller
     axis.set_xlabel("within W's leading subspace (reconstruction), ||P dW Q|| / ||W||")
     axis.set_ylabel("outside of it (extension), / ||W||")
     axis.legend(fontsize=8)

@@ -17,10 +17,10 @@ FORMATS = (".csv", ".parquet", ".json")
 
 
 def check_table(path: str | Path) -> Path:
-    """The path of a table to write.
+    """Return the path of a table to write.
 
     Raises:
-        SubspaceError: its ending is not known, its folder does not exist, or what writes Parquet is not installed.
+        SubspaceError: its ending is unknown, its folder does not exist, or the package for Parquet is not installed.
     """
     file = Path(path).expanduser()
     if file.suffix not in FORMATS:

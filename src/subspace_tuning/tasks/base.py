@@ -1,12 +1,13 @@
-"""The protocol of a task: everything in which tasks differ, and nothing else of a run.
+"""The protocol of a task: everything that differs between tasks, and nothing else.
 
-Training sees a task through this class alone.
+Training uses a task only through this class.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,7 +15,13 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import (
+    DataCollatorWithPadding,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
 
 from ..errors import SubspaceError
 from ..tuner.calibration import Batch, Loss
@@ -38,48 +45,93 @@ class Rows(Protocol):
 R = TypeVar("R", bound=Rows)
 
 
+@dataclass(frozen=True)
+class Training:
+    """The trainer of a task.
+
+    Attributes:
+        trainer: its class; a run adds its own order of rows, schedules and records.
+        arguments: the class of its arguments.
+        settings: further arguments, set by the task.
+        counts_labels: whether the loss is a mean over labels, so that accumulated batches count by their labels.
+    """
+
+    trainer: type[Trainer] = Trainer
+    arguments: type[TrainingArguments] = TrainingArguments
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    counts_labels: bool = False
+
+
+@dataclass(frozen=True)
+class Seen(Generic[R]):
+    """A model's outputs for rows.
+
+    Attributes:
+        rows: the rows.
+        encoded: the result of ``encode`` for them.
+        outputs: an entry for each encoded row: the model's outputs, or the result of ``generate``.
+        labels: the labels of the encoded rows, if they have any.
+        tokenizer: the model's tokenizer.
+    """
+
+    rows: R
+    encoded: Dataset
+    outputs: Values
+    labels: Values | None
+    tokenizer: PreTrainedTokenizerBase
+
+
 class Task(ABC, Generic[R]):
     """A task: its data, the model it needs, and how predictions are scored.
 
     Attributes:
-        name: by which a config refers to the task.
-        primary: the figure by which runs are compared, among those of the first evaluation split; larger is better.
+        name: the name of the task in a config.
+        primary: the figure by which runs are compared, one of the first evaluation split's.
+        larger_is_better: whether a larger primary figure is better.
         evaluation: the splits scored during training, each with the prefix of its figures.
         model_class: the class of transformers that loads the model, such as ``AutoModelForSequenceClassification``.
         task_type: peft's name for this kind of model.
-        loss: a loss of the task's own, a function of the model and a batch that returns the loss and the model's
-            outputs; None for the loss that the model computes from ``labels``.
-        generate: a function of the model and a batch that returns a tensor of predictions, rows first, to be scored
-            in place of the model's outputs; None if the outputs of a forward pass are scored.
+        loss: the task's own loss, a function of the model and a batch that returns the loss and the model's outputs;
+            None for the loss that the model computes from ``labels``.
+        generate: a function of the model and a batch that returns a tensor of predictions, rows first, which are scored
+            instead of the model's outputs, without a loss; None if the outputs of a forward pass are scored.
+        truth: the column of a batch with which predictions are compared.
     """
 
     name: str
     primary: str
+    larger_is_better: bool = True
     evaluation: tuple[tuple[str, str], ...] = (("", "validation"),)
     model_class: ClassVar[Any]
     task_type: ClassVar[TaskType]
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Any]] | None = None
     generate: Callable[[nn.Module, Batch], Tensor] | None = None
+    truth: str = "labels"
 
     @property
     def preset(self) -> Mapping[str, Any]:
-        """Values of a run's ``training`` section that a paper gives for the task, by key."""
+        """A paper's values for the ``training`` section of a run on the task, by key."""
         return {}
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What ``configured`` needs to make this task of the registered one, as plain data fit for JSON."""
+        """The options with which ``configured`` turns the registered task into this one, as plain data for JSON."""
         return {}
 
     def configured(self, options: Mapping[str, Any]) -> Task[R]:
-        """Return the task with options, which are the keys of a config's ``task`` section that only some tasks know.
+        """Return the task with options: the keys of a config's ``task`` section that only some tasks have.
 
         Raises:
-            SubspaceError: the task does not know an option, or not its value.
+            SubspaceError: the task does not have an option, or its value is invalid.
         """
         for name in options:
             raise SubspaceError(f"task.{name} has no meaning with task {self.name}: leave it out")
         return self
+
+    @property
+    def training(self) -> Training:
+        """The trainer of the task; the Trainer of transformers unless the task names another."""
+        return Training()
 
     @property
     def model_settings(self) -> Mapping[str, Any]:
@@ -88,24 +140,33 @@ class Task(ABC, Generic[R]):
 
     @abstractmethod
     def load(self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None) -> dict[str, R]:
-        """Return all splits that a run reads, by split name.
+        """Return all splits of a run, by split name.
 
         Args:
-            source: where the data are, as ``task.data`` has it.
-            train_rows, eval_rows: keep only that many first rows of the training and of each evaluation split.
+            source: where the data are, as in ``task.data``.
+            train_rows: keep only this many first rows of the training split.
+            eval_rows: keep only this many first rows of each evaluation split.
 
         Raises:
             SubspaceError: the data cannot be found, read or used.
         """
 
+    def for_model(self, architecture: PretrainedConfig) -> Task[R]:
+        """Return the task for a model of this configuration, such as with the class that loads the model.
+
+        Raises:
+            SubspaceError: no model of this architecture can do the task.
+        """
+        return self
+
     def prepare(
         self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
     ) -> tuple[Task[R], dict[str, R]]:
-        """Return the task as its data settle it, such as with the classes found there, and what ``load`` returns."""
+        """Return the task completed from its data, such as with the classes found there, and the loaded splits."""
         return self, self.load(source, train_rows=train_rows, eval_rows=eval_rows)
 
     def read(self, source: str, *, labelled: bool = True) -> R:
-        """Return the rows of other data than a run's, with labels to be scored or without.
+        """Return the rows of data other than a run's, with labels for scoring, or without.
 
         Raises:
             SubspaceError: the data cannot be found, read or used, or the task has no files.
@@ -113,15 +174,31 @@ class Task(ABC, Generic[R]):
         raise SubspaceError(f"task {self.name} reads no files: {source} cannot be used with it")
 
     def rows_of(self, texts: Sequence[str]) -> R:
-        """Return a row without a label for each text. Raises SubspaceError if a row of the task is no text."""
+        """Return a row without a label for each text. Raises SubspaceError if a row of the task is not a text."""
         raise SubspaceError(f"a row of task {self.name} is not one text: give the rows as a file")
 
     @abstractmethod
     def encode(self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-        """Return the rows as a model takes them, at most ``max_length`` tokens long and not padded.
+        """Return the rows encoded for a model, truncated to ``max_length`` tokens and not padded.
 
-        They have ``labels`` where the rows do.
+        They have ``labels`` if the rows do. If a row gives several entries, or the order changes, a column of the
+        task's own holds the row of each entry.
+
+        Raises:
+            SubspaceError: a row cannot be encoded in this length.
         """
+
+    def for_training(self, encoded: Dataset, max_length: int) -> Dataset:
+        """Return encoded rows in the form used for training, such as packed."""
+        return encoded
+
+    def ready(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Task[R]:
+        """Return the task completed by the model, with its adapter, and the tokenizer.
+
+        Raises:
+            SubspaceError: they cannot be used for the task.
+        """
+        return self
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
         """Return the function that makes a batch of encoded rows; by default they are padded to the longest."""
@@ -131,39 +208,46 @@ class Task(ABC, Generic[R]):
         """Return the length of each encoded row, by which rows are grouped into batches."""
         return [len(tokens) for tokens in encoded["input_ids"]]
 
-    @abstractmethod
+    def cut(self, rows: R, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+        """Return how many of the encoded rows are longer than ``max_length`` tokens and were cut."""
+        if max(self.lengths(encoded), default=0) < max_length:
+            return 0
+        return sum(length > max_length for length in self.lengths(self.encode(rows, tokenizer, max_length + 1)))
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return a model's outputs for a batch, rows first; labels in the batch are left out."""
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", self.truth)}
+        outputs: Tensor = model(**inputs).logits
+        return outputs
+
     def predict(self, outputs: Values) -> Values:
         """Return one prediction per row from the model's outputs, or from what ``generate`` returned."""
+        return outputs
 
     @abstractmethod
-    def score(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return the figures of predictions, by name, ``primary`` among them."""
+    def score(self, predictions: Any, labels: Any) -> dict[str, float]:
+        """Return the figures of predictions, one for each row, by name, ``primary`` among them."""
 
-    def figures(self, outputs: Values, labels: Values, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        """Return the figures of an evaluation. A task that scores texts overrides this to decode tokens first."""
-        return self.score(self.predict(outputs), labels)
+    def figures(self, seen: Seen[R]) -> dict[str, float]:
+        """Return the figures of an evaluation. A task whose predictions are texts overrides this."""
+        assert seen.labels is not None
+        return self.score(self.predict(seen.outputs), seen.labels)
 
     def values(self, outputs: Values) -> Values:
-        """Return a model's outputs in the task's own units; ``stand_alone`` makes a model give these itself."""
+        """Return a model's outputs in the task's own units; ``stand_alone`` makes a model return these itself."""
         return outputs
 
     def stand_alone(self, model: nn.Module) -> Task[R]:
         """Make a model's outputs the task's own ``values``, in place, and return the task of that model."""
         return self
 
-    def answers(self, rows: R, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
-        """Return what is predicted for each row in plain words and numbers, fit for JSON, beside the row itself.
-
-        Args:
-            rows: without labels.
-            encoded: what ``encode`` made of them.
-            outputs: the model's, in the same order.
-        """
-        return [{"predicted": prediction} for prediction in self.predict(outputs).tolist()]
+    def answers(self, seen: Seen[R]) -> list[dict[str, Any]]:
+        """Return each row with its prediction, as plain data for JSON."""
+        return [{"predicted": prediction} for prediction in self.predict(seen.outputs).tolist()]
 
     @abstractmethod
     def baseline(self, train: R, rows: R) -> dict[str, float]:
-        """Return the figures on ``rows`` of a prediction that looks at no input, such as the majority class."""
+        """Return the figures on ``rows`` of a constant prediction, such as the majority class."""
 
     @property
     def primary_key(self) -> str:
@@ -172,24 +256,25 @@ class Task(ABC, Generic[R]):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that a run reads."""
+        """The splits used by a run."""
         return ("train", *(split for _, split in self.evaluation))
 
     @property
     def objective(self) -> Loss | None:
-        """The task's own loss without the outputs, as ``subspace_tuning.calibrate`` takes it."""
+        """The task's own loss without the outputs, for ``subspace_tuning.calibrate``."""
         own = self.loss
         return None if own is None else lambda model, batch: own(model, batch)[0]
 
     def batches(
         self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int, size: int
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows as batches of ``size``, in order."""
-        encoded, collate = self.encode(rows, tokenizer, max_length), self.collator(tokenizer)
+        """Yield the rows in the form used for training, as batches of ``size``, in order."""
+        encoded = self.for_training(self.encode(rows, tokenizer, max_length), max_length)
+        collate = self.collator(tokenizer)
         for start in range(0, len(encoded), size):
             yield dict(collate([encoded[i] for i in range(start, min(start + size, len(encoded)))]))
 
 
 def prefixed(prefix: str, name: str) -> str:
-    """Return a figure's name under its split's prefix; an empty prefix changes nothing."""
+    """Return a figure's name with its split's prefix, which may be empty."""
     return f"{prefix}_{name}" if prefix else name

@@ -1,4 +1,4 @@
-"""One class per row, from a person's own files.
+"""One class per row, from own files.
 
 Examples:
     >>> task = Classification(classes=("bad", "good"))
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from .base import Values
+from .base import Seen, Values
 from .classes import ClassesTask, balanced, class_name
 from .data.records import Records, shown
 from .data.tables import Table
@@ -38,8 +37,8 @@ class Classification(ClassesTask[Table], OwnTextTask):
         """Return the names of the rows' classes."""
         values = labelled(records, self.label)
         if several := [row for row, value in enumerate(values) if not isinstance(value, (str, bool, int, float))]:
-            told = f"column {self.label!r} is {shown(values[several[0]])}, which is not one class"
-            records.refuse(several, told, "take task.name=multi_label for several")
+            reason = f"column {self.label!r} is {shown(values[several[0]])}, which is not one class"
+            records.refuse(several, reason, "use task.name=multi_label for several")
         return [class_name(value) for value in values]
 
     def weights_of(self, records: Records, labels: list[str]) -> tuple[float, ...]:
@@ -51,7 +50,7 @@ class Classification(ClassesTask[Table], OwnTextTask):
         return np.array(self.numbers_of(records, [[name] for name in labels]), dtype=np.int64).reshape(-1)
 
     def predict(self, outputs: Values) -> Values:
-        """Return the number of one class per row."""
+        """Return one class number per row."""
         return np.asarray(outputs.reshape(-1, len(self.names)).argmax(axis=1))
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
@@ -63,9 +62,9 @@ class Classification(ClassesTask[Table], OwnTextTask):
             "matthews_correlation": float(matthews_corrcoef(labels, predictions)),
         }
 
-    def answers(self, rows: Table, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Table]) -> list[dict[str, Any]]:
         """Return each row's texts with its class and the probabilities of all."""
-        return self.beside_texts(rows, by_class(outputs, self.names))
+        return self.beside_texts(seen.rows, by_class(seen.outputs, self.names))
 
     def baseline(self, train: Table, rows: Table) -> dict[str, float]:
         """Return the figures of the most frequent class of the training rows."""

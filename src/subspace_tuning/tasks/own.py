@@ -1,10 +1,10 @@
-"""What the tasks on a person's own files have in common: their options, where their rows are, and their splits."""
+"""The base of tasks on own files: their options, sources and splits."""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -18,15 +18,15 @@ from .data import sources
 from .data.records import Records, is_missing, shown
 
 HELD_OUT = 0.2
-"""The share of the rows that is held out where nothing else is said."""
-_NO_DATA = "glue"  # what `task.data` is if it is not given
+"""The default share of rows held out."""
+_NO_DATA = "glue"  # the default of `task.data`
 
 
 Same = TypeVar("Same")
 
 
 class Chosen(Rows, Protocol):
-    """Rows of which some can be chosen."""
+    """Rows that can be selected by number."""
 
     def select(self: Same, rows: Sequence[int]) -> Same:
         """Return the rows of these numbers."""
@@ -37,14 +37,14 @@ R = TypeVar("R", bound=Chosen)
 
 @dataclass(frozen=True)
 class OwnTask(Task[R]):
-    """A task on a person's own rows. The fields are the options of a config's ``task`` section.
+    """A task on own rows. The fields are the options of a config's ``task`` section.
 
     Attributes:
         text: the column of the text.
         label: the column of the label.
-        validation: a source of validation rows besides the training rows' own.
-        held_out: the share of the training rows that is held out for validation where there are no others.
-        held_out_seed: by which these are drawn.
+        validation: a separate source of validation rows.
+        held_out: the share of the training rows held out for validation if there are no validation rows.
+        held_out_seed: the seed with which these are drawn.
     """
 
     text: str = "text"
@@ -55,15 +55,15 @@ class OwnTask(Task[R]):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The fields that are not at their defaults."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        """The fields that differ from their defaults."""
+        given = {field.name: getattr(self, field.name) for field in self._own()}
+        defaults = {field.name: field.default for field in self._own()}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
         return {name: value for name, value in plain.items() if given[name] != defaults[name]}
 
     def configured(self, options: Mapping[str, Any]) -> OwnTask[R]:
         """Return the task with these options."""
-        known = {field.name for field in dataclasses.fields(self)}
+        known = {field.name for field in self._own()}
         super().configured({name: value for name, value in options.items() if name not in known})
         given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         hints = get_type_hints(type(self))
@@ -75,13 +75,21 @@ class OwnTask(Task[R]):
             raise SubspaceError("task.validation and task.held_out are both given: leave one out")
         return made
 
+    def _own(self) -> list[dataclasses.Field[Any]]:
+        """Return the fields that are options."""
+        return [field for field in dataclasses.fields(self) if field.metadata.get("option", True)]
+
+    def unfolded(self, records: Records) -> Records:
+        """Return the records with one entry per row of the task; by default they are unchanged."""
+        return records
+
     @abstractmethod
     def raw_labels(self, records: Records) -> list[Any]:
-        """Return the labels of records as the task understands them, not yet looked up in a list of classes."""
+        """Return the labels of records as the task reads them, before they are looked up in a list of classes."""
 
     @abstractmethod
     def settled(self, records: Records, labels: list[Any]) -> OwnTask[R]:
-        """Return the task with what the labels of its training file decide."""
+        """Return the task with everything that is derived from the labels of its training file."""
 
     @abstractmethod
     def rows(self, records: Records, labels: list[Any] | None) -> R:
@@ -95,7 +103,7 @@ class OwnTask(Task[R]):
         self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
     ) -> tuple[OwnTask[R], dict[str, R]]:
         """Return the task with its classes, and the training and the validation rows."""
-        found = self._splits(source)
+        found = {split: self.unfolded(records) for split, records in self._splits(source).items()}
         labels = self.raw_labels(found["train"])
         task = self.settled(found["train"], labels)
         train = task.rows(found["train"], labels)
@@ -119,28 +127,38 @@ class OwnTask(Task[R]):
         if self.validation is not None:
             found["validation"] = sources.one(self.validation)
         elif "validation" in found and self.held_out is not None:
-            raise SubspaceError(f"data {source!r} has validation rows of its own: leave task.held_out out")
+            raise SubspaceError(f"data {source!r} already has validation rows: leave task.held_out out")
         return found
+
+    def groups(self, rows: R) -> Sequence[Hashable]:
+        """Return a key for each row; rows with equal keys are held out together. By default all keys differ."""
+        return range(len(rows))
 
     def _parted(self, rows: R, where: str) -> tuple[R, R]:
         share = HELD_OUT if self.held_out is None else self.held_out
-        if len(rows) * share < 1 or len(rows) * (1 - share) < 1:
+        groups = self.groups(rows)
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        if len(numbers) * share < 1 or len(numbers) * (1 - share) < 1:
+            shared = "" if len(numbers) == len(rows) else f" in {len(numbers)} groups that stay together"
             raise SubspaceError(
-                f"{where} has {len(rows)} rows: none is left to train or to validate with if {share:g} of them are "
-                "held out; give more rows, or task.validation"
+                f"{where} has {len(rows)} rows{shared}: none is left to train or to validate with if {share:g} of them "
+                "are held out; give more rows, or task.validation"
             )
-        parts = train_test_split(np.arange(len(rows)), test_size=share, random_state=self.held_out_seed)
-        train, validation = (rows.select(sorted(part.tolist())) for part in parts)
-        return train, validation
+        parts = train_test_split(np.arange(len(numbers)), test_size=share, random_state=self.held_out_seed)
+        held_out = set(parts[1].tolist())
+        sides: dict[bool, list[int]] = {False: [], True: []}
+        for row, group in enumerate(groups):
+            sides[numbers[group] in held_out].append(row)
+        return rows.select(sides[False]), rows.select(sides[True])
 
     def read(self, source: str, *, labelled: bool = True) -> R:
-        """Return the rows of a file, a folder or a data set; of several splits those of the test."""
-        records = sources.one(source)
+        """Return the rows of a file, a folder or a data set; if there are several splits, those of the test split."""
+        records = self.unfolded(sources.one(source))
         return self.rows(records, self.raw_labels(records) if labelled else None)
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type: a plain one, a tuple of such, or a choice of types."""
+    """Return whether a value has an annotated type: a plain one, a tuple of one, or a union."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
@@ -155,5 +173,5 @@ def labelled(records: Records, column: str) -> Sequence[Any]:
     """Return the column of the labels. Raises SubspaceError if there is none, or a row has none."""
     values = records.column(column, "task.label")
     if missing := [row for row, value in enumerate(values) if is_missing(value)]:
-        records.refuse(missing, f"column {column!r} has no label", "write one, or take the row away")
+        records.refuse(missing, f"column {column!r} has no label", "write one, or remove the row")
     return values

@@ -1,7 +1,7 @@
-"""A number per row, from a person's own files.
+"""A number per row, from own files.
 
-Prices and percentages are far from the numbers that a fresh head gives, so the model learns them in units of their
-standard deviation around their mean, and what is told is in the file's units.
+Prices and percentages are far from the outputs of a fresh head, so the model learns them in units of their standard
+deviation around their mean; everything reported is in the file's units.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from numpy.typing import DTypeLike
 from scipy import stats
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
-from .base import Values
+from .base import Seen, Values
 from .data.records import Records, shown
 from .data.tables import Table
 from .own import labelled
@@ -34,8 +32,8 @@ class Regression(OwnTextTask):
     """A number per row.
 
     Attributes:
-        mean: of the labels; the model's output 0 stands for it.
-        deviation: their standard deviation, which the model's output 1 stands for.
+        mean: the mean of the labels, which corresponds to the model's output 0.
+        deviation: their standard deviation, the unit of the model's output.
     """
 
     name = "regression"
@@ -61,8 +59,8 @@ class Regression(OwnTextTask):
         if wrong := [row for row, number in enumerate(numbers) if not math.isfinite(number)]:
             records.refuse(
                 wrong,
-                f"column {self.label!r} is {shown(values[wrong[0]])}, which is no number",
-                "write it as 1234.5, or take task.name=classification for classes",
+                f"column {self.label!r} is {shown(values[wrong[0]])}, which is not a number",
+                "write it as 1234.5, or use task.name=classification for classes",
             )
         return numbers
 
@@ -85,7 +83,7 @@ class Regression(OwnTextTask):
         return np.asarray(outputs, dtype=np.float64) * self.deviation + self.mean
 
     def stand_alone(self, model: nn.Module) -> Regression:
-        """Make the last layer of the head give the file's units itself."""
+        """Make the last layer of the head return the file's units itself."""
         ends = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1]
         if len(ends) != 1 or ends[0].bias is None:
             raise SubspaceError(
@@ -101,13 +99,14 @@ class Regression(OwnTextTask):
         """Return one number per row, in the file's units."""
         return self.values(outputs.reshape(-1))
 
-    def figures(self, outputs: Values, labels: Values, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    def figures(self, seen: Seen[Table]) -> dict[str, float]:
         """Return the figures of an evaluation, whose labels are in the model's units."""
-        return self.score(self.predict(outputs), self.values(labels.reshape(-1)))
+        assert seen.labels is not None
+        return self.score(self.predict(seen.outputs), self.values(seen.labels.reshape(-1)))
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return the share of the variance that is explained, correlations, and errors in the file's units."""
-        moving = np.ptp(predictions) > 0 and np.ptp(labels) > 0  # a correlation with a constant is undefined
+        """Return the share of variance explained, correlations, and errors in the file's units."""
+        moving = np.ptp(predictions) > 0 and np.ptp(labels) > 0  # the correlation with a constant is undefined
         return {
             "r2": float(r2_score(labels, predictions)) if len(labels) > 1 else 0.0,
             "rmse": float(root_mean_squared_error(labels, predictions)),
@@ -116,9 +115,9 @@ class Regression(OwnTextTask):
             "spearman": float(stats.spearmanr(predictions, labels).statistic) if moving else 0.0,
         }
 
-    def answers(self, rows: Table, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Table]) -> list[dict[str, Any]]:
         """Return each row's texts with its number."""
-        return self.beside_texts(rows, [{"predicted": float(number)} for number in self.predict(outputs)])
+        return self.beside_texts(seen.rows, [{"predicted": float(number)} for number in self.predict(seen.outputs)])
 
     def baseline(self, train: Table, rows: Table) -> dict[str, float]:
         """Return the figures of the training labels' mean."""
@@ -127,7 +126,7 @@ class Regression(OwnTextTask):
 
 
 def _number(value: Any) -> float:
-    """A value as a number; NaN if it is none."""
+    """Return a value as a number; NaN if it is not one."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number beyond every float

@@ -1,4 +1,4 @@
-"""What the formulas say before anything is trained: best approximation, conversion, diagnosis, budget."""
+"""What formulas determine before anything is trained: best approximation, conversion, diagnosis, budget."""
 
 from .approximate import Approximation, approximate
 from .budget import energy_rank, read_budget, spread_ranks, uniform_rank

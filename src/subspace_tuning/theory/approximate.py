@@ -1,8 +1,8 @@
 """How close phi(W) can come to a known W*: the factors that minimise ||W* - phi(W)||_F.
 
-The paper defines a method by this number (arXiv 2407.05417). How it is found follows from the formula (see
-``reading``): in closed form where the formula is one block, by solving for the blocks in turn where it is several, and
-by a general least-squares solver where it is neither.
+The paper judges a method by this number (arXiv 2407.05417). How it is computed follows from the formula (see
+``reading``): in closed form if the formula is one block, by solving for the blocks in turn if it is several, and by a
+general least-squares solver otherwise.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _DEFAULT_DIRECTIONS = 8
 
 @dataclass(frozen=True)
 class Approximation:
-    """The best phi(W) that was found for a W*.
+    """The best phi(W) found for a W*.
 
     Attributes:
-        method: whose formula it is.
-        factors: the value of each trainable factor as it stands in the formula (a scale near 1, say).
-        constants: masks and chosen directions that were part of the search, and what else the formula names.
+        method: the method.
+        factors: the value of each trainable factor in the formula (for example, a scale near 1).
+        constants: masks and chosen directions that were part of the search, and the formula's other constants.
         matrix: phi(W), n x m.
         error: ||W* - phi(W)||_F, or ||X (W* - phi(W))||_F for given activations.
         norm: ||W*||_F in the same norm.
-        how: "exact" - no factors do better; "iterative" - blocks solved in turn, the error falling from step to step
-            to a stationary point; "heuristic" - a discrete choice or a general solver stands between.
-        lower_bound: a relative error that no factors of this method can fall below; None if none is known.
-        sweeps: how often the blocks took turns.
+        how: "exact": no factors do better; "iterative": blocks were solved in turn, with the error falling to a
+            stationary point; "heuristic": a discrete choice or the general solver was involved.
+        lower_bound: a relative error below which no factors of this method can fall; None if none is known.
+        sweeps: the number of sweeps over the blocks.
         history: the relative error after every sweep.
-        reason: why a general solver was needed; None if it was not.
+        reason: why the general solver was needed; None if it was not.
     """
 
     method: Method
@@ -66,7 +66,7 @@ class Approximation:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The factors as an adapter keeps them: those with a fixed nonzero start as the offset from it."""
+        """The factors as stored in an adapter: those with a fixed nonzero start as the offset from it."""
         found = {}
         for name, anchored in self.method.anchors().items():
             number = self.method.fixed_anchors().get(name)
@@ -97,23 +97,23 @@ def approximate(
     """Find the factors of a method that bring phi(W) closest to W*.
 
     Args:
-        method: a registered method, by its name or itself, or a formula such as "D1 @ W @ D2 + s * A @ B".
+        method: a registered method or its name, or a formula such as "D1 @ W @ D2 + s * A @ B".
         W: the frozen weight, n x m (in x out).
-        W_star: the weight to come to, n x m.
+        W_star: the target weight, n x m.
         r: the rank.
-        scale: s; 2 if not given, as alpha = 2 r makes it. The factors take up any other.
+        scale: s; 2 by default, as for alpha = 2 r. The factors absorb any other value.
         activations: X, rows x n: the error is then that of the outputs, ||X (W* - phi(W))||_F.
         covariance: X.T @ X instead, n x n, symmetric without negative eigenvalues (see ``Covariance``).
         bias: b (m), for formulas that name it.
-        bias_star: the bias to come to; such formulas take it exactly.
-        entries: how many entries a mask lets train; the method's own share if not given.
-        directions: how many singular directions are chosen.
-        sweeps: the maximum number of turns of the blocks.
-        settled: no further turn if the last one gained less than this share of the error.
-        seed: of the starts of the general solver.
-        cache: look W's own decomposition up on disk, and keep it there.
-        starts: where the factors of a formula start, which the turns of its blocks and the general solver begin from;
-            inferred if not given. Nothing is trained, so phi(W) need not be W there.
+        bias_star: the target bias, which such formulas reach exactly.
+        entries: the number of entries under a mask; by default the method's own share.
+        directions: the number of chosen singular directions.
+        sweeps: the largest number of sweeps over the blocks.
+        settled: stop when a sweep reduces the error by less than this share.
+        seed: the seed for the starting points of the general solver.
+        cache: look W's own decomposition up on disk, and store it there.
+        starts: the starts of a formula's factors, from which the sweeps and the general solver begin; inferred by
+            default. Nothing is trained, so phi(W) need not be W there.
 
     Returns:
         The factors in float64 with the error and how they were found.
@@ -124,7 +124,7 @@ def approximate(
     chosen = _resolve(method, starts)
     W, W_star = read_matrix("W", W), read_matrix("W*", W_star)
     if W.shape != W_star.shape:
-        raise SubspaceError(f"W is {shape_of(W)} and W* is {shape_of(W_star)}: they must have one shape")
+        raise SubspaceError(f"W is {shape_of(W)} and W* is {shape_of(W_star)}: they must have the same shape")
     formula = chosen.formula
     if not formula.is_linear or formula.wraps_norm:
         raise SubspaceError(f"method {chosen.name!r} has no dense phi(W) to compare with W*: {formula} is not linear")
@@ -171,7 +171,7 @@ def approximate(
 def _resolve(method: str | Method, starts: Mapping[str, str] | None) -> Method:
     if starts is not None and (isinstance(method, Method) or method.isidentifier()):
         name = method.name if isinstance(method, Method) else method
-        raise SubspaceError(f"starts go with a formula, and method {name!r} has its own")
+        raise SubspaceError(f"starts are for formulas, and method {name!r} has its own")
     if isinstance(method, Method):
         return method
     return methods.get(method) if method.isidentifier() else methods.from_formula(method, starts)
@@ -182,7 +182,7 @@ def _wide(tensors: Mapping[str, Tensor]) -> Values:
 
 
 def _bias(node: Expression, target: Tensor, env: Env) -> Values:
-    """Return the factor at which the bias of a formula is the wanted one; none if there is no such factor."""
+    """Return the factor that gives a formula the target bias, if there is such a factor."""
     for term in node.terms if isinstance(node, Sum) else (node,):
         if is_free(term):
             return assign(term, target - (node.compact(env) - term.compact(env)), env)

@@ -1,7 +1,7 @@
 """The parts of a formula that can be solved for, each with the others fixed.
 
 With everything else fixed, phi(W) = constant + weight * (left @ X @ right) in a *block* X: a diagonal, a matrix of
-limited rank, entries under a mask, some of W's singular directions, a number. For each of these the best X is known
+limited rank, entries under a mask, some of W's singular directions, or a number. For each of these the best X is known
 (see ``solve``). ``reading`` finds the blocks of a formula.
 """
 
@@ -29,7 +29,7 @@ _WEIGHTED_SWEEPS = 20
 
 
 class Equation(NamedTuple):
-    """target = weight * (left @ X @ right), to be solved for X in least squares. None is the identity, or no weight."""
+    """target = weight * (left @ X @ right), to solve for X by least squares. None means identity, or no weight."""
 
     target: Tensor
     left: Side
@@ -39,7 +39,7 @@ class Equation(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part X stands: phi(W), or its transpose if ``flipped``, is c + scalars * weight * (left @ X @ right)."""
+    """The place of a part X: phi(W), or its transpose if ``flipped``, is c + scalars * weight * (left @ X @ right)."""
 
     left: tuple[Expression, ...] = ()
     right: tuple[Expression, ...] = ()
@@ -49,15 +49,15 @@ class Place:
 
     @property
     def alone(self) -> bool:
-        """Whether no factor stands beside X."""
+        """Whether there are no factors beside X."""
         return not (self.left or self.right)
 
     def between(self, before: Sequence[Expression], after: Sequence[Expression]) -> Place:
-        """Return the place between some factors of a product that stands here."""
+        """Return the place between factors of a product at this place."""
         return replace(self, left=(*self.left, *before), right=(*after, *self.right))
 
     def scaled(self, *scalars: Expression) -> Place:
-        """Return the place behind numbers."""
+        """Return the place after numbers."""
         return replace(self, scalars=(*self.scalars, *scalars))
 
     def turned(self) -> Place:
@@ -71,7 +71,7 @@ class Place:
         return math.prod(float(scalar.compact(env)) for scalar in self.scalars)
 
     def equation(self, problem: Problem, constant: Tensor, env: Env) -> Equation:
-        """Return what X should solve, if phi(W) is ``constant`` where X is zero."""
+        """Return the equation for X, if phi(W) is ``constant`` where X is zero."""
         scale = self.scale(env)
         target = (problem.W_star - constant) / scale if scale else torch.zeros_like(constant)
         left, right, root = _side(self.left, env), _side(self.right, env), problem.root
@@ -87,7 +87,7 @@ class Place:
 
 
 def _side(factors: tuple[Expression, ...], env: Env) -> Side:
-    """Return the product of what stands on one side of a block, None for nothing."""
+    """Return the product of the factors on one side of a block, or None if there are none."""
     if not factors:
         return None
     value = Product(factors).compact(env)
@@ -96,13 +96,13 @@ def _side(factors: tuple[Expression, ...], env: Env) -> Side:
 
 @dataclass(frozen=True)
 class Block(ABC):
-    """A part of a formula whose best value is known, and its place. ``run`` holds the factors whose product it is."""
+    """A part of a formula whose best value is known, and its place. It is the product of the factors in ``run``."""
 
     run: tuple[Expression, ...]
     place: Place
 
     closed: ClassVar[bool] = True
-    """Whether ``solved`` has the best value at once; else a better one than before."""
+    """Whether ``solved`` gives the best value at once; otherwise it gives a better one."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ class Block(ABC):
         return assign(node, torch.zeros_like(node.compact(env)), env)
 
     def rank(self, env: Env, problem: Problem) -> int | None:
-        """Return the largest rank of the block, None if it is limited by more than its rank."""
+        """Return the largest rank of the block, or None if it is limited by more than its rank."""
         return None
 
     def choice(self, problem: Problem) -> Literal["none", "best", "guess"]:
@@ -151,7 +151,7 @@ class Chain(Block):
 
 
 class Entries(Block):
-    """Entries under a mask, which is chosen, too, if it is not given."""
+    """Entries under a mask, which is also chosen if not given."""
 
     def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
         mask, entries = self._names
@@ -177,10 +177,10 @@ class Entries(Block):
 
 
 class Directions(Block):
-    """``U_k @ diag(sigma) @ V_k.T``: singular directions of W, which are chosen, and their values."""
+    """``U_k @ diag(sigma) @ V_k.T``: chosen singular directions of W, and their values."""
 
     def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
-        """Choose the directions that take most off the error; each by itself, for they are orthogonal."""
+        """Choose the directions that reduce the error most; independently, since they are orthogonal."""
         U, _, V = svd(env["W"])
         images = U if equation.left is None else solve.times(equation.left, U)
         sizes = images.square().sum(0)
@@ -197,7 +197,7 @@ class Directions(Block):
 
 
 class Multiple(Block):
-    """A number before a fixed matrix, which is part of the place."""
+    """A number times a fixed matrix, which is part of the place."""
 
     def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
         target, left, right, _ = equation
@@ -209,7 +209,7 @@ class Multiple(Block):
 
 
 class Weighted(Block):
-    """A free matrix that another one multiplies element by element."""
+    """A free matrix in an element-wise product with another."""
 
     def solved(self, equation: Equation, env: Env, problem: Problem) -> Values:
         target, weight = equation.target, equation.weight
@@ -219,7 +219,7 @@ class Weighted(Block):
 
 
 class WeightedProduct(Block):
-    """A product of two free matrices that another one multiplies element by element."""
+    """A product of two free matrices, in an element-wise product with another."""
 
     closed = False
 
@@ -229,7 +229,7 @@ class WeightedProduct(Block):
         (one, other) = (node.compact(env) for node in self.run)
         if not weight.any():
             return {}
-        if not (one @ other).any():  # the start of a method: begin at the best product for a weight that is flat
+        if not (one @ other).any():  # the start of a method: begin at the best product for a constant weight
             flat = solve.low_rank(target * weight / weight.square().mean(), None, None, one.shape[1])
             one, other = padded(flat.U * flat.S.sqrt(), one.shape[1]), padded(flat.V * flat.S.sqrt(), one.shape[1]).T
         for _ in range(_WEIGHTED_SWEEPS):

@@ -1,4 +1,4 @@
-"""Ranks within a budget of parameters: the same everywhere, or where they carry most."""
+"""Ranks within a parameter budget: uniform, or where they matter most."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_budget(text: str, total: int) -> int:
         total: the parameters of the model.
 
     Raises:
-        SubspaceError: it is none of these, or it is not between 1 and the total.
+        SubspaceError: the text has none of these forms, or the number is not between 1 and the total.
     """
     match = _BUDGET.fullmatch(text.strip())
     if match is None:
@@ -43,10 +43,10 @@ def parameters(method: Method, sizes: Sequence[Sizes], r: int) -> int:
 
 
 def uniform_rank(method: Method, sizes: Sequence[Sizes], budget: int) -> int:
-    """Return the rank whose parameter count lies nearest to a budget.
+    """Return the rank whose parameter count is closest to a budget.
 
     Raises:
-        SubspaceError: the method has no rank, so that its count is what it is.
+        SubspaceError: the method has no rank, so its count is fixed.
     """
     if not method.formula.has_rank:
         raise SubspaceError(
@@ -69,16 +69,16 @@ def uniform_rank(method: Method, sizes: Sequence[Sizes], budget: int) -> int:
 def spread_ranks(
     spectra: Mapping[str, Tensor], cost: Callable[[str, int], int], budget: int, least: int = 1
 ) -> dict[str, int]:
-    """Share a budget out over matrices so that the ranks keep most of the sum of squared singular values.
+    """Allocate a budget over matrices so that their ranks keep most of the sum of squared singular values.
 
-    The next rank always goes where it brings most per parameter; as gains fall within a matrix, no other choice of the
-    same cost keeps more, up to the last rank.
+    The next rank always goes where it gains most per parameter. Since gains decrease within a matrix, no other choice
+    of the same cost keeps more, up to the last rank.
 
     Args:
-        spectra: the singular values of what is to be kept, in falling order, by name of the matrix.
+        spectra: the singular values to keep, in falling order, by name of the matrix.
         cost: the parameters of a matrix at a rank.
-        budget: how many parameters there are.
-        least: the rank that every matrix has at least; 0 leaves matrices out.
+        budget: the number of parameters.
+        least: the minimum rank of every matrix; 0 allows matrices to be left out.
 
     Raises:
         SubspaceError: the budget is below the least ranks.
@@ -109,7 +109,7 @@ def spread_ranks(
 
 
 def energy_rank(values: Tensor, share: float) -> int:
-    """Return the least rank that keeps a share of the sum of squared singular values (falling order); at least 1."""
+    """Return the lowest rank, at least 1, that keeps a share of the squared singular values (in falling order)."""
     squares = values.double().square().cumsum(0)
     if not len(values) or squares[-1] == 0:
         return 1

@@ -1,4 +1,4 @@
-"""From the value of a chain such as ``A @ D @ B`` to its factors: which of them takes what."""
+"""From the value of a chain such as ``A @ D @ B`` to the values of its factors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reachable(run: tuple[Expression, ...], shapes: list[torch.Size], env: Mappin
 
 
 def spread_diagonal(run: tuple[Expression, ...], value: Tensor, env: Mapping[str, Any]) -> Values:
-    """Give a product of diagonals a value: the last factor takes it, the others become 1."""
+    """Set the value of a product of diagonals: the last factor takes it, the others become 1."""
     found: Values = {}
     free = [node for node in run if trainable(node)]
     for node in run:
@@ -34,10 +34,11 @@ def spread_diagonal(run: tuple[Expression, ...], value: Tensor, env: Mapping[str
 def spread(
     run: tuple[Expression, ...], shapes: list[torch.Size], value: tuple[Tensor, Tensor, Tensor], env: Mapping[str, Any]
 ) -> Values:
-    """Give a chain the product U @ diag(S) @ V.T.
+    """Set the product of a chain to U @ diag(S) @ V.T.
 
-    Two dense factors share S by halves; with trainable ones between them these take it, and the outer ones are the
-    singular vectors, so that they meet the orthogonal pattern. A frozen diagonal between is divided out.
+    Two dense factors get the square root of S each. If there are trainable factors between them, these take S, and the
+    outer ones are the singular vectors, which satisfy the orthogonal pattern. A frozen diagonal in between is divided
+    out.
     """
     U, S, V = value
     thick = [index for index, node in enumerate(run) if not node.diagonal]
@@ -59,7 +60,7 @@ def spread(
     half = torch.ones_like(S) if cores else S.sqrt()
     frozen = [run[index].compact(env) for index in between if not trainable(run[index])]
     places = torch.arange(width)
-    if frozen:  # as many as can be reached lie where it is not zero
+    if frozen:  # as many as are reachable, where it is not zero
         middle = torch.stack([value.expand(width) for value in frozen]).prod(0)
         places = middle.nonzero().flatten()
         outer = middle[places[: len(S)]]
@@ -80,7 +81,7 @@ def spread(
 
 
 def _placed(columns: Tensor, places: Tensor, width: int) -> Tensor:
-    """Return a matrix with this number of columns that has the given ones at some places and zeros elsewhere."""
+    """Return a matrix of this many columns, with the given ones at some places and zeros elsewhere."""
     matrix = columns.new_zeros(len(columns), width)
     matrix[:, places[: columns.shape[1]]] = columns
     return matrix

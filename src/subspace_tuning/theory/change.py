@@ -1,4 +1,4 @@
-"""phi(W) - W as a product of narrow factors, where a formula makes it one; no n x m matrix is formed then."""
+"""phi(W) - W as a product of narrow factors, if the formula allows it, without forming an n x m matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..algebra import Sizes, dense
-from ..algebra.normal_form import chained, narrow_form, with_bias
+from ..algebra.narrow_form import chained, narrow_form, with_bias
 from ..algebra.shapes import NodeShapes
 from ..linalg import Spectrum
 from ..methods import Method
@@ -23,7 +23,7 @@ class Change(NamedTuple):
     right: Tensor
 
     def svd(self) -> Spectrum:
-        """Its singular value decomposition, from its factors."""
+        """Return the singular value decomposition, computed from the factors."""
         return factored_svd(self.left, self.right)
 
     @property
@@ -36,7 +36,7 @@ def change_of(method: Method, sizes: Sizes, env: Mapping[str, Any]) -> Change | 
     """Return the change as narrow factors.
 
     None if the formula is not W plus narrow products (a scale or a normalisation acts on W itself), or if they name W
-    or singular vectors of W that ``env`` does not hold.
+    or singular vectors of W that are not in ``env``.
     """
     formula = method.formula
     shapes = NodeShapes(formula.shapes, sizes)
@@ -54,6 +54,6 @@ def change_of(method: Method, sizes: Sizes, env: Mapping[str, Any]) -> Change | 
 
 
 def summed(changes: list[Change], weights: list[float]) -> Change:
-    """Return the weighted sum of changes of one matrix, exactly: their factors side by side."""
+    """Return the exact weighted sum of changes of one matrix, by concatenating their factors."""
     left = torch.cat([weight * change.left for change, weight in zip(changes, weights, strict=True)], 1)
     return Change(left, torch.cat([change.right for change in changes], 1))

@@ -1,4 +1,4 @@
-"""From the factors of one method to those of another: exactly where both reach the matrix, else as near as can be."""
+"""From the factors of one method to those of another: exactly if both reach the matrix, otherwise approximately."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .elements import trainable
 from .reading import NoRuleError, find_blocks
 
 EXACT = 1e-6
-"""The relative error of the change below which a conversion counts as exact: that of factors kept in float32."""
+"""The relative error of the change below which a conversion counts as exact: that of float32 factors."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Conversion:
     """Factors of the other method.
 
     Attributes:
-        parameters: as an adapter keeps them, offsets from a fixed start where there is one.
+        parameters: as stored in an adapter, as offsets from a fixed start if there is one.
         constants: masks and chosen directions, if the method has any.
         r: the rank of the factors.
         scale: s.
         error: ||change - new change||_F / ||change||_F, the change being phi(W) - W.
-        how: "renamed", "factored" or "approximated": the same numbers under other names, the best of rank r from the
-            factors alone, or the best for the whole matrix.
+        how: "renamed" (the same numbers under other names), "factored" (the best of rank r, from the factors alone) or
+            "approximated" (the best for the whole matrix).
     """
 
     parameters: dict[str, Tensor]
@@ -67,14 +67,14 @@ def convert(
         source: the method of the factors.
         target: the method to convert to.
         sizes: n, m and r of the source.
-        env: what the names of the source's formula stand for, in float64.
-        r: the rank of the result; the source's own, or that of its change, if not given.
-        scale: s of the result, unless its factors are the source's own: then it is the source's.
-        weight: W, n x m; without it only what the factors tell by themselves can be converted.
+        env: the environment of the source's formula, in float64.
+        r: the rank of the result; by default the source's own, or that of its change.
+        scale: s of the result; the source's s if its factors are reused.
+        weight: W, n x m; needed unless the factors alone determine the change.
         bias: b, for formulas that name it.
 
     Raises:
-        SubspaceError: there is no way, and why.
+        SubspaceError: the conversion is impossible; the message says why.
     """
     renamed = _renamed(source, target, env, sizes, r)
     if renamed is not None:
@@ -108,9 +108,9 @@ def convert(
 
 
 def factored(target: Method, change: Change, sizes: Sizes, r: int | None, scale: float) -> Conversion:
-    """Give a target of one low-rank term the best rank r of a change, from its factors.
+    """Convert a change, given by its factors, to the best rank r of a target with one low-rank term.
 
-    The rank is that of the change if r is not given; directions of no weight are left out.
+    By default the rank is that of the change, without directions of zero weight.
     """
     U, S, V = change.svd()
     count = int((1e-12 * S.max() < S).sum()) if S.numel() and S.max() > 0 else 1
@@ -132,24 +132,24 @@ def factored(target: Method, change: Change, sizes: Sizes, r: int | None, scale:
 
 
 def is_low_rank(method: Method) -> bool:
-    """Whether a formula is W plus one low-rank term, so that it reaches every change up to its rank."""
+    """Return whether a formula is W plus one low-rank term, so that it reaches every change up to its rank."""
     return _only_block(method) is not None
 
 
 def bias_of(method: Method, env: Mapping[str, Any]) -> Tensor | None:
-    """The bias of a formula that names it, None for others."""
+    """Return the bias of a formula that names it, or None."""
     expression = method.formula.evaluated
     return expression.bias.compact(env) if isinstance(expression, Affine) else None
 
 
 def dense_of(method: Method, env: Mapping[str, Any]) -> Tensor:
-    """phi(W) of a linear formula, n x m."""
+    """Return phi(W) of a linear formula, n x m."""
     expression = method.formula.evaluated
     return dense(expression.matrix if isinstance(expression, Affine) else expression, env)
 
 
 def _only_block(method: Method) -> Chain | None:
-    """Return the chain of a formula W + chain, perhaps scaled by numbers that do not train; None for other formulas."""
+    """Return the chain of a formula W + chain, possibly scaled by untrained numbers; None for other formulas."""
     expression = method.formula.expression
     if not isinstance(expression, Sum) or Matrix("W") not in expression.terms or len(expression.terms) != 2:
         return None
@@ -165,7 +165,7 @@ def _only_block(method: Method) -> Chain | None:
 
 
 def _renamed(source: Method, target: Method, env: Mapping[str, Any], sizes: Sizes, r: int | None) -> Conversion | None:
-    """Use a declared inclusion: the target with some factors fixed is the source, whatever the factors are called."""
+    """Use a declared inclusion: the target with some factors fixed is the source, up to the names of factors."""
     if r not in (None, sizes.r) and target.formula.has_rank:
         return None
     for fixed in ({}, *target.includes.values()):
@@ -178,7 +178,7 @@ def _renamed(source: Method, target: Method, env: Mapping[str, Any], sizes: Size
 
 
 def _fixed(target: Method, env: Mapping[str, Any], fixed: Mapping[str, str], sizes: Sizes) -> Conversion | None:
-    """Return the target's factors, some of them fixed and the others from what their names stand for."""
+    """Return the target's factors, some of them fixed and the others taken from the environment."""
     factors = {}
     for name in target.formula.trainable:
         shape = sizes.of(target.formula.shapes[name])

@@ -1,4 +1,4 @@
-"""The second moment of a layer's inputs, gathered batch by batch: rows x rows is never formed, nor are rows kept."""
+"""The second moment of a layer's inputs, accumulated batch by batch, without keeping rows."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ..errors import SubspaceError
 
 
 class Covariance:
-    """Sums X.T @ X over batches of rows, and what it takes to shrink their mean.
+    """Accumulates X.T @ X over batches of rows, and the statistics for shrinking their mean.
 
-    Shrinking follows Ledoit and Wolf (J. Multivariate Analysis 88, 2004), about zero instead of the mean: the best mix
-    of the sample's second moment and a multiple of the identity, which makes few rows usable and every direction count.
+    Shrinkage follows Ledoit and Wolf (J. Multivariate Analysis 88, 2004), about zero instead of the mean: the best mix
+    of the sample's second moment and a multiple of the identity. It makes few rows usable and every direction count.
 
     Examples:
-        >>> seen = Covariance(384)
-        >>> seen.add(inputs)  # (..., 384), as often as there are batches
-        >>> approximate("lora", W, W_star, covariance=seen.shrunk())
+        >>> covariance = Covariance(384)
+        >>> covariance.add(inputs)  # (..., 384), once per batch
+        >>> approximate("lora", W, W_star, covariance=covariance.shrunk())
     """
 
     def __init__(self, n: int) -> None:
@@ -26,7 +26,7 @@ class Covariance:
         self._fourth = 0.0  # the sum of |x|^4
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows, (..., n)."""
+        """Add rows, (..., n)."""
         x = rows.detach().reshape(-1, rows.shape[-1]).to("cpu", torch.float64)
         if x.shape[1] != len(self._sum):
             raise SubspaceError(f"the rows have {x.shape[1]} columns, the layer has {len(self._sum)} inputs")
@@ -35,9 +35,9 @@ class Covariance:
         self.rows += len(x)
 
     def mean(self) -> Tensor:
-        """X.T @ X over the number of rows, n x n."""
+        """Return X.T @ X divided by the number of rows, n x n."""
         if not self.rows:
-            raise SubspaceError("no rows have been seen: there is no covariance")
+            raise SubspaceError("there is no covariance yet: add rows first")
         return self._sum / self.rows
 
     @property
@@ -50,6 +50,6 @@ class Covariance:
         return min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
 
     def shrunk(self) -> Tensor:
-        """The mean mixed with a multiple of the identity, n x n, positive definite if any row is not zero."""
+        """Return the mean mixed with a multiple of the identity, n x n, positive definite if any row is not zero."""
         second, n, weight = self.mean(), len(self._sum), self.shrinkage
         return (1 - weight) * second + weight * float(second.trace()) / n * torch.eye(n, dtype=second.dtype)

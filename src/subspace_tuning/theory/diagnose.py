@@ -1,6 +1,6 @@
 """What a change of W did to W's subspaces: sizes, ranks, angles, shares, new directions.
 
-Each figure that could come out by chance stands beside what a random subspace of the same dimension gives.
+Every figure that could arise by chance comes with its value for a random subspace of the same dimension.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ INTRUDER = 0.5
 
 @dataclass(frozen=True)
 class Angles:
-    """How two subspaces of one space lie to each other.
+    """The relative position of two subspaces of one space.
 
     Attributes:
         smallest: the smallest principal angle, degrees.
         largest: the largest one.
-        overlap: the mean squared cosine of the principal angles: 1 if one subspace lies in the other, 0 if orthogonal.
-        random: the overlap of random subspaces of the same dimensions, in the mean.
+        overlap: the mean squared cosine of the principal angles: 1 if one subspace contains the other, 0 if orthogonal.
+        random: the mean overlap of random subspaces of the same dimensions.
         chordal: the chordal distance, the root of the sum of squared sines.
-        chordal_random: what it is at the random overlap.
+        chordal_random: the chordal distance at the random overlap.
     """
 
     smallest: float
@@ -46,7 +46,7 @@ def angles(one: Tensor, other: Tensor) -> Angles:
     one, other = (one, other) if one.shape[1] >= other.shape[1] else (other, one)
     product = one.T @ other
     cosines = torch.linalg.svdvals(product).clamp(0.0, 1.0)
-    # Of a small angle the cosine has lost half the digits, and the sine has all of them.
+    # For a small angle the cosine loses half the digits; the sine keeps them all.
     sines = torch.linalg.svdvals(other - one @ product).flip(0).clamp(0.0, 1.0)[: len(cosines)]
     radians = torch.where(cosines.square() > 0.5, sines.asin(), cosines.acos())
     count, n = len(cosines), len(one)
@@ -66,12 +66,12 @@ def angles(one: Tensor, other: Tensor) -> Angles:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is to be known of one change of one matrix.
+    """The diagnosis of one change of one matrix.
 
     Args:
         W: the frozen weight, n x m, float64.
         change: phi(W) - W.
-        k: how many of W's leading singular directions count as its leading subspace.
+        k: the number of singular directions in W's leading subspace.
     """
 
     W: Tensor
@@ -92,14 +92,14 @@ class Diagnosis:
 
     @cached_property
     def moved(self) -> Spectrum:
-        """That of the change, without its directions of no weight."""
+        """That of the change, without directions of zero weight."""
         U, S, V = self.change.svd()
         kept = 1e-10 * S.max() < S if len(S) and S.max() > 0 else torch.zeros(len(S), dtype=torch.bool)
         return Spectrum(U[:, kept], S[kept], V[:, kept])
 
     @property
     def size(self) -> float:
-        """||dW||_F / ||W||_F; of a zero W 0 without a change, else infinite."""
+        """||dW||_F / ||W||_F; if W is zero, 0 without a change and infinite otherwise."""
         moved, before = (float(torch.linalg.vector_norm(part.S)) for part in (self.moved, self.before))
         if not before:
             return math.inf if moved else 0.0
@@ -139,16 +139,16 @@ class Diagnosis:
 
     @property
     def reconstruction_random(self) -> float:
-        """The share that a random dW has there: k^2 / (n m)."""
+        """The share of a random dW: k^2 / (n m)."""
         leading = min(self.k, *self.W.shape)
         return float(leading * leading) / self.W.numel()
 
     def intruders(self, subspace: bool = False, threshold: float = INTRUDER) -> int:
-        """How many of the k leading left singular vectors of phi(W) are new, those of the thin decomposition.
+        """Return how many of the k leading left singular vectors of phi(W) are new, those of the thin decomposition.
 
         A vector counts if its cosine with *every single* left singular vector of W is below the threshold (Shuttleworth
         et al., arXiv 2410.21228). With ``subspace`` it counts if its projection on the *span* of W's k leading ones is
-        shorter than the threshold: a vector that is turned within that span is then none.
+        shorter than the threshold: a rotation within that span then does not count.
         """
         leading = self.after.U[:, : self.k]
         if subspace:
@@ -158,7 +158,7 @@ class Diagnosis:
         return int((near < threshold).sum())
 
     def task_directions(self, count: int = 8) -> list[tuple[int, float]]:
-        """W's singular directions that changed most beside their size: index and |u_i.T dW v_i| / (sigma_i + eps).
+        """Return W's singular directions with the largest relative change: index and |u_i.T dW v_i| / (sigma_i + eps).
 
         The directions that LoRA-Dash launches (arXiv 2409.01035).
         """
@@ -170,7 +170,7 @@ class Diagnosis:
 
 
 def skewness(matrix: Tensor) -> float:
-    """How far the columns of a matrix are from orthogonal: the root mean square cosine of their pairs, 0 to 1."""
+    """Return how far a matrix's columns are from orthogonal: the root mean square cosine of their pairs, 0 to 1."""
     columns = matrix / torch.linalg.vector_norm(matrix, dim=0).clamp(min=torch.finfo(matrix.dtype).tiny)
     count = columns.shape[1]
     if count < 2:
@@ -181,7 +181,7 @@ def skewness(matrix: Tensor) -> float:
 
 
 def cosine(one: Change, other: Change) -> float:
-    """The cosine between two changes of one matrix, as vectors; from their factors."""
+    """Return the cosine between two changes of one matrix, as vectors, computed from their factors."""
     product = float(((one.left.T @ other.left) * (one.right.T @ other.right)).sum())
     norms = [float(torch.linalg.vector_norm(change.svd().S)) for change in (one, other)]
     return product / (norms[0] * norms[1]) if all(norms) else 0.0

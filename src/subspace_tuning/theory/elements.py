@@ -1,9 +1,9 @@
-"""What is free in a formula: the smallest parts that can take any value, and how a value is read back into a factor.
+"""Free parts of a formula: the smallest parts that can take any value, and the factor that gives them a value.
 
 ``A`` is free, and so are ``U_r + A``, ``(V_r + B).T``, ``diag(sigma)`` and, among diagonals without negative entries,
 ``relu(S + D)``. Theory asks for the best value of such a part; ``assign`` then returns the factor that gives it.
 
-Each node has one rule (``_way``): which of its children takes a value for it, and what value that is.
+Each node has one rule (``_way``): which of its children takes a value for it, and which value.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Env = Mapping[str, Any]
 
 
 class Way(NamedTuple):
-    """How a node takes a value: ``child`` takes ``value(wanted, env)``, and all else below the node stays as it is."""
+    """How a node takes a value: ``child`` takes ``value(wanted, env)``, and everything else below it is unchanged."""
 
     child: Expression
     value: Callable[[Tensor, Env], Tensor]
-    positive: bool = False  # reaches values without a negative entry, and no others
+    positive: bool = False  # reaches exactly the values without a negative entry
 
 
 def trainable(node: Expression) -> tuple[str, ...]:
-    """Return the names of the trainable factors of a node, each once."""
+    """Return the names of the trainable factors of a node, without repetition."""
     return tuple(name for name in node.names if not names.is_frozen(name))
 
 
 def is_free(node: Expression) -> bool:
-    """Whether a node can take any value of its shape (of a diagonal: any diagonal) by its trainable factor."""
+    """Return whether a node can take any value of its shape (or any diagonal) through its trainable factor."""
     if isinstance(node, Leaf):
         return not names.is_frozen(node.name)
     way = _way(node)
@@ -45,7 +45,7 @@ def is_free(node: Expression) -> bool:
 
 
 def is_positive(node: Expression) -> bool:
-    """Whether a node can take any diagonal without a negative entry, and nothing else."""
+    """Return whether a node can take exactly the diagonals without a negative entry."""
     way = _way(node)
     return way is not None and way.positive and is_free(way.child)
 
@@ -55,8 +55,8 @@ def assign(node: Expression, value: Tensor, env: Env) -> Values:
 
     Args:
         node: a node for which ``is_free`` or ``is_positive`` holds.
-        value: in compact form, that is of a diagonal node the vector.
-        env: what the frozen names stand for.
+        value: in compact form: for a diagonal node, its vector.
+        env: the values of the frozen names.
     """
     while not isinstance(node, Leaf):
         way = _way(node)
@@ -67,7 +67,7 @@ def assign(node: Expression, value: Tensor, env: Env) -> Values:
 
 @singledispatch
 def _way(node: Expression) -> Way | None:
-    """Return how a node takes a value. One without a rule is not free; what is within it may be."""
+    """Return how a node takes a value. A node without a rule is not free, but its parts may be."""
     return None
 
 

@@ -1,6 +1,6 @@
 """Least squares for any formula: Gauss-Newton steps with a trust region.
 
-The Jacobian is a matrix where it is small, else only what it does to vectors.
+A small Jacobian is formed; a large one is used only through products with vectors.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .elements import Values, trainable
 
 STARTS = 3
 STEPS = 200
-_SMALL = 2**22  # numbers of a Jacobian that is formed
+_SMALL = 2**22  # entries of the largest Jacobian that is formed
 
 
 def least_squares(
     expression: Expression, env: Mapping[str, Any], target: Tensor, root: Tensor | None, seed: int
 ) -> Values:
-    """Return trainable factors at which phi(W) comes near the target.
+    """Return trainable factors at which phi(W) is close to the target.
 
     Args:
         expression: phi(W).
-        env: what the names stand for; the trainable factors are where the first search starts.
+        env: the environment; the first search starts from its trainable factors.
         target: W*, n x m.
         root: if given, the error is that of root @ phi(W).
-        seed: of the noise on the starts, without which factors at zero may have no gradient.
+        seed: the seed for the noise on the starting points, without which factors at zero may have no gradient.
 
     Returns:
-        The best end of a few searches, each a local minimum.
+        The best of a few local minima.
 
     Raises:
         SubspaceError: SciPy is not installed.

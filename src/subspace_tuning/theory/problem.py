@@ -1,4 +1,4 @@
-"""What phi(W) shall come to, and in which norm."""
+"""The approximation problem: the target for phi(W), and the norm."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Problem:
 
     Attributes:
         W_star: n x m.
-        root: a matrix of n columns, None for the identity.
-        entries: how many entries a mask lets train.
-        directions: how many singular directions are chosen.
-        keeps_mask: whether the mask is given and not part of the problem.
+        root: a matrix with n columns; None for the identity.
+        entries: the number of entries under a mask.
+        directions: the number of chosen singular directions.
+        keeps_mask: whether the mask is given instead of being part of the problem.
     """
 
     W_star: Tensor
@@ -39,12 +39,12 @@ class Problem:
         return float(torch.linalg.vector_norm(self.seen(self.W_star - phi)))
 
     def seen(self, matrix: Tensor) -> Tensor:
-        """Return what the error sees of an n x m matrix."""
+        """Return root @ matrix, for an n x m matrix."""
         return matrix if self.root is None else self.root @ matrix
 
 
 def read_matrix(name: str, value: Tensor) -> Tensor:
-    """Return a matrix in float64 on the CPU. Raises SubspaceError if it is none, or has entries that are not finite."""
+    """Return a matrix in float64 on the CPU. Raises SubspaceError if it is not a matrix, or not finite."""
     if value.dim() != 2:
         raise SubspaceError(f"{name} has {value.dim()} dimensions; it must be a matrix, n x m")
     value = value.detach().to("cpu", torch.float64)
@@ -54,12 +54,12 @@ def read_matrix(name: str, value: Tensor) -> Tensor:
 
 
 def shape_of(matrix: Tensor) -> str:
-    """Return a matrix' shape in words."""
+    """Return a matrix's shape as text."""
     return " x ".join(map(str, matrix.shape))
 
 
 def read_root(activations: Tensor | None, covariance: Tensor | None, n: int) -> Tensor | None:
-    """Return a matrix with as few rows as can be whose Gram matrix is the covariance; None if none is given."""
+    """Return a matrix with as few rows as possible whose Gram matrix is the covariance; None if none is given."""
     if activations is None and covariance is None:
         return None
     if activations is not None and covariance is not None:

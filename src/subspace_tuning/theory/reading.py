@@ -1,8 +1,8 @@
-"""Reading off a formula which of its parts can be solved for.
+"""Finds the parts of a formula that can be solved for.
 
-Each node has one rule (``_within``), which says at which places its children stand. A node is only entered through
-children in which it is linear, and one without a rule raises. A formula of one block is solved at once; in one of
-several the blocks take turns; one that is not made of blocks is left to a general solver.
+Each node has one rule (``_within``), which gives the places of its children. A node is only entered through children in
+which it is linear, and a node without a rule raises. A formula of one block is solved at once; several blocks are
+solved in turn; a formula not made of blocks is left to the general solver.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from .blocks import Block, Chain, Diagonals, Directions, Entries, Multiple, Plac
 from .elements import is_free, is_positive, trainable
 
 BY_NORM = "_by_norm"
-"""The suffix of a diagonal D after ``unit(X)`` when it stands for D over the column norms of X."""
+"""The suffix of a diagonal D after ``unit(X)`` that means D over the column norms of X."""
 
 
 class NoRuleError(Exception):
-    """A formula is not made of blocks, and why."""
+    """Raised if a formula is not made of blocks; says why."""
 
 
 def find_blocks(expression: Expression) -> list[Block]:
-    """Return the blocks of a formula's matrix, none if nothing in it trains.
+    """Return the blocks of a formula's matrix; none if it has no trainable factors.
 
     Raises:
-        NoRuleError: some trainable factor lies in no place that can be solved.
+        NoRuleError: a trainable factor is in no place that can be solved for.
     """
     found = _blocks(expression, Place())
     places = [name for node in expression.walk() for name in node.own_names]
     twice = next((name for name in trainable(expression) if places.count(name) > 1), None)
     if twice is not None:
-        raise NoRuleError(f"{twice} stands in several places")
+        raise NoRuleError(f"{twice} occurs in several places")
     return found
 
 
@@ -52,7 +52,7 @@ def find_blocks(expression: Expression) -> list[Block]:
 
 
 def without_unit(node: Expression) -> Expression:
-    """Write unit(X) @ D as X @ D_by_norm where D is a free diagonal: both reach the same matrices."""
+    """Write unit(X) @ D as X @ D_by_norm if D is a free diagonal: both reach the same matrices."""
     node = node.rebuilt(tuple(without_unit(child) for child in node.children)) if node.children else node
     if not isinstance(node, Product):
         return node
@@ -67,7 +67,7 @@ def without_unit(node: Expression) -> Expression:
 
 
 def norms_taken(expression: Expression) -> dict[str, Expression]:
-    """Return for each diagonal that ``without_unit`` replaces the matrix whose column norms it is over."""
+    """Return, for each diagonal that ``without_unit`` replaces, the matrix by whose column norms it is divided."""
     return {
         factor.names[0]: before.factored[0]
         for node in expression.walk()
@@ -86,7 +86,7 @@ def _takes_norms(before: Expression, factor: Expression) -> bool:
 
 
 def _blocks(node: Expression, place: Place) -> list[Block]:
-    """Return the blocks of a node that stands at a place. Raises NoRuleError."""
+    """Return the blocks of a node at a place. Raises NoRuleError."""
     if not trainable(node):
         return []
     if is_free(node) or is_positive(node):
@@ -99,7 +99,7 @@ def _blocks(node: Expression, place: Place) -> list[Block]:
 
 @singledispatch
 def _within(node: Expression, place: Place) -> list[Block]:
-    """Return the blocks within a node that is not free as a whole. Raises NoRuleError."""
+    """Return the blocks inside a node that is not free as a whole. Raises NoRuleError."""
     raise NoRuleError(f"there is no rule for {node}")
 
 
@@ -124,7 +124,7 @@ def _in_scale(node: Scale, place: Place) -> list[Block]:
     if trainable(node.node):
         if moving and not _can_vanish(node.node):
             raise NoRuleError(f"{node.scalars[moving[0]]} multiplies more than the blocks of {node.node}")
-        # Trained numbers add nothing to what the blocks reach, and stay where they are.
+        # Trained numbers add nothing to what the blocks reach, so they stay fixed.
         return _blocks(node.node, place.scaled(*node.scalars))
     last = moving[-1]  # for the same reason one of them is enough
     scalar, fixed = node.scalars[last], times(*node.scalars[last + 1 :], node.node)
@@ -135,7 +135,7 @@ def _in_scale(node: Scale, place: Place) -> list[Block]:
 
 @_within.register
 def _in_hadamard(node: Hadamard, place: Place) -> list[Block]:
-    # What a gate multiplies reaches with the gate open all that it could.
+    # With open gates, the gated matrix reaches everything it could.
     moving = [child for child in node.children if trainable(child) and not child.is_random]
     if len(moving) != 1 or not place.alone or place.weight is not None:
         raise NoRuleError(f"there is no rule for {node} beside other factors")
@@ -151,7 +151,7 @@ def _in_sparse(node: Sparse, place: Place) -> list[Block]:
 
 
 def _can_vanish(node: Expression) -> bool:
-    """Whether a block makes the node zero."""
+    """Return whether a block makes the node zero."""
     if is_free(node) or is_positive(node) or any(name in trainable(node) for name in node.own_names):
         return True
     return any(all(_can_vanish(node.children[index]) for index in way) for way in node.zero_when)
@@ -161,7 +161,7 @@ def _can_vanish(node: Expression) -> bool:
 
 
 def _chain(factors: Sequence[Expression], place: Place) -> list[Block]:
-    """Return the blocks of a product that stands at a place: runs of free factors, and what is within others."""
+    """Return the blocks of a product at a place: runs of free factors, and the blocks inside other factors."""
     found: list[Block] = []
     index = 0
     while index < len(factors):
@@ -179,14 +179,14 @@ def _chain(factors: Sequence[Expression], place: Place) -> list[Block]:
 
 
 def _weighted(run: tuple[Expression, ...], place: Place) -> type[Block]:
-    """Return the kind of block that a run is beside an element-wise weight."""
+    """Return the type of block for a run under an element-wise weight."""
     if not place.alone or len(run) > 2 or any(node.diagonal for node in run):
         raise NoRuleError(f"there is no rule for {Product(run)} beside {place.weight}")
     return Weighted if len(run) == 1 else WeightedProduct
 
 
 def _run(factors: Sequence[Expression], start: int) -> tuple[int, type[Block] | None]:
-    """Return where the run of free factors ends that starts here, and its kind; None if nothing free starts here."""
+    """Return the end of the run of free factors that starts here, and its type of block; None if there is none."""
     if _are_directions(factors[start : start + 3]):
         return start + 3, Directions
     if is_positive(factors[start]):

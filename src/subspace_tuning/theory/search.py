@@ -1,4 +1,4 @@
-"""The search for the factors that solve a problem: at once, by turns of the blocks, or by the general solver."""
+"""The search for factors that solve a problem: at once, block by block, or by the general solver."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ How = Literal["exact", "iterative", "heuristic"]
 
 SWEEPS = 500
 SETTLED = 1e-10
-"""The share of the error that a sweep must gain for the next one."""
+"""The share of the error by which a sweep must reduce it to be followed by another."""
 
 
-class Found(NamedTuple):
-    """The end of a search: what the names stand for there, and how it was come to."""
+class Solution(NamedTuple):
+    """The result of a search: the environment, and how it was reached."""
 
     env: dict[str, Any]
     how: How
-    bound: float | None  # no factors have a smaller error; None if not known
-    history: list[float]  # the error after every turn of the blocks
+    bound: float | None  # a lower bound on the error; None if unknown
+    history: list[float]  # the error after every sweep
     reason: str | None  # why the general solver was needed
 
 
@@ -39,10 +39,10 @@ class Search:
 
     Attributes:
         expression: phi(W), a matrix.
-        problem: what it shall come to.
-        sweeps: the maximum number of turns of the blocks.
-        settled: the share of the error that a turn must gain for the next one.
-        seed: of the starts of the general solver.
+        problem: the target and the norm.
+        sweeps: the largest number of sweeps.
+        settled: the share of the error by which a sweep must reduce it to be followed by another.
+        seed: the seed for the starting points of the general solver.
     """
 
     expression: Expression
@@ -51,8 +51,8 @@ class Search:
     settled: float = SETTLED
     seed: int = 0
 
-    def run(self, env: dict[str, Any]) -> Found:
-        """Search from the factors in ``env``, which holds everything that the formula names."""
+    def run(self, env: dict[str, Any]) -> Solution:
+        """Search from the factors in ``env``, the formula's whole environment."""
         norms, solved = norms_taken(self.expression), without_unit(self.expression)
         try:
             blocks = find_blocks(solved)
@@ -60,13 +60,13 @@ class Search:
                 raise NoRuleError("there is no rule for an element-wise product with activations")
         except NoRuleError as error:
             found = least_squares(self.expression, env, self.problem.W_star, self.problem.root, self.seed)
-            return Found({**env, **found}, "heuristic", None, [], str(error))
+            return Solution({**env, **found}, "heuristic", None, [], str(error))
         env = env | {f"{name}{BY_NORM}": torch.ones_like(env[name]) for name in norms}
         env, how, history = self._solved(blocks, solved, env)
         for name, inner in norms.items():
             env[name] = env[f"{name}{BY_NORM}"] * torch.linalg.vector_norm(dense(inner, env), dim=0)
         bound = self.error(self.expression, env) if how == "exact" else self._bound(blocks, solved, env)
-        return Found(env, how, bound, history, None)
+        return Solution(env, how, bound, history, None)
 
     def error(self, expression: Expression, env: Env) -> float:
         """Return how far an expression is from W*."""
@@ -82,11 +82,11 @@ class Search:
             env = self._turn(blocks, expression, env)
             return env, "heuristic" if "guess" in choices else "exact", []
         env, history = self._alternate(blocks, expression, env)
-        # A choice beside other blocks is made for these as they are, not for all that they can be.
+        # A choice beside other blocks is made for their current values only.
         return env, "heuristic" if choices != {"none"} else "iterative", history
 
     def _turn(self, blocks: list[Block], expression: Expression, env: dict[str, Any]) -> dict[str, Any]:
-        """Solve for each block once, everything else as it is."""
+        """Solve for each block once, with everything else fixed."""
         for block in blocks:
             constant = dense(expression, env | block.zero(env))
             equation = block.place.equation(self.problem, constant, env)
@@ -96,7 +96,7 @@ class Search:
     def _alternate(
         self, blocks: list[Block], expression: Expression, start: dict[str, Any]
     ) -> tuple[dict[str, Any], list[float]]:
-        """Solve for the blocks in turn, once from each of them on, and keep the best end."""
+        """Solve for the blocks in turn, starting once from each of them, and keep the best result."""
         best: tuple[dict[str, Any], list[float]] | None = None
         for first in range(len(blocks)):
             order = blocks[first:] + blocks[:first]
@@ -128,9 +128,9 @@ class Search:
         return env
 
     def _bound(self, blocks: list[Block], expression: Expression, env: dict[str, Any]) -> float | None:
-        """Return what ranks alone leave: a fixed matrix and blocks of limited rank do no better than all at once.
+        """Return the lower bound from ranks alone: low-rank blocks do no better than one block of their total rank.
 
-        None where a block is limited by more than its rank, or multiplies another one or W itself.
+        None if a block is limited by more than its rank, or multiplies another block or W itself.
         """
         total, fixed = 0, env
         for block in blocks:

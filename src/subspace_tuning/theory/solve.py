@@ -1,6 +1,6 @@
 """The best value of one block with everything else fixed: min over X of ||target - weight * (left @ X @ right)||_F.
 
-A matrix given as one dimension is diagonal, None is the identity. All of it is float64 on the CPU.
+A one-dimensional tensor is a diagonal matrix, None is the identity. Everything is float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..linalg import Spectrum, exact_svd, svd
 Side = Tensor | None
 _EXCHANGES = 30
 _DESCENTS = 50
-_TOLERANCE = 1e-12  # beside the largest: what is below is no direction
+_TOLERANCE = 1e-12  # relative to the largest: smaller ones are not counted as directions
 
 
 def times(left: Side, matrix: Tensor, right: Side = None) -> Tensor:
@@ -32,7 +32,7 @@ class _Range(NamedTuple):
     """A matrix M as basis @ core, where basis has orthonormal columns that span M's; and the inverse of core on it."""
 
     basis: Tensor
-    inverse: Tensor  # basis' coordinates back to M's own: M @ inverse = basis
+    inverse: Tensor  # from basis coordinates back to M's own: M @ inverse = basis
 
 
 def _range(matrix: Tensor) -> _Range:
@@ -50,7 +50,7 @@ def inverse_diagonal(vector: Tensor) -> Tensor:
 def low_rank(target: Tensor, left: Side, right: Side, rank: int) -> Spectrum:
     """Return the X of rank at most ``rank`` as its SVD (Eckart and Young; with sides Friedland and Torokhti, 2007).
 
-    X = L^+ [P_L target P_R]_rank R^+, where P project on what the sides reach.
+    X = L^+ [P_L target P_R]_rank R^+, where P_L and P_R project on the spans of the sides.
     """
     back_left: Side = None
     back_right: Side = None
@@ -60,7 +60,7 @@ def low_rank(target: Tensor, left: Side, right: Side, rank: int) -> Spectrum:
     if right is not None and right.dim() == 2:
         found = _range(right.T)
         target, back_right = target @ found.basis, found.inverse
-    # On what a diagonal side sets to zero nothing can be reached.
+    # Nothing can be reached where a diagonal side is zero.
     if left is not None and left.dim() == 1:
         back_left = inverse_diagonal(left)
         target = (back_left != 0).to(target.dtype).unsqueeze(1) * target
@@ -79,14 +79,14 @@ def low_rank(target: Tensor, left: Side, right: Side, rank: int) -> Spectrum:
 
 
 def factored_svd(left: Tensor, right: Tensor) -> Spectrum:
-    """Return the SVD of left @ right.T from their QR decompositions and one of their width: never of the product."""
+    """Return the SVD of left @ right.T from their QR decompositions and a narrow SVD, without forming the product."""
     (Q_left, R_left), (Q_right, R_right) = torch.linalg.qr(left), torch.linalg.qr(right)
     U, S, V = exact_svd(R_left @ R_right.T)
     return Spectrum(Q_left @ U, S, Q_right @ V.T)
 
 
 def diagonal(target: Tensor, left: Side, right: Side, start: Tensor, positive: bool = False) -> Tensor:
-    """Return the vector x of the best diagonal X; where it makes no difference it keeps ``start``.
+    """Return the vector x of the best diagonal X, equal to ``start`` where it makes no difference.
 
     The normal equations are (L.T L * R R.T) x = diag(L.T target R.T).
     """
@@ -105,7 +105,7 @@ def diagonal(target: Tensor, left: Side, right: Side, start: Tensor, positive: b
     unseen = own <= torch.finfo(own.dtype).tiny
     scale = torch.where(unseen, 0.0, torch.where(unseen, 1.0, own).rsqrt())
     if gram.dim() == 2:
-        # In units in which every entry counts alike, so that no small row, column or feature is taken for none.
+        # Scaled so that every entry counts equally, and no small row, column or feature is taken for zero.
         gram = scale.unsqueeze(1) * gram * scale
         if (gram - torch.diag(gram.diagonal())).abs().max() > _TOLERANCE:
             assert left is not None and right is not None
@@ -127,11 +127,11 @@ def _own(gram: Tensor) -> Tensor:
 
 
 class _Coupled(NamedTuple):
-    """min over x of ||target - left @ diag(x) @ right||_F where the entries of x interact, each by itself of size 1.
+    """min over x of ||target - left @ diag(x) @ right||_F for interacting entries of x, each scaled to effect 1.
 
-    The normal equations square the condition of the problem: by themselves they lose the directions in which entries
-    nearly cancel. So they only give the coordinates for conjugate gradients on the problem itself (Björck, "Numerical
-    Methods for Least Squares Problems", 1996, chapter 7).
+    The normal equations square the condition number and alone lose the directions in which entries nearly cancel. So
+    they only give the coordinates for conjugate gradients on the problem itself (Björck, "Numerical Methods for Least
+    Squares Problems", 1996, chapter 7).
     """
 
     target: Tensor
@@ -139,9 +139,9 @@ class _Coupled(NamedTuple):
     right: Tensor
 
     def best(self, gram: Tensor, wanted: Tensor, start: Tensor, positive: bool) -> Tensor:
-        """Return x; where it makes no difference it keeps ``start``, or is 0 if it must be ``positive``."""
+        """Return x, equal to ``start`` where it makes no difference, or to 0 if it must be ``positive``."""
         squares, vectors = torch.linalg.eigh(gram)
-        least = len(gram) * torch.finfo(gram.dtype).eps * squares.max()  # below it rounding has written them
+        least = len(gram) * torch.finfo(gram.dtype).eps * squares.max()  # below it, they are rounding errors
         if not positive:
             return self.descended(start, vectors / squares.clamp(min=least).sqrt())
         needs("the best positive diagonal", "theory", "scipy")
@@ -153,7 +153,7 @@ class _Coupled(NamedTuple):
         return torch.from_numpy(solution)
 
     def descended(self, x: Tensor, coordinates: Tensor) -> Tensor:
-        """Return the end of conjugate gradients from x on, in coordinates: where the error no longer falls."""
+        """Return the result of conjugate gradients from x, in coordinates, when the error no longer falls."""
         residual = self.target - self.image(x)
         error, size, step = residual.square().sum(), torch.zeros(()), torch.zeros(())
         for _ in range(_DESCENTS):
@@ -163,7 +163,7 @@ class _Coupled(NamedTuple):
             moved = coordinates @ step
             length = size / self.image(moved).square().sum()
             residual = self.target - self.image(x + length * moved)
-            if not residual.square().sum() < error:  # also if there is nothing to move
+            if not residual.square().sum() < error:  # also if there is nothing to change
                 break
             x, error = x + length * moved, residual.square().sum()
         return x
@@ -172,16 +172,16 @@ class _Coupled(NamedTuple):
         return (self.left * x) @ self.right
 
     def products(self, residual: Tensor) -> Tensor:
-        """Return the inner products of a residual with what each entry of x moves."""
+        """Return the inner products of a residual with the effect of each entry of x."""
         return ((self.left.T @ residual) * self.right).sum(1)
 
 
 def entries(target: Tensor, left: Side, count: int, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return positions (flat, rising) and values of the best ``count`` entries, or the values at given positions.
+    """Return positions (flat, ascending) and values of the best ``count`` entries, or the values at given positions.
 
-    Without ``left`` the largest entries are the best ones. With it they are chosen by what each would bring alone; then
-    entries that would bring more take the place of those that bring least, as long as the error falls (hard
-    thresholding pursuit: Foucart, SIAM J. Numerical Analysis 49, 2011). The values are the best for their positions.
+    Without ``left`` the largest entries are the best. With it they are chosen by the gain of each alone; then entries
+    that would gain more replace those that gain least, as long as the error falls (hard thresholding pursuit: Foucart,
+    SIAM J. Numerical Analysis 49, 2011). The values are the best for their positions.
     """
     if left is None:
         chosen = target.abs().flatten().topk(count).indices.sort().values if positions is None else positions

@@ -1,4 +1,4 @@
-"""Runs: a typed config in, a trained adapter and a record of how it came about out."""
+"""Runs: from a typed config to a trained adapter and a record of the run."""
 
 from ..extras import needs
 

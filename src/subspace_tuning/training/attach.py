@@ -1,4 +1,4 @@
-"""The method of a run, attached to its model, and what there is to train."""
+"""Attaches the method of a run to its model, and counts what is trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .. import methods
 from ..errors import SubspaceError
-from ..models.heads import head_modules, head_parameters, outermost, parameter_count
+from ..models.heads import fresh_modules, head_modules, head_parameters, outermost, parameter_count
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig
 from ..tuner.calibration import Batch, Loss, calibrate
@@ -27,10 +27,10 @@ class Counts:
     """Parameter counts.
 
     Attributes:
-        model: all parameters before the method is attached, the head among them, as in the paper's per-mille column.
-        adapter: those that the method trains; for a full fine-tuning, all outside the head.
+        model: all parameters before the method is attached, including the head, as in the paper's per-mille column.
+        adapter: those that the method trains; for full fine-tuning, all outside the head.
         head: those of the head, trained in every run.
-        per_mille: `adapter` in thousandths of `model`.
+        per_mille: `adapter` in per mille of `model`.
     """
 
     model: int
@@ -40,11 +40,11 @@ class Counts:
 
 
 def trained_head(model: PreTrainedModel | peft.PeftModel, adapter: AdapterSection) -> list[nn.Parameter]:
-    """The trained parameters of the head of a model that `attach` gave for `adapter`."""
+    """Return the trained parameters of the head of a model returned by `attach` for `adapter`."""
     if isinstance(model, peft.PeftModel):
         named = model.named_parameters()
         return [parameter for name, parameter in named if ".modules_to_save." in name and parameter.requires_grad]
-    return head_parameters(model, adapter.head or head_modules(model))
+    return head_parameters(model, adapter.head or fresh_modules(model))
 
 
 def attach(
@@ -54,22 +54,24 @@ def attach(
     batches: Callable[[], Iterable[Batch]] | None = None,
     loss: Loss | None = None,
 ) -> tuple[PreTrainedModel | peft.PeftModel, Counts]:
-    """The model with the method on it, ready to train, and what there is to train. The given model is changed.
+    """Return the model with the method attached, ready to train, and its counts. The given model is modified.
 
     Args:
         model: the model with its head.
         adapter: the method and its options.
-        task_type: peft's name for the kind of model.
-        batches: gives training rows to methods that choose from data what they train.
-        loss: the loss of such a batch, if it is not the model's own.
+        task_type: peft's name for the type of model.
+        batches: returns training rows for methods that choose from data what they train.
+        loss: the loss of such a batch; by default the model's own.
 
     Raises:
-        SubspaceError: the method, the formula or a module's name is not known, or the method does not fit the model.
+        SubspaceError: the method, the formula or a module name is unknown, or the method does not fit the model.
     """
-    head = head_modules(model) if adapter.head is None else adapter.head
+    head = fresh_modules(model) if adapter.head is None else adapter.head
     parameters = head_parameters(model, head)
-    if not parameters:
-        raise SubspaceError(f"adapter.head {head} names no module with weights; the model's own: {head_modules(model)}")
+    if not parameters and (adapter.head is not None or adapter.method == HEAD):
+        raise SubspaceError(
+            f"adapter.head {head} matches no module with weights; the model's own: {head_modules(model)}"
+        )
     total, in_head = parameter_count(model), sum(parameter.numel() for parameter in parameters)
     tuned: PreTrainedModel | peft.PeftModel = model
     if adapter.method == HEAD:
@@ -84,7 +86,7 @@ def attach(
             tuned = with_adapter(model, config, adapter.method)
         except SubspaceError:
             raise
-        except ValueError as error:  # peft's own complaint, such as a target that matches nothing
+        except ValueError as error:  # peft's own error, such as for a target that matches nothing
             raise SubspaceError(f"adapter does not fit the model: {str(error).strip().splitlines()[0]}") from error
     trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
     return tuned, Counts(total, trained - in_head, in_head, 1000 * (trained - in_head) / total)
@@ -97,7 +99,7 @@ def _fitted(
     batches: Callable[[], Iterable[Batch]] | None,
     loss: Loss | None,
 ) -> SubspaceConfig:
-    """Return the config with what is chosen by the model's size and from the training rows."""
+    """Return the config with the choices that depend on the model's size and the training rows."""
     if parameters is not None:
         config = sized(model, config, read_budget(parameters, parameter_count(model)))
     if config.resolved.needs_calibration and batches is not None:
@@ -108,18 +110,27 @@ def _fitted(
 def build_adapter(
     adapter: AdapterSection, head: Sequence[str], task_type: peft.TaskType | None = None
 ) -> peft.PeftConfig:
-    """The adapter's config, with `head` trained and saved beside it.
+    """Return the adapter's config, with `head` trained and saved beside it.
 
     Raises:
-        SubspaceError: the method, the formula or one of the values is not known.
+        SubspaceError: the method, the formula or a value is unknown.
     """
     own = ("head", "calibration_rows", "parameters")
     given = {name: value for name, value in asdict(adapter).items() if value is not None and name not in own}
-    return config_of(given, {"task_type": task_type, "modules_to_save": list(head)})
+    return config_of(given, {"task_type": adapter_type(task_type), "modules_to_save": list(head) or None})
+
+
+def adapter_type(task_type: peft.TaskType | None) -> peft.TaskType | None:
+    """Return the type that an adapter's config has for a task's: its own, except for questions.
+
+    peft 0.21's class of type QUESTION_ANS drops ``token_type_ids``, by which BERT tells a question from its context.
+    The class of type FEATURE_EXTRACTION passes all arguments on.
+    """
+    return peft.TaskType.FEATURE_EXTRACTION if task_type is peft.TaskType.QUESTION_ANS else task_type
 
 
 def default_learning_rate(adapter: AdapterSection) -> float:
-    """The peak learning rate of a method for which the config gives none.
+    """Return the default peak learning rate of a method.
 
     Raises:
         SubspaceError: the method is unknown (the message names the nearest), or the formula cannot be read.

@@ -1,6 +1,6 @@
 """Reading a run's config from YAML with `key=value` overrides, and checking its values.
 
-Every mistake is one line, raised before anything is made.
+Every error is one line, raised before anything is written.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from .. import tasks
 from ..documented import settings
 from ..errors import SubspaceError, nearest, reading
-from .sections import FULL, HEAD, SECTIONS, AdapterSection, RunConfig
+from .sections import FULL, HEAD, SECTIONS, AdapterSection, Keep, RunConfig
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run that a YAML file describes.
+    """Return the run described by a YAML file.
 
     Args:
-        path: the file; None if the overrides say all.
-        overrides: `section.key=value` strings, each taking the place of the file's value; a value is read as YAML.
+        path: the file; None if the overrides suffice.
+        overrides: `section.key=value` strings that override the file's values; a value is parsed as YAML.
 
     Raises:
         SubspaceError: the file is missing or malformed, a key is unknown (the message names the nearest), a value has
             the wrong type or is out of range, or a mandatory value is absent.
     """
     what = "the config" if path is None else f"config file {str(path)!r}"
-    with reading(what):  # libraries fail in many ways on what is nested or written oddly
+    with reading(what):  # libraries raise many types of errors for odd or nested content
         return validate(_parsed(path, overrides))
 
 
@@ -50,15 +50,15 @@ def _parsed(file: str | Path | None, overrides: Sequence[str]) -> RunConfig:
         ]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise SubspaceError(f"{path} is not well-formed YAML: {_yaml_mistake(error)}") from error
-    except AssertionError:  # what OmegaConf says to a file that holds a lone number
+    except AssertionError:  # OmegaConf's error for a file with a single number
         parts = [text]
     if not all(isinstance(part, DictConfig) for part in parts):
-        raise SubspaceError(f"{path} does not hold keys with values")
+        raise SubspaceError(f"{path} does not contain keys with values")
     return _merge(path, [_without_empty_sections(part) for part in parts])
 
 
 def _without_empty_sections(part: DictConfig) -> dict[Any, Any]:
-    """Leave out sections of which every key is commented out: YAML reads them as null."""
+    """Drop sections whose keys are all commented out, which YAML reads as null."""
     plain = OmegaConf.to_container(part)
     assert isinstance(plain, dict)
     return {key: value for key, value in plain.items() if value is not None or key not in SECTIONS}
@@ -102,7 +102,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def validate(config: RunConfig) -> RunConfig:
-    """The same config, if its values are in range and fit together. Looks at no file and no model.
+    """Return the same config if its values are in range and consistent, without reading files or models.
 
     Raises:
         SubspaceError: a value is out of range; the message names the key, the value and the range.
@@ -110,14 +110,16 @@ def validate(config: RunConfig) -> RunConfig:
     task, training = config.task, config.training
     for key, text in {"model": config.model, "output": config.output, "task.data": task.data}.items():
         if "\0" in text or not text.strip():
-            raise SubspaceError(f"{key} is {text!r}, which names nothing")
+            raise SubspaceError(f"{key} is {text!r}, which is empty")
     if tasks.get(task.name).configured(task.options).loss is not None and training.label_smoothing:
         raise SubspaceError(f"training.label_smoothing has no meaning with task {task.name}, which has its own loss")
+    if training.patience is not None and training.keep is not Keep.best:
+        raise SubspaceError("training.patience stops after the best figure, which training.keep=best saves: give both")
     _check_adapter(config.adapter)
     if config.quantise is not None and config.adapter.method in (FULL, HEAD):
         raise SubspaceError(
-            f"quantise has no meaning with method {config.adapter.method!r}: quantised weights do not train, and an "
-            "adapter has to"
+            f"quantise has no meaning with method {config.adapter.method!r}: quantised weights do not train, so an "
+            "adapter is needed"
         )
     for name, section in SECTIONS.items():
         for known in settings(section):
@@ -140,6 +142,6 @@ def _check_adapter(adapter: AdapterSection) -> None:
 
 
 def _given(adapter: AdapterSection, besides: Iterable[str]) -> list[str]:
-    """The names of the fields that were given a value."""
+    """Return the names of the fields that have a value."""
     names = {entry.name for entry in dataclasses.fields(adapter)} - set(besides)
     return [name for name in names if getattr(adapter, name) is not None]

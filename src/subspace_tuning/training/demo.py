@@ -1,7 +1,7 @@
-"""The main job on what the package index carries: three methods on a real pretrained encoder, one written on the spot.
+"""The demo: three methods, one of them written on the spot, on a pretrained encoder from the package index.
 
-The task is to tell acceptable English sentences from unacceptable ones. The sentences are made here; those of the test
-share no content word with those of the training, so what is learnt is grammar and not words.
+The task is to tell acceptable English sentences from unacceptable ones. The sentences are generated; those of the test
+set share no content words with the training set, so the model learns grammar, not words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .folder import RunFolder
 from .run import run
 from .sections import AdapterSection, Precision, RunConfig, TaskSection, TrainingSection
 
-PICTURE = "demo.png"
+FIGURE = "demo.png"
 """The name of the plot in the demo's folder."""
 _DATA = "data"
 
@@ -30,7 +30,7 @@ HEAD_RATE = 5e-4
 
 @dataclass(frozen=True)
 class Entry:
-    """A method of the demo: what the config says of it, and its own learning rate."""
+    """A method of the demo: its part of the config, and its own learning rate."""
 
     title: str
     adapter: AdapterSection
@@ -45,8 +45,8 @@ ENTRIES = (
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one method reached. Scores are accuracies on the test sentences, between 0 and 1."""
+class DemoResult:
+    """The result of one method. Scores are accuracies on the test sentences, between 0 and 1."""
 
     title: str
     formula: str
@@ -57,13 +57,13 @@ class Result:
     seconds: float
 
 
-def demo(folder: Path, seed: int = 0, *, overwrite: bool = False, progress: bool = True) -> Iterator[Result]:
-    """Fine-tune with each method in turn; finished ones are not run again.
+def demo(folder: Path, seed: int = 0, *, overwrite: bool = False, progress: bool = True) -> Iterator[DemoResult]:
+    """Fine-tune with each method in turn; finished runs are not repeated.
 
     Args:
-        folder: gets the sentences and one run per method.
-        seed: of the sentences, the head and the order.
-        overwrite: throw away earlier runs.
+        folder: the folder for the sentences and one run per method.
+        seed: the seed for the sentences, the head and the order of rows.
+        overwrite: discard earlier runs.
         progress: show progress bars.
 
     Raises:
@@ -83,26 +83,26 @@ def demo(folder: Path, seed: int = 0, *, overwrite: bool = False, progress: bool
 
 
 def _check(folder: Path, files: Mapping[Path, str], configs: Sequence[RunConfig], overwrite: bool) -> None:
-    """Refuse, before anything is written, a folder that is not a demo's or is one of another seed's."""
+    """Refuse, before anything is written, a folder that is not a demo's or belongs to another seed."""
     check_folder(folder)
-    own = {_DATA, PICTURE, *(Path(config.output).name for config in configs)}
+    own = {_DATA, FIGURE, *(Path(config.output).name for config in configs)}
     held = _names(folder)
     if held and (held - own or _DATA not in held or _names(folder / _DATA) - {path.name for path in files}):
-        raise SubspaceError(f"output folder {folder} is not empty and holds no demo: choose another")
+        raise SubspaceError(f"output folder {folder} is not empty and has no demo: choose another")
     replaceable = overwrite and any((Path(config.output) / "started.json").is_file() for config in configs)
     for path, text in files.items():
         if path.exists() and not replaceable and path.read_bytes() != text.encode():
             way = "" if overwrite else ", or give --overwrite if they are an earlier demo's"
             raise SubspaceError(f"{path} holds other sentences: choose another output{way}")
     if held:
-        check_file(folder / PICTURE)
+        check_file(folder / FIGURE)
     for config in configs:
         RunFolder(config.output).check(config.resolved(), overwrite=overwrite)
 
 
 def _names(folder: Path) -> set[str]:
     found = folder.iterdir() if folder.is_dir() else ()
-    return {path.name for path in found if not path.name.startswith(".")}  # those are a killed process's leftovers
+    return {path.name for path in found if not path.name.startswith(".")}  # left by a killed process
 
 
 def _lines(rows: list[Example]) -> str:
@@ -126,11 +126,11 @@ def _config(entry: Entry, folder: Path, seed: int) -> RunConfig:
     )
 
 
-def _result(entry: Entry, record: dict[str, Any]) -> Result:
+def _result(entry: Entry, record: dict[str, Any]) -> DemoResult:
     from ..tuner import SubspaceConfig
 
     config = SubspaceConfig(method=entry.adapter.method, formula=entry.adapter.formula)
-    return Result(
+    return DemoResult(
         title=entry.title,
         formula=str(config.resolved.formula),
         trainable=record["parameters"]["adapter"],

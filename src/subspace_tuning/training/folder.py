@@ -1,10 +1,11 @@
-"""The output folder of a run: a job's folder with checkpoints and a result of its own.
+"""The output folder of a run: a job's folder with checkpoints and a result.
 
-lock            held by the process at work
+lock            held by the working process
 started.json    the config and the data's fingerprints, from the start
-checkpoints/    while the run lasts
-adapter/        the result; `model/` where no adapter was trained
-run.json        the record; its presence says that the run is finished
+checkpoints/    while the run is unfinished
+logs/           TensorBoard's files, if requested
+adapter/        the result; `model/` if no adapter was trained
+run.json        the record; it exists once the run is finished
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from ..jobs.folder import LOCK, alone, claim, is_vacant
 _STARTED = "started.json"
 _RECORD = "run.json"
 _CHECKPOINTS = "checkpoints"
+_LOGS = "logs"
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
 RESULTS = ("adapter", "model")
-"""The names that a result may have; a run makes one of them."""
+"""The possible names of a result; a run makes one of them."""
 
-_ANEW = "--overwrite starts anew"
-_MOVABLE = ("output",)  # the folder's own name does not count: it may be moved
+_ANEW = "--overwrite starts again"
+_MOVABLE = ("output",)  # the folder's own name is ignored: it may be moved
 _STARTED_FIELDS: Fields = {"config": {}}
 _RECORD_FIELDS: Fields = {
     "config": {"training": {"precision": str}},
@@ -56,9 +58,10 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().resolve()
         self.checkpoints = self.path / _CHECKPOINTS
+        self.logs = self.path / _LOGS
 
     def record(self) -> dict[str, Any] | None:
-        """The record of the finished run, None if there is none.
+        """Return the record of the finished run, or None if there is none.
 
         Raises:
             SubspaceError: the record is damaged, or its result is gone.
@@ -69,7 +72,7 @@ class RunFolder:
         return record
 
     def check(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Refuses a folder that cannot take the run of `config`.
+        """Refuse a folder that cannot be used for the run of `config`.
 
         Raises:
             SubspaceError: the folder cannot be written, holds other files, or holds a run of another config.
@@ -78,7 +81,7 @@ class RunFolder:
         self._check_kinds()
         if not (self.path / _STARTED).is_file():
             if not is_vacant(self.path):
-                raise SubspaceError(f"output folder {self.path} is not empty and holds no run: choose another")
+                raise SubspaceError(f"output folder {self.path} is not empty and has no run: choose another")
             return
         if overwrite:
             return
@@ -86,6 +89,13 @@ class RunFolder:
         if started is not None and (change := difference(started["config"], config, _MOVABLE)):
             raise SubspaceError(
                 f"{self.path} holds a run of another config: {change}; choose another output or --overwrite"
+            )
+
+    def check_shared(self) -> None:
+        """Refuse an open folder that this process does not see, because it is on another host."""
+        if not (self.path / _STARTED).is_file():
+            raise SubspaceError(
+                f"output folder {self.path} is not seen by every process: choose one that all hosts share"
             )
 
     def _check_writable(self) -> None:
@@ -96,23 +106,23 @@ class RunFolder:
             raise SubspaceError(f"output folder {self.path} is not writable")
 
     def _check_kinds(self) -> None:
-        """A folder where the run writes a file, or a file where it makes a folder, would end the run at its end."""
+        """Refuse a folder in place of a file of the run, or the reverse, which would make the run fail at its end."""
         for name in (LOCK, _STARTED, _RECORD):
             if (self.path / name).is_dir():
                 raise SubspaceError(f"{self.path / name} is a folder, where the run writes a file: choose another")
-        for name in (_CHECKPOINTS, *RESULTS):
+        for name in (_CHECKPOINTS, _LOGS, *RESULTS):
             if (self.path / name).exists() and not (self.path / name).is_dir():
                 raise SubspaceError(f"{self.path / name} is a file, where the run makes a folder: choose another")
 
     @contextmanager
     def open(self, started: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
-        """Make the folder, or resume the run in it, and keep other processes out meanwhile.
+        """Make the folder, or resume the run in it, and keep other processes out during the body.
 
         Another process may have finished the run since `record` was read: read it again in the body.
 
         Args:
-            started: what is to be known of a run from its start: "config", and more that must not change.
-            overwrite: throw away what is there of a run.
+            started: the data recorded at the start of a run: "config", and more that must not change.
+            overwrite: discard an earlier run.
 
         Raises:
             SubspaceError: the folder cannot be made, another process is at work in it, or the data have changed.
@@ -126,15 +136,15 @@ class RunFolder:
             yield
 
     def _clear(self) -> None:
-        # The start goes last: without it a folder that is not empty holds no run.
+        # The start is removed last: without it a folder that is not empty does not count as a run.
         (self.path / _RECORD).unlink(missing_ok=True)
-        for folder in (self.checkpoints, *(self.path / result for result in RESULTS)):
+        for folder in (self.checkpoints, self.logs, *(self.path / result for result in RESULTS)):
             if folder.is_dir():
                 shutil.rmtree(folder)
         (self.path / _STARTED).unlink(missing_ok=True)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; those that an interruption left half-written are removed.
+        """Return the newest complete checkpoint; those left half-written by an interruption are removed.
 
         Raises:
             SubspaceError: a file has the name of a checkpoint.
@@ -144,19 +154,19 @@ class RunFolder:
             if not path.is_dir():
                 raise SubspaceError(f"{path} is a file, where a checkpoint is a folder: remove it")
         for checkpoint in sorted(found, key=step_of, reverse=True):
-            if _is_json(checkpoint / "trainer_state.json"):  # the file that the Trainer writes last
+            if _is_json(checkpoint / "trainer_state.json"):  # the last file that the Trainer writes
                 return checkpoint
             shutil.rmtree(checkpoint)
         return None
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Writes the record, and removes the checkpoints, which nothing needs any more."""
+        """Write the record, and remove the checkpoints, which are no longer needed."""
         write_json(self.path / _RECORD, record)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser step after which a checkpoint was written."""
+    """Return the optimiser step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

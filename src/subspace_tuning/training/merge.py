@@ -1,4 +1,4 @@
-"""A run's adapter merged into its base: a model that transformers loads alone."""
+"""Merges a run's adapter into its base: a model that transformers loads without this package."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from peft import PeftModel
 
 from ..errors import SubspaceError, reading
 from ..files import replaced
+from ..tasks import Task
 from .use import Finished, save_task
 
 ROWS, LENGTH = 32, 24
-"""The inputs on which a merged model is compared with the adapter: drawn tokens, rows x length."""
+"""The inputs on which a merged model is compared with the adapter: random tokens, rows x length."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """How near a merged model is.
+    """How close a merged model is to the adapter.
 
     Attributes:
         difference: the largest difference of an output.
@@ -31,17 +32,17 @@ class Merged:
 
 
 def merge(made: Finished, output: Path) -> Merged:
-    """Write the model of a run to a folder, without an adapter, and compare the outputs of what is read back.
+    """Write the merged model of a run to a folder, read it back and compare its outputs.
 
     Args:
         made: the run.
-        output: the folder; one that is there is replaced.
+        output: the folder; an existing one is replaced.
 
     Raises:
         SubspaceError: the method has no dense form that could be merged.
     """
     batch = _drawn(made)
-    wanted = made.task.values(_outputs(made.model, batch))
+    wanted = made.task.values(_outputs(made.task, made.model, batch))
     model: Any = made.model
     if isinstance(model, PeftModel):
         try:
@@ -55,14 +56,14 @@ def merge(made: Finished, output: Path) -> Merged:
         save_task(temporary, task, made.max_length, made.base)
         with reading(f"the merged model in {output}"):
             loaded = task.model_class.from_pretrained(str(temporary), dtype=torch.float32)
-    found = task.values(_outputs(loaded.to(next(made.model.parameters()).device).eval(), batch))
+    found = task.values(_outputs(task, loaded.to(next(made.model.parameters()).device).eval(), batch))
     return Merged(float(abs(found - wanted).max()), float(abs(wanted).max()))
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, SubspaceError):
         return str(error)
-    return "its method adds to the inputs and not to the weights"
+    return "its method adds to the inputs, not to the weights"
 
 
 def _drawn(made: Finished) -> dict[str, torch.Tensor]:
@@ -74,5 +75,5 @@ def _drawn(made: Finished) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _outputs(model: Any, batch: dict[str, torch.Tensor]) -> Any:
-    return model(**batch).logits.double().cpu().numpy()
+def _outputs(task: Task[Any], model: Any, batch: dict[str, torch.Tensor]) -> Any:
+    return task.forward(model, batch).double().cpu().numpy()

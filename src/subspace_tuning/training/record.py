@@ -1,4 +1,4 @@
-"""The record of a run: what was run, on what, and what came out."""
+"""The record of a run: its config, its provenance, and its results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerState
 
-from ..provenance import circumstances, peak_memory
+from ..provenance import peak_memory, provenance
 from ..tasks import Task
 from .attach import Counts
 from .callbacks import NO_FIGURES
@@ -24,19 +24,19 @@ def build(
     baseline: Mapping[str, float],
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The record as plain data.
+    """Return the record as plain data.
 
     Args:
         config: the run.
         task: its task.
-        counts: what there was to train.
-        learning_rate: the peak that was used.
+        counts: the parameter counts.
+        learning_rate: the peak learning rate used.
         history: the evaluations in order.
         baseline: the figures of a constant prediction.
         extra: further entries, such as "seconds" and "steps".
     """
     key = task.primary_key
-    best = max(history, key=lambda entry: entry[key])
+    best = (max if task.larger_is_better else min)(history, key=lambda entry: entry[key])
     return {
         "config": config.resolved(),
         "task": task.name,
@@ -52,12 +52,12 @@ def build(
         "history": history,
         **extra,
         "peak_memory_mib": round(peak_memory()),
-        **circumstances(),
+        **provenance(),
     }
 
 
 def history(state: TrainerState) -> list[dict[str, float]]:
-    """The evaluations of a run in order: epoch, step, loss, penalty where there is one, and the task's figures."""
+    """Return the evaluations of a run in order: epoch, step, loss, penalty if there is one, and the task's figures."""
     by_step: dict[int, dict[str, float]] = {}
     for entry in state.log_history:
         figures = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}

@@ -1,7 +1,7 @@
-"""A training checkpoint, checked before anything of it is taken over.
+"""Checks of a training checkpoint before anything in it is used.
 
-The Trainer skips a missing optimiser state and only logs missing weights, and so would go on to other weights than an
-undisturbed run. Here what is missing, damaged or of another model is refused.
+The Trainer skips a missing optimiser state and only logs missing weights, and would thus reach other weights than an
+uninterrupted run. Missing or damaged files, or those of another model, are refused.
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ from transformers import Trainer, TrainerState
 
 from ..errors import SubspaceError, reading
 from ..jobs.fields import Fields, check_fields
+from . import processes
 from .folder import step_of
 
 _STATE = "trainer_state.json"
 _ADAPTER, _MODEL = "adapter_model.safetensors", "model.safetensors"
-_RANDOM, _OPTIMISER = "rng_state.pth", ("optimizer.pt", "scheduler.pt")
+_OPTIMISER = ("optimizer.pt", "scheduler.pt")
+_SHARDED = ("pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt")
 _FIELDS: Fields = {
     "global_step": int,
     "max_steps": int,
     "num_train_epochs": int,
     "epoch": float,
     "log_history": list,
-    "stateful_callbacks": dict,
+    "stateful_callbacks": {"TrainerControl": {"args": {"should_training_stop": bool}}},
 }
 
-HINT = "remove the checkpoint to go on from the one before it, or --overwrite to start anew"
-"""The way out of a checkpoint that cannot be used."""
+HINT = "remove the checkpoint to resume from the one before it, or use --overwrite to start again"
+"""The way out if a checkpoint cannot be used."""
 
 
 def check_checkpoint(folder: Path, trainer: Trainer, steps: int) -> TrainerState:
-    """The state of a checkpoint that `trainer` can go on from.
+    """Return the state of a checkpoint from which `trainer` can resume.
 
     Args:
         folder: the checkpoint.
-        trainer: with the model to put the weights into.
+        trainer: the trainer, with the model for the weights.
         steps: the optimiser steps of the whole run.
 
     Raises:
@@ -50,16 +52,29 @@ def check_checkpoint(folder: Path, trainer: Trainer, steps: int) -> TrainerState
     """
     state = _state(folder, steps)
     assert isinstance(trainer.model, nn.Module)
-    wanted = [folder] if state.global_step < state.max_steps else []
+    ended = has_ended(state)
+    wanted = [] if ended else [folder]
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
         wanted.append(Path(state.best_model_checkpoint))
     for checkpoint in wanted or [folder]:
         check_weights(checkpoint, trainer.model)
-    if state.global_step < state.max_steps:
-        for name in (*_OPTIMISER, _RANDOM):
+    if not ended:
+        optimiser = _SHARDED if processes.is_sharded() else _OPTIMISER
+        for name in (*optimiser, *map(random_state, range(processes.count()))):
             if not (folder / name).is_file():
                 raise SubspaceError(f"{folder} has no {name}: {HINT}")
     return state
+
+
+def random_state(process: int) -> str:
+    """Return the name of the file with the random state of a process of the run."""
+    return "rng_state.pth" if processes.count() == 1 else f"rng_state_{process}.pth"
+
+
+def has_ended(state: TrainerState) -> bool:
+    """Whether training had ended at a checkpoint: with its last step, or since no evaluation was better for long."""
+    callbacks: Any = state.stateful_callbacks
+    return callbacks["TrainerControl"]["args"]["should_training_stop"] or state.global_step >= state.max_steps
 
 
 def _state(folder: Path, steps: int) -> TrainerState:
@@ -71,11 +86,11 @@ def _state(folder: Path, steps: int) -> TrainerState:
             raise ValueError("log_history is not a list of objects")
         best = content.get("best_model_checkpoint")
         if best is not None and not isinstance(best, str):
-            raise ValueError("best_model_checkpoint is not a text")
+            raise ValueError("best_model_checkpoint is not a string")
         if content["global_step"] != step_of(folder):
-            raise ValueError(f"it is of step {content['global_step']}")
+            raise ValueError(f"it belongs to step {content['global_step']}")
         if content["max_steps"] != steps or not 0 < content["global_step"] <= steps:
-            raise ValueError(f"it is of a run of {content['max_steps']} steps, and this run has {steps}")
+            raise ValueError(f"it belongs to a run of {content['max_steps']} steps, and this run has {steps}")
         state: TrainerState = TrainerState.load_from_json(str(path))
     return state
 
@@ -87,7 +102,7 @@ def check_weights(folder: Path, model: nn.Module) -> None:
     if not path.is_file():
         raise SubspaceError(f"{folder} has no {path.name}: {HINT}")
     with reading(str(path), HINT), safe_open(path, framework="pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # not a mapping
     wanted: Mapping[str, Tensor] = get_peft_model_state_dict(model) if adapter else model.state_dict()
     for names in _aliases(wanted):
         held = next((name for name in names if name in found), None)
@@ -100,7 +115,7 @@ def check_weights(folder: Path, model: nn.Module) -> None:
 
 
 def _aliases(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
-    """The names of each tensor: of those that share their memory one is saved."""
+    """Return the names of each tensor: of those that share memory, one is saved."""
     groups: dict[Any, list[str]] = {}
     for name, tensor in tensors.items():
         place = (tensor.data_ptr(), tuple(tensor.shape)) if tensor.numel() and not tensor.is_meta else name
@@ -109,13 +124,13 @@ def _aliases(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError if the state that an optimiser has loaded is not one of its parameters.
+    """Raise ValueError if the state loaded by an optimiser does not fit its parameters.
 
-    torch takes over states of any shapes, and fails in the first step.
+    torch accepts states of any shapes, and fails in the first step.
     """
     for parameter, state in optimizer.state.items():
         if not isinstance(parameter, Tensor):
-            raise ValueError("it has a state of a parameter that is in no group")
+            raise ValueError("it has the state of a parameter that is in no group")
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
                 raise ValueError(f"{name} is {list(value.shape)}, and its parameter {list(parameter.shape)}")

@@ -1,13 +1,13 @@
 """One run from a config to a saved adapter: `run` checks everything first, then trains, then saves.
 
 Every error in the input is reported before the output folder is made. From then on the run can be interrupted at any
-moment and resumed by the same call; on a CPU the result is the same bit for bit.
+moment and resumed by the same call; on a CPU the result is the same bit for bit. Under a launcher of several processes
+all of them call `run`: see `processes`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,44 +16,45 @@ from typing import Any
 import transformers
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.training_args import OptimizerNames
 
 from .. import tasks
-from ..errors import SubspaceError
 from ..files import replaced
 from ..models.load import load
-from ..models.locate import locate
+from ..models.meta import architecture_of
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, prefixed
-from ..tuner.card import TAG
+from ..tuner import SubspaceConfig
 from ..tuner.penalties import orthogonality
+from . import processes, runtime
 from . import record as records
-from . import runtime
 from .arguments import arguments, check_training, total_steps
 from .attach import Counts, attach, default_learning_rate, trained_head
+from .card import card
 from .config import validate
 from .folder import RunFolder
 from .record import history
-from .resume import check_checkpoint
-from .sections import Device, Keep, Precision, RunConfig
+from .resume import check_checkpoint, has_ended
+from .sections import Device, Precision, RunConfig
 from .trainer import SeededTrainer, build
-from .use import cut_rows, save_task
+from .use import save_task
 
 logger = logging.getLogger(__name__)
 
 CALIBRATION_ROWS = 64
-"""The training rows from which some methods choose what to train, unless the config says otherwise."""
+"""The default number of training rows from which some methods choose what to train."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of `run` gives.
+    """The result of a call of `run`.
 
     Attributes:
         record: the run's record, as in its `run.json`.
-        folder: the folder with the trained adapter, or with the model where no adapter was trained.
-        repeated: whether the run had been finished before, so that nothing was done.
+        folder: the folder with the trained adapter, or with the model if no adapter was trained.
+        repeated: whether the run was already finished, so that nothing was done.
     """
 
     record: dict[str, Any]
@@ -63,96 +64,109 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Parts:
-    """All that a run needs, checked."""
+    """Everything a run needs, checked."""
 
     config: RunConfig
     task: Task[Any]
     rows: Mapping[str, Rows]
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
+    encoded: Mapping[str, Dataset]
+    cut: Mapping[str, int]
     counts: Counts
     learning_rate: float
 
 
 def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) -> Outcome:
-    """Trains what the config says, or goes on with it, or finds it done.
+    """Start, resume, or return a finished run.
 
     Args:
         config: the run.
-        overwrite: throw away a run that is in the output folder, whatever its config and state.
+        overwrite: discard a run in the output folder, whatever its config and state.
         progress: show progress bars on stderr and the evaluations on stdout.
 
     Raises:
         SubspaceError: the input cannot be used, the output folder holds something else, or the training diverged.
     """
-    validate(config)
-    _check_alone()
+    with processes.joined():
+        return _run(config, overwrite, progress and processes.is_first())
+
+
+def _run(config: RunConfig, overwrite: bool, progress: bool) -> Outcome:
+    with processes.together():
+        validate(config)
+        cpu, quantise = runtime.on_cpu(config.training.device), config.quantise is not None
+        processes.check_launcher(cpu=cpu, quantised=quantise)
     folder = RunFolder(config.output)
-    folder.check(config.resolved(), overwrite=overwrite)
-    done = None if overwrite else folder.record()
+    done = processes.decided(lambda: _finished(folder, config, overwrite))
     if done is not None:
         return Outcome(done, folder.path / done["result"], repeated=True)
     with runtime.threads(config.training.threads), runtime.quiet(bars=progress):
-        parts = _prepare(config)
-        started = {
+        with processes.together():
+            parts = _prepare(config)
+        started: dict[str, Any] = {
             "config": config.resolved(),
             "task": parts.task.options,
             "data": {split: {"rows": len(t), "sha256": t.fingerprint()} for split, t in parts.rows.items()},
+            "processes": processes.count(),
         }
-        with folder.open(started, overwrite=overwrite):
-            done = folder.record()  # another process may have finished the run while this one loaded its model
+        with processes.owned(folder.open(started, overwrite=overwrite)):
+            with processes.together():
+                folder.check_shared()
+            # Another call may have finished the run while this one was loading its model.
+            done = processes.decided(folder.record)
             if done is not None:
                 return Outcome(done, folder.path / done["result"], repeated=True)
             return _train(parts, folder, started["data"], progress)
 
 
-def _check_alone() -> None:
-    """Every process would train the whole run into the same folder."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes.isdigit() and int(processes) > 1:
-        raise SubspaceError(
-            f"a run takes one process, and a launcher has started {processes}: call `subspace train` by itself, or "
-            "train with the Trainer and SubspaceConfig under the launcher"
-        )
+def _finished(folder: RunFolder, config: RunConfig, overwrite: bool) -> dict[str, Any] | None:
+    """Return the record of the run if it is finished. Raises SubspaceError if the folder cannot be used."""
+    folder.check(config.resolved(), overwrite=overwrite)
+    return None if overwrite else folder.record()
 
 
 def _prepare(config: RunConfig) -> _Parts:
     task = tasks.get(config.task.name).configured(config.task.options)
-    # The quick checks come first, since data and model can take minutes to arrive; this one reads the method, too.
+    # Quick checks come first, since data and model can take minutes to load; this one also resolves the method.
     learning_rate = default_learning_rate(config.adapter)
     learning_rate = config.training.learning_rate or learning_rate
-    locate(config.model)
+    task = task.for_model(architecture_of(config.model))
     task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
-    transformers.set_seed(config.training.seed)  # the head and the factors are drawn from here on
+    transformers.set_seed(config.training.seed)  # from here on the head and the factors are drawn
     settings = dict(task.model_settings)
     if config.quantise is not None:
         cpu = config.training.device is Device.cpu
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
-    base, tokenizer = load(config.model, task.model_class, settings, config.task.max_length)
+    length = config.task.max_length
+    base, tokenizer = load(config.model, task.model_class, settings, length)
+    encoded, cut = _encoded(task, rows, tokenizer, length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
-        return task.batches(seen, tokenizer, config.task.max_length, config.training.batch_size)
+        return task.batches(seen, tokenizer, length, config.training.batch_size)
 
     tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective)
-    check_training(tuned, config.training, len(rows["train"]))
-    return _Parts(config, task, rows, tuned, tokenizer, counts, learning_rate)
+    check_training(tuned, config.training, len(encoded["train"]))
+    task = task.ready(tuned, tokenizer, length)
+    return _Parts(config, task, rows, tuned, tokenizer, encoded, cut, counts, learning_rate)
 
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
     training = parts.config.training
-    encoded, cut = _encoded(parts)
-    count = len(encoded["train"])
+    count = len(parts.encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
         args.optim = OptimizerNames.PAGED_ADAMW
-    precision = "bfloat16" if args.bf16 else "float32"
+    precision = runtime.resolved(training.precision, training.device).value
     chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
-    trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head)
-    checkpoint = folder.last_checkpoint()
-    start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
+    data_of = {split: (parts.rows[split], encoded) for split, encoded in parts.encoded.items()}
+    trainer = build(parts.model, parts.tokenizer, parts.task, data_of, args, training, head, folder.logs)
+    checkpoint = processes.decided(folder.last_checkpoint)
+    with processes.together():
+        start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
     state = _fit(trainer, checkpoint, start)
     result = "adapter" if isinstance(parts.model, PeftModel) else "model"
     record = records.build(
@@ -164,48 +178,56 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
         _baseline(parts),
         {
             "precision": precision,
+            "processes": processes.count(),
             "steps": state.global_step,
             "resumed_from_step": None if start is None else start.global_step,
             "seconds": round(trainer.seconds(), 2),
             "data": data,
-            "cut": cut,
+            "cut": dict(parts.cut),
             "options": dict(parts.task.options),
             "result": result,
             "schedule": trainer.scheduling.schedule.report(),
             "orthogonality": {name: found._asdict() for name, found in orthogonality(parts.model).items()},
         },
     )
-    _save(parts, folder.path / result, record)
-    folder.finish(record)
-    return Outcome(record, folder.path / result, repeated=False)
+    weights = trainer.whole_weights()
+
+    def finish() -> dict[str, Any]:
+        _save(parts, folder.path / result, record, weights)
+        folder.finish(record)
+        return record
+
+    return Outcome(processes.decided(finish), folder.path / result, repeated=False)
 
 
-def _encoded(parts: _Parts) -> tuple[dict[str, Dataset], dict[str, int]]:
-    """Return the rows of each split as the model takes them, and how many of them are cut."""
-    length, encoded, cut = parts.config.task.max_length, {}, {}
-    for split, rows in parts.rows.items():
-        encoded[split] = parts.task.encode(rows, parts.tokenizer, length)
-        cut[split] = cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length)
+def _encoded(
+    task: Task[Any], rows: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[dict[str, Dataset], dict[str, int]]:
+    """Return the encoded rows of each split, and how many of them are truncated."""
+    encoded, cut = {}, {}
+    for split, part in rows.items():
+        encoded[split] = task.encode(part, tokenizer, length)
+        cut[split] = task.cut(part, encoded[split], tokenizer, length)
         if cut[split]:
             logger.warning(
-                "%d of the %d %s rows are longer than task.max_length = %d tokens and are cut",
-                *(cut[split], len(rows), split, length),
+                "%d of the %d %s rows are longer than task.max_length = %d tokens and are truncated",
+                *(cut[split], len(part), split, length),
             )
-    return encoded, cut
+    return encoded | {"train": task.for_training(encoded["train"], length)}, cut
 
 
 def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | None) -> TrainerState:
-    """Trains to the end from the checkpoint, if there is one, and leaves the weights to be saved in the model."""
+    """Train to the end, from the checkpoint if there is one, and leave the weights to be saved in the model."""
     if checkpoint is None or state is None:
         logger.info("training from the start")
         trainer.train()
         return trainer.state
     trainer.scheduling.checkpoint = checkpoint
-    logger.info("going on from step %d of %d", state.global_step, state.max_steps)
-    if state.global_step < state.max_steps:
+    logger.info("resuming from step %d of %d", state.global_step, state.max_steps)
+    if not has_ended(state):
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return trainer.state
-    # Interrupted between the last step and the record. Sent on from here, the Trainer would do a step too many.
+    # Interrupted between the last step and the record: resumed from here, the Trainer would take a step too many.
     wanted = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer.load_weights(wanted or str(checkpoint))
     trainer.scheduling.on_train_begin(trainer.args, state, trainer.control)  # for its report
@@ -220,45 +242,15 @@ def _baseline(parts: _Parts) -> dict[str, float]:
     }
 
 
-def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
+def _save(parts: _Parts, path: Path, record: Mapping[str, Any], weights: dict[str, Tensor] | None) -> None:
+    """Write the result; `weights` are those of a sharded model."""
     with replaced(path) as temporary:
-        parts.model.save_pretrained(str(temporary))
+        parts.model.save_pretrained(str(temporary), state_dict=weights)
         parts.tokenizer.save_pretrained(str(temporary))
         save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model, parts.config.quantise)
-        (temporary / "README.md").write_text(_card(parts, record), encoding="utf-8")
+        card(parts.config, parts.task, record, _formula(parts.model)).save(temporary / "README.md")
 
 
-def _card(parts: _Parts, record: Mapping[str, Any]) -> str:
-    """The model card: what the result is, how good, and the lines that load it."""
-    adapter = isinstance(parts.model, PeftModel)
-    owner, prefix = ("peft", "AutoPeftModel") if adapter else ("transformers", "AutoModel")
-    loader = prefix + parts.task.model_class.__name__.removeprefix("AutoModel")
-    lines = ["import subspace_tuning  # makes the adapter's type known to peft"] if adapter else []
-    # By default peft takes the base model's own number of labels.
-    outputs = parts.task.model_settings.get("num_labels", 2)
-    labels = f", num_labels={outputs}" if adapter and outputs != 2 else ""
-    lines += [f"from {owner} import {loader}", ""]
-    lines += [f"model = {loader}.from_pretrained(FOLDER{labels})"]
-    which = "best" if parts.config.training.keep is Keep.best else "last"
-    score, constant, counts = record["score"], record["baseline_score"], parts.counts
-    return "\n".join(
-        [
-            "---",
-            f"library_name: {owner}",
-            *([f"tags: [{TAG}]"] if adapter else []),
-            f"base_model: {locate(parts.config.model)}",
-            "---",
-            "",
-            f"# {parts.task.name}, tuned with {record['method']}",
-            "",
-            f"{record['metric']} {score:.4f} after the {which} epoch; a constant prediction has {constant:.4f}.",
-            f"Trained: {counts.adapter:,} parameters ({counts.per_mille:.3f} per mille), {counts.head:,} in the head.",
-            "",
-            "```python",
-            *lines,
-            "```",
-            "",
-            "`task.json` has the task and what the outputs stand for: `subspace predict FOLDER --text TEXT`.",
-            "",
-        ]
-    )
+def _formula(model: PreTrainedModel | PeftModel) -> str | None:
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    return str(config.resolved.formula) if isinstance(config, SubspaceConfig) else None

@@ -1,4 +1,4 @@
-"""What a run sets for the whole process, set back at its end: threads, and what other libraries print."""
+"""Process-wide settings of a run, restored at its end: threads, and the output of other libraries."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from huggingface_hub.utils import logging as hub
 from transformers.utils import logging as transformers
 
+from ..errors import SubspaceError
 from .sections import Device, Precision
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Computes with `count` threads, or with as many as torch likes."""
+    """Compute with `count` threads, or with torch's default, during the body."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -26,23 +27,38 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def uses_bfloat16(precision: Precision, device: Device) -> bool:
-    """Whether products are in bfloat16: as the config says; by default, where the processor has instructions for it."""
+def on_cpu(device: Device) -> bool:
+    """Return whether a run computes on the CPU."""
+    return device is Device.cpu or not torch.accelerator.is_available()
+
+
+def resolved(precision: Precision, device: Device) -> Precision:
+    """Return the precision of products; `auto` is bfloat16 if the machine has instructions for it.
+
+    Raises:
+        SubspaceError: float16 is requested without an accelerator.
+    """
+    if precision is Precision.float16 and on_cpu(device):
+        raise SubspaceError("training.precision is float16, which needs an accelerator: take bfloat16")
     if precision is not Precision.auto:
-        return precision is Precision.bfloat16
+        return precision
+    return Precision.bfloat16 if _has_bfloat16(device) else Precision.float32
+
+
+def _has_bfloat16(device: Device) -> bool:
     if device is Device.auto and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch has no public name for these; a release without them means float32.
+    # torch has no public names for these; a release without them means float32.
     known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(supported() for supported in known if supported is not None)
 
 
 @contextmanager
 def quiet(bars: bool) -> Iterator[None]:
-    """Keeps the libraries' remarks back: that a head is new is known, and a hub's five retries end in one error.
+    """Silence other libraries during the body, such as about a fresh head or the hub's retries.
 
     Args:
-        bars: whether the data's progress is shown. The bars of loading and saving weights never are.
+        bars: whether to show progress bars for the data; those for loading and saving weights are never shown.
     """
     before = transformers.get_verbosity(), hub.get_verbosity()
     weights, data = transformers.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""The order of the training rows, a function of the seed and the epoch."""
+"""The order of the training rows, as a function of the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed for torch from several numbers, unrelated to that of any other numbers."""
+    """Return a seed for torch derived from several numbers, independent of those for other numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
@@ -20,7 +20,7 @@ class EpochSampler(Sampler[int]):
 
     Args:
         lengths: tokens per row.
-        group: None for a random order, or the rows per optimiser step to be of like length.
+        group: None for a random order, or the number of rows per optimiser step that should have similar lengths.
         seed: the run's seed.
     """
 
@@ -31,7 +31,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch, the first after a resumption included."""
+        """Set the epoch; the Trainer calls this before each one, including the first after resuming."""
         self.epoch = epoch
 
     def __len__(self) -> int:

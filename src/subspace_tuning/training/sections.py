@@ -1,11 +1,11 @@
-"""What a run is: typed sections of a config, which together decide the outcome.
+"""The typed sections of a run's config, which together determine the outcome.
 
-They are plain dataclasses, so that a run can be written in Python as well as in YAML. What their fields mean stands
-here, or in ``SubspaceConfig`` where it has the field: ``help``, ``subspace train --template`` and the page of settings
-take it from there.
+They are plain dataclasses, so that a run can be written in Python as well as in YAML. Their fields are documented here,
+or in ``SubspaceConfig`` if it has the field: ``help``, ``subspace train --template`` and the settings page use these
+texts.
 """
 
-# ruff: noqa: RUF009 (the calls in the classes make fields)
+# ruff: noqa: RUF009 (the calls in the classes create fields)
 from __future__ import annotations
 
 import dataclasses
@@ -22,9 +22,9 @@ from ..tuner import SubspaceConfig
 FULL = "full"
 """The `adapter.method` that trains every weight of the model."""
 HEAD = "head"
-"""The `adapter.method` that trains the head and nothing else."""
+"""The `adapter.method` that trains only the head."""
 
-_COUNT = Range(positive=True, below=2**31)  # what is beyond is a slip of the keyboard, and overflows elsewhere
+_COUNT = Range(positive=True, below=2**31)  # larger values are typing errors, and overflow elsewhere
 _POSITIVE = Range(positive=True)
 _FROM_ZERO = Range()
 _SHARE = Range(below=1)
@@ -33,13 +33,14 @@ _SHARE = Range(below=1)
 class Precision(Enum):
     """The number format of the computation. The weights and the optimiser's state are float32 in each."""
 
-    auto = "auto"  # bfloat16 where the processor or accelerator has instructions for it, else float32
+    auto = "auto"  # bfloat16 if the processor or accelerator has instructions for it, otherwise float32
     float32 = "float32"
     bfloat16 = "bfloat16"  # autocast
+    float16 = "float16"  # autocast with a loss scaler, on an accelerator
 
 
 class Scheduler(Enum):
-    """How the learning rate goes on after the warm-up."""
+    """The learning-rate scheduler after the warm-up."""
 
     linear = "linear"
     cosine = "cosine"
@@ -48,14 +49,14 @@ class Scheduler(Enum):
 
 
 class Keep(Enum):
-    """Which weights are saved at the end: those of the last step, or of the epoch with the best primary figure."""
+    """The weights saved at the end: those of the last step, or of the evaluation with the best primary figure."""
 
     last = "last"
     best = "best"
 
 
 class Device(Enum):
-    """Where to compute; `auto` takes an accelerator where there is one."""
+    """The device; `auto` uses an accelerator if there is one."""
 
     auto = "auto"
     cpu = "cpu"
@@ -66,10 +67,10 @@ def _key(default: Any, meaning: str, within: Range | None = None) -> Any:
 
 
 def _of_config(name: str, meaning: str | None = None) -> Any:
-    """A field of ``SubspaceConfig``, whose default holds while it is null."""
+    """Return a field of ``SubspaceConfig``, whose default applies while it is null."""
     [known] = [one for one in settings(SubspaceConfig) if one.name == name]
-    told = {"help": meaning or known.meaning.replace("None", "null"), "default": known.default}
-    return field(default=None, metadata=told)
+    metadata = {"help": meaning or known.meaning.replace("None", "null"), "default": known.default}
+    return field(default=None, metadata=metadata)
 
 
 @documented
@@ -79,45 +80,96 @@ class TaskSection:
 
     name: str = _key(
         MISSING,
-        "the task: classification, regression, multi_label or token_classification of your own rows, one of GLUE's "
-        "(mrpc, cola, ...), or one that your own module registers",
+        "the task: classification, regression, multi_label, token_classification, question_answering, generation, "
+        "instruction, commonsense or maths on "
+        "your own rows, one of GLUE's (mrpc, cola, ...), or one that your own module registers",
     )
     data: str = _key(
         "glue",
         "a file (.csv, .tsv, .jsonl, .json, .parquet), a folder with a train file and perhaps a validation file, a "
-        "folder that datasets saved, or a name on the hub; for a GLUE task glue, the hub's, or a folder with "
-        "train and validation files of the hub's columns",
+        "folder saved by datasets, or a hub name; for a GLUE task: glue for the hub's data, or a folder with "
+        "train and validation files with the hub's columns",
     )
-    max_length: int = _key(128, "tokens of a row; what is longer is cut", _COUNT)
-    train_rows: int | None = _key(None, "keep only so many of the first training rows; null keeps all", _COUNT)
-    eval_rows: int | None = _key(None, "keep only so many of the first validation rows; null keeps all", _COUNT)
+    max_length: int = _key(
+        128,
+        "the most tokens of a row, or of an input for generation; longer rows are truncated, and the texts of "
+        "question_answering are read in windows of this length",
+        _COUNT,
+    )
+    train_rows: int | None = _key(None, "keep only this many of the first training rows; null: all", _COUNT)
+    eval_rows: int | None = _key(None, "keep only this many of the first validation rows; null: all", _COUNT)
     text: str | None = _key(
-        None, "of your own rows the column of the text, or of the words; null stands for text, for words tokens"
+        None,
+        "for your own rows: the column of the text, the words, the context of a question, or the input; null: text, "
+        "tokens, context or input; messages or prompt for instruction; instruction or question for commonsense and "
+        "maths",
     )
+    question: str | None = _key(None, "the column of the questions; null stands for question")
     text_pair: str | None = _key(None, "the column of a second text, if a row has two")
     label: str | None = _key(
-        None, "of your own rows the column of the label; null stands for label, for the labels of words tags"
+        None,
+        "for your own rows: the column of the label, the labels of words, the answers, or the output; null: label, "
+        "tags, answers or output; answer for instruction, commonsense and maths",
     )
     classes: list[str] | None = _key(
-        None, "the names of the classes, in the order of their numbers; null stands for those of the training file"
+        None, "the names of the classes, in the order of their numbers; null: those in the training file"
     )
-    separator: str | None = _key(
-        None, "what stands between the labels of a row where they are one text; null stands for a comma"
+    separator: str | None = _key(None, "the separator between the labels of a row that are one text; null: a comma")
+    class_weights: bool | None = _key(None, "give rarer classes more weight in the loss; null: no")
+    template: str | None = _key(
+        None,
+        "for language models: the chat template: alpaca, own for the tokenizer's, a file in Jinja, or its text; "
+        "null: own for instruction, alpaca for commonsense and maths",
     )
-    class_weights: bool | None = _key(None, "whether a class counts in the loss the more, the rarer it is; null: no")
-    validation: str | None = _key(None, "the validation rows, given as data is; null takes those of data")
+    packing: bool | None = _key(
+        None, "for language models: pack several short rows into one; no row attends to another; null: no"
+    )
+    max_new_tokens: int | None = _key(
+        None,
+        "for language models: the most tokens that are generated per row; null: 256, for generation 64, for "
+        "commonsense 32",
+        _COUNT,
+    )
+    input: str | None = _key(
+        None, "for commonsense and maths: the column of an instruction's optional input; null: input"
+    )
+    output: str | None = _key(
+        None,
+        "for commonsense and maths: the column of the text to learn; null: output, or the answer if there is no such "
+        "column",
+    )
+    scoring: str | None = _key(
+        None,
+        "for commonsense: likelihood for the most probable choice, generation for the first choice that the generated "
+        "text names; null: likelihood",
+    )
+    choices: list[str] | None = _key(
+        None, "for commonsense: the choices for rows that name none; null: the answers in the training file"
+    )
+    stride: int | None = _key(
+        None, "tokens shared by two windows of a context; null: a third of max_length", _FROM_ZERO
+    )
+    max_answer_tokens: int | None = _key(None, "the most tokens of an answer to a question; null: 30", _COUNT)
+    n_best: int | None = _key(None, "how many answers to each question are reported; null: 5", _COUNT)
+    prompt: str | None = _key(
+        None,
+        "for generation: the text that the model reads, with {input} in place of the input; null: the input alone, "
+        "followed by a line break for a decoder-only model",
+    )
+    num_beams: int | None = _key(None, "beams of a beam search; null: 1, greedy decoding", _COUNT)
+    validation: str | None = _key(None, "the validation rows, from any source that data takes; null: those of data")
     held_out: float | None = _key(
         None,
-        "the share of the training rows that is held out to validate where there are no others; null stands for 0.2",
+        "the share of the training rows held out for validation if there are no validation rows; null: 0.2",
         Range(positive=True, below=1),
     )
     held_out_seed: int | None = _key(
-        None, "by which they are drawn, whatever the seed of the training; null stands for 0", Range(below=2**32)
+        None, "the seed with which held-out rows are drawn, independent of training.seed; null: 0", Range(below=2**32)
     )
 
     @property
     def options(self) -> dict[str, Any]:
-        """What was given of the keys that only some tasks know."""
+        """The given values of keys that only some tasks have."""
         common = ("name", "data", "max_length", "train_rows", "eval_rows")
         given = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         return {name: value for name, value in given.items() if value is not None and name not in common}
@@ -126,10 +178,10 @@ class TaskSection:
 @documented
 @dataclass
 class AdapterSection:
-    """The method, by name or as a formula, with fields of ``SubspaceConfig``, whose defaults hold for those at null."""
+    """The method, by name or as a formula, with fields of ``SubspaceConfig``, whose defaults apply to null."""
 
     method: str | None = _of_config(
-        "method", "the name of a method, one of peft's own among them; full trains every weight, head the head alone"
+        "method", "the name of a method, including peft's own; full trains every weight, head only the head"
     )
     formula: str | None = _of_config("formula")
     starts: dict[str, str] | None = _of_config("starts")
@@ -144,11 +196,11 @@ class AdapterSection:
     gate_weight: float | None = _of_config("gate_weight")
     budget: int | float | None = _of_config("budget")
     parameters: str | None = _key(
-        None, "instead of r or budget: the size that comes nearest to 300k, or to 0.3permille of the model"
+        None, "instead of r or budget: the size closest to 300k parameters, or to 0.3permille of the model"
     )
     schedule: dict[str, float] | None = _of_config("schedule")
     calibration_rows: int | None = _key(
-        None, "training rows from which methods such as fishmask choose what to train; null stands for 64", _COUNT
+        None, "the number of training rows from which methods such as fishmask choose what to train; null: 64", _COUNT
     )
     target_modules: list[str] | str | None = _of_config("target_modules")
     target_parameters: list[str] | None = _of_config("target_parameters")
@@ -160,7 +212,9 @@ class AdapterSection:
     rank_pattern: dict[str, int] | None = _of_config("rank_pattern")
     alpha_pattern: dict[str, float] | None = _of_config("alpha_pattern")
     head: list[str] | None = _key(
-        None, "the modules trained beside the adapter; null stands for the model's classification head and pooler"
+        None,
+        "the modules trained beside the adapter; null: the model's classification head and pooler; none in a language "
+        "model",
     )
 
 
@@ -169,51 +223,60 @@ class AdapterSection:
 class TrainingSection:
     """The optimisation."""
 
-    learning_rate: float | None = _key(
-        None, "the peak; null stands for the method's own default, which is scaled by nothing", _POSITIVE
-    )
+    learning_rate: float | None = _key(None, "the peak learning rate; null: the method's default", _POSITIVE)
     head_learning_rate: float | None = _key(
         None,
-        "the peak for the head, whose dense weights may want a lower one than trained scales; null stands for "
+        "the peak learning rate of the head, whose dense weights may need a lower one than trained scales; null: "
         "learning_rate, as in the paper",
         _POSITIVE,
     )
     lora_plus_ratio: float | None = _key(
         None,
-        "the rate of every factor B, which leads up from the rank, over all else (LoRA+); null stands for 1",
+        "the learning rate of factors B, which lead back up from the rank, relative to the others (LoRA+); null: 1",
         _POSITIVE,
     )
-    epochs: int = _key(3, "passes over the training rows, unless max_steps is given", _COUNT)
+    rates: dict[str, float] | None = _key(
+        None, "learning rates of single factors, as multiples of learning_rate: {factor: multiple}"
+    )
+    epochs: int = _key(3, "passes over the training rows, unless max_steps is set", _COUNT)
     max_steps: int | None = _key(None, "optimiser steps, instead of epochs", _COUNT)
     batch_size: int = _key(32, "rows per forward pass", _COUNT)
     eval_batch_size: int = _key(64, "rows per forward pass in evaluation", _COUNT)
     gradient_accumulation: int = _key(1, "forward passes per optimiser step", _COUNT)
-    warmup_ratio: float = _key(0.06, "the share of all steps in which the rate rises from zero", _SHARE)
-    scheduler: Scheduler = _key(Scheduler.linear, "how the rate goes on after the warm-up")
-    weight_decay: float = _key(0.0, "AdamW's; it pulls a factor to its start", _FROM_ZERO)
-    max_grad_norm: float = _key(1.0, "the gradients' joint norm is clipped to this; 0 for no clipping", _FROM_ZERO)
-    label_smoothing: float = _key(0.0, "the share of a label that goes to all classes alike", _SHARE)
-    seed: int = _key(0, "of the head, the factors and the order of the rows", Range(below=2**32))  # numpy's range
-    group_by_length: bool = _key(True, "form batches of rows of like length, which saves padding")
-    gradient_checkpointing: bool = _key(False, "less memory, for a second forward pass")
+    warmup_ratio: float = _key(0.06, "the share of all steps in which the learning rate rises from zero", _SHARE)
+    scheduler: Scheduler = _key(Scheduler.linear, "the learning-rate scheduler after the warm-up")
+    weight_decay: float = _key(0.0, "the weight decay of AdamW, which pulls a factor towards its start", _FROM_ZERO)
+    max_grad_norm: float = _key(1.0, "the norm to which all gradients together are clipped; 0: no clipping", _FROM_ZERO)
+    label_smoothing: float = _key(0.0, "the share of a label spread evenly over all classes", _SHARE)
+    seed: int = _key(0, "the seed for the head, the factors and the order of rows", Range(below=2**32))  # numpy's range
+    group_by_length: bool = _key(True, "form batches of rows of similar length, which saves padding")
+    gradient_checkpointing: bool = _key(False, "save memory at the cost of a second forward pass")
     compile: bool = _key(
         False,
-        "let torch.compile make the steps' code: the first steps take minutes, dropout draws other masks than without, "
-        "else results are equal up to rounding",
+        "compile the steps with torch.compile: the first steps take minutes, dropout draws different masks, and "
+        "otherwise results are equal up to rounding",
     )
-    save_steps: int = _key(0, "steps between checkpoints within an epoch; 0 for none", _FROM_ZERO)
-    keep: Keep = _key(Keep.last, "save the weights of the last step, or of the epoch with the best validation figure")
+    save_steps: int = _key(0, "steps between checkpoints within an epoch; 0: none", _FROM_ZERO)
+    eval_steps: int = _key(0, "steps between evaluations within an epoch, each with a checkpoint; 0: none", _FROM_ZERO)
+    patience: int | None = _key(
+        None, "stop after this many evaluations in a row without a better validation figure; needs keep=best", _COUNT
+    )
+    log_steps: int = _key(0, "steps between logged losses; 0: one per epoch", _FROM_ZERO)
+    report_to: list[str] | None = _key(
+        None, "where losses and figures are also sent: tensorboard, wandb, or another reporter of transformers"
+    )
+    keep: Keep = _key(Keep.last, "save the weights of the last step, or of the evaluation with the best figure")
     threads: int | None = _key(
         None,
-        "threads to compute with; null leaves it to torch. Results are equal bit for bit only for equal threads",
+        "the number of threads; null: torch's choice. Results are equal bit for bit only for the same number",
         Range(positive=True, below=4097),
     )
     precision: Precision = _key(
         Precision.auto,
-        "of the products; weights and the optimiser's state are float32 in any. auto is bfloat16 where the machine has "
-        "instructions for it",
+        "the precision of products; weights and the optimiser's state are always float32. auto is bfloat16 if the "
+        "machine has instructions for it; float16 scales the loss and needs an accelerator",
     )
-    device: Device = _key(Device.auto, "auto takes an accelerator where there is one")
+    device: Device = _key(Device.auto, "auto uses an accelerator if there is one")
 
 
 @documented
@@ -222,19 +285,19 @@ class RunConfig:
     """One run."""
 
     model: str = _key(MISSING, "a hub name, a local folder, or minilm")
-    output: str = _key(MISSING, "the folder that gets the results")
+    output: str = _key(MISSING, "the folder for the results")
     quantise: Quantise | None = _key(
         None,
-        "hold the frozen weights of linear layers in fewer bits, those of the head excepted: nf4, fp4 and int8 by "
-        "bitsandbytes, torchao_int8 by torchao, qlora for nf4 with double quantisation and, on a CUDA device, a paged "
-        "optimiser; null keeps float32",
+        "store the frozen weights of linear layers outside the head in fewer bits: nf4, fp4 and int8 by bitsandbytes, "
+        "torchao_int8 by torchao, qlora for nf4 with double quantisation and, on a CUDA device, a paged optimiser; "
+        "null: float32",
     )
     task: TaskSection = field(default_factory=TaskSection)
     adapter: AdapterSection = field(default_factory=AdapterSection)
     training: TrainingSection = field(default_factory=TrainingSection)
 
     def resolved(self) -> dict[str, Any]:
-        """All values as plain data, fit for YAML and JSON; `load` reads them back to an equal config."""
+        """Return all values as plain data for YAML and JSON, from which `load` makes an equal config."""
         return {str(key): value for key, value in _plain(dataclasses.asdict(self)).items()}
 
 

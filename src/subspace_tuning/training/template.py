@@ -1,4 +1,4 @@
-"""A file for `subspace train` with every key, to start from."""
+"""A template config for `subspace train` with every key."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _GIVEN = {"model": "minilm", "output": "runs/mine", "task.name": "mrpc", "adapte
 
 
 def template(given: Mapping[str, str] = _GIVEN) -> str:
-    """Return a YAML file with every key: those of ``given`` with a value, the others at their defaults behind a #."""
+    """Return a YAML file with every key: those in ``given`` with their values, the others commented out."""
     lines = [
-        "# Every key of a run; what stands behind a # is the default. `subspace train FILE` runs it.",
+        "# Every key of a run; a commented-out value is the default. `subspace train FILE` runs it.",
         *_lines(settings(RunConfig), given),
     ]
     for name, section in SECTIONS.items():
@@ -27,17 +27,17 @@ def template(given: Mapping[str, str] = _GIVEN) -> str:
 
 
 def preset(task: str) -> str:
-    """Return the file of a run with what a paper gives for a task. Raises SubspaceError if it gives nothing."""
+    """Return the config of a run with a paper's values for a task. Raises SubspaceError if there are none."""
     found = tasks.get(task)
     if not found.preset:
         known = ", ".join(one.name for one in tasks.every() if one.preset)
-        raise SubspaceError(f"no paper gives values for task {found.name}: those known are of {known}")
+        raise SubspaceError(f"no paper gives values for task {found.name}: there are values for {known}")
     values = {f"training.{key}": as_yaml(value) for key, value in found.preset.items()}
     return template({**_GIVEN, "output": f"runs/{found.name}", "task.name": found.name, **values})
 
 
 def as_yaml(value: Any) -> str:
-    """Return a default as it is written in a file."""
+    """Return a default as written in a file."""
     plain = value.value if isinstance(value, Enum) else value
     return plain if isinstance(plain, str) else json.dumps(plain)
 

@@ -1,16 +1,17 @@
-"""What a run has made, used: its model with its task, told from its folder alone."""
+"""Using the result of a run: its model with its task, from its folder alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
+import numpy as np
 import peft
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -20,14 +21,16 @@ from .. import tasks
 from ..errors import SubspaceError, reading
 from ..files import write_json
 from ..jobs.fields import Fields, read_object
+from ..jobs.folder import parts
+from ..jobs.units import perform
 from ..models.load import load
 from ..models.quantise import Quantise, quantised
-from ..tasks import Rows, Task, Values
+from ..tasks import Rows, Seen, Task, Values
 from ..tuner.mam import load_mam
 from .folder import RESULTS, RunFolder
 
 TASK = "task.json"
-"""The file beside a model or an adapter that says what it is for."""
+"""The file beside a model or an adapter that describes its task."""
 _ADAPTER = "adapter_config.json"
 _FORMATS = (None, *(one.value for one in Quantise))
 _FIELDS: Fields = {"task": str, "options": {}, "max_length": int, "model": str, "quantise": _FORMATS}
@@ -36,15 +39,15 @@ _IGNORED = -100  # pads outputs of rows of different lengths, as the Trainer doe
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run has made, ready for use.
+    """The result of a run, ready for use.
 
     Attributes:
         task: the run's task, with its classes.
-        model: in evaluation mode, with its adapter if it has one.
-        tokenizer: the model's.
-        max_length: tokens of a row; what is longer is cut.
-        base: the model's name as the config had it.
-        folder: where it was read.
+        model: the model in evaluation mode, with its adapter if it has one.
+        tokenizer: the model's tokenizer.
+        max_length: the most tokens of a row; longer rows are truncated.
+        base: the model's name in the config.
+        folder: the folder from which it was read.
     """
 
     task: Task[Any]
@@ -56,9 +59,9 @@ class Finished:
 
 
 def save_task(folder: Path, task: Task[Any], max_length: int, model: str, quantise: Quantise | None = None) -> None:
-    """Write beside a model or an adapter what ``finished`` reads.
+    """Write the file that ``finished`` reads beside a model or an adapter.
 
-    The classes' names stand there, too: peft saves of a model's config nothing.
+    It includes the class names, since peft saves nothing of a model's config.
     """
     content = {
         "task": task.name,
@@ -70,25 +73,37 @@ def save_task(folder: Path, task: Task[Any], max_length: int, model: str, quanti
     write_json(folder / TASK, content)
 
 
-def finished(path: str | Path, base: str | None = None, *, quantise: bool = True) -> Finished:
-    """Return what a run has made.
+def finished(
+    path: str | Path,
+    base: str | None = None,
+    *,
+    quantise: bool = True,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Finished:
+    """Return the result of a run.
 
     Args:
-        path: the run's folder, or the folder of its adapter or model by itself.
-        base: where the base model is now, if it is no longer where the run found it.
-        quantise: whether the base's weights are in the run's format, and not all in float32.
+        path: the run's folder, or the folder of its adapter or model.
+        base: the place of the base model, if it has moved since the run.
+        quantise: whether to load the base's weights in the run's format instead of float32.
+        options: options of the task that override the run's own.
 
     Raises:
-        SubspaceError: there is no finished run, a file of it is damaged, or the base model is another one.
+        SubspaceError: there is no finished run, one of its files is damaged, or the base model is a different one.
     """
-    folder = _result(Path(path).expanduser())
+    folder = result_of(Path(path).expanduser())
     content = read_object(folder / TASK, "run it again with --overwrite", _FIELDS)
     assert content is not None
     with reading(f"the task in {folder / TASK}"):
         task = tasks.get(content["task"]).configured(content["options"])
+    if options and task.generate is None:
+        raise SubspaceError(
+            f"the run in {folder} is of task {task.name}, which does not generate text: use `subspace predict`"
+        )
+    task = task.configured({**content["options"], **options})
     has_adapter = (folder / _ADAPTER).is_file()
     if base is not None and not has_adapter:
-        raise SubspaceError(f"{folder} is a whole model and has no base: leave --base out")
+        raise SubspaceError(f"{folder} is a whole model without a base: leave --base out")
     name = (base or content["model"]) if has_adapter else str(folder)
     settings = dict(task.model_settings)
     packed = quantise and has_adapter and content["quantise"] is not None
@@ -104,17 +119,19 @@ def finished(path: str | Path, base: str | None = None, *, quantise: bool = True
             model = _adapted(loaded, folder)
     if not packed and torch.accelerator.is_available():  # packed weights are on their device
         model = model.to(torch.accelerator.current_accelerator())
-    return Finished(task, model.eval(), tokenizer, content["max_length"], name, folder)
+    task = task.ready(model.eval(), tokenizer, content["max_length"])
+    return Finished(task, model, tokenizer, content["max_length"], name, folder)
 
 
 def _head(folder: Path) -> list[str] | None:
-    """The modules that were trained whole, by the ends of their names."""
+    """Return the modules trained whole, by the ends of their names."""
     with reading(f"the adapter in {folder}"):
         modules: list[str] | None = getattr(peft.PeftConfig.from_pretrained(str(folder)), "modules_to_save", None)
     return modules
 
 
-def _result(path: Path) -> Path:
+def result_of(path: Path) -> Path:
+    """Return the folder of a run's result, by the run's folder or its own. Raises SubspaceError if there is none."""
     if (path / TASK).is_file():
         return path
     if not path.is_dir():
@@ -122,12 +139,12 @@ def _result(path: Path) -> Path:
     record = RunFolder(path).record()
     if record is None:
         made = next((name for name in RESULTS if (path / name).is_dir()), None)
-        why = "is not finished: the command that started it goes on with it" if made is None else "has no record"
+        why = "is not finished: run the command that started it again" if made is None else "has no record"
         started = (path / "started.json").is_file()
-        raise SubspaceError(f"the run in {path} {why}" if started else f"{path} holds no run")
+        raise SubspaceError(f"the run in {path} {why}" if started else f"{path} has no run")
     folder = path / str(record["result"])
     if not (folder / TASK).is_file():
-        raise SubspaceError(f"{folder} has no {TASK}, by which a run is used: run it again with --overwrite")
+        raise SubspaceError(f"{folder} has no {TASK}, which is needed to use a run: run it again with --overwrite")
     return folder
 
 
@@ -136,8 +153,8 @@ def _check_vocabulary(
 ) -> None:
     if tokenizer.get_vocab() != own.get_vocab():
         raise SubspaceError(
-            f"the adapter in {folder} was trained on a vocabulary of {len(tokenizer):,} tokens, and model {base!r} has "
-            f"another one, of {len(own):,}: --base names the model that it was trained on"
+            f"the adapter in {folder} was trained on a vocabulary of {len(tokenizer):,} tokens, but model {base!r} has "
+            f"{len(own):,}: --base names the model that it was trained on"
         )
 
 
@@ -149,62 +166,96 @@ def _adapted(model: Any, folder: Path) -> PeftModel:
     return loaded
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a model gives for rows.
+def outputs_of(made: Finished, rows: Rows, batch_size: int, keep: Path | None = None) -> Seen[Any]:
+    """Return the outputs of a model for rows, in order and in float32. Batches hold rows of similar length.
 
-    Attributes:
-        encoded: the rows as the model took them.
-        outputs: an entry for each row.
-        labels: where the rows have labels.
-        cut: how many rows were longer than the model takes.
+    Args:
+        made: the model with its task.
+        rows: its inputs.
+        batch_size: rows per batch.
+        keep: the file for the final result, if any. If the task generates, each batch is saved beside it, and a call
+            that was killed resumes from there.
     """
+    encoded = made.task.encode(rows, made.tokenizer, made.max_length)
+    lengths = made.task.lengths(encoded)
+    order = sorted(range(len(encoded)), key=lambda row: -lengths[row])
+    batches = {f"{start:08}": order[start : start + batch_size] for start in range(0, len(order), batch_size)}
 
-    encoded: Dataset
-    outputs: Values
-    labels: Values | None
-    cut: int
+    def see(numbers: list[int]) -> tuple[Any, Any]:
+        return _seen(made, [encoded[number] for number in numbers])
+
+    if keep is None or made.task.generate is None:
+        found = [see(numbers) for numbers in batches.values()]
+    else:
+        found = _resumed(keep, _job(made, rows, batch_size), batches, see)
+    outputs, labels = (_joined([one for one in side if one is not None], order) for side in zip(*found, strict=True))
+    assert outputs is not None
+    return Seen(rows, encoded, outputs, labels, made.tokenizer)
 
 
 @torch.no_grad()
-def outputs_of(made: Finished, rows: Rows, batch_size: int) -> Seen:
-    """Return the outputs of a model, in float32, for rows in their order."""
-    task = made.task
-    encoded = task.encode(rows, made.tokenizer, made.max_length)
-    device = next(made.model.parameters()).device
-    collate = task.collator(made.tokenizer)
-    outputs: list[Any] = []
-    labels: list[Any] = []
-    for start in range(0, len(encoded), batch_size):
-        batch = collate([encoded[i] for i in range(start, min(start + batch_size, len(encoded)))])
-        known = batch.pop("labels", None)
-        batch = {name: value.to(device) for name, value in batch.items()}
-        found = made.model(**batch).logits if task.generate is None else task.generate(made.model, batch)
-        outputs.append(found.double().cpu().numpy())
-        if known is not None:
-            labels.append(known.numpy())
-    cut = cut_rows(task, rows, encoded, made.tokenizer, made.max_length)
-    return Seen(encoded, _joined(outputs), _joined(labels) if labels else None, cut)
+def _seen(made: Finished, rows: list[Any]) -> tuple[Any, Any]:
+    """Return the outputs of a batch, and its labels if it has any."""
+    task, device = made.task, next(made.model.parameters()).device
+    batch = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in task.collator(made.tokenizer)(rows).items()
+    }
+    labels = batch.get(task.truth)
+    outputs = (task.generate or task.forward)(made.model, batch)
+    return outputs.double().cpu().numpy(), None if labels is None else labels.cpu().numpy()
 
 
-def _joined(parts: Sequence[Any]) -> Values:
-    """Batches as one array, padded where rows are of different lengths."""
+def _resumed(
+    keep: Path, job: Mapping[str, Any], batches: Mapping[str, list[int]], see: Callable[[list[int]], tuple[Any, Any]]
+) -> list[tuple[Any, Any]]:
+    """Return the outputs and labels of batches, those that an earlier call has finished from its files."""
+
+    def measure(numbers: list[int]) -> dict[str, Any]:
+        outputs, labels = see(numbers)
+        if not np.isfinite(outputs).all():
+            raise SubspaceError("the model's outputs are NaN or infinite")
+        return {"outputs": outputs.tolist(), "labels": None if labels is None else labels.tolist()}
+
+    with parts(keep, job) as folder:
+        kept = perform(folder, batches, measure)
+        return [
+            (np.array(one["outputs"], dtype=np.float64), None if one["labels"] is None else np.array(one["labels"]))
+            for one in kept.values()
+        ]
+
+
+def _job(made: Finished, rows: Rows, batch_size: int) -> dict[str, Any]:
+    """Return everything that the outputs for rows depend on."""
+    files = sorted(file for file in made.folder.iterdir() if file.is_file())
+    return {
+        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "base": made.base,
+        "task": dict(made.task.options),
+        "rows": rows.fingerprint(),
+        "batch_size": batch_size,
+    }
+
+
+def _joined(batches: Sequence[Any], order: Sequence[int]) -> Values | None:
+    """Concatenate batches in the order of the rows, padded if their rows have different lengths."""
 
     def join(one: Any, other: Any) -> Any:
         return nested_concat(one, other, padding_index=_IGNORED)  # type: ignore[no-untyped-call]
 
-    return cast("Values", reduce(join, parts))
+    if not batches:
+        return None
+    return cast("Values", reduce(join, batches)[np.argsort(order)])
 
 
-def evaluate(made: Finished, rows: Rows, batch_size: int) -> tuple[Mapping[str, float], Seen]:
-    """Return the task's figures for rows with labels."""
-    seen = outputs_of(made, rows, batch_size)
-    assert seen.labels is not None
-    return made.task.figures(seen.outputs, seen.labels, made.tokenizer), seen
+def evaluate(
+    made: Finished, rows: Rows, batch_size: int, keep: Path | None = None
+) -> tuple[Mapping[str, float], Seen[Any]]:
+    """Return the task's figures for rows with labels, and the outputs behind them; ``keep`` as for ``outputs_of``."""
+    seen = outputs_of(made, rows, batch_size, keep)
+    return made.task.figures(seen), seen
 
 
-def cut_rows(task: Task[Any], rows: Rows, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-    """Return how many of the encoded rows are longer than ``max_length`` tokens and were cut."""
-    if max(task.lengths(encoded), default=0) < max_length:
-        return 0
-    return sum(length > max_length for length in task.lengths(task.encode(rows, tokenizer, max_length + 1)))
+def cut_of(made: Finished, seen: Seen[Any]) -> int:
+    """Return how many rows were truncated."""
+    return made.task.cut(seen.rows, seen.encoded, made.tokenizer, made.max_length)

@@ -1,4 +1,4 @@
-"""The tuner: one config, one model and one layer put every method on peft. Importing it registers the tuner."""
+"""The tuner: one config, one model and one layer host every method on peft. Importing it registers the tuner."""
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 

@@ -1,4 +1,4 @@
-"""The table of architectures: how the modules that play a role are called, by a transformers model's type."""
+"""The table of architectures: the names of the modules for each role, by the model type of transformers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def _names(
     cross: str | None = None,
     norm: str | None = None,
 ) -> dict[str, str]:
-    """How the module's name ends for each role: a regular expression with plain dots, `#` a layer's number.
+    """Return the end of the module names for each role: a regular expression with plain dots, `#` a layer number.
 
-    `attention` lists query, key, value and output; `cross` are all matrices of the attention to the encoder's states;
-    `norm` is the normalisation that sees the feed-forward block's output plus its residual, where there is such a one.
+    `attention` lists query, key, value and output; `cross` are all matrices of the cross-attention; `norm` is the
+    normalisation of the feed-forward block's output plus its residual, if there is one.
     """
     names = zip(PLACES, (*attention, ffn_in, ffn_gate, ffn_out, cross, norm), strict=True)
     return {role: name.replace(".", r"\.").replace("#", r"\d+") for role, name in names if name}
 
 
-# Without the layer's number, BERT's `output.dense` would match its `attention.output.dense` too.
+# Without the layer number, BERT's `output.dense` would also match its `attention.output.dense`.
 _BERT = _names(
     ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"],
     cross="crossattention.(self.query|self.key|self.value|output.dense)",
@@ -48,7 +48,7 @@ _T5 = _names(
     ffn_gate="DenseReluDense.wi_0",
     ffn_out="DenseReluDense.wo",
 )
-# Normalised before the block: mBART, OPT and Whisper, whose normalisations see no sum of a block and its residual.
+# Normalised before the block: in mBART, OPT and Whisper no normalisation follows the sum of a block and its residual.
 _BART_BEFORE = _names(
     [f"(self_attn|encoder_attn).{end}" for end in ("q_proj", "k_proj", "v_proj", "out_proj")],
     cross="encoder_attn.(q_proj|k_proj|v_proj|out_proj)",
@@ -61,7 +61,7 @@ _CLIP = _names(
     ffn_in="mlp.fc1",
     ffn_out="mlp.fc2",
 )
-# Experts that are modules of their own have roles; matrices stacked into one parameter have none.
+# Experts that are separate modules have roles; matrices stacked into one parameter have none.
 _MOE = _names(
     ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"],
     ffn_in="mlp.(shared_expert.|experts.#.)?up_proj",
@@ -102,7 +102,7 @@ _VISION_ATTENTION = [
 
 
 def _inside(tower: str, *architectures: dict[str, str]) -> dict[str, str]:
-    """The roles within one tower of a model that has several, whichever of some architectures it is."""
+    """Return the roles within one tower of a model that has several, for any of the given architectures."""
     roles = [role for role in PLACES if any(role in names for names in architectures)]
     ends = {role: "|".join(dict.fromkeys(names[role] for names in architectures if role in names)) for role in roles}
     return {role: rf"{tower}\.(.*\.)?({end})" for role, end in ends.items()}

@@ -1,4 +1,4 @@
-"""How many entries of which matrix a mask may hold."""
+"""How many entries a mask may have in each matrix."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .part import ParameterPart
 from .weights import outline
 
 
-def share_out(config: SubspaceConfig, found: Sequence[tuple[str, nn.Module]]) -> dict[str, list[int]]:
-    """Share a budget out over matrices in proportion to their sizes. Raises SubspaceError if it is above their sum."""
+def allocate(config: SubspaceConfig, found: Sequence[tuple[str, nn.Module]]) -> dict[str, list[int]]:
+    """Allocate a budget over matrices in proportion to their sizes. Raises SubspaceError if it exceeds their sum."""
     shapes = {name: matrix_shape(module) for name, module in found}
     sizes = [n * m for n, m in shapes.values()]
     budget = budget_of(config, sum(sizes))
@@ -26,7 +26,7 @@ def share_out(config: SubspaceConfig, found: Sequence[tuple[str, nn.Module]]) ->
 
 
 def budget_of(config: SubspaceConfig, total: int) -> int:
-    """Return a config's budget as a number of the ``total`` entries. Raises SubspaceError if it is above it."""
+    """Return a config's budget as a number of entries. Raises SubspaceError if it exceeds ``total``."""
     budget = config.budget if config.budget is not None else config.resolved.budget
     assert budget is not None
     number = budget if isinstance(budget, int) else max(1, round(budget * total))
@@ -49,7 +49,7 @@ def copies(module: nn.Module) -> int:
 
 
 def entries_in(config: SubspaceConfig, name: str, layer: SubspaceLayer) -> int:
-    """Return how many entries of a matrix are trained. Raises SubspaceError if they were chosen in another one."""
+    """Return how many entries of a matrix are trained. Raises SubspaceError if they were chosen for another matrix."""
     if not config.entries or name not in config.entries:
         return 0
     entries, *shape = config.entries[name]
@@ -66,7 +66,7 @@ def entries_in(config: SubspaceConfig, name: str, layer: SubspaceLayer) -> int:
 def entries_of(
     config: SubspaceConfig, state: Mapping[str, Tensor], prefix: str, modules: Mapping[str, nn.Module]
 ) -> dict[str, list[int]]:
-    """Read the numbers of entries under the config's masks off saved factors."""
+    """Read the numbers of entries under the config's masks from saved factors."""
     sparse, found = {entries for _, entries in config.resolved.formula.sparse}, {}
     for key, tensor in state.items():
         name, _, rest = key.partition(f".{prefix}params.")

@@ -1,4 +1,4 @@
-"""Choosing from data what is trained: the entries of masks, or whole biases."""
+"""Choosing from data what to train: the entries of masks, or whole biases."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 def calibrate(
     model: nn.Module, config: SubspaceConfig, batches: Iterable[Batch], loss: Loss | None = None
 ) -> SubspaceConfig:
-    """Return the config with its choice made from a few batches; the model is left as it was.
+    """Return the config with its choice made from a few batches; the model is unchanged.
 
     Examples:
         >>> config = calibrate(model, SubspaceConfig(method="fishmask", budget=0.005), batches)
         >>> model = get_peft_model(model, config)
 
     Args:
-        model: the model that will be adapted, with its head, not adapted yet.
-        config: of a method that needs data (``fishmask``, ``fish_dip``, ``spt``, ``s_bitfit``).
-        batches: what the model is called with, as keywords; the first dimension of each tensor counts the examples.
-        loss: a scalar from the model and a batch; else ``model(**batch).loss``.
+        model: the model to adapt, with its head, before it is adapted.
+        config: the config of a method that needs data (``fishmask``, ``fish_dip``, ``spt``, ``s_bitfit``).
+        batches: keyword arguments of the model; the first dimension of each tensor counts the examples.
+        loss: a function of the model and a batch that returns a scalar; by default ``model(**batch).loss``.
 
     Raises:
-        SubspaceError: the method needs no data, there are no batches or no loss, or the budget is above the matrices.
+        SubspaceError: the method needs no data, there are no batches or no loss, or the budget exceeds the matrices.
     """
     method = config.resolved
     if not method.needs_calibration:
-        raise SubspaceError(f"method {method.name!r} chooses nothing from data: use its config as it is")
+        raise SubspaceError(f"method {method.name!r} chooses nothing from data: use its config directly")
     config = copy.copy(config)
     place(model, config)
     check_targets(model, config)
@@ -61,15 +61,15 @@ def calibrate(
     total = sum(square.numel() for square in scores.values())
     positions, modules = chooser.choose(scores, budget_of(config, total), config.r)
     if positions is None:
-        return config.chosen(target_modules=exactly(modules or (), (name for name, _ in model.named_modules())))
+        return config.with_choice(target_modules=exactly(modules or (), (name for name, _ in model.named_modules())))
     entries = {name: [len(index), *scores[name].shape] for name, index in positions.items()}
-    return config.chosen(entries=entries, positions=positions)
+    return config.with_choice(entries=entries, positions=positions)
 
 
 def fisher(layers: Mapping[str, SubspaceLayer], run: Callable[[], Iterator[Tensor]]) -> dict[str, Tensor]:
     """Return the sum over losses of the squared gradient of each layer's W (n x m).
 
-    ``run`` gives one loss per example, each computed when it is asked for.
+    ``run`` yields one loss per example, each computed on demand.
     """
     for name, layer in layers.items():
         check_gradient(layer.get_base_layer(), name)
@@ -125,16 +125,16 @@ def single(batch: Batch) -> Iterator[dict[str, Any]]:
 
 
 def loss_of(model: nn.Module, batch: Batch, loss: Loss | None = None) -> Tensor:
-    """Return the loss of a batch. Raises SubspaceError if the model gives none."""
+    """Return the loss of a batch. Raises SubspaceError if the model returns none."""
     value = model(**batch).loss if loss is None else loss(model, batch)
     if not isinstance(value, Tensor):
-        raise SubspaceError("the model gives no loss for the batches: put `labels` into them, or give `loss`")
+        raise SubspaceError("the model returns no loss for the batches: put `labels` into them, or give `loss`")
     return value
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off meanwhile."""
+    """Switch dropout off during the body."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,7 +1,7 @@
-"""How a module is called, and how its adapters take part where it does more than its weight and bias say.
+"""How a module is called, and how adapters act if it does more than apply its weight and bias.
 
-Hooks run around the adapted forward. A forward of the module's own runs with phi(W) in place of its weight, so padding,
-offsets, scaling and standardisation stay what they are.
+Hooks run around the adapted forward. A custom forward of the module runs with phi(W) in place of its weight, so
+padding, offsets, scaling and standardisation are unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Kwargs: TypeAlias = dict[str, Any]
 
 
 def the_input(args: Args, kwargs: Kwargs) -> Tensor:
-    """Return the one input of a known forward, by whatever name it was given."""
+    """Return the single input of a known forward, under whatever name it was passed."""
     inputs = (*args, *kwargs.values())
     if len(inputs) != 1:
         raise TypeError(f"the layer takes one input, got {len(inputs)}")
@@ -34,7 +34,7 @@ def the_input(args: Args, kwargs: Kwargs) -> Tensor:
 
 
 def by_adapter(wanted: Sequence[str], part: Callable[[list[str], list[int]], Tensor]) -> Tensor:
-    """Return the rows of a batch in which each has its adapter: ``part(names, rows)`` computes those of one adapter."""
+    """Return the rows of a batch with an adapter per row: ``part(names, rows)`` computes those of one adapter."""
     y = None
     for name in dict.fromkeys(wanted):
         rows = [row for row, own in enumerate(wanted) if own == name]
@@ -51,13 +51,13 @@ def chosen_rows(x: Tensor, rows: list[int]) -> Tensor:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module runs hooks."""
+    """Return whether calling the module runs hooks."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
 
 
 def forward_slot(module: nn.Module) -> str | None:
-    """Return the attribute that holds the forward of the module's class, None if another forward replaced it.
+    """Return the attribute that holds the forward of the module's class, or None if another forward replaced it.
 
     accelerate moves a forward to ``_old_forward`` and calls it from there, between moving inputs and outputs.
     """
@@ -69,18 +69,18 @@ def forward_slot(module: nn.Module) -> str | None:
 
 
 def own_forward_problem(module: nn.Module, kind: Kind, method: Method, dropout: float) -> str | None:
-    """Return why a method cannot act through a forward of the module's own, None if it can or need not."""
+    """Return why a method cannot act through the module's custom forward, or None if it can or need not."""
     patched = forward_slot(module) is None
     if kind.knows(module) and not patched:
         return None
-    what = f"this {type(module).__name__} does more than its weight and bias say"
+    what = f"this {type(module).__name__} does more than apply its weight and bias"
     formula = method.formula
     if kind.opaque:
         return f"{what}, and its weight is quantised, so no phi(W) can take its place"
     if not formula.is_linear and (formula.wraps_norm or not kind.knows(module)):
         return f"{what}, so only a dense phi(W) can act through its forward, and {method.name!r} has none"
     if dropout and not kind.one_hot and drops(formula):
-        return f"{what}, so dropout cannot reach the added term alone; set dropout to 0"
+        return f"{what}, so dropout cannot be limited to the added term; set dropout to 0"
     if formula.is_linear and not _is_replaceable(module):
         return f"{what} and computes its weight itself, so phi(W) cannot replace it"
     if formula.is_linear and formula.names_bias and getattr(module, "bias", None) is None:
@@ -90,7 +90,7 @@ def own_forward_problem(module: nn.Module, kind: Kind, method: Method, dropout: 
 
 @contextmanager
 def replaced(module: nn.Module, **attributes: Any) -> Iterator[None]:
-    """Inside, the module has these attributes. Its parameters stay registered and are only shadowed."""
+    """Give the module these attributes during the body. Its parameters stay registered and are only shadowed."""
     own = module.__dict__
     before = {name: own[name] for name in attributes if name in own}
     own.update(attributes)
@@ -104,7 +104,7 @@ def replaced(module: nn.Module, **attributes: Any) -> Iterator[None]:
 
 @contextmanager
 def tensors_replaced(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, these tensors are read in place of the module's weight and bias, parametrised or not."""
+    """Replace the module's weight and bias, parametrised or not, by these tensors during the body."""
     with ExitStack() as stack:
         for name, tensor in tensors.items():
             if _is_parametrised(module, name):
@@ -130,17 +130,17 @@ _METADATA = frozenset(
 
 
 class CalledOnly(torch.Tensor):
-    """The frozen weight of a layer whose phi has no dense form, for code that reads the weight without a call.
+    """The frozen weight of a layer whose phi has no dense form, for code that reads it without calling the layer.
 
-    Its dtype, shape and device can be read. To compute with it would leave the adapter out, so that raises. torch's
-    fast path for transformer layers turns to the modules themselves when it meets such a tensor.
+    Its dtype, shape and device can be read. Computing with it would ignore the adapter, so that raises. torch's fast
+    path for transformer layers falls back to calling the modules when it sees such a tensor.
     """
 
     method_name: str
 
     @classmethod
     def of(cls, weight: Tensor, name: str) -> Tensor:
-        """Return a weight that tells this method's name when it is computed with."""
+        """Return a weight that raises, naming this method, when it is computed with."""
         own = weight.detach().as_subclass(cls)
         own.method_name = name
         return own

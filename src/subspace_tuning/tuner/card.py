@@ -1,4 +1,4 @@
-"""The model card of a saved adapter: what must be imported before peft can load it."""
+"""The model card of a saved adapter, which says what to import before peft can load it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HEADING = "## Loading this adapter"
 
 
 def write_card(folder: str | Path, formula: str, method: str | None) -> None:
-    """Create a folder's README.md, or update the one that is there: a tag, the formula and the line to import.
+    """Create or update a folder's README.md: a tag, the formula and the import.
 
     Args:
         folder: the adapter's folder.
@@ -35,8 +35,8 @@ def _section(formula: str, method: str | None) -> str:
     named = f" (method `{method}`)" if method else ""
     return f"""{_HEADING}
 
-The adapted weight is `{formula}`{named}. The adapter's type comes from the package `subspace-tuning`; without its
-import peft stops at `KeyError: 'SUBSPACE'`.
+The adapted weight is `{formula}`{named}. The adapter's type is registered by the package `subspace-tuning`; without its
+import, peft raises `KeyError: 'SUBSPACE'`.
 
 ```python
 import subspace_tuning

@@ -1,6 +1,6 @@
-"""What peft keeps to itself and this package relies on.
+"""Private names of peft that this package relies on.
 
-``tests/test_compat.py`` states what each of them must do, and which attributes of peft's layers are used besides:
+``tests/test_compat.py`` states what each of them must do, and which attributes of peft's layers are also used:
 ``_active_adapter`` and ``_disable_adapters``.
 """
 

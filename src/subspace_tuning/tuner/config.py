@@ -1,4 +1,4 @@
-"""The one configuration: which formula, how large, where."""
+"""The configuration of an adapter: its formula, size and targets."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .resolve import patterns_of, resolve
 from .saving import saved
 from .validate import check_types, check_use, check_values
 
-FORMAT = 1  # of the saved adapter; raised when an older version could not read it right
+FORMAT = 1  # of the saved adapter; raised when older versions could not read it correctly
 PATTERN_WEIGHT = 1e-3
-"""The weight of the orthogonal and the diagonal pattern, where neither config nor method gives one."""
+"""The default weight of the orthogonal and the diagonal pattern, unless config or method give one."""
 
 
 class SubspaceType(str, enum.Enum):
@@ -35,7 +35,7 @@ class SubspaceType(str, enum.Enum):
     SUBSPACE = "SUBSPACE"
 
 
-# The fields that are checked whenever one of them is assigned.
+# The fields that are checked on every assignment.
 _CHECKED = frozenset(
     "method formula starts r alpha rank_stabilised dropout pattern pattern_weight nonlinearity gate_weight budget "
     "pattern_reduction schedule rank_pattern alpha_pattern init_weights format".split()
@@ -53,17 +53,18 @@ class SubspaceConfig(PeftConfig):
         >>> SubspaceConfig(formula="D1 @ W @ D2 + s * A @ B", r=4)
         SubspaceConfig(formula='D1 @ W @ D2 + s * A @ B', r=4)
 
-    A config is what its fields say: a field may be assigned later, and is checked then. Of peft's own fields give
-    ``task_type`` ("SEQ_CLS", "CAUSAL_LM", ...) where the model has a head; the others fill themselves in.
+    Fields may be assigned later, and are checked then. Of peft's own fields, set ``task_type`` ("SEQ_CLS", "CAUSAL_LM",
+    ...) if the model has a head; the others are filled in automatically.
 
     Raises:
-        SubspaceError: an unknown method, a formula that cannot be read or has no start, a number out of range.
+        SubspaceError: an unknown method, a formula that cannot be parsed or has no start, a number out of range.
     """
 
     method: str | None = field(default=None, metadata={"help": "the name of a registered method"})
     formula: str | None = field(default=None, metadata={"help": "phi(W) in the formula language, instead of a method"})
     starts: dict[str, str] | None = field(
-        default=None, metadata={"help": "how factors of a formula start, where its form does not tell: {name: start}"}
+        default=None,
+        metadata={"help": "the starts of a formula's factors, if its form does not determine them: {name: start}"},
     )
     r: int = field(
         default=8, metadata={"help": "the rank, or the width of a bottleneck", "range": Range(positive=True)}
@@ -79,7 +80,7 @@ class SubspaceConfig(PeftConfig):
         default=None,
         metadata={
             "help": "constraints on A and B, the factors that lead down to the rank and back up: orthogonal, diagonal, "
-            "nonlinear, or several joined by +; None: the method's own; 'none': not even these"
+            "nonlinear, or several joined by +; None: the method's own; 'none': none at all"
         },
     )
     pattern_weight: float | None = field(
@@ -91,17 +92,17 @@ class SubspaceConfig(PeftConfig):
     )
     pattern_reduction: str = field(
         default=MEAN,
-        metadata={"help": "over the adapted matrices their penalties' 'mean', or their 'sum' as in the paper"},
+        metadata={"help": "the 'mean' of the penalties over the adapted matrices, or their 'sum' as in the paper"},
     )
-    nonlinearity: str = field(default="relu", metadata={"help": "what pattern 'nonlinear' puts behind A"})
+    nonlinearity: str = field(default="relu", metadata={"help": "the function that pattern nonlinear inserts after A"})
     gate_weight: float = field(
         default=1.25e-7,
-        metadata={"help": "the weight in the loss of every gate that is expected to be open", "range": Range()},
+        metadata={"help": "the weight in the loss of each gate expected to be open", "range": Range()},
     )
     budget: float | int | None = field(
         default=None,
         metadata={
-            "help": "for masks and chosen biases: how many of them to train in all, or their share (a number with a "
+            "help": "for masks and chosen biases: how many to train in total, or their share (a number with a decimal "
             "point, up to 1.0); None: the method's own share"
         },
     )
@@ -112,17 +113,17 @@ class SubspaceConfig(PeftConfig):
         default=False, metadata={"help": "set by `calibrate`: what to train has been chosen from data"}
     )
     entries: dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "set when a mask is chosen: by module name the number of entries, and n and m"}
+        default=None, metadata={"help": "set when a mask is chosen: for each module the number of entries, and n and m"}
     )
     positions: dict[str, Tensor] | None = field(
         default=None,
         repr=False,
         compare=False,
-        metadata={"help": "set by `calibrate`: by module name the entries of its mask, which the adapter's file holds"},
+        metadata={"help": "set by `calibrate`: for each module the entries of its mask, saved in the adapter's file"},
     )
     layouts: dict[str, list[str | int]] | None = field(
         default=None,
-        metadata={"help": "set when the adapter is attached: by module name what is not a linear layer, for exports"},
+        metadata={"help": "set when the adapter is attached: the modules that are not linear layers, for exports"},
     )
     target_modules: list[str] | str | None = field(
         default=None,
@@ -148,7 +149,8 @@ class SubspaceConfig(PeftConfig):
         default=None, metadata={"help": "modules that are trained and saved whole, such as a classifier"}
     )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "rows of the input embeddings to train, or of others: {module name: rows}"}
+        default=None,
+        metadata={"help": "rows of the input embeddings to train, or of other embeddings: {module name: rows}"},
     )
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "ranks by module name or regex"})
     alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "alphas by module name or regex"})
@@ -157,11 +159,9 @@ class SubspaceConfig(PeftConfig):
     )
     save_constants: bool = field(
         default=False,
-        metadata={
-            "help": "save the singular vectors with the adapter: no other decomposition of W then takes their place"
-        },
+        metadata={"help": "save the singular vectors with the adapter, so that they are not recomputed on loading"},
     )
-    format: int = field(default=FORMAT, metadata={"help": "version of the saved form"})
+    format: int = field(default=FORMAT, metadata={"help": "version of the saved format"})
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -189,20 +189,20 @@ class SubspaceConfig(PeftConfig):
             raise
 
     def __repr__(self) -> str:
-        # The call that makes the config.
+        # The call that creates the config.
         given = {
             entry.name: value
             for entry in dataclasses.fields(self)
             if entry.repr
-            and entry.name not in ("peft_type", "peft_version")  # they fill themselves in
+            and entry.name not in ("peft_type", "peft_version")  # they are filled in automatically
             and (value := getattr(self, entry.name)) != (default := default_of(entry))
-            and (value or default)  # None is as good as empty
+            and (value or default)  # None counts as empty
         }
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
     def resolved(self) -> Method:
-        """The method: the registered one, or the one that the formula makes, with its patterns."""
+        """The method, registered or made from the formula, with its patterns."""
         registered = methods.find(self.method) if isinstance(self.method, str) else None
         given = (self.method, self.formula, repr(self.starts), repr(self.pattern), self.nonlinearity)
         known: tuple[object, Method | None, Method] | None = self.__dict__.get("_resolved")
@@ -213,7 +213,7 @@ class SubspaceConfig(PeftConfig):
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The patterns that hold."""
+        """The patterns in effect."""
         return patterns_of(self, self.resolved)
 
     @property
@@ -232,24 +232,24 @@ class SubspaceConfig(PeftConfig):
 
     @property
     def schedule_options(self) -> Options | None:
-        """The options of the method's schedule, None if it has none."""
+        """The options of the method's schedule, or None if it has none."""
         name = self.resolved.schedule
         return None if name is None else SCHEDULES[name].options_class.read(name, self.schedule or {})
 
     @property
     def directions(self) -> int:
-        """How many singular directions the schedule will choose in each matrix."""
+        """The number of singular directions that the schedule will choose in each matrix."""
         return int(getattr(self.schedule_options, "directions", 0))
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save the config as peft does, with a model card beside it that says how the adapter is loaded.
+        """Save the config as peft does, with a model card that says how to load the adapter.
 
-        Whatever saves an adapter ends here: peft's models, transformers' own saving, and their trainers' checkpoints.
-        What a schedule remembers goes with it while a Trainer runs.
+        Everything that saves an adapter calls this: peft's models, transformers' own saving, and trainers' checkpoints.
+        While a Trainer runs, the state of a schedule is saved with it.
         """
         formula, starts = str(self.resolved.formula), dict(self.resolved.starts) or None
         whole = copy.copy(self)
-        # It loads where the method is not registered, too; masks are in the file of tensors.
+        # So that it loads without the registered method, too; masks are in the file of tensors.
         whole.__dict__.update(formula=formula, starts=starts, positions=None)
         super(SubspaceConfig, whole).save_pretrained(save_directory, **kwargs)
         write_card(save_directory, formula, self.method)
@@ -257,10 +257,10 @@ class SubspaceConfig(PeftConfig):
 
     @classmethod
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
-        """Return the fields of a saved config. The formula of a registered method stands in the file, and not here.
+        """Return the fields of a saved config, without a registered method's formula, which is in the file.
 
         Raises:
-            SubspaceError: the method has another formula here.
+            SubspaceError: the registered method has another formula.
         """
         fields: dict[str, Any] = super().from_json_file(path_json_file, **kwargs)
         if methods.find(fields.get("method")) is not None:
@@ -289,8 +289,8 @@ class SubspaceConfig(PeftConfig):
         width = max(r, 1)
         return alpha / (width**0.5 if self.rank_stabilised else width)
 
-    def chosen(self, **choice: Any) -> SubspaceConfig:
-        """Return a copy that carries a choice made from data: ``entries`` and ``positions``, or ``target_modules``."""
+    def with_choice(self, **choice: Any) -> SubspaceConfig:
+        """Return a copy with a choice made from data: ``entries`` and ``positions``, or ``target_modules``."""
         return dataclasses.replace(self, calibrated=True, **choice)
 
     def _check(self) -> None:

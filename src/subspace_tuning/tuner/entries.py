@@ -1,4 +1,4 @@
-"""What a formula needs of a quantised weight: products with W, or its entries."""
+"""What a formula needs of a quantised weight: only products with W, or its entries."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .quantised import door_of
 
 
 class Needs(Enum):
-    """When a method needs the entries of W, and not only products with it."""
+    """When a method needs the entries of W, not only products with it."""
 
-    NOTHING = "trains as it is"
+    NOTHING = "trains without dequantising"
     START = "dequantises at the start"
     PASSES = "dequantises in every pass"
     ALWAYS = "is refused"
 
 
 def need_of(method: Method) -> Needs:
-    """Return when a method needs the entries of W. What it needs always would be kept, and be no smaller than W."""
+    """Return when a method needs the entries of W. What it always needs would be kept, and is no smaller than W."""
     formula = method.formula
     if any("k" in SPECTRAL_SHAPES[name] for name in formula.spectral):
         return Needs.ALWAYS

@@ -1,8 +1,7 @@
-"""How a layer evaluates one adapter: what a call would look up is looked up once, what stays the same computed once.
+"""How a layer evaluates one adapter, with every lookup and every constant computation done only once.
 
-A layer keeps the evaluation of the state that it is in (:meth:`Evaluation.bound`). The next call sees from a few
-attributes that the state is the same, and evaluates. In every other state the layer goes the long way, which asks for
-everything.
+A layer keeps the evaluation of its current state (:meth:`Evaluation.bound`). The next call checks by a few attributes
+that the state is the same, and evaluates. In any other state the layer takes the slow path, which looks everything up.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from .weights import is_offloaded
 if TYPE_CHECKING:
     from .running import RunningLayer
 
-_KEPT_SHARE = 4  # what has fewer entries than W over this is kept between calls: all of W's size would double a model
+KEPT_SHARE = 4  # tensors with fewer entries than W over this are kept between calls; larger ones cost memory
 
 
 class Evaluation:
-    """The evaluation of one adapter of a layer, in the mode that the layer is in."""
+    """The evaluation of one adapter of a layer, in the layer's current mode."""
 
     def __init__(self, layer: RunningLayer, name: str) -> None:
         self.layer, self.name, self.training = layer, name, layer.training
@@ -51,24 +50,24 @@ class Evaluation:
         self.norm = layer._plain if formula.wraps_norm else None
         self.fusible = self.kind.fusible and self.own is self.base
         self.keeps_rows = self.kind.keeps_rows(self.base)
-        # The kind of a normalisation, of which the bias is all that changes.
+        # The kind of a normalisation, of which only the bias changes.
         self.beside = self.kind if isinstance(self.kind, NormKind) and not formula.wraps_norm else None
         self.adds_bias = not (formula.names_bias or formula.wraps_norm)
         self.count = len(self.factors)
         self.keeps = not (self.training or self.kind.opaque or self.beside is not None or self._is_raw())
-        # Else autograd would keep the numbers of every quantised weight until the backward pass.
+        # Otherwise autograd would keep the entries of every quantised weight until the backward pass.
         self.repeats = self.kind.opaque and reads_entries(formula.evaluated, differentiably=True)
-        self._shape: torch.Size | None = None  # of the last input, of which `_found` tells the stage
+        self._shape: torch.Size | None = None  # of the last input, whose stage is in `_found`
         self._dtype: torch.dtype | None = None
         self._found: tuple[Stage, Fused | None]
         self._weight: list[Seen] = []  # W, when what is computed from it was last compared with it
-        # All that the formula reads, its environment and bias at that time, and by stage and precision what follows.
+        # Everything the formula reads, its environment and bias at that time, and by stage and precision what follows.
         self._seen: list[Seen] = []
         self._read: tuple[dict[str, Any], Tensor | None]
         self._kept: dict[tuple[int, torch.dtype | None], Any] = {}
 
     def _is_raw(self) -> bool:
-        """Whether there is nothing to keep: the plan multiplies the rows by the very factors, and none is cast."""
+        """Return whether there is nothing to keep: the plan multiplies the rows by the uncast factors themselves."""
         reading, weight = self.method.readings[1 if self.kind.one_hot else 0], self.layer.frozen_matrix
         rounded = any(factor.dtype != weight.dtype for factor in self.factors.values())
         return self.fusible and self.plan.keeps_nothing and not (rounded or reading.sums or reading.offsets)
@@ -77,9 +76,9 @@ class Evaluation:
 
     @classmethod
     def bound(cls, layer: RunningLayer) -> Evaluation | None:
-        """Return the evaluation that a call comes to, None if it comes to more than that of one adapter.
+        """Return the evaluation for a call, or None if it needs more than the evaluation of one adapter.
 
-        None, too, where the base layer has hooks or a forward of its own, and where accelerate holds what is needed.
+        Also None if the base layer has hooks or a custom forward, or if accelerate holds its tensors.
         """
         names = layer.applied
         states = [layer.adapters[name] for name in names]
@@ -95,7 +94,7 @@ class Evaluation:
         return found if known and len(factors._parameters) == found.count and found.holds(layer) else None
 
     def holds(self, layer: RunningLayer) -> bool:
-        """Whether the layer is in the state to which this is bound. It calls nothing: calls are what takes the time."""
+        """Return whether the layer is in the state to which this is bound. It makes no calls, which would cost time."""
         base, name, modules = self.base, self.name, layer._modules
         own = base.__dict__
         return (
@@ -121,14 +120,14 @@ class Evaluation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the layer's output with the adapter."""
-        # What is bound to the layer keeps what it computes, but neither for autograd nor in a graph's own memory.
+        # A bound evaluation keeps its results, but neither for autograd nor in a CUDA graph's own memory.
         keeps = self.keeps and self.layer._evaluation is self and not torch.is_grad_enabled()
         if not keeps or functorch_is_active() or (x.is_cuda and is_current_stream_capturing()):
-            return self._at(x, *self._environment())
+            return self._at(x, *self.environment())
         return self._by_kept(x)
 
     def _at(self, x: Tensor, env: dict[str, Any], bias: Tensor | None) -> Tensor:
-        """Evaluate the plan, and compute now what it computes from its names."""
+        """Evaluate the plan, computing everything that follows from its names now."""
         if self.beside is not None:
             frozen = self.layer._plain(x)
             change = self.layer._bias_delta(self.name, env)
@@ -137,20 +136,20 @@ class Evaluation:
         if fused is not None:
             return fused.apply(x, env)
         if self.repeats and torch.is_grad_enabled():
-            run = partial(self._by_nodes, expression=stage.expression, env=env, bias=bias)
+            run = partial(self.by_nodes, expression=stage.expression, env=env, bias=bias)
             return checkpoint(run, x, use_reentrant=False)  # type: ignore[no-any-return]
-        return self._by_nodes(x, stage.expression, env, bias)
+        return self.by_nodes(x, stage.expression, env, bias)
 
     def _stage(self, x: Tensor, weight: Tensor) -> tuple[Stage, Fused | None]:
-        """Return what the plan says for an input, and the kernel's pattern if it can be used."""
+        """Return the plan's expression for an input, and the kernel's form if it can be used."""
         if x.shape != self._shape or weight.dtype is not self._dtype:
             stage = self.plan.stage(self.kind.count_rows(self.base, x))
             fuses = stage.fused is not None and self.fusible and stage.fused.suits(weight)
             self._shape, self._dtype, self._found = x.shape, weight.dtype, (stage, stage.fused if fuses else None)
         return self._found
 
-    def _environment(self) -> tuple[dict[str, Any], Tensor | None]:
-        """Return what the formula's names stand for, and the frozen bias."""
+    def environment(self) -> tuple[dict[str, Any], Tensor | None]:
+        """Return the formula's environment, and the frozen bias."""
         layer, tensors, parameters = self.layer, self.base._parameters, self.factors._parameters
         try:
             weight, bias = tensors["weight"], tensors["bias"]
@@ -175,27 +174,36 @@ class Evaluation:
             env["b"] = bias
         return env, bias
 
-    def _by_nodes(self, x: Tensor, expression: Expression, env: Environment, bias: Tensor | None) -> Tensor:
-        kind, base, layer = self.kind, self.base, self.layer
-        if self.plan.on_base:
-            frozen = layer._plain(x)
+    @property
+    def needs_frozen(self) -> bool:
+        """Whether ``by_nodes`` needs the frozen output: to add to it, or to keep some of its rows."""
+        return self.plan.adds_to_base_output or self.keeps_rows
+
+    def by_nodes(
+        self, x: Tensor, expression: Expression, env: Environment, bias: Tensor | None, frozen: Tensor | None = None
+    ) -> Tensor:
+        """Return the output by a stage's expression; ``frozen`` is the frozen output, if it is known."""
+        kind, base = self.kind, self.base
+        if frozen is None and self.needs_frozen:
+            frozen = self.layer._plain(x)
+        if frozen is not None and self.plan.adds_to_base_output:
             change = kind.run(base, expression, x, env, None).to(frozen.dtype)
             return frozen + (
                 kind.keep_outputs(base, x, change, torch.zeros_like(change)) if self.keeps_rows else change
             )
         y = kind.run(base, expression, x, env, bias if self.adds_bias else None)
-        return kind.keep_outputs(base, x, y, layer._plain(x)) if self.keeps_rows else y
+        return kind.keep_outputs(base, x, y, frozen) if frozen is not None and self.keeps_rows else y
 
-    # What follows from factors and W alone is kept in evaluation, until one of them changes
+    # In evaluation, what follows from factors and W alone is kept until one of them changes
 
     def _by_kept(self, x: Tensor) -> Tensor:
         tensors = self.factors._parameters.values(), self.constants._buffers.values(), self.base._parameters.values()
         if not unchanged(tensors, self._seen):
-            env, bias = self._environment()  # which follows W
+            env, bias = self.environment()  # which follows W
             seen = [Seen.of(tensor) for own in tensors for tensor in own if tensor is not None]
             if None in seen:
                 return self._at(x, env, bias)
-            # In this order: another thread that sees what is new in `_seen` sees the rest, too.
+            # In this order, so that another thread that sees the new `_seen` sees the rest, too.
             self._kept, self._read, self._seen = {}, (env, bias), seen  # type: ignore[assignment]
         kept, (env, bias) = self._kept, self._read
         stage, fused = self._stage(x, env["W"])
@@ -209,7 +217,12 @@ class Evaluation:
         key = stage.rows, None
         if key not in kept:
             shape = NodeShapes(self.method.formula.shapes, self.state.sizes)
-            prepared = prepare(stage.expression, shape, env["W"].numel() // _KEPT_SHARE)
-            kept[key] = prepared.expression, prepared.environment(env)
+            prepared = prepare(stage.expression, shape, env["W"].numel() // KEPT_SHARE)
+            kept[key] = prepared.expression, env | prepared.values(env)
         expression, env = kept[key]
-        return self._by_nodes(x, expression, env, bias)
+        return self.by_nodes(x, expression, env, bias)
+
+
+def at_strength(y: Tensor, frozen: Tensor, strength: Tensor | float) -> Tensor:
+    """Return an adapted output with its change of the frozen one times a strength."""
+    return frozen + (strength.to(y.dtype) if isinstance(strength, Tensor) else strength) * (y - frozen)

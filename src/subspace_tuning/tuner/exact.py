@@ -1,6 +1,6 @@
 r"""A regular expression that matches given module names and no others.
 
-peft matches an expression against whole names. Of a list it takes every module whose name *ends* in an entry.
+peft matches an expression against whole names. Given a list, it takes every module whose name *ends* in an entry.
 
 Examples:
     >>> print(exactly(["h.0.fc", "h.1.fc"], among=["h.0.fc", "h.1.fc", "fc"]))
@@ -18,12 +18,12 @@ def exactly(names: Iterable[str], among: Iterable[str] = ()) -> str:
     """Return the expression.
 
     Args:
-        names: the modules that are meant.
-        among: all modules of the model. Where every block's module of a name is meant, the numbers are not spelled out.
+        names: the modules to match.
+        among: all modules of the model. If the module of a name is matched in every block, the numbers are not listed.
     """
     left, every = dict.fromkeys(names), list(among)
     parts: list[str] = []
-    for numbers in (-1, 1, 0):  # all of a name's numbers, its first alone, none
+    for numbers in (-1, 1, 0):  # all of a name's numbers, only its first, none
         groups, known = _by_pattern(left, numbers), _by_pattern(every, numbers)
         whole = {pattern: group for pattern, group in groups.items() if numbers == 0 or group == known[pattern]}
         left = {name: None for name in left if not any(name in group for group in whole.values())}
@@ -32,7 +32,7 @@ def exactly(names: Iterable[str], among: Iterable[str] = ()) -> str:
 
 
 def _by_pattern(names: Iterable[str], numbers: int) -> defaultdict[str, set[str]]:
-    """Group names that differ in the numbers of their blocks alone."""
+    """Group names that differ only in the numbers of their blocks."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for name in names:
         pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "#", f".{name}", count=max(numbers, 0)) if numbers else f".{name}"

@@ -1,4 +1,4 @@
-"""What a layer computed from W follows W: it is computed anew when the base model gets another weight."""
+"""Constants computed from W follow W: they are recomputed when the base model gets another weight."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class FollowingLayer(StatedLayer):
-    """The part of a ``SubspaceLayer`` that keeps singular vectors, column norms and other anchors those of W.
+    """The part of a ``SubspaceLayer`` that keeps singular vectors, column norms and other anchors up to date with W.
 
-    A weight is changed by loading a state dict, in place, by another library's merge, or by a new tensor in its place.
-    Every forward pass compares what costs nothing (see ``Watch``); merging, saving and loading compare the content.
+    A weight changes when a state dict is loaded, in place, by another library's merge, or when a new tensor replaces
+    it. Every forward pass makes the free comparisons (see ``Watch``); merging, saving and loading compare the content.
     """
 
     subspace_constants: nn.ModuleDict
     _watch: Watch
-    _given: set[str]  # adapters whose constants came with the weight that is being loaded
+    _given: set[str]  # adapters whose constants were loaded together with the weight
 
     @property
     def follows(self) -> bool:
@@ -46,16 +46,16 @@ class FollowingLayer(StatedLayer):
     def follow_moves(self, name: str) -> None:
         """Follow the weight if it may have changed as far as a forward pass can tell."""
         if torch.compiler.is_compiling() or self.kind.opaque or not self.adapters[name].computed:
-            return  # the numbers of a quantised weight are too dear to be compared in every pass
+            return  # comparing a quantised weight in every pass would be too expensive
         if self._watch.moved(self.frozen_weight):
             self.follow(thoroughly=True)
 
     @torch.no_grad()
     def follow(self, thoroughly: bool = False) -> None:
-        """Compute anew what was computed from W if W is another one by now.
+        """Recompute what was computed from W if W has changed.
 
         Args:
-            thoroughly: compare the whole content, and not a sample of it.
+            thoroughly: compare the whole content instead of a sample.
         """
         if torch.compiler.is_compiling() or not self.follows:
             return
@@ -72,7 +72,7 @@ class FollowingLayer(StatedLayer):
         constants: BufferDict = self.subspace_constants[name]  # type: ignore[assignment]
         state = self.adapters[name]
         for key, tensor in self._computed(state.method, state.sizes, state.scale, self.kind.matrix(weight)).items():
-            constants[key] = tensor.to(constants[key].dtype)  # which a cast of the model may have narrowed
+            constants[key] = tensor.to(constants[key].dtype)  # which casting the model may have narrowed
 
     def _computed(self, method: Method, sizes: Sizes, scale: float, matrix: Tensor) -> dict[str, Tensor]:
         return constants_of_each(
@@ -83,7 +83,7 @@ class FollowingLayer(StatedLayer):
         )
 
     def expect(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Prepare for a state dict: a new weight goes into an unmerged layer, and may bring its constants with it."""
+        """Prepare for a state dict: a new weight needs an unmerged layer, and may come with its constants."""
         if any(key.startswith(f"{prefix}base_layer.") for key in state_dict) and self.merged:
             warnings.warn(f"{prefix.rstrip('.')}: a base weight is loaded; the layer is unmerged first", stacklevel=2)
             self.unmerge()
@@ -106,13 +106,13 @@ class FollowingLayer(StatedLayer):
         return any(key not in volatile for key in self.adapters[name].computed)
 
     def train(self, mode: bool = True) -> FollowingLayer:
-        """Set the mode, and follow the weight where the mode changes."""
+        """Set the mode, and follow the weight if the mode changes."""
         if mode != self.training:
             self.follow()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FollowingLayer:
-        """Move or cast the layer. A cast weight is the same one to rounding: nothing is computed anew."""
+        """Move or cast the layer. A cast weight is the same up to rounding, so nothing is recomputed."""
         before = None if self.kind.opaque else self.frozen_weight.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for parameter in self._frozen.values():
@@ -129,7 +129,7 @@ class FollowingLayer(StatedLayer):
 
 
 def follow_loaded(module: nn.Module, incompatible: Any) -> None:
-    """Follow the weight after a state dict was loaded (a hook of torch's; it runs after the base layer has loaded)."""
+    """Follow the weight after a state dict was loaded (a torch hook that runs after the base layer's own)."""
     assert isinstance(module, FollowingLayer)
     compute(module.get_base_layer())
     module.follow(thoroughly=True)

@@ -1,4 +1,4 @@
-"""The frozen weight and bias of a layer, wherever they are kept."""
+"""The frozen weight and bias of a layer, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ class FrozenLayer(nn.Module, BaseTunerLayer):
 
     kind: Kind
     _frozen: dict[str, nn.Parameter]  # weight and bias before merging, empty if nothing is merged
-    _replaced: list[nn.Module]  # while merged, the base layer whose place a copy has taken; in a list: it is no child
+    _replaced: list[
+        nn.Module
+    ]  # while merged, the base layer that a copy has replaced; in a list, so that it is not a child
 
     @property
     def frozen_weight(self) -> Tensor:
-        """The frozen weight, in the base layer's layout; of a quantised layer its numbers, anew at every access."""
+        """The frozen weight in the base layer's layout; for a quantised layer, dequantised at every access."""
         return self._frozen["weight"] if self._frozen else self.kind.numbers(self._frozen_layer)
 
     @property
     def frozen_matrix(self) -> Tensor | Operator:
-        """The frozen W, n x m; of a quantised layer an operator."""
+        """The frozen W, n x m; for a quantised layer, an operator."""
         return self.kind.matrix(self._frozen["weight"]) if self._frozen else self.kind.held(self._frozen_layer)
 
     @property
     def _frozen_layer(self) -> nn.Module:
-        """The base layer; while merged into a quantised one that which a copy has replaced."""
+        """The base layer; while merged into a quantised one, the original that a copy has replaced."""
         return self._replaced[0] if self._replaced else self.get_base_layer()
 
     @property
@@ -40,6 +42,6 @@ class FrozenLayer(nn.Module, BaseTunerLayer):
         return self._frozen.get("bias") if self._frozen else getattr(self._frozen_layer, "bias", None)
 
     def frozen_tensors(self) -> dict[str, nn.Parameter]:
-        """Return the frozen weight and, where there is one, bias."""
+        """Return the frozen weight and the bias, if there is one."""
         named = {"weight": self.frozen_weight, "bias": self.frozen_bias}
         return {name: tensor for name, tensor in named.items() if tensor is not None}  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What adapters hook onto a model: a penalty in its loss, and a count of its training passes."""
+"""Hooks of adapters on a model: a penalty in its loss, and a count of its training passes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .walking import layers_of
 
 
 def penalise(model: nn.Module, adapter: str, config: SubspaceConfig) -> None:
-    """Have the penalties of an adapter act in training: in the model's own loss, or else at the optimiser's step."""
+    """Make an adapter's penalties act in training: in the model's own loss, or otherwise at the optimiser's step."""
     sites = list(penalised(model, adapter))
     counted = sum(site.layer.copies for site in sites if site.pattern_weight > 0 and site.layer.adapters[adapter].r > 0)
     for site in sites:
@@ -37,7 +37,7 @@ def count_passes(model: nn.Module, adapter: str, config: SubspaceConfig) -> None
 
 
 def remove_hooks(model: nn.Module) -> None:
-    """Take off what the functions above have put on a model."""
+    """Remove the hooks of the functions above from a model."""
     for key in [key for key, hook in model._forward_hooks.items() if _is_own(hook)]:
         del model._forward_hooks[key]
         model._forward_hooks_with_kwargs.pop(key, None)

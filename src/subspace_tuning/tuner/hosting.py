@@ -1,4 +1,4 @@
-"""The config of a method and the model with it, whether the method is a formula or a class of peft's own."""
+"""The config of a method and the adapted model, for methods that are formulas and for peft's own classes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def config_of(fields: Mapping[str, Any], common: Mapping[str, Any]) -> peft.Peft
     """Return the config of an adapter.
 
     Args:
-        fields: of ``SubspaceConfig``, by name; peft's own methods take ``method`` and ``r`` alone.
-        common: fields that all configs have, such as ``task_type``.
+        fields: fields of ``SubspaceConfig``; peft's own methods take only ``method`` and ``r``.
+        common: fields of all configs, such as ``task_type``.
 
     Raises:
-        SubspaceError: the method, the formula or one of the values is not known, or has no meaning with the method.
+        SubspaceError: the method, the formula or a value is unknown, or a value has no meaning with the method.
     """
     known = _hosted(fields.get("method"))
     if known is None:
@@ -36,7 +36,7 @@ def config_of(fields: Mapping[str, Any], common: Mapping[str, Any]) -> peft.Peft
 
 
 def with_adapter(model: nn.Module, config: peft.PeftConfig, method: str | None = None) -> peft.PeftModel:
-    """Return the model with a new adapter of a method, which ``config_of`` gave the config for."""
+    """Return the model with a new adapter, from a config made by ``config_of``."""
     known = _hosted(method)
     if known is not None and known.parallel:
         return mam_model(model, config)  # type: ignore[arg-type]  # of prefix tuning

@@ -1,4 +1,4 @@
-"""What a kind of module is to its layer: where W is in it, and how rows go through it."""
+"""Kinds of modules: where W is stored in one, and how rows pass through it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ..errors import SubspaceError
 
 
 class Kind(ABC):
-    """What the tuner asks of a kind of module."""
+    """What the tuner needs to know about a kind of module."""
 
-    one_hot = False  # the input is an index into the rows of W
-    only_bias = False  # there is no matrix: the module offers its bias alone
-    wrappable = False  # its output is rows along the last dimension, so a formula can go around it
-    fusible = False  # the rows are a tensor, so the kernel can take them
-    opaque = False  # W is an operator, and no tensor
+    one_hot = False  # the input indexes the rows of W
+    only_bias = False  # there is no matrix: only the bias can be adapted
+    wrappable = False  # its output is rows along the last dimension, so a formula can wrap it
+    fusible = False  # the rows are a tensor, so the kernel can be used
+    opaque = False  # W is an operator, not a tensor
     module_types: tuple[type[nn.Module], ...] = ()
 
     def hosts(self, module: nn.Module) -> bool:
-        """Whether a module is of this kind."""
+        """Return whether a module is of this kind."""
         return isinstance(module, self.module_types)
 
     def held(self, module: nn.Module) -> Tensor | Operator:
-        """Return W, n x m, as the module holds it."""
+        """Return W, n x m, as stored in the module."""
         return self.matrix(module.weight)  # type: ignore[arg-type]
 
     def numbers(self, module: nn.Module) -> Tensor:
-        """Return the module's weight as numbers."""
+        """Return the module's weight as a tensor of numbers."""
         return module.weight  # type: ignore[return-value]
 
     @abstractmethod
@@ -52,17 +52,17 @@ class Kind(ABC):
         return y
 
     def window(self, module: nn.Module) -> tuple[int, ...]:
-        """Return the window of a convolution, () for everything else."""
+        """Return the window of a convolution, or () for anything else."""
         return ()
 
     def count_rows(self, module: nn.Module, x: Tensor) -> int:
-        """Return how many rows the input has."""
+        """Return the number of rows of the input."""
         return x.numel() // x.shape[-1]
 
     def knows(self, module: nn.Module) -> bool:
-        """Whether the forward of the module's class does what its weight and bias say, and nothing else.
+        """Return whether the forward of the module's class only applies its weight and bias.
 
-        A parametrised module has a class of its own that inherits the forward.
+        A parametrised module has its own class, which inherits the forward.
         """
         cls = type(module)
         return cls.__call__ is nn.Module.__call__ and any(cls.forward is known.forward for known in self.module_types)
@@ -75,19 +75,19 @@ class Kind(ABC):
         return self.finish(module, y if bias is None else y + bias.to(y.dtype))
 
     def forms_weight(self, module: nn.Module) -> bool:
-        """Whether a call with phi(W) in place of the weight is cheaper than row by row, however many rows there are."""
+        """Return whether calling the module with phi(W) as its weight is always cheaper than working on rows."""
         return False
 
     def keeps_rows(self, module: nn.Module) -> bool:
-        """Whether some row of W is never changed."""
+        """Return whether a row of W is never adapted."""
         return False
 
     def keep_rows(self, module: nn.Module, phi: Tensor, W: Tensor) -> Tensor:
-        """Return phi(W) with those rows of W that no adapter changes."""
+        """Return phi(W) with the rows of W that no adapter changes restored."""
         return phi
 
     def keep_outputs(self, module: nn.Module, x: Tensor, y: Tensor, frozen: Tensor) -> Tensor:
-        """Return y with the frozen output where the input selects a row that no adapter changes."""
+        """Return y with the frozen output where the input selects a row that is never adapted."""
         return y
 
     def check(self, module: nn.Module, name: str) -> None:

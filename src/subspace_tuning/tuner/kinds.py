@@ -1,4 +1,4 @@
-"""Layer kinds: how each kind of module holds W (n x m), and how its input becomes rows.
+"""The kinds of modules: how each stores W (n x m), and how its input becomes rows.
 
 torch stores a Linear's weight as m x n, transformers' Conv1D as n x m, an embedding as n x m (one row per token), a
 convolution as m x (inputs per group) x window: there n is the size of a patch. Experts that share a parameter are a
@@ -33,7 +33,7 @@ class LinearKind(Kind):
 
 
 class QuantisedKind(LinearKind):
-    """A linear layer of a library that quantises. It runs itself, and its weight is behind a door."""
+    """A linear layer of a quantisation library. It runs in the library's code, and its weight is behind a door."""
 
     fusible = False
     opaque = True
@@ -73,7 +73,7 @@ class EmbeddingKind(Kind):
     module_types = (nn.Embedding,)
 
     def knows(self, module: nn.Module) -> bool:
-        # Gradients by frequency belong to the row that is looked up, not to the factors that make it.
+        # Gradients scaled by frequency are for the rows that are looked up, not for their factors.
         return (super().knows(module) or _scales_lookups(module)) and not module.scale_grad_by_freq
 
     def matrix(self, weight: Tensor) -> Tensor:
@@ -114,20 +114,20 @@ class EmbeddingKind(Kind):
             raise SubspaceError(f"{name}: an embedding with max_norm changes its own weight, so it is not frozen")
         if getattr(module, "sparse", False):
             raise SubspaceError(
-                f"{name}: an embedding with sparse=True asks for sparse gradients, and the factors of an adapter have "
+                f"{name}: an embedding with sparse=True has sparse gradients, and the factors of an adapter have "
                 "dense ones; set its sparse to False"
             )
 
 
 def _padding(module: nn.Module) -> int | None:
-    """Return the row that torch leaves as it is, since it gives it no gradient."""
+    """Return the row that torch leaves unchanged, since it gets no gradient."""
     return module.padding_idx  # type: ignore[return-value]
 
 
 def _scales_lookups(module: nn.Module) -> bool:
-    """Whether this is one of transformers' embeddings that scale what they look up by ``embed_scale``, and do no more.
+    """Return whether this is one of transformers' embeddings that only scale their rows by ``embed_scale``.
 
-    Seen by the names that its forward uses: to form phi(W) of a whole vocabulary in every call would be slow.
+    Recognised by the names in its forward, since forming phi(W) of a whole vocabulary in every call would be slow.
     """
     if not type(module).__name__.endswith("ScaledWordEmbedding"):
         return False
@@ -160,7 +160,7 @@ class ConvKind(Kind):
         return y.movedim(-1, -_as_conv(module).weight.dim() + 1)
 
     def forms_weight(self, module: nn.Module) -> bool:
-        # Row by row, each group's patches would be multiplied by the columns of all groups. A weight of half precision
+        # On rows, each group's patches would be multiplied by the columns of all groups. A weight of half precision
         # would round the change away.
         conv = _as_conv(module)
         return conv.groups > 1 and conv.weight.dtype.itemsize >= 4
@@ -196,12 +196,12 @@ class NormKind(Kind):
             raise SubspaceError(f"{name}: a normalisation over more than one dimension cannot be adapted")
 
     def along(self, bias: Tensor, dimensions: int) -> Tensor:
-        """Return a bias so that it can be added to an output of so many dimensions."""
+        """Return a bias, shaped to be added to an output of this many dimensions."""
         return bias
 
 
 class GroupNormKind(NormKind):
-    """The channels stand behind the batch, not at the end."""
+    """The channels are the second dimension, not the last."""
 
     wrappable = False
     module_types = (nn.GroupNorm,)
@@ -243,7 +243,7 @@ _KINDS: tuple[Kind, ...] = (
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """Return the kind of a module, None if it is none of ours."""
+    """Return the kind of a module, or None if it cannot be adapted."""
     return next((kind for kind in _KINDS if kind.hosts(module)), None)
 
 
@@ -253,5 +253,5 @@ def supported() -> str:
 
 
 def _as_conv(module: nn.Module) -> nn.Conv2d:
-    # The three convolutions share all that is used here.
+    # The three convolutions share everything used here.
     return module  # type: ignore[return-value]

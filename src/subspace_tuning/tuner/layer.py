@@ -1,4 +1,4 @@
-"""The one layer that hosts every method on every kind of module."""
+"""The layer that hosts every method on every kind of module."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from .watch import Watch
 class SubspaceLayer(RunningLayer):
     """A frozen module with adapters: y = x @ phi(W) + b.
 
-    With several active adapters y is the frozen output plus the sum of what each would change at the frozen weight, so
-    their order does not matter.
+    With several active adapters, y is the frozen output plus the sum of their changes at the frozen weight, so their
+    order does not matter.
     """
 
     adapter_layer_names = ("subspace_params",)
@@ -49,7 +49,7 @@ class SubspaceLayer(RunningLayer):
         self.subspace_constants = nn.ModuleDict()
         self.adapters: dict[str, AdapterState] = {}
         self._watch = Watch()
-        self._evaluation = None
+        self._forget()
         self._given = set()
         self._disable_adapters = False
         self.merged_adapters = []
@@ -61,7 +61,7 @@ class SubspaceLayer(RunningLayer):
         *stack, self.in_features, self.out_features = self.frozen_matrix.shape
         self.stacked, self.copies = bool(stack), stack[0] if stack else 1
         self.register_load_state_dict_post_hook(follow_loaded)  # type: ignore[no-untyped-call]
-        self.train(base_layer.training)  # a second adapter may come to a model that is in evaluation
+        self.train(base_layer.training)  # a second adapter may be added to a model in evaluation mode
 
     def update_layer(
         self,
@@ -82,7 +82,7 @@ class SubspaceLayer(RunningLayer):
         save_constants: bool = False,
         inference_mode: bool = False,
     ) -> None:
-        """Give the layer an adapter, or replace the one of this name. ``scale`` is alpha / r if it is not given."""
+        """Add an adapter to the layer, or replace the one of this name. ``scale`` is alpha / r by default."""
         self.follow(thoroughly=True)
         weight = self.kind.matrix(self.frozen_weight)
         window = self.kind.window(self.get_base_layer())
@@ -106,7 +106,7 @@ class SubspaceLayer(RunningLayer):
         )
         factors = factors_of_each(start, weight)
         parameters = {name: tensor.to(weight.dtype) for name, tensor in factors.parameters.items()}  # peft may raise it
-        # Pairs keep the formula's order, in which norms are summed; a dict would be sorted by names.
+        # Pairs keep the formula's order, in which norms are summed; a dict would be sorted by name.
         self.subspace_params[adapter_name] = nn.ParameterDict(parameters.items())
         chosen_from_data = bool(method.formula.masked) and method.needs_calibration
         state = AdapterState(
@@ -125,11 +125,11 @@ class SubspaceLayer(RunningLayer):
             copies=self.copies,
         )
         constants = BufferDict(factors.constants, persistent=save_constants)
-        # What nothing but the file can give back: drawn starts, masks, chosen directions.
+        # What can only be restored from the file: drawn starts, masks, chosen directions.
         drawn = [start_of(name) for name, anchored in method.anchors(one_hot).items() if not anchored]
         for name in {*drawn, *method.formula.masked, *CHOSEN_SHAPES} & set(constants):
             constants.register_buffer(name, constants[name], persistent=True)
-        _ = method.readings  # as compiled code could not, see `derive`
+        _ = method.readings  # compiled code could not, see `derive`
         method.formula.derive()
         self.subspace_constants[adapter_name] = constants
         if state.computed and not self.follows:
@@ -139,23 +139,32 @@ class SubspaceLayer(RunningLayer):
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def _plans(self, method: Method, sizes: Sizes, dropout: float) -> tuple[Plan, Plan]:
-        """Return how a method is evaluated where the weight is, in training and in evaluation."""
-        device, drops = self.frozen_matrix.device.type, 0.0 if self.kind.one_hot else dropout  # indices are not dropped
+        """Return a method's plans for the weight's device, in training and in evaluation."""
+        device, drops = self.frozen_matrix.device.type, 0.0 if self.kind.one_hot else dropout  # no dropout on indices
         return (
             plan(method.formula, sizes, training=True, dropout=drops, device=device, opaque=self.kind.opaque),
             plan(method.formula, sizes, training=False, device=device, opaque=self.kind.opaque),
         )
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, and what was kept of it."""
+        self._forget()
+        super().delete_adapter(adapter_name)
+
+    def _forget(self) -> None:
+        """Forget what was kept from one call to the next."""
+        self._evaluation, self._mixtures = None, {}
+
     def train(self, mode: bool = True) -> SubspaceLayer:
-        """Set the mode. What evaluation kept is forgotten, also if the mode stays the same."""
-        self._evaluation = None
+        """Set the mode. Whatever evaluation kept is discarded, even if the mode stays the same."""
+        self._forget()
         super().train(mode)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SubspaceLayer:
-        """Move or cast the layer; on another type of device other plans are the cheapest."""
+        """Move or cast the layer; another type of device needs other plans."""
         before = self.frozen_matrix.device.type
-        self._evaluation = None
+        self._forget()
         super()._apply(fn, recurse)
         if self.frozen_matrix.device.type != before:
             for name, state in self.adapters.items():
@@ -163,9 +172,9 @@ class SubspaceLayer(RunningLayer):
         return self
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Move an adapter to the base layer's device, and not to its precision as peft does.
+        """Move an adapter to the base layer's device, but not to its precision as peft does.
 
-        Singular vectors in a low precision are not orthogonal, and loaded factors stay what they were when saved.
+        Singular vectors in a low precision are not orthogonal, and loaded factors must equal the saved ones.
         """
         for tensors in (self.subspace_params, self.subspace_constants):
             if adapter_name in tensors and not any(
@@ -174,14 +183,14 @@ class SubspaceLayer(RunningLayer):
                 tensors[adapter_name].to(self.frozen_matrix.device if device is None else device)
 
     def raise_precision(self, adapter_name: str) -> None:
-        """Raise factors of a low precision to float32; as peft does it, by new parameters."""
+        """Cast factors of a low precision to float32 by new parameters, as peft does."""
         factors = self.subspace_params[adapter_name] if adapter_name in self.subspace_params else nn.ParameterDict()
         for name, factor in list(factors.named_parameters()):
             if factor.is_floating_point() and factor.dtype.itemsize < torch.float32.itemsize:
                 setattr(factors, name, nn.Parameter(factor.data.float(), factor.requires_grad))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Load as torch does, but tell an adapter of another base model in one line."""
+        """Load as torch does, but report an adapter of another base model in one line."""
         for adapter, state in self.adapters.items():
             constants = f"{prefix}subspace_constants.{adapter}."
             if state.awaits_mask and any(key.startswith(constants) for key in state_dict):
@@ -198,7 +207,7 @@ class SubspaceLayer(RunningLayer):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """Return a public attribute of the base layer, such as ``stride`` or ``eps``, that the layer itself has not."""
+        """Return a public attribute of the base layer, such as ``stride`` or ``eps``, that the layer itself lacks."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -208,10 +217,10 @@ class SubspaceLayer(RunningLayer):
 
     @property
     def weight(self) -> Tensor:
-        """The weight that a call applies: phi(W), differentiable, for code that reads it and does not call the layer.
+        """The weight that a call applies: phi(W), differentiable, for code that reads it instead of calling the layer.
 
-        It is formed anew at every access, and without dropout. If the formula has no dense form only dtype, shape and
-        device can be read. The frozen one is ``frozen_weight``.
+        It is formed at every access, without dropout. If the formula has no dense form, only dtype, shape and device
+        can be read. The frozen weight is ``frozen_weight``.
         """
         weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
         names = self.applied
@@ -225,21 +234,21 @@ class SubspaceLayer(RunningLayer):
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        """The bias that a call applies, None if there is none (an embedding has not even the attribute)."""
+        """The bias that a call applies, or None (an embedding does not even have the attribute)."""
         names = [name for name in self.applied if isinstance(self.adapters[name].method.formula.evaluated, Affine)]
         names = [name for name in names if self.has_dense_form(name)]
         return self._effective(names)["bias"] if names else getattr(self.get_base_layer(), "bias", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_evaluation": None}  # a copy is bound to nothing of this layer
+        return self.__dict__ | {"_evaluation": None, "_mixtures": {}}  # a copy shares nothing bound to this layer
 
     def factor(self, name: str, adapter_name: str = "default") -> Tensor:
-        """Return the value of a factor as it stands in the formula: its parameter, or its anchor plus it."""
+        """Return the value of a factor in the formula: its parameter, or its anchor plus the parameter."""
         value: Tensor = self._environment(adapter_name)[name]
         return value
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether ``peft.convert_to_lora`` can approximate the adapter."""
+        """Return whether ``peft.convert_to_lora`` can approximate the adapter."""
         if adapter_name not in self.adapters or not isinstance(self, SubspaceLinear):
             return False
         formula = self.adapters[adapter_name].method.formula
@@ -262,7 +271,7 @@ class SubspaceConv(SubspaceLayer):
 
 
 class SubspaceNorm(SubspaceLayer):
-    """A layer on a normalisation, of which only the bias is adapted."""
+    """A layer on a normalisation, whose bias is adapted."""
 
 
 class SubspaceParameter(SubspaceLayer):

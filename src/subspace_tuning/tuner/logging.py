@@ -1,4 +1,4 @@
-"""The penalty and the task's loss apart, in the logs of a Trainer."""
+"""Logs the penalty and the task's loss separately in a Trainer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .reached import record
 
 
 class PenaltyCallback(TrainerCallback):
-    """Logs the ``penalty`` beside the loss, and the ``task_loss`` without it where the loss contains it.
+    """Logs the ``penalty`` beside the loss, and the ``task_loss`` without it if the loss contains it.
 
-    Both are means over the optimiser steps since the last log, as the Trainer's ``loss`` is; a run that goes on from a
-    checkpoint starts both anew, as the Trainer does. With an evaluation goes ``eval_penalty``, the penalty of the
-    factors as they are; ``eval_loss`` never contains it.
+    Both are means over the optimiser steps since the last log, like the Trainer's ``loss``; like it, they start over
+    when a run is resumed from a checkpoint. Each evaluation also logs ``eval_penalty``, the penalty of the current
+    factors; ``eval_loss`` never contains it.
 
     Examples:
         >>> trainer = Trainer(model, ..., callbacks=[PenaltyCallback(model)])
@@ -35,7 +35,7 @@ class PenaltyCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep the penalty of this step, at the factors that its loss was computed with."""
+        """Keep the penalty of this step, at the factors used in its loss."""
         sites = list(penalised(self.model))
         if sites:
             self._in_loss = any(record(site.layer).reached for site in sites)
@@ -49,7 +49,7 @@ class PenaltyCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add the figures to what is logged, and to the history that the Trainer keeps."""
+        """Add the figures to the log and to the Trainer's history."""
         figures: dict[str, float] = {}
         if logs is None:
             return
@@ -65,7 +65,7 @@ class PenaltyCallback(TrainerCallback):
             state.log_history[-1].update(figures)
 
     def _value(self) -> Tensor:
-        """Return the penalty that the last training pass computed, or compute it."""
+        """Return the penalty of the last training pass, or compute it."""
         roots = (module for module in self.model.modules() if add_penalty in module._forward_hooks.values())
         known = [passes(root).last for root in roots]
         if known and all(value is not None for value in known):

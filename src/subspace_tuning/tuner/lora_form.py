@@ -1,8 +1,8 @@
-"""The tensors in which peft's LoRA keeps W + A @ B, for each kind of layer, and back.
+"""Conversion between A and B of W + A @ B and the tensors of peft's LoRA, for each kind of layer.
 
 Linear layers and transformers' Conv1D have ``lora_A.weight`` r x n and ``lora_B.weight`` m x r. Embeddings have
 ``lora_embedding_A`` r x n and ``lora_embedding_B`` m x r. A convolution has two convolutions: r kernels over all input
-channels, then one of window 1 which has the groups of the base layer, so that each group has r / groups of the kernels.
+channels, then one with window 1 and the groups of the base layer, so that each group uses r / groups of the kernels.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ LINEAR, EMBEDDING, CONVOLUTION = "linear", "embedding", "convolution"
 
 @dataclass(frozen=True)
 class Layout:
-    """What must be known of a layer to write its factors: the kind, and a convolution's window, groups and extras."""
+    """What is needed to write a layer's factors: its kind, and a convolution's window, groups and extras."""
 
     kind: str = LINEAR
     window: tuple[int, ...] = ()
     groups: int = 1
-    beyond: str = ""  # what the layer does that peft's LoRA does not
-    padding: int | None = None  # the row of an embedding that stays as it is
+    beyond: str = ""  # features of the layer that peft's LoRA does not support
+    padding: int | None = None  # the row of an embedding that is never adapted
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
@@ -49,7 +49,7 @@ class Layout:
 
     @classmethod
     def read(cls, data: object) -> Layout:
-        """Return the layout that ``written`` gave. Raises SubspaceError if it is none."""
+        """Return the layout from the result of ``written``. Raises SubspaceError if it is not one."""
         match data:
             case ["linear"]:
                 return cls()
@@ -61,10 +61,10 @@ class Layout:
                 sizes = tuple(size for size in window if isinstance(size, int) and size > 0)
                 if groups > 0 and len(sizes) == len(window) > 0:
                     return cls(CONVOLUTION, sizes, groups, beyond)
-        raise SubspaceError(f"{data!r} is no layout of a layer")
+        raise SubspaceError(f"{data!r} is not a layout of a layer")
 
     def rank(self, r: int) -> int:
-        """Return the rank that peft's form of rank r has: every group of a convolution needs kernels of its own."""
+        """Return the rank of peft's form of rank r: every group of a convolution needs its own kernels."""
         return r * self.groups
 
 
@@ -72,13 +72,13 @@ def to_peft(layout: Layout, A: Tensor, B: Tensor, rank: int) -> dict[str, Tensor
     """Return peft's tensors for A (n x r) and B (r x m), by the ends of their names.
 
     Args:
-        layout: of the layer.
+        layout: the layer's layout.
         A: the left factor.
-        B: the right factor, which carries the scale.
-        rank: at least ``layout.rank(r)``, and a multiple of the groups. What is above is zero.
+        B: the right factor, including the scale.
+        rank: at least ``layout.rank(r)``, and a multiple of the groups; the excess is zero.
 
     Raises:
-        SubspaceError: the layer does something that peft's LoRA does not.
+        SubspaceError: peft's LoRA does not support the layer.
     """
     if layout.beyond:
         raise SubspaceError(f"peft's LoRA ignores {layout.beyond} of a convolution, so it cannot hold this change")
@@ -102,8 +102,8 @@ def from_peft(tensors: Mapping[str, Tensor]) -> tuple[Layout, Tensor, Tensor]:
     """Return the layout, A and B of one layer from peft's tensors, by the ends of their names.
 
     Raises:
-        SubspaceError: half of them is missing, or groups of a convolution see each other's inputs, so that the change
-            is not one of its weight.
+        SubspaceError: half of them are missing, or groups of a convolution use each other's inputs, so that the result
+            is not a change of its weight.
     """
     match tensors:
         case {"lora_embedding_A": A, "lora_embedding_B": B}:
@@ -112,7 +112,7 @@ def from_peft(tensors: Mapping[str, Tensor]) -> tuple[Layout, Tensor, Tensor]:
             return Layout(), A.T, B.T
         case {"lora_A.weight": A, "lora_B.weight": B}:
             return _from_convolution(A, B.flatten(1))
-    raise SubspaceError(f"only {', '.join(tensors)} of its two factors is there")
+    raise SubspaceError(f"of its two factors, only {', '.join(tensors)} is there")
 
 
 def _from_convolution(A: Tensor, B: Tensor) -> tuple[Layout, Tensor, Tensor]:
@@ -123,10 +123,10 @@ def _from_convolution(A: Tensor, B: Tensor) -> tuple[Layout, Tensor, Tensor]:
     kernels = A.unflatten(1, (groups, -1)).unflatten(0, (groups, -1))  # group x own r x group seen x inputs x window
     own = torch.stack([kernels[group, :, group] for group in range(groups)])
     if kernels.count_nonzero() != own.count_nonzero():
-        raise SubspaceError("its groups see each other's inputs, which is no change of the convolution's weight")
+        raise SubspaceError("its groups use each other's inputs, which is not a change of the convolution's weight")
     left, right = own.flatten(0, 1).flatten(1).T, torch.block_diag(*(part.T for part in B.chunk(groups)))
     n, m = len(left), right.shape[1]
-    if left.shape[1] > min(n, m):  # more kernels than the weight has rows or columns: the product says the same
+    if left.shape[1] > min(n, m):  # more kernels than the weight has rows or columns: the product is smaller
         product = left.double() @ right.double()
         left, right = (product, torch.eye(m)) if m <= n else (torch.eye(n), product)
     return layout, left, right

@@ -1,4 +1,4 @@
-"""The penalty as a part of the loss that a model computes in training."""
+"""The penalty as part of the loss that a model computes in training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from .penalties import in_use, penalty_of
 from .reached import Penalised, record
 
-IGNORED = -100  # the label that transformers leaves out of a loss
+IGNORED = -100  # the label that transformers ignores in a loss
 PATIENCE = 200
-"""Training passes without a backward pass or an optimiser step that reaches the penalty, before one is warned."""
+"""Training passes, none of whose backward passes or optimiser steps reach the penalty, before a warning."""
 
 
 @dataclass
@@ -33,12 +33,12 @@ _PASSES: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()
 
 
 def passes(model: nn.Module) -> Passes:
-    """Return what is known of the training passes of a model that ``add_penalty`` is registered on."""
+    """Return the record of training passes of a model on which ``add_penalty`` is registered."""
     return _PASSES.setdefault(model, Passes())
 
 
 def add_penalty(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
-    """Add to the loss of a model's outputs what patterns and gates ask for: a forward hook."""
+    """Add the penalties of patterns and gates to the loss in a model's outputs (a forward hook)."""
     if not model.training or not torch.is_grad_enabled():
         return outputs
     sites = [site for site in in_use(model) if any(factor.requires_grad for factor in site.factors().values())]
@@ -46,7 +46,7 @@ def add_penalty(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         return outputs
     loss = _loss(outputs)
     if torch.compiler.is_compiling():
-        # A compiled pass cannot note that a backward pass reached the penalty: its gradient is added at the step.
+        # A compiled pass cannot record that a backward pass reached the penalty, so its gradient is added at the step.
         return outputs if loss is None else _replaced(outputs, loss + _fitting(penalty_of(sites, model).detach(), loss))
     share = _share(model, kwargs)
     _watch(model, sites)
@@ -62,7 +62,7 @@ def _fitting(added: Tensor, loss: Tensor) -> Tensor:
 
 
 def _loss(outputs: Any) -> Tensor | None:
-    """Return the loss of a model's outputs, if they hold one that is to be differentiated."""
+    """Return the loss in a model's outputs, if there is one that requires a gradient."""
     if isinstance(outputs, Mapping):
         loss = outputs.get("loss")
     elif isinstance(outputs, (tuple, list)) and not hasattr(outputs, "loss"):
@@ -87,10 +87,10 @@ def _replaced(outputs: Any, loss: Tensor) -> Any:
 
 
 def _share(model: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | float | None:
-    """Return the share of the penalty that a pass carries; None if it cannot be known.
+    """Return the share of the penalty that a pass carries, or None if it cannot be determined.
 
-    A trainer that divides the loss by the number of labels of a whole step (``num_items_in_batch``) adds up the passes
-    of all processes. So each carries the share of the penalty that it has of those labels, counted as the Trainer does.
+    A trainer that divides the loss by the number of labels of a whole step (``num_items_in_batch``) sums the passes of
+    all processes. So each carries the penalty in proportion to its share of those labels, counted as the Trainer does.
     """
     total = kwargs.get("num_items_in_batch")
     if total is None:
@@ -107,13 +107,13 @@ def _share(model: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | float | None
 
 
 def _shifts_labels(model: nn.Module) -> bool:
-    """Whether the model's loss compares position i with label i + 1, as losses of causal language models do."""
+    """Return whether the model's loss compares position i with label i + 1, as in causal language models."""
     causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
     return causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
 
 
 def _watch(model: nn.Module, sites: list[Penalised]) -> None:
-    """Warn once if many training passes go by and nothing has differentiated the penalty."""
+    """Warn once if nothing has differentiated the penalty after many training passes."""
     seen, records = passes(model), [record(site.layer) for site in sites]
     if any(held.acted for held in records):
         seen.without_penalty = 0

@@ -1,8 +1,8 @@
 """Mix-and-match: prefix tuning on the attention and parallel adapters on the feed-forward block, in one model.
 
-peft has no model with adapters of two types. Here the parallel adapters are layers inside the base model, and peft's
-prefix tuning goes around it; the one class below saves and loads both: the prefix as peft does, and the adapters in two
-files beside it.
+peft has no models with two types of adapters. Here the parallel adapters are layers inside the base model, and peft's
+prefix tuning wraps it; the class below saves and loads both: the prefix as peft does, and the adapters in two more
+files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CONFIG, _WEIGHTS = "parallel_adapter.json", "parallel_adapter.safetensors"
 
 
 def mam_model(model: nn.Module, prefix: PrefixTuningConfig, parallel: SubspaceConfig | None = None) -> PeftModel:
-    """Return the model with both parts attached; ``parallel`` is as wide as the prefix is long if it is not given."""
+    """Return the model with both parts attached; by default ``parallel`` is as wide as the prefix is long."""
     if parallel is None:
         model_type = str(SubspaceModel.get_model_config(model).get("model_type"))
         where = target_modules(model_type, [FFN_IN, FFN_OUT])
@@ -39,17 +39,17 @@ def mam_model(model: nn.Module, prefix: PrefixTuningConfig, parallel: SubspaceCo
     assert isinstance(wrapped, MixAndMatch)
     wrapped.parallel_config = parallel
     for name, parameter in wrapped.named_parameters():
-        if f"subspace_params.{ADAPTER}." in name:  # peft froze them with the rest of what it takes for the base
+        if f"subspace_params.{ADAPTER}." in name:  # peft froze them together with the base model
             parameter.requires_grad_(True)
     return wrapped
 
 
 def load_mam(model: nn.Module, folder: str | Path, is_trainable: bool = False) -> PeftModel:
-    """Attach what ``save_pretrained`` of a mix-and-match model wrote. Raises SubspaceError if a part is missing."""
+    """Attach a saved mix-and-match adapter. Raises SubspaceError if a part is missing."""
     prefix = PrefixTuningConfig.from_pretrained(str(folder))
     path = Path(folder) / _CONFIG
     if not path.is_file():
-        raise SubspaceError(f"{folder} holds a prefix and no {_CONFIG}: it is not a mix-and-match adapter")
+        raise SubspaceError(f"{folder} has a prefix but no {_CONFIG}: it is not a mix-and-match adapter")
     prefix.inference_mode = False
     wrapped = mam_model(model, prefix, SubspaceConfig(**json.loads(path.read_text(encoding="utf-8"))))
     wrapped.load_adapter(str(folder), "default", is_trainable=True)

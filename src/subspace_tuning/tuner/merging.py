@@ -1,4 +1,4 @@
-"""Merging: phi(W) written into the base layer, and the frozen weight put back bit for bit."""
+"""Merging: writes phi(W) into the base layer, and restores the frozen weight bit for bit."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _W = Matrix("W")
 class MergingLayer(FollowingLayer):
     """The part of a ``SubspaceLayer`` that merges its adapters.
 
-    While merged, the base layer holds new parameters, and the frozen ones are set aside. They are never written to:
-    another module that holds the same parameter goes on with the frozen weight, as it does before merging. Where the
-    weight is computed, or another part of the model calls the very module, a plain copy takes the base layer's place;
-    where it is quantised, a copy of which the weight was quantised again.
+    While merged, the base layer holds new parameters, and the frozen ones are set aside. They are never written to, so
+    another module that shares them keeps the frozen weight, as before merging. If the weight is computed, or another
+    part of the model calls the same module, a plain copy replaces the base layer; if it is quantised, a copy with a
+    requantised weight.
     """
 
     subspace_params: nn.ModuleDict
     merged_adapters: list[str]
-    called_elsewhere: bool  # the base layer has another place in the model, too
+    called_elsewhere: bool  # the base layer also occurs elsewhere in the model
     stacked: bool  # W is a stack of matrices, and so are all tensors of its adapters
     quantisation: Settings  # how the model was quantised
     requantised: Requantised | None  # while merged into a quantised weight
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put phi(W) into the base layer. The frozen parameters are kept aside, so unmerging is exact.
+        """Write phi(W) into the base layer. The frozen parameters are set aside, so unmerging is exact.
 
         Raises SubspaceError if the formula has no dense form, or, with ``safe_merge``, if the result is not finite.
         """
@@ -61,9 +61,9 @@ class MergingLayer(FollowingLayer):
         self.merged_adapters.extend(names)
 
     def _requantise(self, door: Door, merged: dict[str, Tensor]) -> None:
-        """Put a copy of a quantised base layer into its place that holds the merged weight and bias."""
+        """Replace a quantised base layer by a copy that holds the merged weight and bias."""
         before, frozen = door.module, door.dequantise().T
-        same = torch.equal(merged["weight"], frozen)  # the bias alone is another one
+        same = torch.equal(merged["weight"], frozen)  # only the bias changes
         self.base_layer = copy.deepcopy(before) if same else door.requantised(merged["weight"], self.quantisation)
         if not same:
             stored = self.kind.numbers(self.base_layer)
@@ -82,7 +82,7 @@ class MergingLayer(FollowingLayer):
             self.base_layer = plain_copy(base)
 
     def merged_with(self, names: Sequence[str], safe_merge: bool = False) -> dict[str, Tensor]:
-        """Return weight and bias as merging these adapters would make them. Raises SubspaceError as ``merge`` does."""
+        """Return the weight and bias after merging these adapters. Raises SubspaceError as ``merge`` does."""
         for name in names:
             self.check_merge(name)
         merged = self._merged([*self.merged_adapters, *names])
@@ -96,7 +96,7 @@ class MergingLayer(FollowingLayer):
         return merged
 
     def unmerge(self) -> None:
-        """Put the frozen parameters back."""
+        """Restore the frozen parameters."""
         if self._replaced:
             self.base_layer = self._replaced.pop().train(self.training)
             self._frozen = {}
@@ -108,7 +108,7 @@ class MergingLayer(FollowingLayer):
         self.merged_adapters.clear()
 
     def has_dense_form(self, name: str) -> bool:
-        """Whether weight and bias of this layer can express an adapter: it is linear, with a bias only where one is."""
+        """Return whether the layer's weight and bias can express an adapter: it is linear, and its bias has a place."""
         formula = self.adapters[name].method.formula
         return formula.is_linear and not (formula.names_bias and self.frozen_bias is None)
 
@@ -124,7 +124,8 @@ class MergingLayer(FollowingLayer):
         method = self.adapters[name].method
         if not method.formula.is_linear:
             raise SubspaceError(
-                f"method {method.name!r} cannot be merged: {method.formula} has a nonlinearity, so phi(W) is no matrix"
+                f"method {method.name!r} cannot be merged: {method.formula} has a nonlinearity, "
+                "so phi(W) is not a matrix"
             )
         if method.formula.names_bias and self.frozen_bias is None:
             raise SubspaceError(f"method {method.name!r} cannot be merged into a layer without a bias")
@@ -142,7 +143,7 @@ class MergingLayer(FollowingLayer):
     def _changed(self, frozen: dict[str, Tensor], names: Sequence[str], training: bool = False) -> dict[str, Tensor]:
         """Return weight and bias with the changes of these adapters at the frozen ones, summed in float32 or wider.
 
-        There is a bias if the layer has one or a formula adds one. The result is differentiable. Gates are drawn if
+        There is a bias if the layer has one or a formula adds one. The result is differentiable. Gates are sampled if
         ``training``.
         """
         widened = {key: tensor.to(wide(tensor.dtype)) for key, tensor in frozen.items()}
@@ -171,13 +172,13 @@ class MergingLayer(FollowingLayer):
 
     @abstractmethod
     def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:
-        """Return what the formula's names stand for, at the frozen weight and bias or at others."""
+        """Return the formula's environment, at the frozen weight and bias or at others."""
 
 
 def check_merge(
     layers: Iterable[tuple[str, MergingLayer]], adapter_names: Sequence[str] | None, safe_merge: bool
 ) -> None:
-    """Raise SubspaceError if any of the layers, given by name, cannot be merged, so that never half of them are."""
+    """Raise SubspaceError if any of the named layers cannot be merged, so that all or none are."""
     for module_name, layer in layers:
         wanted = layer.active_adapters if adapter_names is None else adapter_names
         names = [name for name in wanted if name in layer.subspace_params]

@@ -1,4 +1,4 @@
-"""Several adapters in one batch: every layer is told which row has which."""
+"""Several adapters in one batch: each layer gets the name of every row's adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .walking import Outside, layers_of
 
 @contextmanager
 def rows_named(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
-    """Inside, a call of the model gives its layers the name of every row's adapter.
+    """Pass the name of every row's adapter to the layers of a model called in the body.
 
     Raises SubspaceError if one of these adapters is on parts of modules, which are the same for all rows.
     """
@@ -45,10 +45,10 @@ def rows_named(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]
 def _pass_names(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], adapter_names: list[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Give a layer the adapters of its rows; in beam search every row of the batch comes several times."""
+    """Pass a layer the adapters of its rows; in beam search every row of the batch occurs several times."""
     rows = len(args[0]) if args else len(adapter_names)
     times = rows // len(adapter_names) if rows % len(adapter_names) == 0 else 1
-    if isinstance(module, AuxiliaryTrainingWrapper):  # an adapter that does not train the module uses it as it was
+    if isinstance(module, AuxiliaryTrainingWrapper):  # an adapter that does not train the module uses the original
         adapter_names = [name if name in module._adapters else BASE for name in adapter_names]
     kwargs["adapter_names"] = [name for name in adapter_names for _ in range(times)]
     return args, kwargs

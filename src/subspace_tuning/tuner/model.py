@@ -1,9 +1,9 @@
-"""The one tuner: it puts layers into a model and leaves the rest to peft."""
+"""The tuner: it replaces modules of a model by layers and leaves the rest to peft."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import SubspaceError, nearest
-from .budget import entries_in, entries_of
+from .budget import entries_of
 from .calling import BASE
 from .card import TAG
 from .compat import check_adapters_not_merged, include_all_linear_layers
 from .config import SubspaceConfig
 from .entries import check_method
 from .fused import parts_of
+from .giving import give
 from .hooks import count_passes, penalise, remove_hooks
 from .layer import SubspaceLayer, layer_class
 from .loading import check_fit
-from .lora_form import Layout
 from .merging import check_merge
 from .mixing import rows_named
 from .naming import check_name
@@ -37,7 +37,8 @@ from .parameters import parameters, quiet_of_parameters
 from .reach import forget_unreached, warn_of_unreached
 from .requantised import tell
 from .sharding import leave_out_of_broadcasts
-from .targets import by_pattern, check_choice, check_targets, place, rank_of
+from .strength import strengths
+from .targets import check_choice, check_targets, place
 from .transaction import undone_on_failure
 from .tying import keep_scale, separate
 from .walking import Outside, layers_of, modules_of
@@ -49,8 +50,8 @@ class SubspaceModel(BaseTuner):
 
     prefix = "subspace_"
     tuner_layer_cls = SubspaceLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (peft declares it so);  the methods' placements take its place
-    _places: Counter[nn.Module | None]  # how many parents hold a module, while an adapter is put in
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (as in peft); replaced by the methods' placements
+    _places: Counter[nn.Module | None]  # how many parents a module has, while an adapter is added
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         adapters = getattr(model, "peft_config", {})
@@ -60,21 +61,21 @@ class SubspaceModel(BaseTuner):
         except BaseException:
             adapters.clear()
             adapters.update(before)
-            if not before and vars(model).get("_hf_peft_config_loaded"):  # transformers notes the adapter too early
+            if not before and vars(model).get("_hf_peft_config_loaded"):  # transformers registers the adapter too early
                 del model._hf_peft_config_loaded
             raise
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put an adapter into the model, after checking every module that it would touch.
+        """Add an adapter to the model, after checking every module that it would replace.
 
-        Whatever fails, the model, its adapters and the config are then as they were.
+        If anything fails, the model, its adapters and the config are restored.
 
         Raises:
             SubspaceError: the adapter's name or targets do not fit.
         """
         config = _own(self.peft_config[adapter_name])
         fields = dict(vars(config))
-        # Those whose flags peft changes on the way, and puts back.
+        # Those whose flags peft changes temporarily.
         touched = {adapter_name, *self.active_adapters}.union(*(layer.unfrozen for _, layer in layers_of(model)))
         try:
             with undone_on_failure(Outside(self, touched)), quiet_of_parameters(config):
@@ -94,7 +95,7 @@ class SubspaceModel(BaseTuner):
             check_targets(model, config)
             check_choice(model, config)
         else:
-            include_all_linear_layers(config, model)  # peft, with an Outside, would not know the class of the model
+            include_all_linear_layers(config, model)  # given an Outside, peft would not know the model's class
             places = {key.partition(f".{self.prefix}")[0] for key in state}
             for name, module in modules_of(model):
                 if name in places:
@@ -107,7 +108,7 @@ class SubspaceModel(BaseTuner):
         super().inject_adapter(walked, adapter_name, *args, **kwargs)
         self._places = Counter()  # which would keep the modules alive
         if isinstance(model, PreTrainedModel):
-            model.add_model_tags([TAG])  # so that every card that peft writes has it
+            model.add_model_tags([TAG])  # so that every card written by peft has it
         leave_out_of_broadcasts(model, adapter_name)
         if config.adds_to_loss:
             penalise(model, adapter_name, config)
@@ -157,6 +158,11 @@ class SubspaceModel(BaseTuner):
         self._give(_own(peft_config), adapter_name, layer, current_key)
         return layer
 
+    def _give(self, config: SubspaceConfig, adapter_name: str, layer: SubspaceLayer, name: str) -> None:
+        give(layer, adapter_name, config, name)
+        if adapter_name not in self.active_adapters:
+            layer.set_requires_grad(adapter_name, False)
+
     def _inject_parameters(
         self, peft_config: PeftConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
     ) -> list[str]:
@@ -169,43 +175,16 @@ class SubspaceModel(BaseTuner):
         warn_of_unreached(self.model)
         return [name for name, _ in found]
 
-    def _give(self, config: SubspaceConfig, adapter_name: str, layer: SubspaceLayer, current_key: str) -> None:
-        """Give a layer an adapter of a config's size there."""
-        layout = Layout.of(layer.get_base_layer())
-        config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
-        method, entries = config.resolved, entries_in(config, current_key, layer)
-        rank = method.rank_in(layer.in_features, layer.out_features, rank_of(config, current_key))
-        alpha = by_pattern(config, config.alpha_pattern, current_key, config.alpha)
-        layer.update_layer(
-            adapter_name,
-            method,
-            r=rank,
-            alpha=alpha,
-            scale=config.scale(alpha, rank),
-            dropout=config.dropout,
-            patterns=config.patterns,
-            pattern_weight=config.penalty_weight,
-            gate_weight=config.gate_weight if method.formula.has_gates else 0.0,
-            entries=entries,
-            directions=min(config.directions, layer.in_features, layer.out_features),
-            positions=None if config.positions is None else config.positions[current_key],
-            init_weights=config.init_weights,
-            save_constants=config.save_constants,
-            inference_mode=bool(config.inference_mode),
-        )
-        if adapter_name not in self.active_adapters:
-            layer.set_requires_grad(adapter_name, False)
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; in training, what the patterns and gates ask for joins the loss of the outputs.
+        """Run the model; in training, the penalties of patterns and gates are added to the loss in the outputs.
 
-        The model itself is called, and not its ``forward`` as peft does: a hook on it adds the penalty, since peft
-        leaves the tuner out where a model has no task type.
+        This calls the model itself, where peft calls its ``forward``: a hook on the model adds the penalty, since peft
+        bypasses the tuner if a model has no task type.
         """
         return self.model(*args, **kwargs)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter. If it alone was active, the first that is left becomes active, in every layer alike."""
+        """Delete an adapter. If it was the only active one, the first remaining one becomes active in every layer."""
         if adapter_name not in self.peft_config:
             raise ValueError(f"Adapter {adapter_name} does not exist")
         alone, walked = self.active_adapters == [adapter_name], Outside(self.model)
@@ -216,13 +195,26 @@ class SubspaceModel(BaseTuner):
             self.set_adapter(min(self.peft_config))
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make adapters the active ones."""
+        """Activate these adapters."""
         set_adapter(Outside(self.model), adapter_name, inference_mode, self.tuner_layer_cls)
         self.active_adapter = adapter_name
 
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], weights: float | Sequence[float | None] | None = None
+    ) -> None:
+        """Make adapters the active ones at these strengths, as diffusers' models do (see :func:`.strengths`).
+
+        Every layer's weight is W + t (phi(W) - W), with several adapters the sum of the changes. It is not saved.
+        """
+        chosen = strengths(adapter_names, weights, self.peft_config)
+        self.set_adapter(list(chosen))
+        for _, layer in layers_of(self.model):
+            for name, strength in chosen.items():
+                layer.set_scale(name, strength)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         for module in Outside(self.model).modules() if autocast_adapter_dtype else ():
-            if isinstance(module, SubspaceLayer):  # peft would look for the adapter in every other one
+            if isinstance(module, SubspaceLayer):  # peft would search every other adapter for it
                 module.raise_precision(adapter_name)
             elif isinstance(module, BaseTunerLayer):
                 cast_adapter_dtype(module, adapter_name)
@@ -231,7 +223,7 @@ class SubspaceModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Refuse what peft passes over: tensors that have no place here, and missing factors."""
+        """Refuse what peft ignores: tensors without a place in the model, and missing factors."""
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         check_fit(remapped, model, adapter_name, cls.prefix)
         return remapped
@@ -285,7 +277,7 @@ class SubspaceModel(BaseTuner):
         return model
 
     def _check_merge_allowed(self) -> None:
-        """Allow to merge tied weights, of which peft warns: the other holders keep the frozen one."""
+        """Allow merging tied weights, about which peft warns: the other holders keep the frozen one."""
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # What is saved whole may be a head of several modules; neither it nor a module with parts has one weight.

@@ -1,4 +1,4 @@
-"""Which names an adapter may have."""
+"""Names of adapters."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .config import SubspaceConfig
 
 
 def check_name(adapter_name: str, configs: Mapping[str, Any]) -> None:
-    """Raise SubspaceError if an adapter cannot have this name beside the adapters of these configs, its own among them.
+    """Raise SubspaceError if an adapter cannot have this name beside the adapters of these configs, including its own.
 
-    torch must take it for the name of a module, and peft finds the tensors of an adapter by the end of their names, so
-    no factor may be called like an adapter.
+    It must be a valid module name, and peft finds an adapter's tensors by the end of their names, so no factor may have
+    the name of an adapter.
     """
     if not isinstance(adapter_name, str) or adapter_name in ("", BASE) or "." in adapter_name:
         raise SubspaceError(f"an adapter cannot be called {adapter_name!r}; choose a name without dots")
     if hasattr(nn.ModuleDict(), adapter_name):
-        raise SubspaceError(f"an adapter cannot be called {adapter_name!r}, which torch's modules use themselves")
+        raise SubspaceError(f"an adapter cannot be called {adapter_name!r}, a name that torch's modules use themselves")
     formulas: dict[int, tuple[str, Formula]] = {}  # by identity: most adapters of a method share its formula
     for name, config in configs.items():
         if isinstance(config, SubspaceConfig):

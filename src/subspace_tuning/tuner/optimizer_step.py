@@ -1,7 +1,7 @@
-"""The penalties' gradients, added before an optimiser's step where no backward pass has reached them.
+"""The penalties' gradients, added before an optimiser's step if no backward pass has reached them.
 
-The gradient of a penalty is added where the factors are, once a step: after all accumulation, after the processes have
-averaged their gradients and after the loss scale is divided out. What clips gradients by their norm runs before it.
+The gradient of a penalty is added to the factors' gradients once per step: after accumulation, after the processes have
+averaged their gradients and after the loss scale is divided out. Gradient clipping runs before it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _installed: list[Any] = []
 
 
 def install() -> None:
-    """Have every optimiser of this process call ``before_step``, from the first call on."""
+    """Make every optimiser of this process call ``before_step``; later calls do nothing."""
     if not _installed:
         _installed.append(register_optimizer_step_pre_hook(before_step))
 
 
 def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Add what is missing; where the step is given a closure that runs the backward pass, at the end of it."""
+    """Add what is missing; if the step has a closure that runs the backward pass, at the end of the closure."""
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if not callable(closure):
         add_missing(optimizer)
@@ -49,14 +49,14 @@ def _closed(closure: Callable[[], Any], optimizer: Optimizer) -> Any:
 
 
 class Due(NamedTuple):
-    """A factor with a gradient that lacks its penalty's: ``gradient`` is that, or this process's part of it."""
+    """A factor whose gradient lacks its penalty's; ``gradient`` is that gradient, or this process's part of it."""
 
     place: int
     site: Penalised
     name: str
     factor: nn.Parameter
     gradient: Tensor
-    start: int | None  # of the part in the flattened factor, under ZeRO
+    start: int | None  # of the part within the flattened factor, under ZeRO
 
 
 def add_missing(optimizer: Optimizer) -> Tensor | None:
@@ -83,7 +83,7 @@ def add_missing(optimizer: Optimizer) -> Tensor | None:
 
 
 def _due(optimizer: Optimizer) -> list[Due]:
-    """Return the factors of an optimiser whose penalty is missing, in the optimiser's order, equal in all processes."""
+    """Return an optimiser's factors whose penalty is missing, in its own order, which is the same in all processes."""
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     places = {id(parameter): place for place, parameter in enumerate(own)}
     found = []
@@ -113,6 +113,6 @@ def _handle(site: Penalised, name: str, factor: nn.Parameter) -> None:
 
 
 def _handled(site: Penalised, name: str, factor: nn.Parameter) -> bool:
-    """Whether this gradient has its penalty: one optimiser may call the step of another, with the same gradients."""
+    """Return whether this gradient has its penalty: one optimiser may call another's step with the same gradients."""
     gradient, version = record(site.layer).handled.get((site.adapter, name), (None, 0))
     return gradient is not None and factor.grad is gradient() and factor.grad._version == version  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Base layers whose weight is no parameter but computed: torch's parametrisations, and the hooks that came before."""
+"""Base layers whose weight is computed: by torch's parametrisations, or by the older hooks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 
 
 def is_computed(module: nn.Module) -> bool:
-    """Whether the weight or the bias of a module is computed from other parameters."""
+    """Return whether the weight or the bias of a module is computed from other parameters."""
     return not isinstance(module, Part) and any(
         getattr(module, key, None) is not None and key not in module._parameters for key in ("weight", "bias")
     )
@@ -24,17 +24,17 @@ def is_computed(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def compute(module: nn.Module) -> None:
-    """Compute the weight of a module with a hook for it, which otherwise waits for the next call."""
+    """Compute the weight of a module whose hook would otherwise do so in the next call."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, _HOOKS):
             hook(module, ())
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of a module with the weight and bias that it has now as parameters."""
+    """Return a copy of a module with its current weight and bias as parameters."""
     compute(module)
     plain = copy.deepcopy(module)
-    if parametrize.is_parametrized(module):  # torch's own way out would take the class of the original with it
+    if parametrize.is_parametrized(module):  # torch's own function would also change the class of the original
         plain.__class__ = parametrize.type_before_parametrizations(module)
         for key in plain._modules.pop("parametrizations"):  # type: ignore[union-attr]
             plain.register_parameter(key, nn.Parameter(getattr(module, key).detach().clone(), requires_grad=False))

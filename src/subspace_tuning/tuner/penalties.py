@@ -1,4 +1,4 @@
-"""What patterns and gates add to the loss, and how orthogonal the factors have become."""
+"""The penalties that patterns and gates add to the loss, and the orthogonality of the factors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Factored(NamedTuple):
-    """The low-rank terms of one adapter in one module; ``enabled`` if the module's output depends on them now."""
+    """The low-rank terms of one adapter in one module; ``enabled`` if the module's output currently depends on them."""
 
     module: str
     adapter: str
@@ -40,22 +40,22 @@ def penalty(
     weight: float | None = None,
     reduction: str = patterns.MEAN,
 ) -> Tensor:
-    """Return what the active adapters' patterns and gates add to the loss, as a scalar on the model's device.
+    """Return the penalty of the active adapters' patterns and gates, as a scalar on the model's device.
 
-    In training, ``outputs.loss`` of a model with subspace adapters contains it already. A loop that computes its loss
-    elsewhere may add it; where no backward pass reaches it, its gradient is added before the optimiser's step (see
+    In training, ``outputs.loss`` of a model with subspace adapters already contains it. A loop that computes its loss
+    elsewhere may add it; if no backward pass reaches it, its gradient is added before the optimiser's step (see
     ``docs/patterns.md``). It is zero if there is nothing to add, and while adapters are disabled or merged.
 
-    For peft's own LoRA the pattern is given here: ``loss + penalty(model, pattern="orthogonal", weight=1e-3)``.
+    For peft's own LoRA, give the pattern: ``loss + penalty(model, pattern="orthogonal", weight=1e-3)``.
 
     Args:
         model: a model with subspace adapters, or with adapters of peft's LoRA.
-        pattern: instead of the config's; needed for peft's LoRA. "nonlinear" is no penalty.
-        weight: instead of the config's ``pattern_weight``; 1 if only ``pattern`` is given.
+        pattern: overrides the config's; needed for peft's LoRA. "nonlinear" has no penalty.
+        weight: overrides the config's ``pattern_weight``; 1 if only ``pattern`` is given.
         reduction: with ``pattern`` or ``weight``: the "mean" over each adapter's matrices, or their "sum".
 
     Raises:
-        SubspaceError: a pattern is given, and the model has no low-rank term, or no such pattern exists.
+        SubspaceError: the given pattern does not exist, or the model has no low-rank term for it.
     """
     if reduction not in patterns.REDUCTIONS:
         raise SubspaceError(f"unknown reduction {reduction!r}; {nearest(reduction, patterns.REDUCTIONS)}")
@@ -90,12 +90,12 @@ def _added_up(terms: Iterable[Tensor | None], model: nn.Module) -> Tensor:
 
 
 def penalised(model: nn.Module, adapter: str | None = None) -> Iterator[Penalised]:
-    """Yield all adapters, or one, in the modules where its config asks for a penalty, in use or not."""
+    """Yield all adapters, or one, in the modules where its config sets a penalty, whether active or not."""
     return _penalised(model, lambda layer: layer.adapters if adapter is None else layer.adapters.keys() & {adapter})
 
 
 def in_use(model: nn.Module) -> list[Penalised]:
-    """Return the penalised adapters that the output of their module depends on now."""
+    """Return the penalised adapters on which their module's output currently depends."""
     return [site for site in _penalised(model, lambda layer: layer.applied) if site.enabled()]
 
 
@@ -108,7 +108,7 @@ def _penalised(model: nn.Module, adapters: Callable[[SubspaceLayer], Iterable[st
 
 
 def pattern_penalty(site: Penalised) -> Tensor | None:
-    """Return the weighted penalty on the patterns of A and B in one module, None if there is none."""
+    """Return the weighted penalty on the patterns of A and B in one module, or None."""
     if not site.pattern_weight:
         return None
     return site.pattern_weight * _penalty_on(pairs_of(site.layer, site.adapter), site.patterns)
@@ -120,7 +120,7 @@ def _penalty_on(pairs: list[Pair], names: tuple[str, ...]) -> Tensor:
 
 
 def gate_penalty(site: Penalised) -> Tensor | None:
-    """Return the weighted number of gates in one module that are expected to be open, None if there are none."""
+    """Return the weighted expected number of open gates in one module, or None."""
     if not site.gate_weight:
         return None
     total: Tensor | None = None
@@ -135,10 +135,10 @@ def gate_penalty(site: Penalised) -> Tensor | None:
 def pairs_of(layer: SubspaceLayer, adapter: str) -> list[Pair]:
     """Return A and B of every low-rank term of an adapter, in every matrix of a stack.
 
-    They are gathered from all processes where they are sharded.
+    They are gathered from all processes if they are sharded.
     """
     terms = patterns.pairs(layer.adapters[adapter].method.formula)
-    # Not a set, whose order differs between processes: each name is gathered by all of them at once.
+    # Not a set, whose order differs between processes: all of them gather each name at the same time.
     names = dict.fromkeys(name for term in terms for name in (*term.down.names, *term.up.names))
     env = values_of(layer, adapter, names)
     found = [tuple(dense_each(side, env, layer.stacked) for side in (term.down, term.up)) for term in terms]
@@ -146,7 +146,7 @@ def pairs_of(layer: SubspaceLayer, adapter: str) -> list[Pair]:
 
 
 def values_of(layer: SubspaceLayer, adapter: str, names: Iterable[str]) -> dict[str, Any]:
-    """Return what these names of a formula stand for, gathered from all processes where they are sharded."""
+    """Return the values of these names, gathered from all processes if they are sharded."""
     layer.follow_moves(adapter)
     state = layer.adapters[adapter]
     parameters: Mapping[str, Any] = layer.subspace_params[adapter]  # type: ignore[assignment]
@@ -162,7 +162,7 @@ def values_of(layer: SubspaceLayer, adapter: str, names: Iterable[str]) -> dict[
 
 
 def _copied(parameter: Tensor) -> Tensor:
-    """Return a factor's whole value; what ZeRO-3 holds in parts as a copy that outlives the gathering."""
+    """Return a factor's whole value; under ZeRO-3, a copy that outlives the gathering."""
     if not partitioned(parameter):
         return whole(parameter)
     with gathered([parameter]):
@@ -170,9 +170,9 @@ def _copied(parameter: Tensor) -> Tensor:
 
 
 def orthogonality(model: nn.Module) -> dict[str, Orthogonality]:
-    """Return for every adapted module how orthogonal A's columns and B's rows are, of each active adapter.
+    """Return how orthogonal A's columns and B's rows are, for every adapted module and active adapter.
 
-    A method with several low-rank terms has an entry for each, with its number from the second on.
+    A method with several low-rank terms has an entry for each, numbered from the second on.
     """
     return {
         ".".join((one.module, one.adapter, *([str(number)] if number > 1 else []))): patterns.orthogonality(A, B)
@@ -209,7 +209,7 @@ def _overridden(
     else:
         found = [(one.adapter, one.pairs, wanted, one.enabled, one.matrices) for one in factored(model)]
         if not found:
-            raise SubspaceError("a pattern is given, and no active adapter of the model has factors A and B")
+            raise SubspaceError("a pattern is given, but no active adapter of the model has factors A and B")
     counts: Counter[str] = Counter()
     for adapter, *_, matrices in found:
         counts[adapter] += matrices
@@ -220,7 +220,7 @@ def _overridden(
 
 
 def _lora(layer: Any, adapter: str) -> Pair | None:
-    """Return peft's factors as A (n x r) and B (r x m); convolutions with their windows among the inputs."""
+    """Return peft's factors as A (n x r) and B (r x m); a convolution's inputs include its window."""
     if adapter in layer.lora_A:
         return layer.lora_A[adapter].weight.flatten(1).T, layer.lora_B[adapter].weight.flatten(1).T
     if adapter in layer.lora_embedding_A:

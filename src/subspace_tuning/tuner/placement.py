@@ -1,4 +1,4 @@
-"""From a method's roles to a model's modules: by the table, else by names and shapes, else as peft's LoRA has it."""
+"""From a method's roles to a model's modules: by the table, by names and shapes, or by peft's targets for LoRA."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .roles import target_modules
 def by_role(
     modules: Iterable[tuple[str, nn.Module]], model_type: str | None, roles: Collection[str]
 ) -> list[str] | str | None:
-    """Return peft's ``target_modules`` for the modules that play roles, None where nothing is recognised.
+    """Return peft's ``target_modules`` for the modules that play roles, or None if nothing is recognised.
 
-    A model whose type the table lacks is warned of, with what was chosen.
+    A model type that is not in the table causes a warning that lists the choice.
 
     Args:
-        modules: the model's modules that may be adapted, with their names.
-        model_type: of the model's configuration, None if it has none.
+        modules: the model's adaptable modules, with their names.
+        model_type: the type in the model's configuration, or None.
         roles: a method's placement.
 
     Raises:
@@ -36,9 +36,9 @@ def by_role(
     played = {role: found[role] for role in PLACES if role in roles and role in found}
     untold = f"model type {model_type!r} is not in the table of placements" if model_type else "a model without a type"
     if played:
-        told = "; ".join(f"{role} {in_short(names)}" for role, names in played.items())
+        inferred = "; ".join(f"{role} {in_short(names)}" for role, names in played.items())
         warnings.warn(
-            f"{untold}: inferred from names and shapes are {told}. Pass target_modules to choose others",
+            f"{untold}: inferred from names and shapes are {inferred}. Pass target_modules to choose others",
             stacklevel=2,
         )
         names = dict.fromkeys(name for names in played.values() for name in names)

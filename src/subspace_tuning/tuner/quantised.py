@@ -1,7 +1,7 @@
-"""Quantised layers: one door to the weights of every library that quantises linear layers.
+"""Quantised layers: one interface, the door, to the weights of every library that quantises linear layers.
 
-A layer runs itself, in its library's own kernels. A :class:`Door` says what else its weight can do; it is recognised
-by the layer's type, so no library is imported that the layer does not come from.
+A layer runs in its library's own kernels. A :class:`Door` provides the other operations on its weight; it is chosen by
+the layer's type, so only the library of the layer is imported.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _UNFINISHED = "is not quantised yet: move the model to the device where it will run"
 
 Settings: TypeAlias = Mapping[str, Any]
-"""How a model was quantised, as peft's ``get_quantization_kwargs`` tells it."""
+"""How a model was quantised, from peft's ``get_quantization_kwargs``."""
 
 
 class Door(Operator):
     """W of a quantised linear layer, n x m.
 
-    A library needs a subclass that recognises its layers. Everything else has a default, which runs the layer.
+    Each library has a subclass that recognises its layers. Everything else has a default that runs the layer.
     """
 
     library: ClassVar[str]
@@ -52,14 +52,14 @@ class Door(Operator):
     @classmethod
     @abstractmethod
     def fits(cls, module: nn.Module) -> bool:
-        """Whether the library made a module."""
+        """Return whether a module comes from the library."""
 
     def problem(self) -> str | None:
-        """Return why the layer cannot be adapted as it is now, None if it can."""
+        """Return why the layer cannot be adapted in its current state, or None if it can."""
         return None
 
     def run(self, x: Tensor) -> Tensor:
-        """Return the layer's own output, its bias included."""
+        """Return the layer's own output, including its bias."""
         return self._with_gradient(partial(type(self.module).forward, self.module), x)
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -70,11 +70,11 @@ class Door(Operator):
             return self.multiply(torch.eye(self.shape[0], dtype=self.dtype, device=self.device))
 
     def check_requantising(self, settings: Settings) -> None:
-        """Raise SubspaceError if the library cannot quantise a weight again, or needs settings that are not known."""
+        """Raise SubspaceError if the library cannot quantise a weight again, or needs settings that are unknown."""
         raise self._final()
 
     def requantised(self, weight: Tensor, settings: Settings) -> nn.Module:
-        """Return a copy of the layer that holds another weight (m x n), quantised as its own was.
+        """Return a copy of the layer with another weight (m x n), quantised in the same way.
 
         Raises:
             SubspaceError: as ``check_requantising``.
@@ -94,9 +94,9 @@ class Door(Operator):
 
 
 class _Straight(torch.autograd.Function):
-    """A product with W by a layer, and its gradient by the W that is dequantised then, and not kept from the product.
+    """A layer's product with W, whose gradient dequantises W in the backward pass instead of keeping it.
 
-    Of the libraries some pass no gradient on, and torchao keeps every dequantised W until the backward pass.
+    Some libraries pass no gradient on, and torchao keeps every dequantised W until the backward pass.
     """
 
     @staticmethod
@@ -119,13 +119,13 @@ class _ByPeft(Door):
             return self.backend.get_base_weight(self.module).detach().T
 
     def check_requantising(self, settings: Settings) -> None:
-        """peft can."""
+        """Do nothing: peft can requantise it."""
 
     def requantised(self, weight: Tensor, settings: Settings) -> nn.Module:
         return self._replaced(weight, self.backend)
 
     def _replaced(self, weight: Tensor, backend: QuantizationBackend) -> nn.Module:
-        # On a copy: peft writes into the parameter that it replaces.
+        # On a copy: peft overwrites the parameter that it replaces.
         layer = SimpleNamespace(base_layer=copy.deepcopy(self.module))
         layer.get_base_layer = lambda: layer.base_layer
         backend.set_base_weight(layer, weight)
@@ -150,7 +150,7 @@ class _Bitsandbytes4(_ByPeft):
         return _UNFINISHED if self.state is None and not self.module.weight.is_meta else None
 
     def dequantise(self) -> Tensor:
-        # In evaluation some CPUs pack the weight in a way that only the layer itself reads.
+        # In evaluation the weight may be packed for the CPU in a format that only the layer itself can read.
         packed = getattr(self.state, "packing_format_for_cpu", False)
         return Door.dequantise(self) if packed else super().dequantise()
 
@@ -184,8 +184,8 @@ class _Torchao(_ByPeft):
     def check_requantising(self, settings: Settings) -> None:
         if "get_apply_tensor_subclass" not in settings:
             raise SubspaceError(
-                "the model does not tell how torchao quantised it, so a merged weight cannot be quantised again: load "
-                "it by from_pretrained with quantization_config, or save the adapter and merge it into the original"
+                "the model does not record how torchao quantised it, so a merged weight cannot be quantised again: "
+                "load it with from_pretrained and a quantization_config, or merge the saved adapter into the original"
             )
 
     def requantised(self, weight: Tensor, settings: Settings) -> nn.Module:
@@ -201,7 +201,7 @@ class _Hqq(_ByPeft):
         return isinstance(getattr(module, "W_q", None), Tensor) and _has(module, "dequantize")
 
     def check_requantising(self, settings: Settings) -> None:
-        if not type(self.module).__module__.startswith("hqq."):  # of its kind, but not HQQ's own
+        if not type(self.module).__module__.startswith("hqq."):  # similar, but not HQQ's own
             Door.check_requantising(self, settings)
 
 
@@ -216,7 +216,7 @@ class _Packed(Door):
 
 
 class _Float8(Door):
-    """A layer that holds its weight as float8 and has a forward of its own, which knows the scales."""
+    """A layer with a float8 weight and its own forward, which applies the scales."""
 
     library = "float8"
 
@@ -228,7 +228,7 @@ class _Float8(Door):
 
 
 class _Own(Door):
-    """A layer that offers what a door does: ``multiply``, ``multiply_transposed`` and ``dequantise``."""
+    """A layer with a door's own methods: ``multiply``, ``multiply_transposed`` and ``dequantise``."""
 
     library = "the layer's own kind"
 
@@ -248,11 +248,11 @@ class _Own(Door):
 
 
 DOORS: list[type[Door]] = [_Own, _Bitsandbytes4, _Bitsandbytes8, _Torchao, _Hqq, _Packed, _Float8]
-"""The kinds of quantised layers that are known. The first that fits a layer is taken."""
+"""The known kinds of quantised layers. The first that fits is used."""
 
 
 def door_of(module: nn.Module) -> Door | None:
-    """Return the door to a quantised layer's weight, None for a module that is not quantised, or not in a known way."""
+    """Return the door to a quantised layer's weight, or None if a module is not quantised in a known way."""
     return next((door(module) for door in DOORS if door.fits(module)), None)
 
 
@@ -263,24 +263,24 @@ def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _weight_of(module: nn.Module) -> Any:
-    """Return a module's own parameter, which no property or attribute of a subclass stands before."""
+    """Return a module's own parameter, bypassing properties and attributes of subclasses."""
     return module.__dict__.get("_parameters", {}).get("weight")
 
 
 def _of(weight: Any, package: str, name: str | None = None) -> bool:
-    """Whether a tensor is of a package's own type."""
+    """Return whether a tensor's type belongs to a package."""
     own = type(weight)
     return own.__module__.partition(".")[0] == package and name in (None, own.__name__)
 
 
 def _has(module: nn.Module, *methods: str) -> bool:
-    """Whether a module tells its sizes, and has these methods."""
+    """Return whether a module has its sizes as attributes, and these methods."""
     sizes = all(isinstance(getattr(module, size, None), int) for size in ("in_features", "out_features"))
     return sizes and all(callable(getattr(module, method, None)) for method in methods)
 
 
 def _without_bias(module: nn.Module) -> nn.Module:
-    """Return a module without its bias that shares all else. The module itself may be running in another thread."""
+    """Return a copy without the bias that shares everything else. The module may be running in another thread."""
     if getattr(module, "bias", None) is None:
         return module
     bare = copy.copy(module)

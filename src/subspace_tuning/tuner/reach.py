@@ -1,4 +1,4 @@
-"""A warning for adapted modules that take no part in a forward pass: nothing calls them or reads their weight."""
+"""A warning for adapted modules that a forward pass does not use: nothing calls them or reads their weight."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .walking import layers_of
 def warn_of_unreached(model: nn.Module) -> None:
     """Warn of adapted modules that a forward pass of a model does not reach.
 
-    After its first training pass every such module is named. Outside training, where a model may well be called in
-    part, only an adapter that nothing at all reaches is.
+    The first training pass names every such module. Outside training, where only part of a model may be called, a
+    warning needs an adapter that is not reached at all.
     """
     for report in (_report, _report_idle):
         if report not in model._forward_hooks.values():
@@ -26,7 +26,7 @@ def warn_of_unreached(model: nn.Module) -> None:
 
 
 def forget_unreached(model: nn.Module) -> None:
-    """Do not warn any more."""
+    """Stop warning."""
     _remove(model, _report)
     _remove(model, _report_idle)
 
@@ -37,7 +37,7 @@ def _remove(model: nn.Module, hook: Callable[..., None]) -> None:
 
 
 def _report(model: nn.Module, args: Any, outputs: Any) -> None:
-    """Warn once. Where a module of the same name in another layer or expert was reached, it may be this one's turn."""
+    """Warn once, except of a module whose namesake in another layer or expert was reached: its turn may come."""
     if not model.training or torch.compiler.is_compiling():
         return
     layers = _applied(model)
@@ -48,7 +48,7 @@ def _report(model: nn.Module, args: Any, outputs: Any) -> None:
     missed = {name: layer for name, layer in layers.items() if _without_numbers(name) not in reached}
     if missed:
         warnings.warn(
-            f"adapted modules took no part in a training forward, so nothing there trains: {_named(model, missed)}; "
+            f"adapted modules were not used in a training pass, so nothing in them trains: {_named(model, missed)}; "
             "leave them out with exclude_modules, or adapt the modules that are called",
             stacklevel=2,
         )
@@ -58,7 +58,7 @@ def _report_idle(model: nn.Module, args: Any, outputs: Any) -> None:
     if model.training or torch.compiler.is_compiling():
         return
     first = next((layer for _, layer in layers_of(model)), None)
-    if first is None or first.disable_adapters or first.merged:  # and so are all: do not look through them every time
+    if first is None or first.disable_adapters or first.merged:  # then all are: do not search them every time
         return
     layers = _applied(model)
     if not layers:
@@ -66,7 +66,7 @@ def _report_idle(model: nn.Module, args: Any, outputs: Any) -> None:
     _remove(model, _report_idle)
     if not any(layer.reached for layer in layers.values()):
         warnings.warn(
-            f"no adapted module took part in a forward pass, so the adapter changes nothing: {_named(model, layers)}; "
+            f"no adapted module was used in a forward pass, so the adapter changes nothing: {_named(model, layers)}; "
             "adapt the modules that are called",
             stacklevel=2,
         )
@@ -86,8 +86,8 @@ def _without_numbers(name: str) -> str:
 
 
 def _sharing(model: nn.Module, layer: SubspaceLayer) -> str:
-    """Tell which other modules hold the layer's weight."""
+    """Return which other modules share the layer's weight."""
     own, weight = layer.get_base_layer(), layer.frozen_weight
     holders = [name for name, part in model.named_modules() if part._parameters.get("weight") is weight and part != own]
     names = ", ".join(name.removesuffix(".base_layer") for name in holders)
-    return f" (its weight is also that of {names})" if names else ""
+    return f" (it shares its weight with {names})" if names else ""

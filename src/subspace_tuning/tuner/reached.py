@@ -1,7 +1,7 @@
-"""Which penalties a backward pass has reached since the optimiser's last step, and which it has not.
+"""Records which penalties a backward pass has reached since the optimiser's last step.
 
 A penalty is part of the loss that the model computes. A trainer that computes its loss elsewhere never differentiates
-it; then ``optimizer_step`` adds its gradient. So that it acts exactly once, a hook on every penalty notes the factors
+it; ``optimizer_step`` then adds its gradient. So that it acts exactly once, a hook on every penalty records the factors
 that a backward pass reached through it.
 """
 
@@ -29,7 +29,7 @@ class Penalised(NamedTuple):
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The patterns, of which some are penalties."""
+        """The patterns, some of which are penalties."""
         return self.layer.adapters[self.adapter].patterns
 
     @property
@@ -39,16 +39,16 @@ class Penalised(NamedTuple):
 
     @property
     def gate_weight(self) -> float:
-        """The weight of each gate that is expected to be open."""
+        """The weight of each gate expected to be open."""
         return self.layer.adapters[self.adapter].gate_weight
 
     def enabled(self) -> bool:
-        """Whether the module's output depends on the adapter now."""
+        """Return whether the module's output currently depends on the adapter."""
         layer = self.layer
         return self.adapter in layer.active_adapters and not layer.disable_adapters and not layer.merged
 
     def factors(self) -> dict[str, nn.Parameter]:
-        """Return the factors that the penalty depends on, by name."""
+        """Return the factors on which the penalty depends, by name."""
         names: set[str] = set()
         formula = self.layer.adapters[self.adapter].method.formula
         if self.pattern_weight:
@@ -62,18 +62,18 @@ class Penalised(NamedTuple):
 
 @dataclass
 class Record:
-    """What has come to the factors of one layer; factors are named as (adapter, name)."""
+    """What has reached the factors of one layer; a factor's key is (adapter, name)."""
 
     reached: set[tuple[str, str]] = field(default_factory=set)
     handled: dict[tuple[str, str], tuple[ref[Tensor], int]] = field(default_factory=dict)
-    acted: bool = False  # some penalty has reached a gradient since this was last asked
+    acted: bool = False  # a penalty has reached a gradient since this was last read
 
 
 _RECORDS: WeakKeyDictionary[SubspaceLayer, Record] = WeakKeyDictionary()
 
 
 def record(layer: SubspaceLayer) -> Record:
-    """Return the record of a layer, which is kept as long as the layer lives."""
+    """Return the record of a layer, which lives as long as the layer."""
     return _RECORDS.setdefault(layer, Record())
 
 
@@ -87,7 +87,7 @@ def recorded() -> Iterator[Penalised]:
 
 
 def note_backward(total: Tensor, sites: Iterable[Penalised]) -> None:
-    """Note the factors of these sites as reached when a backward pass reaches a penalty."""
+    """Record the factors of these sites as reached when a backward pass reaches a penalty."""
     if not total.requires_grad or torch.compiler.is_compiling() or functorch_is_active():
         return
     keys = [(record(site.layer), [(site.adapter, name) for name in site.factors()]) for site in sites]

@@ -1,8 +1,8 @@
-"""Roles by names and shapes, for a model whose type is not in the table of architectures.
+"""Roles inferred from names and shapes, for a model whose type is not in the table of architectures.
 
-Only matrices within repeated blocks are looked at, so heads, embeddings and projections between towers play no role.
-In a block a module's name decides what it does in the attention, and its name and shape what it does in the
-feed-forward block. What neither decides (a router, a relative position) plays no role.
+Only matrices within repeated blocks are considered, so heads, embeddings and projections between towers have no role.
+Within a block, a module's name decides its role in the attention, and its name and shape its role in the feed-forward
+block. Undecided modules (a router, a relative position) have no role.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _GENERIC = re.compile(r"\d+|dense|linear|lin|layer|proj")
 
 
 def recognise(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, list[str]]:
-    """Return the names of the modules that seem to play each role, without the roles that none plays."""
+    """Return the names of the modules inferred for each role, without empty roles."""
     by_name = dict(modules)
     blocks: dict[str, Shapes] = defaultdict(dict)  # by the block's name: its matrices
     for name, module in by_name.items():
@@ -51,7 +51,7 @@ def recognise(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, list[str]]:
         if start and isinstance(kind, (LinearKind, Conv1DKind)) and not _is_outside(name[start.end() :]):
             n, m = kind.held(module).shape
             blocks[start[0]][name[start.end() :]] = (n, m)
-    if any("language_model." in block for block in blocks):  # with other towers beside it
+    if any("language_model." in block for block in blocks):  # beside other towers
         blocks = {block: shapes for block, shapes in blocks.items() if "language_model." in block}
     repeated = Counter(_as_pattern(block) for block in blocks)
     found: dict[str, list[str]] = {role: [] for role in PLACES}
@@ -72,12 +72,12 @@ def recognise(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, list[str]]:
 
 
 def in_short(names: Iterable[str]) -> str:
-    """Return names in short, the repeated ones once: layers.*.mlp.up_proj."""
+    """Return names in short form, with numbers collapsed: layers.*.mlp.up_proj."""
     return ", ".join(dict.fromkeys(re.sub(r"(?<![^.])\d+(?=\.)", "*", name) for name in names))
 
 
 def _attention(shapes: Shapes) -> dict[str, tuple[str, ...]]:
-    """Return what each matrix of a block does in its attentions."""
+    """Return the roles of a block's matrices in its attentions."""
     found: dict[str, tuple[str, ...]] = {}
     for name in shapes:
         parent, _, leaf = name.rpartition(".")
@@ -105,11 +105,11 @@ def _attention(shapes: Shapes) -> dict[str, tuple[str, ...]]:
 
 
 def _feed_forward(shapes: Shapes) -> dict[str, tuple[str, ...]]:
-    """Return what each matrix of a block does in its feed-forward networks."""
+    """Return the roles of a block's matrices in its feed-forward networks."""
     widths = Counter(n for n, m in shapes.values() if m > n) + Counter(m for n, m in shapes.values() if m < n)
     width = widths.most_common(1)[0][0] if widths else None  # of the residual stream
     leaves = {name.rpartition(".")[2] for name in shapes}
-    halves = {2 * n for n, m in shapes.values() if m == width and n > m}  # of a gate and its partner in one matrix
+    halves = {2 * n for n, m in shapes.values() if m == width and n > m}  # of a fused gate and its partner
     found: dict[str, tuple[str, ...]] = {}
     for name, (n, m) in shapes.items():
         words = _words(name.rpartition(".")[2])

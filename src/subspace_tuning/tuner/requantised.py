@@ -1,4 +1,4 @@
-"""What merging into quantised weights loses: the merged weight is quantised again, and the error is told."""
+"""The error of merging into quantised weights: the merged weight is quantised again, and the error is reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Requantised(NamedTuple):
 
     Attributes:
         of_weight: relative to phi(W).
-        of_change: relative to phi(W) - W. Above 1 the quantisation changed the weight more than the adapter did.
+        of_change: relative to phi(W) - W. Above 1, quantising changed the weight more than the adapter did.
     """
 
     of_weight: float
@@ -26,14 +26,14 @@ class Requantised(NamedTuple):
 
     @classmethod
     def measured(cls, stored: Tensor, wanted: Tensor, before: Tensor) -> Requantised:
-        """Compare the weight that is stored with the one that was wanted and the one before."""
+        """Compare the stored weight with the exact merged weight and with the previous one."""
         wanted = wanted.float()
         error, size, change = map(torch.linalg.vector_norm, (stored.float() - wanted, wanted, wanted - before.float()))
         return cls(float(error / size), float(error / change))
 
 
 def tell(layers: Mapping[str, MergingLayer]) -> None:
-    """Warn once of what the layers of a model lost when they were merged."""
+    """Warn once of the errors of a model's layers when they were merged."""
     found = {name: layer.requantised for name, layer in layers.items() if layer.requantised is not None}
     if not found:
         return

@@ -1,4 +1,4 @@
-"""Which method a config means: a registered one or what its formula makes, under its patterns."""
+"""The method of a config: registered, or made from its formula, under its patterns."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def resolve(config: SubspaceConfig, registered: Method | None) -> Method:
 
     Args:
         config: the config.
-        registered: the registered method of its name, None if there is none.
+        registered: the registered method of its name, or None.
 
     Raises:
-        SubspaceError: the config names none, or one whose formula or starts are others here.
+        SubspaceError: the config names no method, or one with another formula or other starts than registered.
     """
     for name in ("method", "formula"):
         if not isinstance(getattr(config, name), (str, type(None))):
@@ -36,13 +36,13 @@ def resolve(config: SubspaceConfig, registered: Method | None) -> Method:
         return _named(config)
     own = methods.from_formula(config.formula, config.starts, config.method or "formula")
     wanted = patterns_of(config, own)
-    if has_pair(own.formula) and not own.formula.is_linear:  # a loaded formula has its nonlinearity already
+    if has_pair(own.formula) and not own.formula.is_linear:  # a loaded formula already has its nonlinearity
         wanted = tuple(name for name in wanted if name != NONLINEAR)
     return constrained(own, wanted, config.nonlinearity)
 
 
 def patterns_of(config: SubspaceConfig, method: Method) -> tuple[str, ...]:
-    """Return the patterns that hold for a method: the config's, or its own."""
+    """Return the patterns in effect for a method: the config's, or its own."""
     return method.pattern if config.pattern is None else read_patterns(config.pattern)
 
 
@@ -56,5 +56,5 @@ def _named(config: SubspaceConfig) -> Method:
         )
     if config.starts and config.starts != dict(known.starts):
         own_starts = ", ".join(f"{name} at {start}" for name, start in known.starts.items()) or "inferred ones"
-        raise SubspaceError(f"starts go with a formula; method {known.name!r} has its own ({own_starts})")
+        raise SubspaceError(f"starts are for formulas, and method {known.name!r} has its own ({own_starts})")
     return patterned

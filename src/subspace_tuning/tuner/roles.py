@@ -1,8 +1,8 @@
-r"""Where a method goes: the roles in a transformer block, and the modules that play them in each architecture.
+r"""Roles in a transformer block, and the modules that play them in each architecture.
 
-A method's placement speaks of roles ("key", "value", "ffn_in"), peft of module names; the one table here translates.
-A projection that an architecture fuses plays every role it contains: GPT-2's `attn.c_attn` is query, key and value.
-The cross-attention of an encoder-decoder is attention like any other. Poolers and task heads play no role.
+A method's placement is given in roles ("key", "value", "ffn_in"), peft's targets in module names; this file translates.
+A fused projection plays every role it contains: GPT-2's `attn.c_attn` is query, key and value. The cross-attention of
+an encoder-decoder is attention like any other. Poolers and task heads have no role.
 
 Examples:
     >>> print(target_modules("bert", ["key", "ffn_in"]))
@@ -21,12 +21,12 @@ __all__ = ["ROLES", "known_model_types", "target_modules"]
 
 
 def known_model_types() -> tuple[str, ...]:
-    """The values of `model.config.model_type` that the table has."""
+    """Return the values of `model.config.model_type` in the table."""
     return tuple(ARCHITECTURES)
 
 
 def target_modules(model_type: str, roles: Iterable[str]) -> str:
-    """The regular expression for peft's `target_modules` that matches the modules playing `roles`, and no others.
+    """Return the regular expression for peft's `target_modules` that matches exactly the modules playing `roles`.
 
     A role that the architecture lacks is left out: BERT's feed-forward block has no gate.
 
@@ -35,7 +35,7 @@ def target_modules(model_type: str, roles: Iterable[str]) -> str:
         roles: some of `ROLES`, in any order.
 
     Raises:
-        SubspaceError: a `ValueError`, for an unknown model type or role, or if the architecture has none of the roles.
+        SubspaceError: the model type or a role is unknown, or the architecture has none of the roles.
     """
     wanted = frozenset(roles)
     if unknown := sorted(wanted.difference(PLACES)):

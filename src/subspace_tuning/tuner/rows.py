@@ -1,4 +1,4 @@
-"""Inputs of a layer as rows that are no tensor: indices of an embedding, and patches of a convolution."""
+"""Layer inputs as rows that are not tensors: indices of an embedding, and patches of a convolution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class OneHot:
-    """Rows of an identity, given by their indices: a product with a matrix looks its rows up."""
+    """Rows of the identity, given by their indices: a product with a matrix looks up the matrix's rows."""
 
     indices: Tensor
     weight: Tensor
@@ -26,7 +26,7 @@ class OneHot:
         return replace(self, scales=own if self.scales is None else self.scales * own)
 
     def dropout(self, probability: float) -> OneHot:
-        return self  # indices have nothing to drop
+        return self  # there is no dropout on indices
 
     def materialise(self) -> Tensor:
         return self.matmul(torch.eye(len(self.weight), device=self.weight.device, dtype=self.weight.dtype))
@@ -34,7 +34,7 @@ class OneHot:
 
 @dataclass(frozen=True)
 class Patches:
-    """The patches of a convolution's input: a product with a matrix is a convolution with it as the kernel.
+    """The patches of a convolution's input: a product with a matrix is a convolution with that kernel.
 
     With groups the rows are (..., position, group), each the patch of one group.
     """
@@ -52,8 +52,8 @@ class Patches:
             kernel = kernel.repeat(groups, *(1 for _ in window))
         y: Tensor = self.module._conv_forward(self.x, kernel, None).movedim(-self.module.weight.dim() + 1, -1)
         if len(kernel) < self.module.out_channels:
-            # The next product copies these narrow rows, or else multiplies them batch by batch, with other last bits,
-            # according to whether its matrix trains. So a loaded adapter would not be the saved one bit for bit.
+            # The next product copies these narrow rows, or multiplies them batch by batch with different last bits,
+            # depending on whether its matrix trains. Then a loaded adapter would not equal the saved one bit for bit.
             y = y.contiguous()
         return y.unflatten(-1, (groups, -1)) if groups > 1 else y
 

@@ -23,24 +23,26 @@ from .calling import (
     tensors_replaced,
     the_input,
 )
-from .evaluation import Evaluation
+from .evaluation import Evaluation, at_strength
+from .lanes import Mixture, mixed
 from .switching import SwitchingLayer
 from .weights import bring_back, is_offloaded, whole
 
 
 class RunningLayer(SwitchingLayer):
-    """The part of a ``SubspaceLayer`` that is called."""
+    """The part of a ``SubspaceLayer`` that runs its forward pass."""
 
     base_layer: nn.Module
     reached: bool  # called, or read in place of a call
-    _evaluation: Evaluation | None  # of the state in which the layer was called last
+    _evaluation: Evaluation | None  # of the state at the last call
+    _mixtures: dict[tuple[str, ...], Mixture]  # of the last batches with ``adapter_names``, by these
     _knows_forward: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the base layer's output with phi(W) for the active adapters, or row by row for ``adapter_names``.
 
-        A base layer with hooks, or with a forward of its own, is called as it is: hooks run around the adapted forward,
-        and an own forward finds phi(W) in place of its weight.
+        A base layer with hooks or a custom forward is called itself: hooks run around the adapted forward, and a custom
+        forward finds phi(W) in place of its weight.
         """
         compiling, found = torch.compiler.is_compiling(), self._evaluation
         if found is not None and len(args) == 1 and not kwargs and not compiling and found.holds(self):
@@ -55,7 +57,7 @@ class RunningLayer(SwitchingLayer):
         return self._forward(*args, **kwargs)
 
     def _offloaded(self) -> bool:
-        """Whether accelerate keeps the base layer or an active adapter elsewhere until they run."""
+        """Return whether accelerate has offloaded the base layer or an active adapter."""
         every = (self.subspace_params, self.subspace_constants)
         active = (tensors[name] for tensors in every for name in self.active_adapters if name in tensors)
         return is_offloaded(self.get_base_layer()) or any(map(is_offloaded, active))
@@ -76,7 +78,7 @@ class RunningLayer(SwitchingLayer):
     def _called(
         self, compute: Callable[[Tensor], Tensor], through: Callable[..., Any], args: Args, kwargs: Kwargs
     ) -> Any:
-        """Compute the output, inside the base layer's hooks if it has any, or go through a forward of its own."""
+        """Compute the output, inside the base layer's hooks if it has any, or through its custom forward."""
         base = self.get_base_layer()
         slot = forward_slot(base) if self._knows_forward else None
         if slot is None:
@@ -96,7 +98,7 @@ class RunningLayer(SwitchingLayer):
         return type(base).forward(base, x)  # type: ignore[no-any-return]
 
     def _outputs(self, x: Tensor, names: Sequence[str]) -> Tensor:
-        """Return the output with some adapters: the frozen one plus what each of them changes at the frozen weight."""
+        """Return the output with some adapters: the frozen output plus their changes at the frozen weight."""
         base = self.get_base_layer()
         if names and self.kind.forms_weight(base) and all(map(self._is_plain_weight, names)):
             with tensors_replaced(base, self._effective(names)):
@@ -107,7 +109,7 @@ class RunningLayer(SwitchingLayer):
         return frozen if not names else frozen + sum(self._at_strength(x, name) - frozen for name in names)
 
     def _effective(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return weight and bias as a call applies them with these adapters."""
+        """Return the weight and bias that a call applies with these adapters."""
         for name in names:
             self._check_filled(name)
         bias = self.frozen_bias
@@ -115,9 +117,9 @@ class RunningLayer(SwitchingLayer):
         return self._changed(tensors, names, self.training)
 
     def _through(self, names: Sequence[str], args: Args, kwargs: Kwargs) -> Any:
-        """Call a forward of the base layer's own with phi(W) in place of W.
+        """Call the base layer's custom forward with phi(W) in place of W.
 
-        If it only replaced the known forward in this one module, what has no dense form is added to its output.
+        If it only replaces the known forward of this one module, adapters without a dense form are added to its output.
         """
         base = self.get_base_layer()
         for name in names:
@@ -144,17 +146,16 @@ class RunningLayer(SwitchingLayer):
             return self.base_layer(*args, **kwargs)
 
     def _is_plain_weight(self, name: str) -> bool:
-        """Whether this call of an adapter is one with phi(W), and drops nothing of the input."""
+        """Return whether this call applies an adapter as phi(W), without dropout on the input."""
         state = self.adapters[name]
         return state.method.formula.is_linear and not (self.training and state.dropout)
 
     def _at_strength(self, x: Tensor, name: str) -> Tensor:
-        """Return the output with one adapter, its change of the frozen output times the adapter's strength."""
+        """Return the output with one adapter, whose change of the frozen output is multiplied by its strength."""
         y, strength = self._adapted(x, name), self.adapters[name].strength
         if strength == 1.0:
             return y
-        frozen = self._plain(x)
-        return frozen + strength * (y - frozen)
+        return at_strength(y, self._plain(x), strength)
 
     def _adapted(self, x: Tensor, name: str) -> Tensor:
         """Return the output with one adapter."""
@@ -162,7 +163,7 @@ class RunningLayer(SwitchingLayer):
         return Evaluation(self, name)(x)
 
     def _mixed_batch(self, adapter_names: Sequence[str], args: Args, kwargs: Kwargs) -> Any:
-        """Give every row of the batch its own adapter."""
+        """Apply to every row of the batch its own adapter."""
         if self.merged:
             raise SubspaceError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
@@ -175,12 +176,12 @@ class RunningLayer(SwitchingLayer):
                     "Length of `adapter_names` should be the same as the number of inputs, but got "
                     f"{len(wanted)} and {len(x)} respectively."
                 )
-            return by_adapter(wanted, lambda names, rows: self._outputs(chosen_rows(x, rows), names))
+            return mixed(self, wanted, x)
 
         return self._called(compute, lambda *args, **kwargs: self._mixed_through(wanted, args, kwargs), args, kwargs)
 
     def _mixed_through(self, wanted: Sequence[str], args: Args, kwargs: Kwargs) -> Tensor:
-        """Call a forward of the base layer's own for all rows, once for each adapter."""
+        """Call the base layer's custom forward on all rows, once for each adapter."""
 
         def part(names: list[str], rows: list[int]) -> Tensor:
             y = self._through(names, args, kwargs)
@@ -196,11 +197,11 @@ class RunningLayer(SwitchingLayer):
     def _check_filled(self, name: str) -> None:
         if self.adapters[name].awaits_mask:
             raise SubspaceError(
-                f"adapter {name!r} was chosen from data and its mask is not loaded: load the adapter, or call calibrate"
+                f"the mask of adapter {name!r} is chosen from data and not loaded: load the adapter, or call calibrate"
             )
 
     def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:
-        """Return what the formula's names stand for, at the frozen weight and bias or at others."""
+        """Return the formula's environment, at the frozen weight and bias or at others."""
         state = self.adapters[name]
         if state.computed:
             self.follow_moves(name)

@@ -1,4 +1,4 @@
-"""What is told of an adapter when it is saved, and whether the schedule of its method has been stepped."""
+"""Callbacks for saving an adapter, and whether the schedule of its method has been stepped."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from weakref import WeakMethod, finalize, ref
 from ..methods.schedules import Schedule
 
 PATIENCE = 50
-"""Training passes without a schedule, before one is warned; ten times as many with one that nothing steps."""
+"""Training passes without a schedule before a warning; ten times as many if there is one that nothing steps."""
 
 
 @dataclass
 class Life:
-    """What has happened to an adapter, known by its config."""
+    """What has happened to an adapter, identified by its config."""
 
     schedules: list[ref[Schedule]] = field(default_factory=list)
     savers: list[WeakMethod[Any]] = field(default_factory=list)
@@ -29,7 +29,7 @@ _LIVES: dict[int, Life] = {}
 
 
 def life(config: Any) -> Life:
-    """Return what is known of a config's adapter, which is kept as long as the config lives."""
+    """Return the record of a config's adapter, which lives as long as the config."""
     key = id(config)
     if key not in _LIVES:
         _LIVES[key] = Life()
@@ -38,12 +38,12 @@ def life(config: Any) -> Life:
 
 
 def on_save(config: Any, saver: Callable[[Path], None]) -> None:
-    """Have a method called with the folder whenever this config is saved, as long as the method's object lives."""
+    """Call a method with the folder whenever this config is saved, as long as the method's object lives."""
     life(config).savers.append(WeakMethod(saver))
 
 
 def saved(config: Any, folder: Path) -> None:
-    """Call those that wait for the adapter of a config to be saved."""
+    """Call the methods registered for saving a config's adapter."""
     if id(config) not in _LIVES:
         return
     for held in life(config).savers:
@@ -55,12 +55,12 @@ def saved(config: Any, folder: Path) -> None:
 
 
 def expect_steps(config: Any, schedule: Schedule) -> None:
-    """Note that the adapter of a config has a schedule."""
+    """Record that a schedule was made for a config's adapter."""
     life(config).schedules.append(ref(schedule))
 
 
 def count_pass(config: Any) -> None:
-    """Count a training pass of an adapter whose method has a schedule, and warn once if nobody steps it."""
+    """Count a training pass of an adapter whose method has a schedule, and warn once if nothing steps it."""
     known = life(config)
     known.passes += 1
     if known.passes > (10 * PATIENCE if known.schedules else PATIENCE):
@@ -75,8 +75,8 @@ def _warn_unless_stepped(config: Any) -> None:
         return
     known.warned = True
     warnings.warn(
-        f"method {config.resolved.name!r} has a schedule, and nothing steps it in {known.passes} training passes: give "
-        "the Trainer callbacks=[ScheduleCallback(model)], or call schedule(model, total_steps).step after each "
+        f"method {config.resolved.name!r} has a schedule, but nothing stepped it in {known.passes} training passes: "
+        "give the Trainer callbacks=[ScheduleCallback(model)], or call schedule(model, total_steps).step after each "
         "optimizer.step",
         UserWarning,
         stacklevel=4,

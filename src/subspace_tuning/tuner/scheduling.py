@@ -1,4 +1,4 @@
-"""Schedules on a model: what they act on, and how a training loop calls them."""
+"""Schedules on a model: their sites, and how a training loop calls them."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def schedule(
     scores: Callable[[], Mapping[str, Tensor]] | None = None,
     adapter_name: str = "default",
 ) -> Schedule:
-    """Return the schedule of an adapter for a run of so many optimiser steps; it does nothing if its method has none.
+    """Return the schedule of an adapter for a run of this many optimiser steps; it does nothing if its method has none.
 
     Examples:
-        >>> plan = schedule(model, total_steps=1000)
+        >>> factor_schedule = schedule(model, total_steps=1000)
         >>> for step in range(1, 1001):
         ...     loss.backward(); optimizer.step()
-        ...     plan.step(step, optimizer)
+        ...     factor_schedule.step(step, optimizer)
         ...     optimizer.zero_grad()
 
     Args:
         model: a model from ``get_peft_model``.
-        total_steps: optimiser steps of the run.
+        total_steps: the optimiser steps of the run.
         scores: for schedules that move masks: Fisher information by module name (see ``Context``), on this process's
-            examples; the schedule takes the mean over processes.
+            examples; the schedule averages over processes.
         adapter_name: the adapter.
 
     Raises:
@@ -63,10 +63,10 @@ def schedule(
 
 
 class ScheduleCallback(TrainerCallback):
-    """The schedule of an adapter in a Trainer of transformers.
+    """Runs the schedule of an adapter in a Trainer of transformers.
 
-    What the schedule remembers is a file beside the adapter in each of the Trainer's checkpoints, written before the
-    Trainer's own state, which completes a checkpoint.
+    The schedule's state is a file beside the adapter in each of the Trainer's checkpoints, written before the Trainer's
+    own state, which completes a checkpoint.
 
     Examples:
         >>> trainer = Trainer(model, ..., callbacks=[ScheduleCallback(model)])
@@ -75,8 +75,8 @@ class ScheduleCallback(TrainerCallback):
         model: the model that the Trainer trains.
         scores: as for ``schedule``.
         adapter_name: the adapter.
-        checkpoint: the folder that the Trainer resumes from, where it is neither in the Trainer's ``output_dir`` nor
-            where it was written.
+        checkpoint: the folder from which the Trainer resumes, if it is neither in the Trainer's ``output_dir`` nor in
+            its original place.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ScheduleCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make the schedule, and restore its state where the Trainer resumes from a checkpoint."""
+        """Create the schedule, and restore its state if the Trainer resumes from a checkpoint."""
         self.schedule = schedule(self.model, state.max_steps, self.scores, self.adapter_name)
         if isinstance(self.schedule, NoSchedule):
             return
@@ -107,18 +107,18 @@ class ScheduleCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Act after an optimiser step, while its gradients are there."""
+        """Act after an optimiser step, before its gradients are cleared."""
         needed = {"optimizer": kwargs.get("optimizer")} if self.schedule.moves_entries else {}
         self.schedule.step(state.global_step + 1, **needed)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave what is saved from now on to the adapter alone."""
+        """Stop saving the schedule's state with the adapter."""
         self._state = None
 
     def _save(self, folder: Path) -> None:
-        """Write the schedule's state beside the adapter, and note in the Trainer's state which it is."""
+        """Write the schedule's state beside the adapter, and record its key in the Trainer's state."""
         if self._state is None or not self._state.is_world_process_zero:
             return
         key = keep(self.schedule, folder)
@@ -136,7 +136,7 @@ class ScheduleCallback(TrainerCallback):
         return self._noted(state).get("key")
 
     def _resumed_from(self, args: TrainingArguments, state: TrainerState) -> list[Path]:
-        """Return where the checkpoint may be that the Trainer resumes from; it does not say so itself."""
+        """Return where the Trainer's checkpoint may be; the Trainer itself does not say."""
         written = self._noted(state).get("folder")
         given = [self.checkpoint, args.resume_from_checkpoint if args.resume_from_checkpoint != "True" else None]
         given += [Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", written]
@@ -148,31 +148,31 @@ class ScheduleCallback(TrainerCallback):
 STATE = "schedule.safetensors"
 
 
-def keep(plan: Schedule, folder: Path) -> str:
-    """Write what a schedule remembers into a checkpoint's folder, and return the key by which it is known."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in plan.state_dict().items()}
+def keep(factor_schedule: Schedule, folder: Path) -> str:
+    """Write a schedule's state to a checkpoint's folder, and return its key."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in factor_schedule.state_dict().items()}
     key = uuid.uuid4().hex
     save_file(tensors, folder / STATE, metadata={"key": key})
     return key
 
 
-def restore(plan: Schedule, folders: Path | Sequence[Path], key: str | None = None) -> None:
-    """Restore what ``keep`` wrote, from the first folder that has it, of this key if one is given.
+def restore(factor_schedule: Schedule, folders: Path | Sequence[Path], key: str | None = None) -> None:
+    """Restore what ``keep`` wrote, from the first folder that has it (with this key, if given).
 
     Raises:
-        SubspaceError: it is in none of them.
+        SubspaceError: no folder has it.
     """
     folders = [folders] if isinstance(folders, Path) else folders
     for folder in folders:
         if (folder / STATE).is_file():
             with safe_open(folder / STATE, framework="pt") as file:
                 if key is None or (file.metadata() or {}).get("key") == key:
-                    plan.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                    factor_schedule.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
                     return
     which = f"no {STATE}" if key is None else f"no {STATE} of this run"
     raise SubspaceError(
-        f"{folders[0]} has {which}: the schedule cannot go on from there; give the folder that the Trainer resumes "
-        "from as ScheduleCallback(model, checkpoint=...)"
+        f"{folders[0]} has {which}: the schedule cannot be resumed; give the folder from which the Trainer "
+        "resumes as ScheduleCallback(model, checkpoint=...)"
     )
 
 
@@ -184,7 +184,7 @@ def sites(model: nn.Module, adapter_name: str = "default") -> list[LayerSite]:
 
 
 def _mean_over_processes(scores: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    """Return the mean of scores over the processes, so that all choose alike; every process has to ask."""
+    """Return the mean of scores over the processes, so that all choose alike; a collective call."""
     own = scores()
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return own
@@ -201,7 +201,7 @@ def adapted(model: nn.Module, adapter_name: str = "default") -> dict[str, Subspa
 
 
 def config_of(model: nn.Module, adapter_name: str = "default") -> SubspaceConfig | None:
-    """Return the config of an adapter, None if it is not one of this package's."""
+    """Return the config of an adapter, or None if it is not one of this package's."""
     tuner = next((module for module in model.modules() if isinstance(module, BaseTuner)), None)
     config = None if tuner is None else tuner.peft_config.get(adapter_name)
     if tuner is not None and config is None:

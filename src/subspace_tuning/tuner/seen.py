@@ -1,4 +1,4 @@
-"""Telling without reading all of it whether a tensor has changed since it was last seen."""
+"""Detects whether a tensor has changed, without reading all of it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SMALL, _SAMPLES = 4096, 256  # a tensor of up to _SMALL entries is compared who
 
 
 class Seen(NamedTuple):
-    """A tensor as it was: the object, where its numbers are, its version, and a view of some entries with their bits.
+    """The state of a tensor: the object, its address, its version, and a view of some entries with their bits.
 
-    torch counts the changes of a tensor in its version, but not those through ``.data``. On the CPU entries are
-    compared, too; elsewhere that would be a synchronisation.
+    torch counts the changes of a tensor in its version, except those through ``.data``. On the CPU entries are
+    compared, too; on other devices that would mean a synchronisation.
     """
 
     tensor: Tensor
@@ -27,19 +27,19 @@ class Seen(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Seen | None:
-        """Return a tensor as it is now, None if nothing tells of its changes."""
+        """Return the current state of a tensor, or None if its changes cannot be detected."""
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_inference():
             return None
         if tensor.device.type != "cpu":
             return cls(tensor, tensor.data_ptr(), tensor._version, None, b"")
         view = sample(tensor)
-        if view.size and view.__array_interface__["data"][0] != tensor.data_ptr():  # a copy, as it has gaps in memory
+        if view.size and view.__array_interface__["data"][0] != tensor.data_ptr():  # a copy, since it is not contiguous
             return None
         return cls(tensor, tensor.data_ptr(), tensor._version, view, view.tobytes())
 
 
 def unchanged(groups: Iterable[Iterable[Tensor | None]], seen: list[Seen]) -> bool:
-    """Whether these are the tensors that were seen, none of them changed."""
+    """Return whether these are the tensors last seen, all unchanged."""
     index, count = 0, len(seen)
     for tensors in groups:
         for tensor in tensors:
@@ -48,7 +48,7 @@ def unchanged(groups: Iterable[Iterable[Tensor | None]], seen: list[Seen]) -> bo
             if index == count:
                 return False
             known, pointer, version, view, bits = seen[index]
-            # The view is read only where the numbers still are where they were: their memory may have been freed.
+            # The view is only read if the address is the same: the memory may have been freed.
             if tensor is not known or tensor._version != version or tensor.data_ptr() != pointer:
                 return False
             if view is not None and view.tobytes() != bits:
@@ -58,11 +58,12 @@ def unchanged(groups: Iterable[Iterable[Tensor | None]], seen: list[Seen]) -> bo
 
 
 def sample(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return some entries of a tensor on the CPU, or all if they are few; a view, if it has no gaps in memory."""
+    """Return some entries of a tensor on the CPU, or all of a small one; a view if it is contiguous."""
     own = tensor.detach()
-    if own.dtype is torch.bfloat16:  # of which NumPy knows nothing
+    if own.dtype is torch.bfloat16:  # unknown to NumPy
         own = own.view(torch.int16)
-    flat: np.ndarray[Any, Any] = own.numpy().ravel("K")  # in the order of memory
+    # Through DLPack, since torch fixes the size of a storage once `numpy` has shared it, and FSDP frees its own.
+    flat: np.ndarray[Any, Any] = np.from_dlpack(own).ravel("K")  # in memory order
     return flat[:: _step(flat.size)]
 
 

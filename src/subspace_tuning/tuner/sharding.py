@@ -1,4 +1,4 @@
-"""Factors that are spread over processes: their whole value, and how their gradient finds back to the shards."""
+"""Factors sharded over processes: their whole value, with a gradient that flows back to the shards."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .weights import is_partitioned
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a shard of FSDP2's."""
+    """Return whether a tensor is sharded by FSDP2."""
     return isinstance(tensor, DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor, gathered from all processes if FSDP2 has sharded it; gradients flow back.
 
-    The gradient that reaches the shards is the mean over the processes, as it is for the rest of the model.
+    The gradient of the shards is the mean over the processes, as for the rest of the model.
     """
     return _Whole.apply(tensor) if isinstance(tensor, DTensor) else tensor  # type: ignore[no-untyped-call]
 
@@ -41,7 +41,7 @@ class _Whole(torch.autograd.Function):
 
 
 def write(tensor: Tensor, value: Tensor) -> None:
-    """Overwrite a tensor, or this process's shard of it, by a whole value."""
+    """Overwrite a tensor, or this process's shard of it, with a whole value."""
     if isinstance(tensor, DTensor):
         replicated = DTensor.from_local(value.to(tensor.dtype), tensor.device_mesh, run_check=False)
         tensor.copy_(replicated.redistribute(placements=tensor.placements))
@@ -50,13 +50,13 @@ def write(tensor: Tensor, value: Tensor) -> None:
 
 
 def partitioned(tensor: Tensor) -> bool:
-    """Whether DeepSpeed's ZeRO-3 holds a parameter in parts, so that its own storage is empty."""
+    """Return whether DeepSpeed's ZeRO-3 has partitioned a parameter, so that its own storage is empty."""
     return hasattr(tensor, "ds_id")
 
 
 def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[Any]:
-    """Return a context in which parameters that ZeRO-3 holds in parts have their values."""
-    # Those that are here already belong to a module at work, which frees them itself.
+    """Return a context in which parameters partitioned by ZeRO-3 have their values."""
+    # Those already gathered belong to a running module, which frees them itself.
     parts = [parameter for parameter in parameters if is_partitioned(parameter)]
     if not parts:
         return nullcontext()
@@ -65,9 +65,9 @@ def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[Any]:
 
 
 def leave_out_of_broadcasts(model: nn.Module, adapter: str) -> None:
-    """Have DistributedDataParallel leave out what each process computes from W: it broadcasts buffers in every pass.
+    """Exclude constants computed from W from DistributedDataParallel, which broadcasts buffers in every pass.
 
-    What is drawn or chosen from data stays among them, so that all processes have that of the first.
+    Buffers that are drawn or chosen from data are still broadcast, so that all processes have those of the first.
     """
     names = [
         f"{name}.subspace_constants.{adapter}.{key}"
@@ -78,6 +78,6 @@ def leave_out_of_broadcasts(model: nn.Module, adapter: str) -> None:
     if names:
         known = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
         both = [f"{prefix}{name}" for name in names for prefix in ("", "base_model.model.")]
-        # torch marks the tensors as well, and looks every name of the model up in the list.
+        # torch marks the tensors as well, and looks up every name of the model in the list.
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(Outside(model, [adapter]), both)
         model._ddp_params_and_buffers_to_ignore = list(dict.fromkeys([*known, *both]))  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What a schedule acts on: one adapter's factors in one layer, wherever and however they are held."""
+"""Sites, on which a schedule acts: one adapter's factors in one layer, however they are stored or sharded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sharding import whole, write
 from .weights import whole as whole_module
 
 _PARTS: WeakKeyDictionary[SubspaceLayer, dict[tuple[str, str], tuple[Tensor, int]]] = WeakKeyDictionary()
-"""Of the layers that have a schedule: parts of gradients that ZeRO frees in its step."""
+"""For layers with a schedule: parts of gradients that ZeRO frees in its step."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LayerSite:
 
     @property
     def formula(self) -> Formula:
-        """The formula, which tells what role each factor has."""
+        """The formula, from which the factors' roles follow."""
         return self.layer.adapters[self.adapter].method.formula
 
     @property
@@ -73,14 +73,14 @@ class LayerSite:
         return self.layer.adapters[self.adapter].r
 
     def value(self, factor: str) -> Tensor:
-        """Return the value of a factor as it stands in the formula."""
+        """Return the value of a factor in the formula."""
         parameter = self.parameters[factor]
         held = self._own(zero.read(parameter) if zero.in_zero(parameter) else whole(parameter.detach()))
         anchor = self._anchor(factor)
         return held if anchor is None else anchor + held
 
     def gradient(self, factor: str) -> Tensor | None:
-        """Return the gradient of the last optimiser step, None if there is none."""
+        """Return the gradient of the last optimiser step, or None."""
         parameter = self.parameters[factor]
         if zero.in_zero(parameter) and parameter.grad is None:
             return zero.summed(parameter, _PARTS[self.layer].get((self.adapter, factor)))
@@ -88,7 +88,7 @@ class LayerSite:
 
     @torch.no_grad()
     def write(self, factor: str, value: Tensor) -> None:
-        """Give a factor another value."""
+        """Set the value of a factor."""
         parameter, anchor = self.parameters[factor], self._anchor(factor)
         value = value if anchor is None else value - anchor
         if zero.in_zero(parameter):
@@ -97,14 +97,14 @@ class LayerSite:
             self._write(parameter, value)
 
     def _anchor(self, factor: str) -> Tensor | float | None:
-        """Return what the parameter is the offset from, None if it is the value."""
+        """Return the anchor from which the parameter is the offset, or None if it is the value itself."""
         method = self.layer.adapters[self.adapter].method
         anchor = method.readings[self.layer.kind.one_hot].anchors.get(factor)
         return self.constants[anchor] if isinstance(anchor, str) else anchor
 
     @torch.no_grad()
     def forget(self, factor: str, moved: Tensor, optimizer: Optimizer) -> None:
-        """Zero what an optimiser remembers of some entries of a factor: averages of the factor's own shape."""
+        """Zero an optimiser's state for some entries of a factor: running averages of the factor's shape."""
         parameter = self.parameters[factor]
         if zero.in_zero(parameter):
             zero.forget(parameter, moved)
@@ -125,7 +125,7 @@ class LayerSite:
 
 
 def keep_parts(optimizer: Optimizer) -> None:
-    """Keep the gradients of scheduled factors that ZeRO is about to free: before a step of its inner optimiser."""
+    """Keep the gradients of scheduled factors before a step of ZeRO's inner optimiser frees them."""
     for layer, parts in list(_PARTS.items()):
         for adapter, factors in layer.subspace_params.items():
             for name, parameter in factors._parameters.items():

@@ -1,4 +1,4 @@
-"""Configs of a given size: the rank or the number of entries for a budget, and the rows of peft's own methods."""
+"""Configs for a budget: the rank or the number of entries, and the rows of peft's own methods."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .targets import place, targets
 
 
 def sized(model: PreTrainedModel, config: SubspaceConfig, budget: int) -> SubspaceConfig:
-    """Return the config with the rank, or the number of entries, that comes nearest to a budget in this model.
+    """Return the config with the rank, or the number of entries, that comes closest to a budget in this model.
 
-    A method without either comes back as it is. The scale s stays.
+    The config of a method without either is returned unchanged. The scale s is kept.
     """
     method = config.resolved
     if method.chooser is not None:

@@ -1,4 +1,4 @@
-"""What a layer knows of each of its adapters, apart from their tensors."""
+"""What a layer knows about each of its adapters, apart from their tensors."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..algebra import Plan, Sizes
+from ..errors import SubspaceError
 from ..methods import Method
 from .frozen import FrozenLayer
+from .strength import strength
 
 
 @dataclass(frozen=True)
 class AdapterState:
-    """One adapter in one layer. It is immutable: whatever changes comes as a new state.
+    """One adapter in one layer. It is immutable: every change makes a new state.
 
-    So a forward pass sees with one comparison that nothing has changed.
+    So a forward pass needs one comparison to see that nothing has changed.
 
     Attributes:
-        method: the method, on a convolution that for its number of axes.
+        method: the method; for a convolution, its version for the number of axes.
         r: the rank.
         alpha: the scale's numerator.
-        scale: s, alpha / r unless the config says otherwise.
+        scale: s, alpha / r unless the config sets it otherwise.
         sizes: the dimensions of the formula's shapes.
-        plans: how the formula is evaluated in training and in evaluation.
-        dropout: the probability with which inputs of the added terms are dropped in training.
+        plans: the plans of the formula for training and for evaluation.
+        dropout: the probability of dropping inputs of the added terms in training.
         patterns: the constraints on the factors of the low-rank terms.
         pattern_weight: the weight of their penalty.
-        gate_weight: the weight of each gate that is expected to be open.
+        gate_weight: the weight of each gate expected to be open.
         strength: t in W + t (phi(W) - W).
-        computed: the names of the constants that follow from W.
-        awaits_mask: the mask was chosen from data and has yet to be loaded.
-        copies: how many matrices there are, each with factors of its own: the experts of one parameter, else 1.
+        computed: the names of the constants computed from W.
+        awaits_mask: the mask was chosen from data and is not loaded yet.
+        copies: how many matrices there are, each with its own factors: the experts in one parameter, else 1.
     """
 
     method: Method
@@ -51,19 +53,19 @@ class AdapterState:
 
     def __str__(self) -> str:
         formula = self.method.formula
-        told = [
+        parts = [
             str(formula),
             *([f"r={self.r}"] if formula.has_rank else []),
             *([f"s={self.scale:g}"] if "s" in formula.expression.names else []),
-            # From the shapes: a factor may be elsewhere, or in parts.
+            # From the shapes: a factor may be offloaded or partitioned.
             f"{self.copies * formula.count(self.sizes):,} trained",
             *([f"pattern={'+'.join(self.patterns)}"] if self.patterns else []),
         ]
-        return ", ".join(told)
+        return ", ".join(parts)
 
 
 class View(Mapping[str, Any]):
-    """One field of the states of a layer's adapters, by name. It follows the adapters as they come and go."""
+    """One field of the states of a layer's adapters, by name: a live view."""
 
     def __init__(self, adapters: dict[str, AdapterState], field: str) -> None:
         self._adapters, self._field = adapters, field
@@ -82,14 +84,14 @@ class View(Mapping[str, Any]):
 
 
 class SettableView(View):
-    """A field that can be set, as the scale can with peft's layers."""
+    """A field that can be set, like the scale of peft's layers."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._adapters[name] = replace(self._adapters[name], **{self._field: value})
 
 
 class StatedLayer(FrozenLayer):
-    """The part of a ``SubspaceLayer`` that has the states of its adapters, and tells of them what peft's layers do."""
+    """The part of a ``SubspaceLayer`` that has the states of its adapters, with the attributes of peft's layers."""
 
     adapters: dict[str, AdapterState]
 
@@ -123,19 +125,27 @@ class StatedLayer(FrozenLayer):
     # Strength: peft's and diffusers' calls to weigh an adapter. It is not saved.
 
     def set_scale(self, adapter: str, scale: float) -> None:
-        """Weigh an adapter: the layer's weight is W + scale * (phi(W) - W). A merged weight stays as it was merged."""
+        """Set an adapter's strength: the layer's weight is W + scale * (phi(W) - W). A merged weight is unchanged.
+
+        Does nothing if the layer has no such adapter. Raises SubspaceError if the scale is not finite.
+        """
         if adapter in self.adapters:
-            self._change(adapter, strength=float(scale))
+            self._change(adapter, strength=strength(scale))
 
     def scale_layer(self, scale: float) -> None:
-        """Multiply the strength of the active adapters."""
+        """Multiply the strength of the active adapters. Raises SubspaceError if the scale is not finite."""
         for name in self._active():
-            self._change(name, strength=self.adapters[name].strength * scale)
+            self._change(name, strength=self.adapters[name].strength * strength(scale))
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the strength of the active adapters, or set it back to 1 if ``scale`` is not given."""
+        """Divide the strength of the active adapters, or reset it to 1 without ``scale``.
+
+        Raises SubspaceError if the scale is 0 or not finite.
+        """
+        if scale == 0:
+            raise SubspaceError("a strength cannot be divided by 0; unscale_layer() resets it to 1")
         for name in self._active():
-            self._change(name, strength=1.0 if scale is None else self.adapters[name].strength / scale)
+            self._change(name, strength=1.0 if scale is None else self.adapters[name].strength / strength(scale))
 
     def _active(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.adapters]

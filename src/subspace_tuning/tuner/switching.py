@@ -1,4 +1,4 @@
-"""Which adapters of a layer are active, and which of them train."""
+"""Activating and freezing the adapters of a layer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from .merging import MergingLayer
 
 
 class SwitchingLayer(MergingLayer):
-    """The part of a ``SubspaceLayer`` that switches adapters: of hundreds it touches the few that it changes."""
+    """The part of a ``SubspaceLayer`` that switches adapters, touching only those that change."""
 
     @property
     def applied(self) -> list[str]:
-        """The adapters that a call applies: the active ones, none while they are disabled or merged."""
+        """The adapters that a call applies: the active ones, or none while they are disabled or merged."""
         if self.disable_adapters or self.merged:
             return []
         return [name for name in self.active_adapters if name in self.subspace_params]
 
     @property
     def unfrozen(self) -> set[str]:
-        """The adapters that train, be it a single factor of theirs.
+        """The adapters with at least one trainable factor.
 
-        The factors themselves tell, since anyone may freeze and unfreeze them.
+        Read from the factors themselves, since anyone may freeze and unfreeze them.
         """
         return {
             name
@@ -38,7 +38,7 @@ class SwitchingLayer(MergingLayer):
                 set_layer_requires_grad(self.subspace_params[name], requires_grad)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Make adapters the active ones, which train unless ``inference_mode``; all others are frozen."""
+        """Activate these adapters, which train unless ``inference_mode``; all others are frozen."""
         self.follow()
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self.set_requires_grad(self.unfrozen.difference(names), False)
@@ -46,7 +46,7 @@ class SwitchingLayer(MergingLayer):
         self._active_adapter = names
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Use the active adapters, or freeze all and use none."""
+        """Enable the active adapters, or disable and freeze all."""
         if enabled:
             super().enable_adapters(True)
         else:

@@ -1,4 +1,4 @@
-"""Where an adapter goes: the modules that a config or a placement names, checked before the first one is touched."""
+"""Targets of an adapter: the modules that a config or a placement names, all checked before the first is replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
 from ..methods import EVERY_BIAS
 from ..methods.roles import FFN_GATE, FFN_IN, FFN_OUT
-from .budget import matrix_shape, share_out
+from .budget import allocate, matrix_shape
 from .calling import own_forward_problem
 from .compat import include_all_linear_layers
 from .config import SubspaceConfig
@@ -51,10 +51,10 @@ def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Modu
 
 
 def place(model: nn.Module, config: SubspaceConfig) -> None:
-    """Give a config without ``target_modules`` those of its method's placement in this model.
+    """Set a config's ``target_modules``, if missing, to its method's placement in this model.
 
-    There are none if it names parameters. Limits to some layers are part of the expression of a placement, so the
-    config no longer names them.
+    A config that names parameters gets none. Limits to some layers become part of the expression and are removed from
+    the config.
     """
     if config.target_modules is not None:
         return
@@ -118,7 +118,7 @@ def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
             check_part(name, module, config)
         elif name.startswith(uncalled):
             raise SubspaceError(
-                f"{name} is a part of a MultiheadAttention, which reads its weight without calling it; leave it "
+                f"{name} is part of a MultiheadAttention, which reads its weight without calling it; leave it "
                 "out with exclude_modules"
             )
         with whole(module):
@@ -137,7 +137,7 @@ def check_choice(model: nn.Module, config: SubspaceConfig) -> None:
             "with a few batches, then use that config"
         )
     if method.chooses_by_weight and config.entries is None:
-        config.entries = share_out(config, targets(model, config))
+        config.entries = allocate(config, targets(model, config))
 
 
 def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
@@ -157,12 +157,11 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
     bias_alone = isinstance(expression, Affine) and expression.matrix == Matrix("W")
     if method.formula.wraps_norm and not kind.wrappable:
         raise SubspaceError(
-            f"{name} is a {type(module).__name__}; {method.name!r} goes around normalisations of the last dimension "
-            "alone"
+            f"{name} is a {type(module).__name__}; {method.name!r} wraps normalisations of the last dimension only"
         )
     if kind.only_bias and not bias_alone and not method.formula.wraps_norm:
         raise SubspaceError(
-            f"{name} is a {type(module).__name__}, which has no matrix; of it {method.name!r} could adapt nothing"
+            f"{name} is a {type(module).__name__}, which has no matrix, so {method.name!r} has nothing to adapt"
         )
     if bias_alone and getattr(module, "bias", None) is None:
         raise SubspaceError(f"method {method.name!r} trains biases, and {name} has none")
@@ -171,15 +170,15 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
 
 
 def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -> None:
-    """Warn once if the rank is above min(n, m) of any matrix, where rank min(n, m) would reach as much."""
+    """Warn once if the rank is above min(n, m) of a matrix, where rank min(n, m) would reach as much."""
     method = config.resolved
     if config.inference_mode or method.formula.wraps_norm or not (method.formula.has_rank or config.directions):
         return
     paired = config.init_weights and "paired" in method.starts_for().values()
     if paired and (odd := [name for name, _ in found if rank_of(config, name) % 2]):
         warnings.warn(
-            f"rank {rank_of(config, odd[0])} of {odd[0]} is odd: reflections start in pairs, and the last, without a "
-            "partner, stays at zero; choose an even rank",
+            f"rank {rank_of(config, odd[0])} of {odd[0]} is odd: reflections start in pairs, and the unpaired last "
+            "one stays at zero; choose an even rank",
             stacklevel=2,
         )
     wanted = {name: max(rank_of(config, name), config.directions) for name, _ in found}
@@ -187,7 +186,9 @@ def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -
     if narrow:
         (name, n, m), others = narrow[0], f" and of {len(narrow) - 1} more" * (len(narrow) > 1)
         capped = method.takes_triples or config.directions
-        instead = "it has only as many singular triples, and takes all of them" if capped else "no more is of use there"
+        instead = (
+            "it has only that many singular triples, and uses all of them" if capped else "a higher rank adds nothing"
+        )
         warnings.warn(
             f"rank {wanted[name]} is above min(n, m) = {min(n, m)} of {name} ({n} x {m}){others}: {instead}",
             stacklevel=2,
@@ -195,13 +196,13 @@ def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -
 
 
 def rank_of(config: SubspaceConfig, name: str) -> int:
-    """Return the rank that a config gives to a module: 0 where a mask was chosen instead of a low-rank term."""
+    """Return a module's rank in a config: 0 if a mask was chosen instead of a low-rank term."""
     rank, chooser = int(by_pattern(config, config.rank_pattern, name, config.r)), config.resolved.chooser
     return rank if chooser is None else chooser.rank(rank, (config.entries or {}).get(name, [0])[0])
 
 
 def by_pattern(config: SubspaceConfig, patterns: dict[str, Any], name: str, default: Any) -> Any:
-    """Return the value of the pattern that matches a module's name, or of a part its module's, or else the default."""
+    """Return the value for the expression that matches a name, or the name of a part's module, or the default."""
     whole_name = name.rpartition(".")[0]
     if config.parts_of(whole_name) is not None:
         default = patterns.get(get_pattern_key(list(patterns), whole_name), default)
@@ -209,12 +210,12 @@ def by_pattern(config: SubspaceConfig, patterns: dict[str, Any], name: str, defa
 
 
 def _uncalled(model: nn.Module) -> tuple[str, ...]:
-    """Return how the names begin of modules whose forward nobody calls."""
+    """Return the prefixes of the names of modules whose forward is never called."""
     return tuple(f"{name}." for name, module in modules_of(model) if isinstance(module, nn.MultiheadAttention))
 
 
 def _selected(config: SubspaceConfig, name: str) -> bool:
-    """Whether the config's limits let in a module that its placement names; peft applies them to suffixes alone."""
+    """Return whether the config's limits allow a module of its placement; peft applies limits only to suffixes."""
     by_suffix = copy.copy(config)
     by_suffix.target_modules = [name.rpartition(".")[2]]
     in_layer = config.layers_to_transform is None or "." in name
@@ -222,7 +223,7 @@ def _selected(config: SubspaceConfig, name: str) -> bool:
 
 
 def _limits(config: SubspaceConfig) -> str:
-    """Tell what narrows the targets further."""
+    """Return the settings that restrict the targets further, as text."""
     limits = ("layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")
     given = [f"{name}={getattr(config, name)!r}" for name in limits if getattr(config, name) not in (None, [], set())]
     return f" (with {', '.join(given)})" if given else ""
@@ -251,6 +252,6 @@ def _typed(model_type: str | None) -> str:
 
 
 def _known(model: nn.Module) -> str:
-    """Name the modules that exist, by the ends of their names, the repeated ones once."""
+    """Return the existing modules as text, by the ends of their names, without repetition."""
     ends = {name.rpartition(".")[2] for name, module in modules_of(model) if name and kind_of(module)}
     return f"Modules that exist: {', '.join(sorted(ends))}"

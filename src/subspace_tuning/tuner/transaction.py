@@ -1,4 +1,4 @@
-"""All or nothing: a change of a model that fails half-way is undone."""
+"""Transactions: a change of a model that fails half-way is undone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .walking import Outside
 
 @contextmanager
 def undone_on_failure(model: Outside) -> Iterator[None]:
-    """Undo what happens to a model inside if it ends in any exception, a keyboard interrupt included.
+    """Undo the changes of a model if the body ends with any exception, including a keyboard interrupt.
 
-    Of the adapters only those can change that the ``Outside`` names.
+    Only the adapters that the ``Outside`` names may change.
 
-    Modules get their attributes back: children, parameters, hooks, what lies in their dictionaries, and the parameters
-    their flags. Their tensors are not copied, so changes of their content stay.
+    Restored are the attributes of modules (children, parameters, hooks, the contents of their dictionaries) and the
+    flags of parameters. Tensors are not copied, so changes of their content remain.
     """
     attributes = [(module, _contents(vars(module))) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -29,13 +29,13 @@ def undone_on_failure(model: Outside) -> Iterator[None]:
                 vars(module)[name] = value
                 _refill(value, content)
         for parameter, flag in flags:
-            if parameter.requires_grad != flag:  # one that is not initialised yet allows no change
+            if parameter.requires_grad != flag:  # an uninitialised one cannot be changed
                 parameter.requires_grad_(flag)
         raise
 
 
 def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return each attribute with a copy of what it contains, None if it is no container."""
+    """Return each attribute with a copy of its content, or None if it is not a container."""
     return {
         name: (value, value.copy() if isinstance(value, dict | list | set) else None)
         for name, value in attributes.items()
@@ -43,7 +43,7 @@ def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _refill(value: Any, content: Any) -> None:
-    """Give a container its content back; the container itself stays, since handles of hooks refer to it."""
+    """Restore the content of a container in place, since handles of hooks refer to it."""
     if content is None:
         return
     value.clear()

@@ -1,4 +1,4 @@
-"""Weights that transformers ties: what a merge separates must stay separate when the model is saved and loaded."""
+"""Tied weights: those separated by a merge must stay separate when the model is saved and loaded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import nn
 
 
 def separate(model: nn.Module) -> None:
-    """Give every holder of a tied weight a tensor of its own where a merge has changed some of the holders.
+    """Give every holder of a tied weight its own tensor if a merge has changed some of the holders.
 
-    A saved file leaves out what has the same storage, and what it leaves out is tied again, or drawn anew, on loading.
+    A saved file omits tensors that share storage, and omitted tensors are tied again, or reinitialised, on loading.
     """
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     for source in dict.fromkeys(ties.values()):
@@ -25,9 +25,9 @@ def separate(model: nn.Module) -> None:
 
 
 def keep_scale(config: Any) -> None:
-    """Tie again in the config of a model that reads more into the flag: T5 no longer scales its outputs without it.
+    """Set the flag for tying again for models that use it otherwise: T5 stops scaling its outputs without it.
 
-    Loading compares the tensors of a file and leaves those untied that differ.
+    Loading compares the tensors of a file and keeps those untied that differ.
     """
     if config is not None and not getattr(config, "tie_word_embeddings", True):
         again = type(config).from_dict(config.to_dict())

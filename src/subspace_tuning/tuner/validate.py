@@ -1,6 +1,6 @@
-"""Types and ranges of a config's fields, checked before any of them is used, and what goes with which method.
+"""Checks of a config before use: the types and ranges of its fields, and which options a method takes.
 
-A config is often read from a file, where a field may hold anything that JSON can say.
+A config is often read from a file, where a field may hold any JSON value.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from .config import SubspaceConfig
 
 LARGEST_ALPHA = 1e12
-"""Scales above it leave float32 within a product or two."""
+"""Larger scales overflow float32 within a product or two."""
 LARGEST_RANK = 2**20
-"""No matrix of a known model has a side as long."""
+"""No matrix of a known model has a side this long."""
 RANK_PER_SIDE, FREE_RANK = 16, 1024
-"""A rank may be this many times the longer side of its matrix, or as large as ``FREE_RANK`` in a smaller one."""
+"""A rank may be this many times the longer side of its matrix, or ``FREE_RANK`` if that is larger."""
 
 
 def _is_tensor(value: object) -> bool:
@@ -85,7 +85,7 @@ _OPTIONAL: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "layers_to_transform": (_any(_is_whole, _list_of(_is_whole)), "the index of a layer or a list of indices"),
     "layers_pattern": (_TEXTS, "a name or a list of names"),
     "modules_to_save": (_list_of(_is_text), "a list of names"),
-    "layouts": (_map_of(_list_of(_anything)), "a mapping from modules to how peft keeps them"),
+    "layouts": (_map_of(_list_of(_anything)), "a mapping from modules to their layouts in peft"),
     "base_model_name_or_path": (_is_text, "the name of a model"),
 }
 _REQUIRED: Mapping[str, tuple[Callable[[object], bool], str]] = {
@@ -102,7 +102,7 @@ _REQUIRED: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 
 def check_types(config: Any) -> None:
-    """Raise SubspaceError if a field of a config holds what its type or range does not allow."""
+    """Raise SubspaceError if a field of a config has a wrong type or is out of range."""
     for name, (allowed, wanted) in {**_OPTIONAL, **_REQUIRED}.items():
         value = getattr(config, name, None)
         if value is None and name in _OPTIONAL:
@@ -119,18 +119,18 @@ def check_types(config: Any) -> None:
         if not _is_number(alpha) or not 0 < alpha <= LARGEST_ALPHA:
             raise SubspaceError(f"the scale {name} = {_shown(alpha)} is not a positive number up to {LARGEST_ALPHA:g}")
     if _is_whole(config.r) and config.r > LARGEST_RANK:
-        raise SubspaceError(f"the rank r = {_shown(config.r)} is out of all proportion: ranks end at {LARGEST_RANK}")
+        raise SubspaceError(f"the rank r = {_shown(config.r)} is too large: the largest rank is {LARGEST_RANK}")
     if _is_whole(config.format) and config.format < 1:
         raise SubspaceError(f"the adapter is of format {_shown(config.format)}, which no version has")
 
 
 def check_values(config: SubspaceConfig, known: Iterable[Setting], newest: int) -> None:
-    """Raise SubspaceError if a field holds a value that has no meaning, whatever the method.
+    """Raise SubspaceError if a field has a value that is invalid for every method.
 
     Args:
         config: the config.
         known: its fields, with their ranges.
-        newest: the format that this version saves.
+        newest: the format saved by this version.
     """
     if not isinstance(config.format, int) or config.format > newest:
         raise SubspaceError(
@@ -152,13 +152,13 @@ def check_values(config: SubspaceConfig, known: Iterable[Setting], newest: int) 
 
 
 def check_use(config: SubspaceConfig) -> None:
-    """Raise SubspaceError if the method does not start at W, or if an option has no meaning with it."""
+    """Raise SubspaceError if the method does not start at W, or if an option does not apply to it."""
     method = config.resolved
     if config.init_weights:
         for rank in dict.fromkeys((config.r, *config.rank_pattern.values())):
             method.check_start(rank)
     if config.pattern_weight is not None and not set(config.patterns) & set(PENALTIES):
-        raise SubspaceError("pattern_weight goes with the pattern orthogonal or diagonal")
+        raise SubspaceError("pattern_weight needs the pattern orthogonal or diagonal")
     if config.schedule is not None and method.schedule is None:
         raise SubspaceError(f"method {method.name!r} has no schedule: leave the option `schedule` out")
     if config.budget is not None and method.chooser is None:
@@ -189,12 +189,12 @@ def _check_budget(budget: float | None) -> None:
 
 
 def check_rank(module: str, rank: int, n: int, m: int) -> None:
-    """Raise SubspaceError, before anything is allocated, if a rank is out of all proportion to an n x m weight."""
+    """Raise SubspaceError, before anything is allocated, if a rank is far too large for an n x m weight."""
     limit = max(RANK_PER_SIDE * max(n, m), FREE_RANK)
     if rank > limit:
         raise SubspaceError(
-            f"{module}: rank {_shown(rank)} is out of proportion to its {n} x {m} weight, in which no rank above "
-            f"{min(n, m)} says more: give a smaller r"
+            f"{module}: rank {_shown(rank)} is far too large for its {n} x {m} weight, for which ranks above "
+            f"{min(n, m)} add nothing: give a smaller r"
         )
 
 
@@ -210,5 +210,5 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 
 
 def _shown(value: object) -> str:
-    """Return a value as it is written in Python, in one line of bounded length."""
+    """Return a value's Python representation, in one line of bounded length."""
     return " ".join(_REPR.repr(value).split())

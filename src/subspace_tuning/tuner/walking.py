@@ -1,9 +1,9 @@
-"""Walks over a model that go around what its adapters hold.
+"""Walks over a model that skip the contents of its adapters.
 
-torch's own walks meet every tensor of every adapter, whoever walks and whenever. With hundreds of adapters those are
-nearly all that a model has. What needs the layers alone, or a few of the adapters, says so and walks as is done here;
-and peft, which walks over the whole model several times whenever an adapter comes, goes or is switched to, is given an
-``Outside`` of the model in its place.
+torch's own walks visit every tensor of every adapter. With hundreds of adapters those are nearly all of a model's
+tensors. Code that needs only the layers, or a few of the adapters, uses the walks in this file. peft, which walks over
+the whole model several times whenever an adapter is added, deleted or activated, is given an ``Outside`` of the model
+instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from .layer import SubspaceLayer
 from .owner import PartedModule
 
-if TYPE_CHECKING:  # that it can be given where a model is asked for
+if TYPE_CHECKING:  # so that it can be passed as a model
     _Model = nn.Module
 else:
     _Model = object
@@ -26,9 +26,9 @@ _ADAPTED = (SubspaceLayer, PartedModule)
 
 
 class Outside(_Model):
-    """A model seen from outside its adapters: its walks pass by the tensors of all adapters but the ones named.
+    """A model seen from outside its adapters: its walks skip the tensors of all adapters except the named ones.
 
-    It is no module, and the model knows nothing of it. Whatever else it is asked for, it asks the model.
+    It is not a module, and the model does not know about it. All other attributes are the model's.
     """
 
     modules = nn.Module.modules
@@ -43,7 +43,7 @@ class Outside(_Model):
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the modules and their names as ``nn.Module.named_modules`` does."""
+        """Yield the modules and their names, like ``nn.Module.named_modules``."""
         return _walk(self._model, self._adapters, set() if memo is None else memo, prefix, remove_duplicate)
 
     def __getattr__(self, name: str) -> Any:

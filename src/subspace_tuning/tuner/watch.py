@@ -1,4 +1,4 @@
-"""Noticing that a frozen weight is another one than it was, without reading all of it in every forward pass."""
+"""Detects changes of a frozen weight, without reading all of it in every forward pass."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from .weights import is_partitioned
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 2**17
-_RESTLESS = 2  # so often a tensor may move without another content before its moves are ignored
+_RESTLESS = 2  # moves of a tensor with unchanged content before its moves are ignored
 
 
 class Watch:
-    """What is remembered of a weight.
+    """The recorded state of a weight.
 
-    * A stamp: storage, offset and version. It costs nothing to compare, and a change through ``.data`` escapes it.
-    * A sample of the entries. Comparing it costs some microseconds on the CPU, elsewhere a synchronisation.
-    * A fingerprint of all bits, compared where the stamp moved or the weight is read as a whole anyway.
+    * A stamp: storage, offset and version. Comparing it is free, but it misses changes through ``.data``.
+    * A sample of the entries. Comparing it takes some microseconds on the CPU, and a synchronisation elsewhere.
+    * A fingerprint of all bits, compared if the stamp has changed or the whole weight is read anyway.
 
-    Sharded training moves a weight in every step and leaves its content alone; after a few such moves the stamp is
+    Sharded training moves a weight in every step without changing its content; after a few such moves the stamp is
     ignored.
     """
 
     def __init__(self) -> None:
         self._fingerprint: int | None = None
         self._sample: bytes | None = None
-        self._stamp: tuple[StorageWeakRef, int, int] | None = None  # a weak reference: no other storage has its address
+        self._stamp: tuple[StorageWeakRef, int, int] | None = None  # weak, so that no other storage gets the address
         self._moves = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_stamp": None}  # a copy has a storage of its own
+        return vars(self) | {"_stamp": None}  # a copy has its own storage
 
     def remember(self, weight: Tensor) -> None:
-        """Take the weight as it is now for the known one."""
+        """Record the current state of the weight."""
         known = readable(weight)
         self._fingerprint = fingerprint(weight) if known else None
         self._note_place(weight if known else None)
@@ -49,7 +49,7 @@ class Watch:
         self._stamp, self._moves = None, 0
 
     def moved(self, weight: Tensor, sample: bool = False) -> bool:
-        """Whether the weight may have another content; ``sample``: compare entries on any device, not only the CPU."""
+        """Return whether the weight may have changed; ``sample`` compares entries on any device, not only the CPU."""
         if not readable(weight):
             return False
         if self._stamp is None or self._sample is None or (self._moves < _RESTLESS and not self._in_place(weight)):
@@ -57,11 +57,11 @@ class Watch:
         return (sample or weight.device.type == "cpu") and sampled(weight) != self._sample
 
     def knows(self, weight: Tensor) -> bool:
-        """Whether the weight has the content that is remembered."""
+        """Return whether the weight has the recorded content."""
         return self._fingerprint == fingerprint(weight)
 
     def changed(self, weight: Tensor) -> bool:
-        """Whether the weight has another content, which is remembered from now on."""
+        """Return whether the weight has changed, and record its new content."""
         if not self.knows(weight):
             self.remember(weight)
             return True
@@ -83,7 +83,7 @@ class Watch:
 
 
 def readable(weight: Tensor) -> bool:
-    """Whether the content of a weight can be read here: it is no shard, on no meta device, and not traced."""
+    """Return whether a weight's content can be read: it is not a shard, not on the meta device, and not traced."""
     return (
         type(weight) in (Tensor, nn.Parameter)
         and not is_partitioned(weight)
@@ -93,7 +93,7 @@ def readable(weight: Tensor) -> bool:
 
 
 def fingerprint(weight: Tensor) -> int:
-    """Return a number that depends on every bit of a weight and on its place, and not on the device."""
+    """Return a number that depends on every bit of a weight and its position, but not on the device."""
     flat = weight.detach().contiguous().flatten()
     whole = len(flat) * flat.element_size() % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0
     bits = flat.view(torch.int64 if whole else _BITS[flat.element_size()])

@@ -1,7 +1,7 @@
-"""How a module holds its frozen weight: a plain tensor, or one that must be fetched, or one that cannot be read.
+"""How a module stores its frozen weight: as a plain tensor, one that must be fetched, or one that cannot be read.
 
-DeepSpeed's ZeRO-3 keeps a part of each weight in each process, accelerate's offloading keeps it in memory or on disk
-until the module runs; both can be fetched. What libraries hold quantised is behind a door (see ``quantised``).
+DeepSpeed's ZeRO-3 keeps a part of each weight in each process; accelerate's offloading keeps it in memory or on disk
+until the module runs. Both can be fetched. Quantised weights are behind a door (see ``quantised``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import SubspaceError
 from .quantised import door_of
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# What layers of quantisation libraries hold in place of, or beside, a weight: GPTQ, AWQ, HQQ, EETQ, AQLM, VPTQ,
+# Attributes of quantised layers in place of, or beside, a weight: GPTQ, AWQ, HQQ, EETQ, AQLM, VPTQ,
 # compressed-tensors, the block-wise FP8 and MX formats, bitsandbytes and torch's own.
 _QUANTISED = (
     "qweight",
@@ -52,7 +52,7 @@ def check_weight(module: nn.Module, name: str) -> None:
     form = _quantised_form(module, weight)
     if form is not None:
         raise SubspaceError(
-            f"{name} is a {kind} whose weight is quantised or packed in a way that is not known here ({form}): load "
+            f"{name} is a {kind} whose weight is quantised or packed in an unknown way ({form}): load "
             "the model without quantization_config, or dequantise it first"
         )
     if isinstance(weight, Tensor) and weight.dtype not in _DTYPES:
@@ -62,7 +62,7 @@ def check_weight(module: nn.Module, name: str) -> None:
 
 
 def _quantised_form(module: nn.Module, weight: Any) -> str | None:
-    """Return what shows that a weight is not held as its numbers, None if nothing does."""
+    """Return the evidence that a weight is not stored as plain numbers, or None."""
     if isinstance(weight, Tensor) and type(weight) not in (Tensor, nn.Parameter) and not hasattr(weight, "ds_id"):
         return f"a {type(weight).__name__}"  # a subclass may look like float32 and hold anything
     for attribute in _QUANTISED:
@@ -77,18 +77,18 @@ def _quantised_form(module: nn.Module, weight: Any) -> str | None:
 
 
 def is_partitioned(weight: Tensor | None) -> bool:
-    """Whether ZeRO-3 holds this weight in parts, so that it is empty here."""
+    """Return whether ZeRO-3 has partitioned this weight, so that it is empty here."""
     status = getattr(weight, "ds_status", None)
     return status is not None and status.name == "NOT_AVAILABLE"
 
 
 def outline(weight: Tensor) -> Tensor:
-    """Return a tensor of a weight's full shape: the weight, or one without storage where ZeRO-3 holds it in parts."""
+    """Return a tensor of a weight's full shape: the weight, or one without storage if ZeRO-3 has partitioned it."""
     return torch.empty(weight.ds_shape, dtype=weight.dtype, device="meta") if is_partitioned(weight) else weight  # type: ignore[attr-defined]
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate keeps the module's tensors elsewhere until the module runs."""
+    """Return whether accelerate has offloaded the module's tensors until the module runs."""
     return _offloading_hook(module) is not None
 
 
@@ -98,17 +98,15 @@ def check_writable(module: nn.Module) -> None:
         raise SubspaceError("the weight is offloaded, so it cannot be merged into: load the model without offloading")
     if is_partitioned(getattr(module, "weight", None)):
         raise SubspaceError(
-            "ZeRO-3 holds the weight in parts, so it cannot be merged into: save the adapter, merge it in one process"
+            "ZeRO-3 has partitioned the weight, so it cannot be merged into: save the adapter, merge it in one process"
         )
 
 
 def check_at_hand(module: nn.Module, name: str) -> None:
-    """Raise SubspaceError if a module's weight is not here as a whole, where its gradient would be read."""
+    """Raise SubspaceError if a module's weight is not whole in this process, so that its gradient cannot be read."""
     if is_offloaded(module) or is_partitioned(getattr(module, "weight", None)):
-        where = "offloaded" if is_offloaded(module) else "held in parts by ZeRO-3"
-        raise SubspaceError(
-            f"{name}: the weight is {where}, so no gradient of it can be read; calibrate the whole model"
-        )
+        where = "offloaded" if is_offloaded(module) else "partitioned by ZeRO-3"
+        raise SubspaceError(f"{name}: the weight is {where}, so its gradient cannot be read; calibrate the whole model")
 
 
 def check_gradient(module: nn.Module, name: str) -> None:
@@ -122,9 +120,9 @@ def check_gradient(module: nn.Module, name: str) -> None:
 
 @contextmanager
 def whole(module: nn.Module) -> Iterator[None]:
-    """Inside, the tensors of the module are whole and on the device where it runs.
+    """Make the module's tensors whole, on the device where it runs, during the body.
 
-    Under ZeRO-3 every process must enter, as each holds a part.
+    Under ZeRO-3 every process must enter, since each holds a part.
     """
     with ExitStack() as stack:
         parts = [parameter for parameter in module.parameters() if is_partitioned(parameter)]
@@ -139,20 +137,20 @@ def whole(module: nn.Module) -> Iterator[None]:
 
 
 def agree(parameters: Iterable[Tensor], constants: Iterable[Tensor], name: str) -> None:
-    """Give every process what the first has drawn for a module.
+    """Broadcast what the first process has drawn for a module.
 
     Raises:
-        SubspaceError: a parameter has no entries, as where a method chose none in this matrix. ZeRO-3 ends in an error
-            of its own at an empty one.
+        SubspaceError: a parameter has no entries, for example because a method chose none in this matrix; ZeRO-3 cannot
+            handle empty parameters.
     """
     tensors = [*parameters]
     if not all(parameter.numel() for parameter in tensors):
         raise SubspaceError(
-            f"{name}: nothing is trained there, and ZeRO-3 holds no parameter without entries: leave the module out of "
+            f"{name}: nothing is trained there, and ZeRO-3 needs parameters with entries: leave the module out of "
             "target_modules"
         )
     tensors += constants
-    nccl = torch.distributed.get_backend() == "nccl"  # without gloo beside it, it takes no tensor of the CPU
+    nccl = torch.distributed.get_backend() == "nccl"  # without gloo, it accepts no CPU tensors
     for tensor in tensors:
         shared = (tensor.data.cuda() if nccl else tensor.data).contiguous()
         torch.distributed.broadcast(shared, 0)
@@ -160,10 +158,10 @@ def agree(parameters: Iterable[Tensor], constants: Iterable[Tensor], name: str) 
 
 
 def bring_back(layer: nn.Module, base: nn.Module) -> None:
-    """Take offloaded factors back for good: they are small, and only the base layer is worth offloading.
+    """Stop offloading the factors: they are small, and only the base layer is worth offloading.
 
     Raises:
-        SubspaceError: the factors train. An optimiser would hold the tensors that were offloaded, and change nothing.
+        SubspaceError: the factors train. An optimiser would hold the offloaded tensors and change nothing.
     """
     kept = set(base.modules())
     for part in layer.modules():
@@ -187,7 +185,7 @@ def bring_back(layer: nn.Module, base: nn.Module) -> None:
 @contextmanager
 def _onloaded(module: nn.Module, hook: AlignDevicesHook) -> Iterator[None]:
     hook.pre_forward(module)
-    hook.offload = False  # a call of the module inside finds its tensors there, and leaves them there
+    hook.offload = False  # calls of the module in the body find and leave its tensors there
     try:
         yield
     finally:

@@ -1,8 +1,7 @@
-"""Factors under DeepSpeed's ZeRO, whose optimiser holds flat parts of them in float32.
+"""Factors under DeepSpeed's ZeRO, whose optimiser holds flat float32 partitions of them.
 
-Under ZeRO-1 and ZeRO-2 a parameter's ``_hp_mapping`` says which part of it this process steps, None in a process that
-steps no part of it. ZeRO-3 splits every parameter into equal parts, the last of them padded, and holds the parameter
-itself in parts, too.
+Under ZeRO-1 and ZeRO-2 a parameter's ``_hp_mapping`` gives the part of it that this process updates, or None. ZeRO-3
+splits every parameter into equal parts, the last of them padded, and also partitions the parameter itself.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ from .weights import is_partitioned, outline
 
 
 class _Part(NamedTuple):
-    """This process's part of a parameter: a view of the optimiser's flat tensor, and its place in the parameter."""
+    """A process's part of a parameter: a view of the optimiser's flat tensor, and its place in the parameter."""
 
     master: Tensor
     start: int
 
     def of(self, flat: Tensor, like: Tensor) -> Tensor:
-        """Return this part of a tensor that is laid out as the optimiser's flat one, ``like``."""
+        """Return this part of a tensor with the layout of the optimiser's flat one, ``like``."""
         return flat.narrow(0, self.master.storage_offset() - like.storage_offset(), len(self.master))
 
     def within(self, flat: Tensor) -> bool:
-        """Whether the part is one of this flat tensor."""
+        """Return whether the part belongs to this flat tensor."""
         first, size = flat.data_ptr(), flat.numel() * flat.element_size()
         return first <= self.master.data_ptr() < first + size
 
 
 def in_zero(parameter: Tensor) -> bool:
-    """Whether an optimiser of ZeRO steps a parameter."""
+    """Return whether a ZeRO optimiser updates a parameter."""
     return hasattr(parameter, "_hp_mapping") or hasattr(parameter, "_z3_optimizer")
 
 
 def stepped_elsewhere(parameter: Tensor) -> bool:
-    """Whether other processes step all of a parameter, so that no optimiser is seen to step it here."""
+    """Return whether only other processes update a parameter, so that no optimiser here does."""
     return in_zero(parameter) and _part(parameter) is None
 
 
@@ -65,7 +64,7 @@ def write(parameter: Tensor, value: Tensor) -> None:
 def gradient_part(parameter: Tensor, optimizer: Optimizer) -> tuple[Tensor, int] | None:
     """Return this process's part of a gradient, as a view, with its place in the flattened parameter.
 
-    To be asked before a step of the inner optimiser; None if that optimiser steps no part of the parameter here.
+    Call it before a step of the inner optimiser; None if that optimiser updates no part of the parameter here.
     """
     part = _part(parameter)
     if part is not None:
@@ -77,7 +76,7 @@ def gradient_part(parameter: Tensor, optimizer: Optimizer) -> tuple[Tensor, int]
 
 
 def summed(parameter: Tensor, part: tuple[Tensor, int] | None) -> Tensor:
-    """Return the whole of a gradient from every process's part of it; every process has to ask."""
+    """Return a whole gradient, gathered from every process's part of it; a collective call."""
     shape = outline(parameter).shape
     total = torch.zeros(shape.numel(), device=parameter.device)
     if part is not None:
@@ -88,7 +87,7 @@ def summed(parameter: Tensor, part: tuple[Tensor, int] | None) -> Tensor:
 
 
 def forget(parameter: Tensor, moved: Tensor) -> None:
-    """Zero what the optimiser remembers of some entries of a parameter, in this process's part of it."""
+    """Zero the optimiser's state for some entries of a parameter, in this process's part of it."""
     part = _part(parameter)
     if part is not None:
         gone = moved.flatten().narrow(0, part.start, len(part.master))
@@ -97,7 +96,7 @@ def forget(parameter: Tensor, moved: Tensor) -> None:
 
 
 def _part(parameter: Tensor) -> _Part | None:
-    """Return this process's part of a parameter, None if it steps no part of it."""
+    """Return this process's part of a parameter, or None if it updates no part of it."""
     if hasattr(parameter, "_z3_optimizer"):
         padded = importlib.import_module("deepspeed.utils").safe_get_local_fp32_param(parameter)
         whole: int = parameter.ds_numel  # type: ignore[attr-defined]
@@ -109,7 +108,7 @@ def _part(parameter: Tensor) -> _Part | None:
 
 
 def _remembered(parameter: Tensor, part: _Part) -> Iterable[Tensor]:
-    """Yield this process's part of every moving average of a parameter."""
+    """Yield this process's part of every running average of a parameter."""
     if not hasattr(parameter, "_z3_optimizer"):
         yield from (parameter._hp_mapping.optim_fragment or {}).values()  # type: ignore[attr-defined]
         return

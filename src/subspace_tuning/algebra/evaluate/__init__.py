@@ -1,4 +1,4 @@
-"""Evaluation: a formula's plan for the sizes, the rows and the device of a layer, and the kernel that it may use."""
+"""Evaluation: a formula's plan for a layer's sizes, rows and device, and the kernel it may use."""
 
 from .cost import CostModel, cost_model
 from .fuse import Fused

@@ -1,8 +1,8 @@
-"""What operations cost, by the type of device.
+"""The cost of operations, per type of device.
 
-Costs are in floating point operations of a product. Everything else is counted in them: moving a number to or from
-memory, beginning an operation, and the hand-written kernel, whose gradient is Python. For few rows the latter two
-decide.
+Costs are in floating-point operations of a product. Everything else is converted to them: moving a number to or from
+memory, launching an operation, and the hand-written kernel, whose gradient is Python. For few rows the latter two
+dominate.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CostModel:
-    """The prices of one type of device, in floating point operations.
+    """The prices on one type of device, in floating-point operations.
 
-    ``move`` is for one number to or from memory, ``call`` for beginning one operation, ``kernel`` for one training
-    step of the hand-written kernel.
+    ``move`` is for one number to or from memory, ``call`` for launching one operation, ``kernel`` for one training step
+    of the hand-written kernel.
     """
 
     move: float
@@ -33,7 +33,7 @@ class CostModel:
 
 
 CPU = CostModel(move=40.0, call=1e6, kernel=2.5e7)
-"""About what current processors do; ``benchmarks/planner`` measures how good the choices are."""
+"""Estimates for current processors; ``benchmarks/planner`` measures how good the choices are."""
 
 # A current data-centre GPU holds about 2e14 operations a second in bfloat16 products and moves 2e12 bytes a second: a
 # bfloat16 number takes 1e-12 s, in which it does 200 operations. From Python, an operation of torch's is launched every
@@ -54,7 +54,7 @@ class _MultiplyAdds(CostModel):
 
 
 MULTIPLY_ADDS = _MultiplyAdds(move=0.0, call=0.0, kernel=0.0)
-"""Not a device, but a count of multiply-adds, by which ways of evaluation can be told apart."""
+"""Not a device, but a count of multiply-adds, to compare ways of evaluation."""
 
 
 def cost_model(device_type: str) -> CostModel:

@@ -1,4 +1,4 @@
-"""The kernel's pattern ``(diag @ W + low @ f @ high) @ diag`` and a bias, as a node of a plan."""
+"""The kernel's form ``(diag @ W + low @ f @ high) @ diag`` and a bias, as a node of a plan."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from .. import names
 from .. import rows as R
+from ..narrow_form import ShapeOf, chained, narrow_form, with_bias
 from ..nodes import Environment, Expression, InverseNorms, Leaf, Number, Planner, PlanNode, Scalar, Step, W
-from ..normal_form import Shape, chained, narrow_form, with_bias
 from ..rows import Rows
 from .kernels import Parts, can_fold, composed, product_dtype, scaled_low_rank
 
 
 @dataclass(frozen=True, eq=False)
 class Fused(PlanNode):
-    """Plan only: ``(left @ weight + scale * low @ f @ high) @ right + bias`` in one step (see ``kernels``).
+    """Plans only: ``(left @ weight + scale * low @ f @ high) @ right + bias`` in one step (see ``kernels``).
 
-    ``node`` is the formula that it is equal to. ``weight`` is W, or all of phi(W) formed as one matrix. The environment
-    holds the bias as b, if there is one. If ``composed``, torch's own operations evaluate it: for few rows.
+    ``node`` is the equal formula. ``weight`` is W, or phi(W) formed as one matrix. The environment holds the bias, if
+    any, as b. If ``composed``, torch's own operations evaluate it, for few rows.
     """
 
     bias: Expression
@@ -31,11 +31,11 @@ class Fused(PlanNode):
     highs: tuple[Expression, ...] = ()
     function: str | None = None
     scalars: tuple[Expression, ...] = ()
-    around: bool = True
+    right_scales_low_rank: bool = True
     unit: bool = False
     composed: bool = False
 
-    # What every call asks for.
+    # Read in every call.
     on_weight: bool = field(init=False, repr=False, compare=False)
     _rounds_weight: bool = field(init=False, repr=False, compare=False)
 
@@ -46,7 +46,7 @@ class Fused(PlanNode):
 
     @property
     def keeps_nothing(self) -> bool:
-        """Whether nothing can be computed once for many calls: the parts are tensors, or all of phi(W) is formed."""
+        """Whether there is nothing to compute once for many calls: the parts are tensors, or phi(W) is formed."""
         if not self.on_weight:
             return True
         parts = (self.bias, self.left, self.right, *self.lows, *self.highs)
@@ -57,7 +57,7 @@ class Fused(PlanNode):
         return self.evaluate(rows, self.parts(env), product_dtype(rows))
 
     def parts(self, env: Environment) -> Parts:
-        """Return what does not depend on the rows."""
+        """Return everything that does not depend on the rows."""
         scale = 1.0
         for scalar in self.scalars:
             scale *= _value(scalar, env)
@@ -70,16 +70,16 @@ class Fused(PlanNode):
             _each(self.highs, env) if self.highs else (),
             self.function,
             scale,
-            self.around,
+            self.right_scales_low_rank,
             self.unit,
         )
 
     def evaluate(self, x: Tensor, parts: Parts, dtype: torch.dtype) -> Tensor:
-        """Return the pattern on rows, from products in a precision."""
+        """Apply the form to rows, with products in the given precision."""
         return composed(x, parts, dtype) if self.composed else scaled_low_rank(x, parts)
 
     def suits(self, weight: Tensor) -> bool:
-        """Whether a frozen weight is exact enough: added to one of a low precision, small changes would be lost."""
+        """Return whether a frozen weight is exact enough: a low precision would lose small changes added to it."""
         return not self._rounds_weight or can_fold(weight)
 
     def __str__(self) -> str:
@@ -91,11 +91,11 @@ class Fused(PlanNode):
         raise NotImplementedError("the planner weighs the kernel against whole plans")
 
 
-def fuse(expression: Expression, shape: Shape) -> Fused | None:
-    """Return a formula as the kernel's pattern, None if it is not of that form.
+def fuse(expression: Expression, shape: ShapeOf) -> Fused | None:
+    """Return a formula as the kernel's form, or None if it does not have that form.
 
     Args:
-        expression: what is evaluated (``Formula.evaluated``).
+        expression: the expression to evaluate (``Formula.evaluated``).
         shape: gives rows and columns of a node in numbers.
     """
     matrix, bias = with_bias(expression)
@@ -105,9 +105,9 @@ def fuse(expression: Expression, shape: Shape) -> Fused | None:
     functions, scales = {cut.function for cut in form.cuts}, {cut.scalars for cut in form.cuts}
     if len(form.cuts) > 1 and functions != {None}:
         return None
-    # The kernel takes the norms of all that it forms itself.
-    unit = form.around and isinstance(form.right[0], InverseNorms)
-    # One scale of all that is never trained goes to what is as narrow as the rank; every other to its own factor.
+    # The kernel computes the norms of what it forms itself.
+    unit = form.right_scales_low_rank and isinstance(form.right[0], InverseNorms)
+    # A common scale that is never trained is applied to the narrow side; any other to its own factor.
     common = next(iter(scales)) if len(scales) == 1 and all(map(_is_number, next(iter(scales)))) else ()
     return Fused(
         expression,
@@ -119,7 +119,7 @@ def fuse(expression: Expression, shape: Shape) -> Fused | None:
         tuple(cut.high if common else chained([*cut.scalars, cut.high]) or cut.high for cut in form.cuts),
         functions.pop() if functions else None,
         common,
-        form.around,
+        form.right_scales_low_rank,
         unit,
     )
 

@@ -1,7 +1,7 @@
 """The plan: of the equal ways to evaluate a formula, the cheapest for the sizes and the device at hand.
 
 A plan is itself an expression, equal to the formula, whose products are grouped and in which ``Formed`` marks what is
-multiplied out before the rows meet it: ``U @ diag(sigma) @ V.T`` stays as it is for few rows and becomes
+multiplied out before it is applied to the rows: ``U @ diag(sigma) @ V.T`` is unchanged for few rows and becomes
 ``[U @ (diag(sigma) @ V.T)]`` for many. So a plan is applied, printed and tested like any other expression.
 """
 
@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..formula import Formula
+from ..narrow_form import opened
 from ..nodes import Expression, W
-from ..normal_form import opened
 from ..shapes import Sizes
 from .cost import MULTIPLY_ADDS, cost_model
 from .fuse import Fused, fuse
@@ -25,7 +25,7 @@ MOST_DOUBLINGS = 20  # of one row
 
 
 class Stage(NamedTuple):
-    """The evaluation up to a number of rows: ``expression``, or ``fused`` where that is cheaper and can run."""
+    """The evaluation up to a number of rows: ``expression``, or ``fused`` if that is cheaper and can run."""
 
     rows: int
     expression: Expression
@@ -34,13 +34,13 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How one layer evaluates one formula: its stages, in rising order of rows.
+    """How one layer evaluates one formula: its stages, by increasing number of rows.
 
-    If ``on_base`` a stage's ``expression`` is what is *added* to the frozen layer's own output, because W stands in the
-    formula as a term alone. ``fused`` is always the whole of it, with the bias.
+    If ``adds_to_base_output``, a stage's ``expression`` is *added* to the frozen layer's own output, because W is a
+    term of its own in the formula. ``fused`` is always the whole formula, with the bias.
     """
 
-    on_base: bool
+    adds_to_base_output: bool
     stages: tuple[Stage, ...]
     keeps_nothing: bool = field(init=False)
     """Whether no stage computes something that does not depend on the rows."""
@@ -50,7 +50,7 @@ class Plan:
         object.__setattr__(self, "keeps_nothing", nothing)
 
     def stage(self, rows: int) -> Stage:
-        """Return what to apply to a number of rows."""
+        """Return the expression to apply to a number of rows."""
         return next((stage for stage in self.stages if rows <= stage.rows), self.stages[-1])
 
 
@@ -66,16 +66,16 @@ def plan(
     """Return the cheapest evaluation of a formula for every number of rows.
 
     Args:
-        formula: what to evaluate.
+        formula: the formula to evaluate.
         sizes: n, m and r of the layer.
-        training: count the backward pass, too, and draw what is random (see :meth:`.Expression.drawn`).
+        training: count the backward pass, too, and sample what is random (see :meth:`.Expression.drawn`).
         dropout: the probability of dropping entries of the rows that enter the added terms.
         device: the type of the device, such as "cpu" or "cuda" (see :func:`.cost.cost_model`).
-        opaque: W is an operator, which is multiplied and not formed.
+        opaque: W is an operator, which can be multiplied by, but not formed.
     """
     model = cost_model(device)
     expression = opened(formula.evaluated.drawn() if training and formula.has_gates else formula.evaluated)
-    # Besides the frozen layer's own output its bias would come twice.
+    # Added to the frozen layer's own output, its bias would count twice.
     remainder = None if formula.names_bias else without_weight(expression)
     target = expression if remainder is None else remainder
     fused = () if dropout or opaque else _fused(expression, CheapestSteps(formula, sizes, 1, training))
@@ -98,7 +98,7 @@ def plan(
 def _changes(stage: Callable[[int], Stage], first: int, last: int) -> list[Stage]:
     """Return the last of every run of equal stages.
 
-    What a way of evaluation costs is linear in the rows. So what is the cheapest at both ends is so between them.
+    The cost of each alternative is linear in the rows, so one that is cheapest at both ends is cheapest in between.
     """
     stages = {first: stage(first), last: stage(last)}
     ahead = [(first, last)]
@@ -113,13 +113,13 @@ def _changes(stage: Callable[[int], Stage], first: int, last: int) -> list[Stage
 
 
 def _fused(expression: Expression, planner: CheapestSteps) -> tuple[Fused, ...]:
-    """Return the two ways to evaluate the kernel's pattern, none if the expression is not of that form."""
+    """Return the two ways to evaluate the kernel's form, or none if the expression does not have it."""
     found = fuse(expression, planner.shape)
     return () if found is None else (found, replace(found, composed=True))
 
 
 def drops(formula: Formula) -> bool:
-    """Whether dropout does anything in a formula: it acts on the rows that enter added terms."""
+    """Return whether dropout does anything in a formula: it acts on the rows that enter added terms."""
     remainder = without_weight(formula.evaluated)
     target = with_dropout(formula.evaluated if remainder is None else remainder, 0.5, alone=remainder is not None)
     return any(isinstance(node, Dropped) for node in target.walk())
@@ -136,10 +136,10 @@ class Alternative(NamedTuple):
 def alternatives(
     formula: Formula, sizes: Sizes, rows: int, training: bool = True, device: str = "cpu"
 ) -> list[Alternative]:
-    """Return the ways to evaluate all of a formula that the planner weighs, the cheapest first.
+    """Return the ways to evaluate a formula that the planner compares, the cheapest first.
 
-    The kernel and what torch's own operations make of its pattern, if the formula fits it; the best order and grouping
-    of torch's own products; the formula as it is written; and phi(W) formed as one matrix.
+    The kernel and its form composed of torch's own operations, if the formula has that form; the best order and
+    grouping of torch's products; the formula as written; and phi(W) formed as one matrix.
     """
     model = cost_model(device)
     planner = CheapestSteps(formula, sizes, rows, training, model)
@@ -160,12 +160,12 @@ def alternatives(
 def cost(
     expression: Expression, formula: Formula, sizes: Sizes, rows: int, training: bool = True, device: str = "cpu"
 ) -> float:
-    """Return what a planned expression costs for a number of rows, in floating point operations."""
+    """Return the cost of a planned expression for a number of rows, in floating-point operations."""
     return CheapestSteps(formula, sizes, rows, training, cost_model(device), choose=False).apply(expression)[0]
 
 
 def multiply_adds(node: Expression, formula: Formula, sizes: Sizes, rows: int, training: bool = True) -> float:
-    """Return how many multiply-adds a way of evaluation takes (see :class:`Alternative`), for a number of rows."""
+    """Return the number of multiply-adds of an alternative for a number of rows (see :class:`Alternative`)."""
     planner = CheapestSteps(formula, sizes, rows, training, MULTIPLY_ADDS, choose=False)
     if not isinstance(node, Fused):
         return planner.apply(node)[0]

@@ -1,7 +1,7 @@
 """The cheapest steps for one layer and one number of rows, by dynamic programming over products.
 
-A training step counts each product once more per operand that needs a gradient. What a node costs by itself is the
-node's rule (``step``, ``form_step``); here are the choices between forming a matrix or not, and the order of products.
+In training each product counts once more per operand that needs a gradient. The cost of a node by itself is the node's
+own rule (``step``, ``form_step``); this module chooses between forming a matrix or not, and the order of products.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import NamedTuple
 
 from .. import names
 from ..formula import Formula
+from ..narrow_form import with_bias
 from ..nodes import Expression, Identity, Leaf, Product, Step, W
-from ..normal_form import with_bias
 from ..shapes import NodeShapes, Sizes
 from .cost import CPU, CostModel
 from .fuse import Fused
 from .rewrite import Formed
 
-_MOST_FACTORS = 12  # of a chain of which every order is weighed, which takes the cube of their number
+_MOST_FACTORS = 12  # factors of a chain of which every order is tried, in cubic time
 
 
 class _Part(NamedTuple):
-    """A part of a chain: how its matrix is formed, and what its product with another one costs."""
+    """A part of a chain: how its matrix is formed, and the cost of its product with another one."""
 
     step: Step
     rows: int
@@ -36,7 +36,7 @@ class _Part(NamedTuple):
 
 @dataclass
 class CheapestSteps:
-    """The planner that the nodes' rules ask. ``apply`` multiplies rows by a node, ``form`` makes its matrix."""
+    """The planner that the nodes' rules call. ``apply`` multiplies rows by a node, ``form`` forms its matrix."""
 
     formula: Formula
     sizes: Sizes
@@ -54,9 +54,9 @@ class CheapestSteps:
         self.shape: Callable[[Expression], tuple[int, int]] = NodeShapes(self.formula.shapes, self.sizes)
 
     def fused(self, node: Fused) -> float:
-        """Return the cost of the kernel, or of the few operations of torch's in its place.
+        """Return the cost of the kernel, or of the few torch operations in its place.
 
-        In evaluation what they need besides the rows is computed once for many calls.
+        In evaluation everything they need besides the rows is computed once for many calls.
         """
         rows, (n, m) = self.rows, self.shape(W)
         cost = self.product(rows, n, m, True, False)
@@ -65,20 +65,20 @@ class CheapestSteps:
             k = self.shape(low)[1]
             cost += self.form(low)[0] + self.form(high)[0] if self.training else 0.0
             cost += self.product(rows, n, k, True, self.trains(low)) + self.product(rows, k, m, True, self.trains(high))
-            # What joins a sum in place is written once, with the product's own: the kernel's, and torch's to a bias.
+            # A product that accumulates in place is written once: in the kernel, and in torch for a bias.
             cost -= self.model.move * rows * (n + m) if not node.composed else 0.0
             cost += self.elements(rows * n, 0) if node.composed and self.training else 0.0
         for scale, width in ((node.left, n), (node.right, m)):
             # torch writes the product whose column sums are the scales' gradient, the kernel only sums.
             cost += 0.0 if scale is None else self.elements(rows * width, 1 + (1 + node.composed) * self.trains(scale))
-        if node.unit:  # the matrix is formed, its norms are taken, and the rows scaled by them
+        if node.unit:  # form the matrix, compute its norms, scale the rows by them
             cost += self.elements(n * m, 0) * (2 if self.training else 0) + (node.right is None) * self.elements(
                 rows * m
             )
         return cost
 
     def whole(self, expression: Expression) -> list[tuple[float, Fused]]:
-        """Return the way by phi(W) formed as one matrix, if there is one."""
+        """Return the alternative with phi(W) formed as one matrix, if there is one."""
         matrix, bias = with_bias(expression)
         if self._stays_whole(matrix) or not matrix.has_matrix or matrix.diagonal or isinstance(matrix, Leaf):
             return []
@@ -125,13 +125,13 @@ class CheapestSteps:
         return cost + self.product(self.rows, n, m, True, self.trains(node)), Formed(formed)
 
     def _stays_whole(self, node: Expression) -> bool:
-        """Whether the rows go through a node's parts: its matrix would hold that of an operator."""
+        """Return whether the rows must go through a node's parts: forming its matrix would form an operator."""
         return self.opaque and "W" in node.names
 
     # Products
 
     def chain(self, factors: tuple[Expression, ...]) -> Step:
-        """Multiply the rows by a chain: each step takes one factor, or several that are formed into one matrix."""
+        """Multiply the rows by a chain: each step takes one factor, or several formed into one matrix."""
         weighs = self.choose and len(factors) <= _MOST_FACTORS
         width = [0, *(0 for _ in factors)]
         best: list[tuple[float, tuple[Expression, ...]]] = [(0.0, ())]
@@ -154,7 +154,7 @@ class CheapestSteps:
         return cost, steps[0] if len(steps) == 1 else Product(steps)
 
     def formed_chain(self, factors: tuple[Expression, ...]) -> Step:
-        """Matrix chain order by dynamic programming; from left to right if the chain is long."""
+        """Form a chain in its best order, by dynamic programming; from left to right if it is long."""
         parts = [self._part(factor) for factor in factors]
         if not self.choose or len(parts) > _MOST_FACTORS:
             return reduce(self._joined, parts).step[0], Product(tuple(part.step[1] for part in parts))

@@ -1,33 +1,38 @@
-"""What of a plan does not depend on the rows, taken out of it, so that it is computed once for many calls."""
+"""Takes out of a plan whatever does not depend on the rows, so that it is computed once for many calls."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from ..narrow_form import ShapeOf
 from ..nodes import Diagonal, Environment, Expression, Leaf, Matrix
-from ..normal_form import Shape
 
 
 class Prepared(NamedTuple):
-    """An expression equal to another one, in which names stand for what was taken out: ``held``."""
+    """An equal expression in which names replace the parts taken out: ``held``."""
 
     expression: Expression
     held: Mapping[str, Expression]
 
-    def environment(self, env: Environment) -> Environment:
-        """Return an environment that holds what was taken out, too."""
-        return {**env, **{name: node.compact(env) for name, node in self.held.items()}}
+    def values(self, env: Environment) -> dict[str, Tensor]:
+        """Return the parts taken out. Autocast does not act on them: they also serve calls without it."""
+        device = next(value.device.type for value in env.values() if isinstance(value, Tensor))
+        with torch.autocast(device, enabled=False):
+            return {name: node.compact(env) for name, node in self.held.items()}
 
 
-def prepare(expression: Expression, shape: Shape, largest: int) -> Prepared:
+def prepare(expression: Expression, shape: ShapeOf, largest: int) -> Prepared:
     """Take out the vectors and small matrices that an expression computes from its names.
 
     Args:
-        expression: a stage of a plan, of which nothing is drawn anew.
+        expression: a stage of a plan, in which nothing is sampled.
         shape: gives rows and columns of a node in numbers.
-        largest: how many entries a matrix may have. A larger one is computed in every call: W's size for every layer
-            would double a model.
+        largest: the most entries of a matrix taken out. A larger one is computed in every call: keeping one of W's size
+            per layer would double the model.
     """
     held: dict[str, Expression] = {}
 
@@ -41,7 +46,7 @@ def prepare(expression: Expression, shape: Shape, largest: int) -> Prepared:
         if (node.diagonal or node.forms_itself) and node.has_matrix:
             if size(node) > largest:
                 return node
-            name = f"<{len(held)}>"  # no name of a formula
+            name = f"<{len(held)}>"  # not a valid name in a formula
             held[name] = node
             return Diagonal(name) if node.diagonal else Matrix(name)
         node = node.apart

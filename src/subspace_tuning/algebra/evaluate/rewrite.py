@@ -1,4 +1,4 @@
-"""Rewriting a formula for a plan: without W, with dropout, and with marks at the matrices that are formed."""
+"""Rewriting a formula for a plan: without W, with dropout, and with the formed matrices marked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..rows import Rows
 
 @dataclass(frozen=True, eq=False)
 class Formed(PlanNode):
-    """Plan only: the matrix is formed first, then the rows are multiplied by it."""
+    """Plans only: the matrix is formed first, then the rows are multiplied by it."""
 
     forms_itself = True
 
@@ -32,7 +32,7 @@ class Formed(PlanNode):
 
 @dataclass(frozen=True, eq=False)
 class Dropped(PlanNode):
-    """Plan only: dropout on the rows that enter an added term."""
+    """Plans only: dropout on the rows that enter an added term."""
 
     probability: float
 
@@ -41,7 +41,7 @@ class Dropped(PlanNode):
     def apply(self, x: Rows, env: Environment) -> Rows:
         return self.node.apply(R.dropout(x, self.probability), env)
 
-    # ``compact`` is the node's own: on average. Column norms are taken of this.
+    # ``compact`` is the node's own, its mean under dropout. Column norms use it.
 
     def __str__(self) -> str:
         return f"dropout({self.node})"
@@ -52,7 +52,7 @@ class Dropped(PlanNode):
 
 
 def without_weight(expression: Expression) -> Expression | None:
-    """Return the expression less W, if W stands in it as a term alone and once; else None."""
+    """Return the expression minus W if W is a term of its own and occurs once; otherwise None."""
     if not isinstance(expression, Sum) or expression.terms.count(W) != 1:
         return None
     terms = [term for term in expression.terms if term != W]
@@ -60,10 +60,10 @@ def without_weight(expression: Expression) -> Expression | None:
 
 
 def with_dropout(node: Expression, probability: float, alone: bool = False) -> Expression:
-    """Put dropout before every added term: one that stands beside W (``alone``), or beside a term that holds W."""
+    """Put dropout before every added term: one beside W itself (``alone``), or beside a term that contains W."""
     if alone or isinstance(node, Sum):
         terms = node.terms if isinstance(node, Sum) else (node,)
-        # Beside W itself a term with singular vectors of W is an addition, too.
+        # Beside W itself, a term with singular vectors of W is an added term, too.
         spectral = frozenset() if alone else frozenset(names.SPECTRAL_SHAPES)
         return Sum(
             tuple(
@@ -79,8 +79,8 @@ def with_dropout(node: Expression, probability: float, alone: bool = False) -> E
 
 
 def _carries_weight(term: Expression, spectral: frozenset[str]) -> bool:
-    """Whether the term is W reconstructed (a product with W or its subspaces) and not an addition to it."""
-    if isinstance(term, Identity):  # I + A @ B beside or behind W
+    """Return whether the term is W reconstructed (a product with W or its subspaces) and not an addition to it."""
+    if isinstance(term, Identity):  # I + A @ B before or after W
         return True
     if isinstance(term, Leaf):
         return term.name in ("W", "N") or term.name in spectral

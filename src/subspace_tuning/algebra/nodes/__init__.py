@@ -1,4 +1,4 @@
-"""The nodes that formulas are made of, each with its rules (see :mod:`.base`)."""
+"""The nodes of formulas, each with its rules (see :mod:`.base`)."""
 
 from .affine import Affine, Carried, affine
 from .base import Environment, Expression, NotLinearError, dense

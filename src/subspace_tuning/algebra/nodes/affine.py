@@ -56,7 +56,7 @@ class Affine(Expression):
 
 @dataclass(frozen=True, eq=False)
 class Carried(Expression):
-    """Plan only: a vector as a row times a matrix, which is how a bias passes through what follows it."""
+    """Plans only: a vector, as a row, times a matrix: a bias passing through the factors after it."""
 
     vector: Expression
     matrix: Expression

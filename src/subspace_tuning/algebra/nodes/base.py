@@ -1,20 +1,20 @@
-"""What a node is: a matrix, or a map on rows, that knows its own rules.
+"""Nodes: matrices, or maps on rows, with their own rules.
 
-An expression is an immutable tree over *names*. It holds no tensor: the tensors come in as an environment
-``{name: tensor}``, so one expression serves every layer. Read as a map on rows it takes x (T x n) to x @ phi (T x m).
+An expression is an immutable tree over *names*. It holds no tensors: they come in as an environment
+``{name: tensor}``, so one expression serves every layer. As a map on rows it takes x (T x n) to x @ phi (T x m).
 
-A node that lacks a rule cannot be made: each is an abstract member of :class:`Expression`, or has a default that holds
-for every node. The rest of the library derives what it needs from them and knows no special node by name:
+A node that lacks a rule cannot be instantiated: each rule is an abstract member of :class:`Expression`, or has a
+default for every node. The rest of the library derives what it needs from them and names no special node:
 
 * evaluation from ``apply`` and ``compact``, printing from ``str`` and ``latex``;
 * the planner from ``shape``, ``step`` and ``form_step``;
 * starts and checks from the facts ``linear_map``, ``linear_in``, ``zero_when``, ``identity_when``, ``structure``.
 
-How a function of the language is read stands beside its node, too (see :mod:`.language`).
+How a function of the language is parsed is defined beside its node (see :mod:`.language`).
 
-``+ - * @ .T`` build nodes in normal form: products, element-wise products and sums are flat, so that a chain is no
-deeper for its length, and scalars stand in front of the product that they multiply. A scalar therefore scales the
-*whole* product, also across a nonlinearity: ``s * A @ relu @ B`` is s times (A @ relu @ B).
+``+ - * @ .T`` build nodes in normal form: products, element-wise products and sums are flat, so that a longer chain is
+no deeper, and scalars come before the product that they multiply. A scalar therefore scales the *whole* product, even
+across a nonlinearity: ``s * A @ relu @ B`` is s times (A @ relu @ B).
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ class Expression(ABC):
     structure: Structure = field(init=False, repr=False)
     diagonal: bool = field(init=False, repr=False)
     depth: int = field(init=False, repr=False)
-    """How many nodes stand within each other, this one included."""
+    """The depth of the tree below this node, itself included."""
     _written: tuple[object, ...] = field(init=False, repr=False)
     _hash: int = field(init=False, repr=False)
 
-    # Defaults that hold for every node; one that differs says so.
+    # Defaults for every node; a node that differs overrides them.
     precedence = ATOM
     forms_itself = False  # whether ``apply`` multiplies the rows by the formed matrix
-    reads_norms = False  # whether ``apply`` takes the norms of the columns below
-    rows_enter: ClassVar[int | None] = None  # the child whose rows are this node's, where dropout may act
-    scaled_child: ClassVar[int | None] = None  # the child that takes the numbers before the node, if that is cheaper
+    reads_norms = False  # whether ``apply`` computes the norms of the columns below
+    rows_enter: ClassVar[int | None] = None  # the child that receives this node's rows, on which dropout may act
+    scaled_child: ClassVar[int | None] = None  # the child that absorbs the numbers before the node, if that is cheaper
     holds_weight = True  # whether W within a child makes this node W reconstructed
     latex_in_brackets = False  # within a product
-    acts_as_factor = True  # False: it acts on what stands left of it, as a nonlinearity does
-    is_random = False  # whether training draws the value anew (see ``drawn``)
+    acts_as_factor = True  # False: it acts on everything to its left, as a nonlinearity does
+    is_random = False  # whether training samples the value in every pass (see ``drawn``)
     drawn_start: ClassVar[str | None] = None
-    """The start of the factors below, where they may start anywhere; None: as any factor."""
+    """The start of the factors below, if they may start anywhere; None: as for any factor."""
     identity_start: ClassVar[str | None] = None
     """The start of the factors below at which the node is the identity; None: by ``identity_when``."""
 
     def __post_init__(self) -> None:
-        # Computed once, because the forward pass and the planner read it.
-        written = tuple(self.__dict__.values())  # what the node was made of, and nothing else yet
+        # Computed once, for the forward pass and the planner.
+        written = tuple(self.__dict__.values())  # the constructor's arguments, before anything is cached
         object.__setattr__(self, "_written", written)
         object.__setattr__(self, "_hash", hash((type(self), written)))
         structure = self._structure()
@@ -80,7 +80,7 @@ class Expression(ABC):
         object.__setattr__(self, "diagonal", Structure.DIAGONAL in structure)
         object.__setattr__(self, "depth", 1 + max((child.depth for child in self.children), default=0))
 
-    # Nodes are equal if they are written alike. They never change, so each is hashed once and never copied.
+    # Nodes are equal if they print the same. They are immutable, so each is hashed once and never copied.
 
     def __hash__(self) -> int:
         return self._hash
@@ -95,7 +95,7 @@ class Expression(ABC):
         return self
 
     def __reduce__(self) -> tuple[type[Expression], tuple[object, ...]]:
-        return type(self), self._written  # without the hash, which another process has another of
+        return type(self), self._written  # without the hash, which differs between processes
 
     # Evaluation
 
@@ -123,11 +123,11 @@ class Expression(ABC):
         """Return the node in LaTeX."""
 
     def inside(self, precedence: int) -> str:
-        """Return the node as it is printed within an operation that binds so tightly."""
+        """Return the node as printed within an operation of this precedence."""
         return str(self) if self.precedence > precedence else f"({self})"
 
     def inside_latex(self) -> str:
-        """Return the node in LaTeX within a product."""
+        """Return the node in LaTeX, as a factor of a product."""
         return f"({self.latex()})" if self.latex_in_brackets else self.latex()
 
     # Shape and cost
@@ -138,22 +138,22 @@ class Expression(ABC):
 
     @property
     def is_number(self) -> bool:
-        """Whether the form alone says that this is a number and not a matrix, such as ``s`` or ``1 - t``."""
+        """Whether the form alone shows that this is a number and not a matrix, as for ``s`` or ``1 - t``."""
         return False
 
     @cached_property
     def is_shapeless(self) -> bool:
-        """Whether the node takes rows of any width and keeps it, as ``I`` and ``relu`` do; or is a number."""
+        """Whether the node accepts rows of any width and keeps it, like ``I`` and ``relu``, or is a number."""
         if self.is_number or not self.children:
             return self.is_number
         return all(node.is_shapeless for node in self.walk() if not node.children)
 
     @abstractmethod
     def step(self, planner: Planner) -> Step:
-        """Return what ``apply`` costs, with the best steps below this node. Not asked of diagonals."""
+        """Return the cost of ``apply``, with the best steps below this node. Not called for diagonals."""
 
     def form_step(self, planner: Planner) -> Step:
-        """Return what forming the matrix costs, with the best steps below; of a node that is not diagonal."""
+        """Return the cost of forming the matrix, with the best steps below. Not called for diagonals."""
         parts = [(0.0, child) if child.is_number else planner.form(child) for child in self.children]
         rows, columns = planner.shape(self)
         passes = planner.elements(rows * columns * self._passes, 1 + planner.trains(self)) if self._passes else 0.0
@@ -161,23 +161,23 @@ class Expression(ABC):
 
     @property
     def _passes(self) -> int:
-        """How many times forming the matrix from its parts writes all of its entries."""
+        """How often forming the matrix from its parts writes all of its entries."""
         return 1
 
     # Facts
 
     def _structure(self) -> Structure:
-        """Return what the form says of the matrix; nothing, unless a node knows better."""
+        """Return the structure of the matrix that follows from the form; none by default."""
         return NONE
 
     @property
     @abstractmethod
     def linear_map(self) -> bool:
-        """Whether the map on rows is linear as far as this node goes, and acts on all rows alike."""
+        """Whether this node itself is a linear map that treats all rows alike."""
 
     @property
     def needs_entries(self) -> bool:
-        """Whether ``apply`` needs the entries of what stands below, and not only products with it."""
+        """Whether ``apply`` needs the entries of the matrices below, not only products with them."""
         return self.forms_itself
 
     @cached_property
@@ -188,31 +188,31 @@ class Expression(ABC):
     @property
     @abstractmethod
     def linear_in(self) -> tuple[int, ...]:
-        """The children in each of which the node is linear, up to what the others add, while the others are fixed."""
+        """The children in each of which the node is affine while the others are fixed."""
 
     @property
     @abstractmethod
     def zero_when(self) -> tuple[tuple[int, ...], ...]:
-        """Sets of children: the node is zero if all of one set are. () for a node that never is, and for leaves."""
+        """Sets of children: the node is zero if all children of one set are. () if it never is, and for leaves."""
 
     @property
     @abstractmethod
     def identity_when(self) -> tuple[int, ...]:
-        """The children that are the identity where the node is; the others are zero there."""
+        """The children that are the identity when the node is; the others are zero then."""
 
     @property
     def factored(self) -> tuple[Expression, ...]:
-        """The node as the factors of a product that is equal to it; alone if it is none."""
+        """The factors of a product equal to the node; the node alone if there is none."""
         return (self,)
 
     @property
     def opened(self) -> tuple[Expression, ...]:
-        """The terms of a sum equal to the node, over which a product is multiplied out; alone if there is none."""
+        """The terms of a sum equal to the node, over which products are expanded; the node alone if there is none."""
         return (self,)
 
     @property
     def apart(self) -> Expression:
-        """An equal node in which what the rows do not enter is a child of its own; the node itself, if it is so."""
+        """An equal node in which everything independent of the rows is a separate child; possibly the node itself."""
         return self
 
     # The tree
@@ -223,11 +223,11 @@ class Expression(ABC):
 
     @property
     def own_names(self) -> tuple[str, ...]:
-        """The names that this node holds itself."""
+        """The names held by this node itself."""
         return ()
 
     def held_shape(self, name: str, shape: Shape) -> Shape:
-        """Return the shape in which the tensor of an own name is held, from that of what it stands for."""
+        """Return the shape in which the tensor of one of its names is stored, given the shape of the matrix."""
         return shape
 
     def rebuilt(self, children: tuple[Expression, ...]) -> Expression:
@@ -235,11 +235,11 @@ class Expression(ABC):
         return type(self)(*children) if children else self
 
     def over(self, children: tuple[Expression, ...]) -> Expression:
-        """Return the same node over other children, which stay as they are: no scalar is pulled out of a product."""
+        """Return the same node over other children, unchanged: no scalar is pulled out of a product."""
         return self.rebuilt(children)
 
     def drawn(self) -> Expression:
-        """Return the expression as training evaluates it: what is random is drawn anew every time."""
+        """Return the expression as evaluated in training, where random values are sampled in every pass."""
         return self.over(tuple(child.drawn() for child in self.children)) if self.children else self
 
     def walk(self) -> Iterator[Expression]:
@@ -252,7 +252,7 @@ class Expression(ABC):
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The names of the tensors and scalars used, in reading order, each once."""
+        """The names of the tensors and scalars used, in reading order, without repetition."""
         return tuple(dict.fromkeys(name for node in self.walk() for name in node.own_names))
 
     # Operators
@@ -293,8 +293,8 @@ class Expression(ABC):
 
 
 def dense(node: Expression, env: Environment) -> Tensor:
-    """Return the node's matrix, rows x columns. Raises NotLinearError where there is none."""
+    """Return the node's matrix, rows x columns. Raises NotLinearError if there is none."""
     return torch.diag(node.compact(env)) if node.diagonal else node.compact(env)
 
 
-from . import build  # noqa: E402 (the operators above build nodes, which are made of the classes above)
+from . import build  # noqa: E402 (the operators above build nodes from the classes above)

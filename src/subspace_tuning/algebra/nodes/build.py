@@ -19,7 +19,7 @@ from .sparse import Sparse
 def product(*parts: Expression) -> Expression:
     """Return ``A @ B @ ...``, flat, with scalars in front and without identities."""
     number, scalars, cores = _gathered(parts)
-    if len(cores) < len(parts):  # a number, which is refused where the formula is read, with its place
+    if len(cores) < len(parts):  # a number; the parser refuses it, with its place
         return Product(tuple(factor for part in parts for factor in _factors(part)))
     factors = [factor for core in cores for factor in _factors(core) if not isinstance(factor, Identity)]
     whole = Identity() if not factors else factors[0] if len(factors) == 1 else Product(tuple(factors))
@@ -50,7 +50,7 @@ def _total_of_identities(nodes: Sequence[Expression]) -> Expression:
 def times(*parts: Expression) -> Expression:
     """Return ``A * B * ...``: scalars times a node, mask times entries, or the element-wise product.
 
-    Numbers are multiplied out and stand first, then come scalars in their order.
+    Numbers are multiplied and come first, followed by scalars in order.
     """
     number, scalars, cores = _gathered(parts)
     return _scaled(number, scalars, _elementwise(cores) if cores else None)
@@ -98,7 +98,7 @@ def _merged(
     alike: Callable[[Expression], bool],
     merge: Callable[[list[Expression]], Expression],
 ) -> list[Expression]:
-    """Return nodes with one in the place of the first of those that are alike."""
+    """Return nodes with one merged into the first of the equal ones."""
     found = [node for node in nodes if alike(node)]
     if len(found) < 2:
         return nodes
@@ -120,7 +120,7 @@ def _coefficients(node: Expression) -> tuple[float, tuple[Expression, ...], Expr
 
 
 def _gathered(nodes: Sequence[Expression]) -> tuple[float, list[Expression], list[Expression]]:
-    """Return the number, the scalars and the matrices of a product of nodes, whatever its kind."""
+    """Return the number, the scalars and the matrices of a product of nodes of either kind."""
     number, scalars, cores = 1.0, list[Expression](), list[Expression]()
     for node in nodes:
         factor, own, core = _coefficients(node)
@@ -141,14 +141,14 @@ def _scaled(number: float, scalars: Sequence[Expression], core: Expression | Non
 
 
 def _as_expression(value: object) -> Expression | None:
-    """Return a node, or a number as one; None for what stands in no formula."""
+    """Return a node, converting a number to one; None for anything that is not part of a formula."""
     if isinstance(value, Expression):
         return value
     return Number(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def either(build: Callable[[Expression, Expression], Expression], node: Expression, other: object) -> Expression:
-    """Return a node built from another and from a node or a number; NotImplemented for anything else."""
+    """Return a node built from a node and a node or number; NotImplemented for anything else."""
     expression = _as_expression(other)
     return NotImplemented if expression is None else build(node, expression)
 
@@ -161,7 +161,7 @@ def substitute(node: Expression, replacements: Mapping[str, Expression]) -> Expr
 
 
 def symbol(name: str) -> Expression:
-    """Return the leaf that a name stands for by convention (see :mod:`subspace_tuning.algebra.names`)."""
+    """Return the leaf that a name denotes by convention (see :mod:`subspace_tuning.algebra.names`)."""
     if name == "I":
         return Identity()
     if name in NONLINEARITIES:
@@ -170,12 +170,12 @@ def symbol(name: str) -> Expression:
         return Normalisation(name)
     if names.is_diagonal(name.removesuffix(names.OFFSET)):
         return Diagonal(name)
-    # A lower-case name is a scalar until diag() or affine() finds it in the place of a vector.
+    # A lower-case name is a scalar unless diag() or affine() uses it as a vector.
     return Matrix(name) if name[0].isupper() or name == "rest" else Scalar(name)
 
 
 def as_vectors(node: Expression) -> Expression:
-    """Return the expression with its lower-case names, which are scalars elsewhere, as vectors."""
+    """Return the expression with its lower-case names read as vectors instead of scalars."""
     if isinstance(node, Scalar):
         return Vector(node.name)
     return node.rebuilt(tuple(as_vectors(child) for child in node.children))

@@ -1,4 +1,4 @@
-"""What several nodes have in common: how rows meet them, or that they stand over one other node."""
+"""Base classes of nodes: by how they are applied to rows, or for nodes over one child."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .structure import DIAGONAL, Structure
 
 
 class MultilinearNode(Expression):
-    """A node that is linear in each child, zero where one of them is, and the identity where all are."""
+    """A node that is linear in each child, zero if one of them is, and the identity if all are."""
 
     @property
     def linear_in(self) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ class MultilinearNode(Expression):
 
 
 class FactorsNode(MultilinearNode):
-    """A product of any number of factors, of whatever kind."""
+    """A product of either kind, with any number of factors."""
 
     factors: tuple[Expression, ...]
 
@@ -41,7 +41,7 @@ class FactorsNode(MultilinearNode):
 
 
 class MatrixNode(Expression):
-    """A node of which the rows meet the formed matrix, or the vector of its diagonal."""
+    """A node applied by multiplying the rows by its formed matrix, or by the vector of its diagonal."""
 
     forms_itself = True
     linear_map = True
@@ -54,7 +54,7 @@ class MatrixNode(Expression):
 
 
 class DiagonalNode(Expression):
-    """A diagonal matrix, of which the rows meet the vector."""
+    """A diagonal matrix, applied as its vector."""
 
     linear_map = True
 
@@ -69,7 +69,7 @@ class DiagonalNode(Expression):
 
 
 class UnaryNode(Expression):
-    """A node over one other."""
+    """A node over one child."""
 
     node: Expression
 
@@ -79,7 +79,7 @@ class UnaryNode(Expression):
 
 
 class EntrywiseNode(UnaryNode, MatrixNode):
-    """A matrix made from the entries of one other of the same shape."""
+    """A matrix computed from the entries of another one of the same shape."""
 
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
         return shapes(self.node)
@@ -87,7 +87,7 @@ class EntrywiseNode(UnaryNode, MatrixNode):
 
 @dataclass(frozen=True, eq=False)
 class PlanNode(UnaryNode):
-    """A node that occurs only in plans, equal to the node that it holds."""
+    """A node that occurs only in plans, equal to the node it wraps."""
 
     node: Expression
 

@@ -1,4 +1,4 @@
-"""Tensors in compact form: two dimensions are a matrix, one is a diagonal, none a multiple of the identity."""
+"""Tensors in compact form: two dimensions for a matrix, one for a diagonal, none for a multiple of the identity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def zero_dim(value: object) -> Tensor:
-    """Return a number as a tensor. Without dimensions it has the precision of what it meets, and loses none itself."""
+    """Return a number as a tensor without dimensions, which takes the precision of the other operand."""
     assert isinstance(value, (float, int))
     return torch.tensor(value, dtype=torch.float64)
 
@@ -15,7 +15,7 @@ def zero_dim(value: object) -> Tensor:
 def multiplied(left: Tensor, right: Tensor, transposed: bool) -> Tensor:
     """Multiply two matrices in compact form, in the wider of their precisions.
 
-    The result has W's layout in memory, ``transposed`` or not: added to W in another one it costs ten times as much.
+    The result has W's memory layout, ``transposed`` or not: adding to W in another layout takes ten times as long.
     """
     if not (left.ndim and right.ndim):  # a multiple of the identity
         return left * right

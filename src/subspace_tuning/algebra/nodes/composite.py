@@ -55,7 +55,7 @@ class Product(FactorsNode):
     def latex(self) -> str:
         joined = self.factors[0].inside_latex()
         for before, factor in zip(self.factors, self.factors[1:], strict=False):
-            # A nonlinearity acts on what stands left of it, so it is not a factor.
+            # A nonlinearity acts on everything to its left, so it is not a factor.
             sign = " " if before.acts_as_factor and factor.acts_as_factor else r" \circ "
             joined += sign + factor.inside_latex()
         return joined
@@ -75,7 +75,7 @@ class Product(FactorsNode):
 
     @property
     def linear_in(self) -> tuple[int, ...]:
-        """The factors behind the last nonlinearity."""
+        """The factors after the last nonlinearity."""
         bends = [index for index, factor in enumerate(self.factors) if not factor.has_matrix]
         return tuple(range(bends[-1] + 1 if bends else 0, len(self.factors)))
 
@@ -98,7 +98,7 @@ class Sum(Expression):
     precedence = SUM
     linear_map = True
     latex_in_brackets = True
-    identity_when = ()  # some term is, and which one the form does not say
+    identity_when = ()  # some term is, but the form does not show which one
 
     @property
     def children(self) -> tuple[Expression, ...]:
@@ -212,7 +212,7 @@ class Scale(MultilinearNode):
     def __str__(self) -> str:
         signed = self.scalars[0] == Number(-1.0)
         shown = [scalar.inside(PRODUCT) for scalar in self.scalars[signed:]]
-        # A product needs no parentheses: the parser pulls the scalars in front of it again.
+        # A product needs no parentheses: the parser moves the scalars in front of it again.
         shown.append(str(self.node) if isinstance(self.node, Product) else self.node.inside(PRODUCT))
         return "-" * signed + " * ".join(shown)
 
@@ -268,7 +268,7 @@ class Transpose(UnaryNode, MatrixNode):
         return R.matmul(x, self.compact(env))
 
     @cached_property
-    def needs_entries(self) -> bool:  # kept, since every call asks for it
+    def needs_entries(self) -> bool:  # cached, since every call uses it
         return not (type(self.node) is Matrix and self.node.name == "W")
 
     def compact(self, env: Environment) -> Tensor:

@@ -1,4 +1,4 @@
-"""``relu``, ``gelu``, ``silu``, ``tanh``: between factors, and of a matrix's entries."""
+"""``relu``, ``gelu``, ``silu``, ``tanh``: between factors, and on a matrix's entries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Activation(Expression):
-    """An element-wise nonlinearity that stands between two factors; called, it acts on a matrix's entries."""
+    """An element-wise nonlinearity between two factors; called as a function, it acts on a matrix's entries."""
 
     function: str
 
@@ -48,7 +48,7 @@ class Activation(Expression):
         return NONLINEARITIES[self.function](R.as_tensor(x))
 
     def compact(self, env: Environment) -> Tensor:
-        raise NotLinearError(f"{self.function} between the factors leaves no dense form")
+        raise NotLinearError(f"{self.function} between the factors has no dense form")
 
     def __str__(self) -> str:
         return self.function
@@ -57,7 +57,7 @@ class Activation(Expression):
         return rf"\operatorname{{{self.function}}}"
 
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
-        raise SubspaceError(f"{self.function} has the width of its neighbours, and here it has none")
+        raise SubspaceError(f"{self.function} takes its width from its neighbours, and has none here")
 
     def step(self, planner: Planner) -> Step:
         return 0.0, self

@@ -13,13 +13,13 @@ from .common import EntrywiseNode
 from .language import Call, Typed, function
 
 TEMPERATURE = 2.0 / 3.0
-LOW, HIGH = -0.1, 1.1  # a sigmoid is stretched to this interval and cut to [0, 1], so that 0 and 1 have mass
-OPEN = 1.5  # logits at the start: nine tenths of the gates open, where the gradient does not vanish
+LOW, HIGH = -0.1, 1.1  # a sigmoid is stretched to this interval and clipped to [0, 1], so that gates can be 0 or 1
+OPEN = 1.5  # logits at the start: nine tenths of the gates are open, and the gradient does not vanish
 
 
 @dataclass(frozen=True, eq=False)
 class Gate(EntrywiseNode):
-    """``gate(L)``: entries in [0, 1], in evaluation the middle of those that training draws around sigmoid(L)."""
+    """``gate(L)``: entries in [0, 1], sampled around sigmoid(L) in training, their midpoint in evaluation."""
 
     node: Expression
 
@@ -44,7 +44,7 @@ class Gate(EntrywiseNode):
 
 @dataclass(frozen=True, eq=False)
 class Drawn(Gate):
-    """Plan only: gates that are drawn anew every time, as in training."""
+    """Plans only: gates that are sampled in every pass, as in training."""
 
     def compact(self, env: Environment) -> Tensor:
         logits = dense(self.node, env)
@@ -71,5 +71,5 @@ def _read(call: Call) -> Typed:
 
 
 def expected_open(logits: Tensor) -> Tensor:
-    """Return the expected number of gates that are not exactly 0, which is the L0 norm that a penalty can act on."""
+    """Return the expected number of gates that are not exactly 0: an L0 norm that a penalty can use."""
     return torch.sigmoid(logits - TEMPERATURE * math.log(-LOW / HIGH)).sum()

@@ -16,7 +16,7 @@ from .common import FactorsNode, MatrixNode
 
 @dataclass(frozen=True, eq=False)
 class Hadamard(FactorsNode, MatrixNode):
-    """The element-wise product of matrices, or of vectors. Where one of them is diagonal, so is the product."""
+    """The element-wise product of matrices, or of vectors. It is diagonal if one of them is."""
 
     factors: tuple[Expression, ...]
 
@@ -30,7 +30,7 @@ class Hadamard(FactorsNode, MatrixNode):
     def compact(self, env: Environment) -> Tensor:
         if self.diagonal:
             return reduce(operator.mul, (_diagonal_of(factor, env) for factor in self.factors))
-        result = dense(self.factors[0], env)  # a loop takes fewer calls than a generator
+        result = dense(self.factors[0], env)  # a loop makes fewer calls than a generator
         for factor in self.factors[1:]:
             result = result * dense(factor, env)
         return result

@@ -1,6 +1,6 @@
 """Kronecker products: ``kron(A, B)`` of W's shape, and ``kron(A, C1, C2)`` on the window of a convolution.
 
-Names decide which: a factor behind the first is a window's if it is named C, C1, C2, ...
+Names decide which: a factor after the first belongs to the window if it is named C, C1, C2, ...
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WINDOW = re.compile(r"C\d*(_?0)?")
 
 @dataclass(frozen=True, eq=False)
 class Kron(FactorsNode, MatrixNode):
-    """``kron(A, C1, C2)``: the Kronecker product, which acts on each axis of a convolution's patch by itself."""
+    """``kron(A, C1, C2)``: the Kronecker product, which acts on each axis of a convolution's patch separately."""
 
     factors: tuple[Expression, ...]
 
@@ -56,8 +56,8 @@ class Kron(FactorsNode, MatrixNode):
 class Kronecker(Kron):
     """``kron(A, B)`` of W's own shape: A is n1 x m1 and B is n2 x m2, with n = n1 n2 and m = m1 m2.
 
-    Rows meet the factors one after the other, each row as an n1 x n2 matrix X: A.T @ X @ B. Where B is a product, A
-    acts between two of its parts, on what is narrow there: A.T @ (X @ low) @ high.
+    The factors are applied in turn, with each row as an n1 x n2 matrix X: A.T @ X @ B. If B is a product, A is applied
+    between two of its parts, where the rows are narrow: A.T @ (X @ low) @ high.
     """
 
     forms_itself = False
@@ -71,7 +71,7 @@ class Kronecker(Kron):
             return super().apply(x, env)
         A = dense(self.factors[0], env).to(x.dtype)
         low, *high = (dense(factor, env).to(x.dtype) for factor in self.factors[1].factored)
-        # The columns of low come first, before the rows: so A and high meet both without a copy.
+        # The columns of low come first, before the rows, so that A and high need no copy.
         middle = low.T @ x.reshape(-1, len(low)).T
         middle = middle.view(-1, len(A)) @ A
         if high:
@@ -86,7 +86,7 @@ class Kronecker(Kron):
         return min((self._cut(planner, parts[:cut], parts[cut:]) for cut in cuts), key=lambda option: option[0])
 
     def _cut(self, planner: Planner, *parts: tuple[Expression, ...]) -> Step:
-        """Return the step in which the second factor's parts are multiplied out but for one cut, where there is one."""
+        """Return the step that multiplies out the second factor's parts except at one cut, if there is one."""
         first, (low, *high) = self.factors[0], [Product(part) for part in parts if part]
         (n1, m1), (n2, width), m2 = planner.shape(first), planner.shape(low), planner.shape(self.factors[1])[1]
         costs, formed = zip(*map(planner.form, (first, low, *high)), strict=True)
@@ -95,18 +95,18 @@ class Kronecker(Kron):
         if high:
             cost += planner.product(planner.rows * m1, width, m2, True, planner.trains(high[0]))
         else:
-            cost += planner.elements(planner.rows * m1 * m2)  # a copy turns the columns of low behind the rows
+            cost += planner.elements(planner.rows * m1 * m2)  # a copy moves the columns of low after the rows
         return cost, Kronecker((formed[0], Product(formed[1:])))
 
 
 def _kronecker(left: Tensor, right: Tensor) -> Tensor:
-    """As torch.kron, which fails on some sizes in a transposed layout."""
+    """Like torch.kron, which fails on some sizes in a transposed layout."""
     (n1, m1), (n2, m2) = left.shape, right.shape
     return (left[:, None, :, None] * right[:, None]).reshape(n1 * n2, m1 * m2)
 
 
 def kron(*factors: Expression) -> Kron:
-    """Return the Kronecker product of two factors, or of one for the channels and one for each axis of a window."""
+    """Return the Kronecker product of two factors, or of a channel factor and one factor per window axis."""
     return Kron(factors)
 
 

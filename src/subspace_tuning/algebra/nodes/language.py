@@ -1,4 +1,4 @@
-"""The functions of the formula language: each node registers how a call of its name is read."""
+"""The functions of the formula language: each node registers how a call of its function is parsed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Typed:
     def __str__(self) -> str:
         if not self.shape:
             return "a number"
-        told = " x ".join(map(str, self.shape))
-        return "a matrix" if told == "? x ?" else told
+        shown = " x ".join(map(str, self.shape))
+        return "a matrix" if shown == "? x ?" else shown
 
 
 class Call(Protocol):
-    """A call as its reader sees it. What does not fit raises FormulaError, with its place."""
+    """A call as its reader sees it. Anything that does not fit raises FormulaError, with its place."""
 
     @property
     def arguments(self) -> list[Typed]: ...
@@ -35,7 +35,7 @@ class Call(Protocol):
         ...
 
     def sized_matrix(self, index: int) -> Typed:
-        """Return an argument that must be a matrix with a size of its own, which ``I`` lacks."""
+        """Return an argument that must be a matrix with its own size, unlike ``I``."""
         ...
 
     def vector(self, index: int, length: Dimension) -> Expression:
@@ -56,12 +56,12 @@ Reader: TypeAlias = Callable[[Call], Typed]
 
 @dataclass(frozen=True)
 class Function:
-    """A function of the language: how a call is read, and how many arguments it takes."""
+    """A function of the language: the reader of its calls, and how many arguments it takes."""
 
     read: Reader
     least: int
     most: int
-    arguments: str  # as a message says it
+    arguments: str  # in the words of a message
 
 
 FUNCTIONS: dict[str, Function] = {}
@@ -72,10 +72,10 @@ def function(
 ) -> Callable[[Reader], Reader]:
     """Register how ``name(...)`` is read, with the number of its arguments."""
     most = least if most is None else most
-    told = arguments or f"{least} argument{'s' * (least > 1)}"
+    shown = arguments or f"{least} argument{'s' * (least > 1)}"
 
     def register(reader: Reader) -> Reader:
-        FUNCTIONS[name] = Function(reader, least, most, told)
+        FUNCTIONS[name] = Function(reader, least, most, shown)
         return reader
 
     return register

@@ -1,4 +1,4 @@
-"""Leaves: the tensors and functions that stand under a name, numbers, and the identity."""
+"""Leaves: named tensors and functions, numbers, and the identity."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Leaf(Expression):
 
     def compact(self, env: Environment) -> Tensor:
         value = env[self.name]
-        if type(value) not in TENSORS:  # which most are: no call is made for them
+        if type(value) not in TENSORS:  # the common case, without a call
             if isinstance(value, Operator):
                 return value.dequantise()
             if isinstance(value, (float, int)):
@@ -75,14 +75,14 @@ class Matrix(Leaf, MatrixNode):
 
 
 class Diagonal(Leaf, DiagonalNode):
-    """A diagonal matrix, held as the vector of its diagonal."""
+    """A diagonal matrix, stored as the vector of its diagonal."""
 
     def held_shape(self, name: str, shape: Shape) -> Shape:
         return shape[:1]
 
 
 class Normalisation(Leaf):
-    """N, the frozen normalisation of the layer, which the environment holds as a function on rows."""
+    """N, the layer's frozen normalisation, which the environment holds as a function on rows."""
 
     linear_map = False
     is_shapeless = True
@@ -94,14 +94,14 @@ class Normalisation(Leaf):
         return result
 
     def compact(self, env: Environment) -> Tensor:
-        raise NotLinearError(f"{self.name} is a normalisation, which no matrix stands for")
+        raise NotLinearError(f"{self.name} is a normalisation, which has no matrix")
 
     def step(self, planner: Planner) -> Step:
         return 0.0, self
 
 
 class Vector(Leaf):
-    """A vector: it stands inside ``diag(...)`` or as the bias of ``affine(..., ...)``."""
+    """A vector, inside ``diag(...)`` or as the bias of ``affine(..., ...)``."""
 
     linear_map = True
 
@@ -118,7 +118,7 @@ class Scalar(Leaf):
     is_number = True
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        raise NotLinearError(f"the scalar {self.name!r} is not a map; multiply a matrix with it by *")
+        raise NotLinearError(f"the scalar {self.name!r} is not a map; multiply a matrix by it with *")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class Number(Expression):
         super().__post_init__()
 
     def apply(self, x: Rows, env: Environment) -> Rows:
-        raise NotLinearError(f"the number {self} is not a map; multiply a matrix with it by *")
+        raise NotLinearError(f"the number {self} is not a map; multiply a matrix by it with *")
 
     def compact(self, env: Environment) -> Tensor:
         return zero_dim(self.value)
@@ -158,12 +158,12 @@ class Number(Expression):
         return (1, 1)
 
     def step(self, planner: Planner) -> Step:
-        raise NotLinearError(f"the number {self} is not a map; multiply a matrix with it by *")
+        raise NotLinearError(f"the number {self} is not a map; multiply a matrix by it with *")
 
 
 @dataclass(frozen=True, eq=False)
 class Identity(Expression):
-    """The identity of whatever size its neighbours ask for."""
+    """The identity, of the size its neighbours need."""
 
     linear_map = True
     is_shapeless = True
@@ -184,7 +184,7 @@ class Identity(Expression):
         return "I"
 
     def shape(self, shapes: NodeShapes) -> tuple[int, int]:
-        raise SubspaceError("the identity has the size of its neighbours, and here it has none")
+        raise SubspaceError("the identity takes its size from its neighbours, and has none here")
 
     def step(self, planner: Planner) -> Step:
         return 0.0, self

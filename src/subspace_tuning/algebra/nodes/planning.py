@@ -1,4 +1,4 @@
-"""What a node's cost rules ask the planner, and what they answer."""
+"""The interface between a node's cost rules and the planner."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ if TYPE_CHECKING:
     from .base import Expression
 
 Step: TypeAlias = "tuple[float, Expression]"
-"""The cost of a way of evaluation, and the way."""
+"""The cost of a way to evaluate, and the expression that does it."""
 
 
 class Planner(Protocol):
-    """The planner as a node's cost rules see it. It works for one layer and one number of rows.
+    """The planner as seen by a node's cost rules. It works for one layer and one number of rows.
 
-    Costs are in floating point operations, the gradient included when training.
+    Costs are in floating-point operations, including the gradient when training.
     """
 
     @property
     def rows(self) -> int: ...
     @property
-    def choose(self) -> bool: ...  # False: cost the expression as it is written
+    def choose(self) -> bool: ...  # False: cost the expression as written
 
     def shape(self, node: Expression) -> tuple[int, int]: ...
     def trains(self, node: Expression) -> bool: ...

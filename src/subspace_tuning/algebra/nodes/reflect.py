@@ -22,7 +22,8 @@ from .structure import Structure
 class Reflect(UnaryNode):
     """``reflect(A)``: H_1 H_2 ... H_r, n x n and orthogonal, with H_i = I - 2 v v.T / |v|^2 for the column v_i of A.
 
-    It is I - A @ folded(A), so rows meet two narrow matrices and never an n x n one. Columns of zeros reflect nothing.
+    It is I - A @ folded(A), so rows are multiplied by two narrow matrices and never by an n x n one. Zero columns
+    reflect nothing.
     """
 
     node: Expression
@@ -70,7 +71,7 @@ class Reflect(UnaryNode):
 
 @dataclass(frozen=True, eq=False)
 class Folded(UnaryNode, MatrixNode):
-    """Plan only: T A.T with the upper triangular T for which reflect(A) is I - A T A.T.
+    """Plans only: T A.T with the upper triangular T for which reflect(A) is I - A T A.T.
 
     Joffrin, Low and van de Geijn, "Accumulating Householder transformations, revisited", 2006.
     """
@@ -110,13 +111,13 @@ def folded(V: Tensor) -> Tensor:
     wide = V.to(R.wide(V.dtype))
     products = wide.T @ wide
     squares = products.diagonal()
-    inverse = products.diagonal_scatter(squares / 2.0 + (squares == 0.0))  # a column of zeros stays one
-    solved: Tensor = torch.linalg.solve_triangular(inverse, wide.T, upper=True)  # reads nothing below the diagonal
+    inverse = products.diagonal_scatter(squares / 2.0 + (squares == 0.0))  # a zero column stays zero
+    solved: Tensor = torch.linalg.solve_triangular(inverse, wide.T, upper=True)  # does not read below the diagonal
     return solved
 
 
 def reflect(vectors: Expression) -> Reflect:
-    """Return the product of the Householder reflections at the columns of a matrix."""
+    """Return the product of the Householder reflections in the columns of a matrix."""
     return Reflect(vectors)
 
 

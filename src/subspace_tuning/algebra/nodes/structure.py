@@ -1,6 +1,6 @@
-"""What the form of a node alone says of its matrix, whatever the values; a node's rule names what holds of itself.
+"""The structure of matrices that follows from a node's form alone, whatever the values.
 
-Each rule here says what remains in a composite of what its parts have. Nothing is claimed that needs the values.
+A node's rule gives its own structure; the rules here give that of composites. Nothing claimed depends on the values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Structure(Flag):
     BLOCK_DIAGONAL = auto()
     ORTHOGONAL = auto()
     LOW_RANK = auto()  # at most r, or q
-    SPARSE = auto()  # zero except for O(n + m) or p entries
+    SPARSE = auto()  # zero except in O(n + m) or p entries
     NORMALISED_COLUMNS = auto()  # by ``unit``: of norm 1, or 0
     NORMALISED_ROWS = auto()
 
@@ -29,7 +29,7 @@ NONE = Structure.NONE
 DIAGONAL = Structure.DIAGONAL | Structure.BLOCK_DIAGONAL | Structure.SPARSE
 IDENTITY = Structure.IDENTITY | Structure.ORTHOGONAL | DIAGONAL
 
-_ZEROS = DIAGONAL  # where a matrix is zero; kept by whatever maps 0 to 0 entry by entry
+_ZEROS = DIAGONAL  # patterns of zeros, kept by any entry-wise map of 0 to 0
 _BY_NUMBER = _ZEROS | Structure.LOW_RANK
 
 
@@ -40,13 +40,13 @@ def of_product(parts: Sequence[Structure]) -> Structure:
     others = [part for part in parts if Structure.DIAGONAL not in part]
     if not others:
         return kept | DIAGONAL
-    # Diagonals scale rows and columns, which leaves zeros in their places.
+    # Diagonals scale rows and columns, which keeps zeros in place.
     return kept | others[0] & (Structure.BLOCK_DIAGONAL | Structure.SPARSE) if len(others) == 1 else kept
 
 
 def of_sum(parts: Sequence[Structure]) -> Structure:
-    """Return the structure of a sum of terms, or of entries that are combined otherwise: zeros where all have them."""
-    # Blocks may be of different sizes, so those of several terms are none of the sum's.
+    """Return the structure of a sum, or of another entry-wise combination: zeros where all terms have them."""
+    # Blocks may have different sizes, so the sum does not inherit them from several terms.
     common = reduce(and_, parts)
     return DIAGONAL if Structure.DIAGONAL in common else common & Structure.SPARSE
 

@@ -1,4 +1,4 @@
-"""Column normalisation, with the norms taken from the factors."""
+"""Column normalisation, with the norms computed from the factors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .structure import Structure
 
 @dataclass(frozen=True, eq=False)
 class _ByNorms(UnaryNode):
-    """What is made with the column norms of a matrix."""
+    """A node that uses the column norms of a matrix."""
 
     node: Expression
-    nests: bool = field(init=False, repr=False)  # whether norms are taken within the matrix, too
+    nests: bool = field(init=False, repr=False)  # whether the matrix itself contains norms
 
     linear_map = True
     linear_in = ()
@@ -44,7 +44,7 @@ class _ByNorms(UnaryNode):
 class Unit(_ByNorms):
     """A matrix with its columns scaled to norm 1.
 
-    The norms are constants to the gradient, as in DoRA (arXiv 2402.09353, section 4.3).
+    The gradient treats the norms as constants, as in DoRA (arXiv 2402.09353, section 4.3).
     """
 
     rows_enter = 0
@@ -89,7 +89,7 @@ class Unit(_ByNorms):
 
 @dataclass(frozen=True, eq=False)
 class Norms(_ByNorms, DiagonalNode):
-    """Plan only: the diagonal matrix of a matrix's column norms."""
+    """Plans only: the diagonal matrix of a matrix's column norms."""
 
     zero_when = ()
     identity_when = ()
@@ -110,7 +110,7 @@ class Norms(_ByNorms, DiagonalNode):
 
 @dataclass(frozen=True, eq=False)
 class InverseNorms(Norms):
-    """Plan only: the diagonal matrix by which a matrix X has columns of norm 1, so unit(X) = X @ InverseNorms(X)."""
+    """Plans only: the diagonal matrix that scales the columns of X to norm 1: unit(X) = X @ InverseNorms(X)."""
 
     def compact(self, env: Environment) -> Tensor:
         return self.norms(env).reciprocal()
@@ -124,7 +124,7 @@ class InverseNorms(Norms):
 
 @dataclass(frozen=True, eq=False)
 class Divided(PlanNode):
-    """Plan only: a matrix with its columns divided by the entries of a diagonal matrix."""
+    """Plans only: a matrix with its columns divided by the entries of a diagonal matrix."""
 
     by: Expression
 
@@ -144,7 +144,7 @@ class Divided(PlanNode):
         return f"{self.node.inside(PRODUCT)} / {self.by}"
 
     def step(self, planner: Planner) -> Step:
-        raise NotImplementedError("a plan is prepared after it is chosen")
+        raise NotImplementedError("a plan is prepared only after it is chosen")
 
 
 def divided(x: Rows, vector: Tensor) -> Tensor:
@@ -165,16 +165,16 @@ def _read(call: Call) -> Typed:
 
 
 def one_for_zero(norms: Tensor) -> Tensor:
-    """Return the norms of columns; 1 for a column of zeros, which no scale can change."""
+    """Return the column norms; 1 for a zero column, which no scale changes."""
     return norms.masked_fill(norms == 0, 1.0)
 
 
 def column_norms(node: Expression, env: Environment, formed: bool = False) -> Tensor:
     """Return the norms of the matrix's columns, detached, in float32 or wider; 1 for a column of zeros.
 
-    The squares of a sum M + L @ R are those of M and of L @ R, and twice <M, L @ R>, column by column. The terms of low
-    rank enter together, through (M.T @ L).T * R and (L.T @ L) @ R * R: they are not multiplied out, unless all of it is
-    ``formed``: of norms within norms each would otherwise double the work.
+    The squared norms of M + L @ R are those of M and of L @ R plus twice <M, L @ R>, column by column. Low-rank terms
+    enter together, through (M.T @ L).T * R and (L.T @ L) @ R * R, without being multiplied out, unless everything is
+    ``formed``: each norm within a norm would otherwise double the work.
     """
     device = next(value.device.type for value in env.values() if isinstance(value, Tensor))
     with torch.autocast(device, enabled=False):
@@ -195,7 +195,7 @@ def norms_of(matrix: Tensor) -> Tensor:
 
 
 _Split: TypeAlias = "tuple[Tensor | None, Tensor]"
-"""(L, R) stands for L @ R, of low rank; (None, M) for M in compact form."""
+"""(L, R) represents the low-rank L @ R; (None, M) represents M in compact form."""
 
 
 def _dense_and_narrow(terms: list[_Split]) -> list[_Split]:
@@ -214,7 +214,7 @@ def _dense_and_narrow(terms: list[_Split]) -> list[_Split]:
 
 
 def _split(term: Expression, env: Environment) -> _Split:
-    """Return a term as a product of low rank, or as it is."""
+    """Return a term as a low-rank product, or unchanged."""
     if isinstance(term, Scale) and isinstance(term.node, Product):
         left, right = _split(term.node, env)
         return left, right * term.value(env)

@@ -1,8 +1,7 @@
-"""The nearest formula that works, for one that is refused.
+"""The nearest working formula for a refused one.
 
-Slips of writing are mended first, then what Python's grammar reads and a formula has not is replaced, and then the
-rules of :mod:`.fitting` and :mod:`.starting` are tried, one after another and on what they made. Nothing is suggested
-that was not read again and found to work.
+Typing slips are fixed first, then Python constructs that are not in the language are replaced, and then the rules of
+:mod:`.fitting` and :mod:`.starting` are tried, repeatedly. Every suggestion has been parsed again and found to work.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from collections.abc import Callable, Collection, Iterator
 from . import constructs, fitting, starting, text  # noqa: F401 (their rules are registered, in this order)
 from .rules import RULES
 
-LONGEST = 200  # characters of a formula for which another is searched
+LONGEST = 200  # characters of the longest formula for which another is searched
 _TRIED = 80  # formulas
-_STEPS = 3  # rules after one another
+_STEPS = 3  # rules applied in a row
 
 reason = constructs.reason
 beside = constructs.beside
@@ -24,23 +23,23 @@ unknown = constructs.unknown
 
 
 def fault(written: str) -> tuple[tuple[int, int], str] | None:
-    """Return place and reason of what keeps Python's grammar from reading a text; None if no rule knows it."""
+    """Return place and reason of a syntax error in a text, or None if no rule explains it."""
     return None if len(written) > LONGEST else text.fault(written)
 
 
 def nearest(written: str, functions: Collection[str], works: Callable[[str], bool]) -> str | None:
-    """Return the nearest formula that works for one that does not, None if none is found.
+    """Return the nearest working formula for a refused one, or None if none is found.
 
     Args:
         written: the formula.
         functions: the functions of the language.
-        works: whether a formula can be used; it is asked 80 times at most.
+        works: whether a formula can be used; called at most 80 times.
     """
     if len(written) > LONGEST:
         return None
     try:
         return next((found for found in _candidates(written, functions) if found != written and works(found)), None)
-    except RecursionError:  # of Python's own walks: a formula that is nested so deeply is not a first attempt
+    except RecursionError:  # in ast: a formula nested that deeply is not a first attempt
         return None
 
 
@@ -49,33 +48,33 @@ def _candidates(written: str, functions: Collection[str]) -> Iterator[str]:
     tree = _tree(text.tidied(written, reads=_tree(written) is not None))
     if tree is None:
         return
-    told = ast.unparse(constructs.translated(tree, functions))
-    yield told
-    seen = {written, told}
-    level = _trees(told)
+    candidate = ast.unparse(constructs.translated(tree, functions))
+    yield candidate
+    seen = {written, candidate}
+    level = _trees(candidate)
     for _ in range(_STEPS):
         following: list[ast.expr] = []
         for tree in level:
             for changed in (new for rule in RULES for new in rule(tree)):
-                told = ast.unparse(changed)
-                if told in seen:
+                candidate = ast.unparse(changed)
+                if candidate in seen:
                     continue
                 if len(seen) == _TRIED:
                     return
-                seen.add(told)
-                yield told
-                following += _trees(told)
+                seen.add(candidate)
+                yield candidate
+                following += _trees(candidate)
         level = following
 
 
 def _trees(written: str) -> list[ast.expr]:
-    """Return the syntax tree of a text in a list, which is empty if Python's grammar does not read it."""
+    """Return a list with the syntax tree of a text, empty if Python cannot parse it."""
     tree = _tree(written)
     return [] if tree is None else [tree]
 
 
 def _tree(written: str) -> ast.expr | None:
-    """Return the syntax tree of a text, None if Python's grammar does not read it."""
+    """Return the syntax tree of a text, or None if Python cannot parse it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

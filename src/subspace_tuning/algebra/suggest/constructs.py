@@ -1,4 +1,4 @@
-"""What Python's grammar reads and a formula has not: the reason for a message, and the nearest that a formula has."""
+"""Python constructs that are not in the language: why they are refused, and their nearest replacement."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _SIGNS = {
 }
 _REASONS: dict[type[ast.expr], str] = {
     ast.Subscript: "a factor is used whole, without entries or slices",
-    ast.Tuple: "a comma joins nothing in a formula",
-    ast.List: "a list is no part of a formula",
-    ast.Compare: "a formula compares nothing: it is the expression of phi(W) alone",
-    ast.BoolOp: "and, or and not are no operations of a formula",
+    ast.Tuple: "a formula has no commas outside function calls",
+    ast.List: "a formula has no lists",
+    ast.Compare: "a formula has no comparisons: it is the expression for phi(W) alone",
+    ast.BoolOp: "a formula has no and, or and not",
     ast.IfExp: "a formula has no conditions",
     ast.Lambda: "a formula is the expression alone, without lambda",
     ast.JoinedStr: "a formula is written without quotes",
-    ast.NamedExpr: "a formula gives no names to its parts",
+    ast.NamedExpr: "a formula has no assignments",
 }
 
 
@@ -54,45 +54,45 @@ def reason(tree: ast.expr) -> str:
     if isinstance(tree, ast.BinOp) and type(tree.op) in _SIGNS:
         way = "; .T transposes" if isinstance(tree.op, ast.BitXor) else "; X * X squares the entries"
         way = way if isinstance(tree.op, (ast.BitXor, ast.Pow)) else ""
-        return f"{_SIGNS[type(tree.op)]} is no operation of a formula, which has {OPERATIONS}{way}"
+        return f"{_SIGNS[type(tree.op)]} is not an operation of the language, which has {OPERATIONS}{way}"
     if isinstance(tree, ast.Attribute):
-        return f"a matrix has .T and no .{tree.attr}"
+        return f"a matrix has .T, but no .{tree.attr}"
     if isinstance(tree, ast.Constant):
         if isinstance(tree.value, (str, bytes)):
             return _REASONS[ast.JoinedStr]
-        return f"{ast.unparse(tree)} is no number of a formula"
+        return f"{ast.unparse(tree)} is not a number in a formula"
     if isinstance(tree, ast.UnaryOp):
-        return "not and ~ are no operations of a formula"
+        return "a formula has no not and no ~"
     return _REASONS.get(type(tree), f"a formula has names, numbers, functions, and {OPERATIONS}")
 
 
 def beside(written: Collection[str]) -> str:
-    """Return what to do with lower-case names where a matrix is wanted, behind the reason; nothing without names."""
+    """Return a hint about lower-case names used as matrices, to follow the reason; empty without names."""
     if "x" in written:
-        return "; the layer multiplies its input x by phi(W), so x is left out"
+        return "; the layer multiplies its input x by phi(W), so leave x out"
     if set(written) & _NONLINEAR:
         return f"; the nonlinearities are {', '.join(sorted(NONLINEARITIES))}"
     return "; matrices have capital names" if written else "; * multiplies by a number"
 
 
 def unknown(tree: ast.Call, known: Collection[str]) -> str:
-    """Return why what is called is no function of the language."""
+    """Return why a called object is not a function of the language."""
     if isinstance(tree.func, ast.Attribute):
         if tree.func.attr in _TRANSPOSES and not _of_library(tree.func):
-            return f"the transpose is written .T, without .{tree.func.attr}(...)"
+            return f"the transpose is written .T, not .{tree.func.attr}(...)"
         name, shown = tree.func.attr, ast.unparse(tree.func)
         if name in known:
             return f"{shown} is written {name}(X)"
         return f"unknown function {shown}; the functions are {', '.join(sorted(known))}"
     if not isinstance(tree.func, ast.Name):
-        return "only functions are called; @ multiplies matrices"
+        return "only functions can be called; @ multiplies matrices"
     name = tree.func.id
     if name[0].isupper() and name not in _DIAGONALS:
-        return f"{name} is a matrix and is not called; @ multiplies matrices"
+        return f"{name} is a matrix, not a function; @ multiplies matrices"
     if name in _PRODUCTS:
         return f"unknown function {name}; the product of matrices is written @"
     if name in _INVERSES | _ROTATIONS:
-        return f"unknown function {name}; of the orthogonal matrices there are those of reflect(A)"
+        return f"unknown function {name}; for an orthogonal matrix use reflect(A)"
     if "norm" in name:
         return f"unknown function {name}; unit(X) scales the columns of X to norm 1"
     close = difflib.get_close_matches(name, known, n=1)
@@ -101,13 +101,13 @@ def unknown(tree: ast.Call, known: Collection[str]) -> str:
 
 
 def translated(tree: ast.expr, known: Collection[str]) -> ast.expr:
-    """Return the tree with everything that a formula has not, replaced by the nearest that it has."""
+    """Return the tree with every construct outside the language replaced by the nearest one in it."""
     found: ast.expr = _Translator(known).visit(tree)
     return found
 
 
 def _of_library(tree: ast.Attribute) -> bool:
-    """Whether the dotted name begins with a module's."""
+    """Return whether the dotted name begins with a module's."""
     root: ast.expr = tree
     while isinstance(root, ast.Attribute):
         root = root.value
@@ -245,7 +245,7 @@ class _Translator(ast.NodeTransformer):
 
 
 def _normalised(tree: ast.BinOp) -> ast.expr | None:
-    """Return d * unit(X) for d * X / norm(X), None for another quotient."""
+    """Return d * unit(X) for d * X / norm(X), or None for another quotient."""
     if not (isinstance(tree.op, ast.Div) and isinstance(tree.right, ast.Call) and tree.right.args):
         return None
     if "norm" not in ast.unparse(tree.right.func):
@@ -256,7 +256,7 @@ def _normalised(tree: ast.BinOp) -> ast.expr | None:
 
 
 def _parts(tree: ast.expr) -> list[ast.expr]:
-    """Return the members of a list or a tuple, any other tree alone."""
+    """Return the members of a list or tuple, or any other tree by itself."""
     return list(tree.elts) if isinstance(tree, (ast.List, ast.Tuple)) else [tree]
 
 
@@ -272,7 +272,7 @@ _WEIGHT = re.compile(r"W_?(0|o|orig|old|base|pre|pretrained|frozen)|Theta_?0?|we
 
 
 def _nearest_name(written: str) -> str:
-    """Return the name that stands for what the written one does elsewhere."""
+    """Return this language's name for a name used elsewhere."""
     if _WEIGHT.fullmatch(written):
         return "W"
     if re.fullmatch(r"(?i:delta|d)_?(W|w|weight|Theta)", written):

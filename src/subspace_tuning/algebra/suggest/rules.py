@@ -1,4 +1,4 @@
-"""What a rule is: it makes other formulas of one that can be read and does not work. None of them is sure to work."""
+"""Rules that turn a readable formula that does not work into others, which may or may not work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from . import trees
 
 Rule = Callable[[ast.expr], Iterator[ast.expr]]
-"""Takes the tree of a formula, or of one of its parts, and yields others, the nearest first."""
+"""Takes the tree of a formula or of a part, and yields others, the nearest first."""
 
 RULES: list[Rule] = []
 """The rules on whole formulas, in the order in which they are tried."""
@@ -21,7 +21,7 @@ def rule(function: Rule) -> Rule:
 
 
 def part(function: Rule) -> Rule:
-    """Register a rule on parts: it yields what to write in the place of one operand or operation."""
+    """Register a rule on parts: it yields replacements for one operand or operation."""
 
     def everywhere(tree: ast.expr) -> Iterator[ast.expr]:
         for node in trees.expressions(tree):

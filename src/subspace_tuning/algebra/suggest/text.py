@@ -1,7 +1,7 @@
-"""Slips of writing: what mathematics, LaTeX and other languages write differently, and what is missing or too much.
+"""Typing slips: notation from mathematics, LaTeX and other languages, and missing or superfluous signs.
 
-A slip is a pattern in the text, what to write there, and the reason that a message gives. The texts need not be
-formulas after all: what is suggested is read again before anyone sees it.
+A slip is a regular expression, its replacement, and the reason for the message. The results need not be formulas: every
+suggestion is parsed again before it is shown.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _GREEK = {"λ": "lam", "Λ": "Lam", "ς": "sigma", "Ω": "Omega", "∆": "Delta"
 
 
 class Slip(NamedTuple):
-    """A pattern, what to write for it, and the reason, in which {0} is what was written."""
+    """A regular expression, its replacement, and the reason, in which {0} is the matched text."""
 
     pattern: re.Pattern[str]
     instead: str | Callable[[re.Match[str]], str]
     reason: str
-    anywhere: bool = True  # False: only in a text that Python's grammar does not read
+    anywhere: bool = True  # False: only in a text that Python cannot parse
 
 
 def _slip(pattern: str, instead: str | Callable[[re.Match[str]], str], reason: str, anywhere: bool = True) -> Slip:
@@ -38,7 +38,7 @@ def _slip(pattern: str, instead: str | Callable[[re.Match[str]], str], reason: s
 
 
 def _latin(match: re.Match[str]) -> str:
-    """Return Greek letters by their names, digits from their subscripts, and others without their accents."""
+    """Return Greek letters by name, subscripts as digits, and other letters without accents."""
     letter = match[0]
     if letter in _GREEK:
         return _GREEK[letter]
@@ -54,7 +54,7 @@ _SLIPS = (
     _slip(
         r"^\s*[^\s=+*@/-]+(?:\s*\(\s*\w+\s*\))?\s*:?=(?!=)\s*",
         "",
-        "a formula is what stands right of the equals sign, phi(W) itself",
+        "a formula is the right side of the equation, phi(W) itself",
     ),
     _slip(r"^(.*?)([-+*@/])=\s*(.*)$", r"\1\2 (\3)", "a formula is all of phi(W), not what changes W in place"),
     _slip(rf"(?<=[\w)\]])\s*{_TRANSPOSES}", ".T", "the transpose is written .T"),
@@ -64,30 +64,28 @@ _SLIPS = (
     _slip(r"/\s*\|\|?([^|]*)\|\|?", r"/ norm(\1)", "unit(X) scales the columns of X to norm 1"),
     _slip(r"_\{(\w+)\}", r"\1", "a name is written without braces"),
     _slip(r"\\(?:cdot|times)\b", " @ ", "the product of matrices is written @, a number in front *"),
-    _slip(r"\\(?:odot|circ)\b", " * ", "the product element by element is written *"),
+    _slip(r"\\(?:odot|circ)\b", " * ", "the element-wise product is written *"),
     _slip(r"\\([A-Za-z]+)", r"\1 ", "names are written without a backslash"),
-    _slip(r"[$`]", "", "{0} is no sign of a formula"),
+    _slip(r"[$`]", "", "{0} has no meaning in a formula"),
     _slip(r"(\w+)\s*(?:⊗|\\otimes)\s*(\w+)", r"kron(\1, \2)", "the Kronecker product is written kron(A, B)"),
     _slip(r"%\s*\*\s*%", "@", "the product of matrices is written @"),
-    _slip(r"\.\*", " * ", "the product element by element is written *"),
+    _slip(r"\.\*", " * ", "the element-wise product is written *"),
     *(
         _slip(f"[{letters}]", f" {sign} ", f"{{0}} is written {sign} in a formula")
         for sign, letters in _OPERATORS.items()
     ),
-    _slip(r"[^\x00-\x7f]", _latin, "{0} is no letter of a formula; names have the letters A to Z and a to z"),
+    _slip(r"[^\x00-\x7f]", _latin, "{0} is not allowed in a formula; names use the letters A to Z and a to z"),
     _slip(r"[&|]+", " @ ", "the product of matrices is written @"),
-    _slip(r"@(?:\s*@)+", "@", "@ stands there twice"),
-    _slip(
-        r"\blambda\b(?!\s*[\w,\s]*:)", "lam", "{0} is a word that Python keeps for itself; choose another name", False
-    ),
+    _slip(r"@(?:\s*@)+", "@", "@ is repeated"),
+    _slip(r"\blambda\b(?!\s*[\w,\s]*:)", "lam", "{0} is a Python keyword; choose another name", False),
     _slip(
         rf"\b(?!lambda\b)({_WORDS})\b",
         r"\g<1>1",
-        "{0} is a word that Python keeps for itself; choose another name",
+        "{0} is a Python keyword; choose another name",
         False,
     ),
-    _slip(r"\s*[-+*@/%,;:.&|\s]+$", "", "nothing stands behind {0!r}", False),
-    _slip(r"^[*@/%,;:.&|\s]+", "", "nothing stands in front of {0!r}", False),
+    _slip(r"\s*[-+*@/%,;:.&|\s]+$", "", "{0!r} has no right operand", False),
+    _slip(r"^[*@/%,;:.&|\s]+", "", "{0!r} has no left operand", False),
     _slip(
         r"(?<![\w.])(\d+(?:\.\d*)?)\s*(?!e[-+]?\d)(?=[A-Za-z(])",
         r"\1 * ",
@@ -97,14 +95,14 @@ _SLIPS = (
     _slip(
         r"(?<=[\w)\]])(?:\s+(?=[\w(])|(?<=[)\]])(?=\w))(?!(?:if|else|and|or|not|in|is|for)\b)",
         " @ ",
-        "two operands stand side by side; @ multiplies matrices, and * by a number",
+        "an operator is missing between two operands; @ multiplies matrices, and * by a number",
         False,
     ),
 )
 
 
 def fault(text: str) -> tuple[tuple[int, int], str] | None:
-    """Return place and reason of the first slip in a text that Python's grammar does not read; None without one."""
+    """Return place and reason of the first slip in a text that Python cannot parse, or None."""
     for slip in _SLIPS:
         match = slip.pattern.search(text)
         if match is not None:
@@ -122,7 +120,7 @@ def fault(text: str) -> tuple[tuple[int, int], str] | None:
 
 
 def tidied(text: str, reads: bool) -> str:
-    """Return the text with every known slip mended; ``reads`` says whether Python's grammar reads it as it is."""
+    """Return the text with every known slip fixed; ``reads`` says whether Python can parse it as written."""
     for slip in _SLIPS:
         if slip.anywhere or not reads:
             text = slip.pattern.sub(slip.instead, text)
@@ -143,7 +141,7 @@ def _unbalanced(text: str) -> int | None:
 
 
 def _balanced(text: str) -> str:
-    """Return the text with brackets closed at its end, and without those that close nothing."""
+    """Return the text with missing brackets added at its end, and without those that close nothing."""
     text = text.translate(str.maketrans("{}", "()"))
     while (place := _unbalanced(text)) is not None:
         text = f"{text})" if text[place] in "([" else text[:place] + text[place + 1 :]

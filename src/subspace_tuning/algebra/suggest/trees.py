@@ -1,4 +1,4 @@
-"""Small helpers on syntax trees of formulas."""
+"""Helpers for syntax trees of formulas."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def binary(left: ast.expr, operator: ast.operator, right: ast.expr) -> ast.expr:
 
 
 def joined(parts: list[ast.expr], operator: ast.operator) -> ast.expr:
-    """Return the parts, of which there is at least one, joined from left to right."""
+    """Return one or more parts joined from left to right."""
     whole = parts[0]
     for part in parts[1:]:
         whole = binary(whole, operator, part)
@@ -33,33 +33,33 @@ def joined(parts: list[ast.expr], operator: ast.operator) -> ast.expr:
 
 
 def transposed(tree: ast.expr) -> ast.expr:
-    """Return the tree of ``tree.T``; of a transpose the matrix itself."""
+    """Return the tree of ``tree.T``, or of X if the tree is ``X.T``."""
     if isinstance(tree, ast.Attribute) and tree.attr == "T":
         return tree.value
     return ast.Attribute(tree, "T", ast.Load())
 
 
 def chain(tree: ast.expr, operator: type[ast.operator] = ast.MatMult) -> list[ast.expr]:
-    """Return what an operator joins from left to right; the tree alone if it is no such join."""
+    """Return the operands of a chain of one operator; the tree by itself if it is not one."""
     if isinstance(tree, ast.BinOp) and isinstance(tree.op, operator):
         return [*chain(tree.left, operator), *chain(tree.right, operator)]
     return [tree]
 
 
 def used(tree: ast.AST) -> list[str]:
-    """Return the names in a tree but for those of functions, in reading order, each as often as it stands there."""
+    """Return the names in a tree except those of functions, in reading order, with repetitions."""
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called]
     return [node.id for node in sorted(found, key=lambda node: getattr(node, "col_offset", 0))]
 
 
 def trained(tree: ast.AST) -> list[str]:
-    """Return the names of the trainable factors in a tree, each once."""
+    """Return the names of the trainable factors in a tree, without repetitions."""
     return [one for one in dict.fromkeys(used(tree)) if not names.is_frozen(one) and one != "I"]
 
 
 def is_matrix(tree: ast.AST) -> bool:
-    """Whether a tree stands for a matrix, as far as its names tell."""
+    """Return whether a tree is a matrix, as far as its names show."""
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
         return True
     if isinstance(tree, ast.Name):
@@ -68,17 +68,17 @@ def is_matrix(tree: ast.AST) -> bool:
 
 
 def is_number(tree: ast.AST) -> bool:
-    """Whether a tree is a number that is written out."""
+    """Return whether a tree is a literal number."""
     return isinstance(tree, ast.Constant) and type(tree.value) in (int, float)
 
 
 def is_one(tree: ast.AST) -> bool:
-    """Whether a tree is the number 1."""
+    """Return whether a tree is the number 1."""
     return isinstance(tree, ast.Constant) and type(tree.value) in (int, float) and tree.value == 1
 
 
 def fresh(tree: ast.AST, wanted: str) -> str:
-    """Return a name that the tree does not use: the wanted one, or that with a digit."""
+    """Return a name that the tree does not use: the wanted one, or it with a digit."""
     taken = set(used(tree))
     taken |= {stem for one in taken if (stem := names.started(one)) is not None}
     digits = (f"{wanted.rstrip('0123456789')}{digit}" for digit in range(1, 100))
@@ -86,7 +86,7 @@ def fresh(tree: ast.AST, wanted: str) -> str:
 
 
 def replaced(tree: ast.expr, old: ast.AST, new: ast.expr) -> ast.expr:
-    """Return a copy of a tree in which one node, found by identity, gives way to another."""
+    """Return a copy of a tree with one node, found by identity, replaced by another."""
     if tree is old:
         return new
     made = copy.copy(tree)
@@ -99,7 +99,7 @@ def replaced(tree: ast.expr, old: ast.AST, new: ast.expr) -> ast.expr:
 
 
 def renamed(tree: ast.expr, old: str, new: ast.expr) -> ast.expr:
-    """Return a copy of a tree in which a name gives way to another tree wherever it stands."""
+    """Return a copy of a tree with every occurrence of a name replaced by another tree."""
     for node in list(ast.walk(tree)):
         if isinstance(node, ast.Name) and node.id == old:
             tree = replaced(tree, node, new)
@@ -107,7 +107,7 @@ def renamed(tree: ast.expr, old: str, new: ast.expr) -> ast.expr:
 
 
 def expressions(tree: ast.expr) -> Iterator[ast.expr]:
-    """Yield the operands and operations of a tree from the outside in, but no names of functions."""
+    """Yield the operands and operations of a tree from the outside in, without names of functions."""
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
         if isinstance(node, ast.expr) and id(node) not in called:
@@ -115,10 +115,10 @@ def expressions(tree: ast.expr) -> Iterator[ast.expr]:
 
 
 def matrices(node: ast.BinOp) -> list[ast.expr]:
-    """Return those sides of an operation that stand for matrices."""
+    """Return the sides of an operation that are matrices."""
     return [side for side in (node.left, node.right) if is_matrix(side)]
 
 
 def is_call(tree: ast.expr, *functions: str) -> bool:
-    """Whether the tree is a call of one of the functions."""
+    """Return whether the tree is a call of one of the functions."""
     return isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in functions

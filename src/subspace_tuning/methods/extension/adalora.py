@@ -1,4 +1,4 @@
-"""AdaLoRA: a budget of triplets that moves to where they matter (Zhang et al., arXiv 2303.10512)."""
+"""AdaLoRA: a budget of triplets, allocated by importance (Zhang et al., arXiv 2303.10512)."""
 
 from ..registry import method
 
@@ -15,5 +15,5 @@ from ..registry import method
     citation="arXiv:2303.10512",
 )
 def adalora(W, A, D, B, s):
-    """Add A @ D @ B, A and B held near orthogonal; the schedule zeroes the entries of D with the least importance."""
+    """Add A @ D @ B with A and B kept near orthogonal; the schedule zeroes the least important entries of D."""
     return W + s * A @ D @ B

@@ -1,4 +1,4 @@
-"""FlexLoRA: ranks that move both ways, by the entropy of the squared diagonal (Liu et al., arXiv 2601.22905)."""
+"""FlexLoRA: ranks that rise and fall with the entropy of the squared diagonal (Liu et al., arXiv 2601.22905)."""
 
 from ..registry import method
 
@@ -13,5 +13,5 @@ from ..registry import method
     citation="arXiv:2601.22905",
 )
 def flexlora(W, A, D, B, s):
-    """Add A @ D @ B; the schedule moves rank from matrices that use few directions to those that use all they have."""
+    """Add A @ D @ B; the schedule moves rank from matrices that use few directions to those that use all of theirs."""
     return W + s * A @ D @ B

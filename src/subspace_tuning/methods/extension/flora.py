@@ -13,8 +13,8 @@ from ..registry import method
     citation="arXiv:2405.14739",
 )
 def flora(W, A, G, B, s):
-    """Add A @ G @ B with a core G of r x r, which starts at 0 between small random A and B.
+    """Add A @ G @ B with an r x r core G, which starts at 0 between small random A and B.
 
-    In a convolution the core has an axis for the inputs, the outputs and each side of the window (Tucker).
+    In a convolution the core has an axis for the inputs, the outputs and each axis of the window (Tucker).
     """
     return W + s * A @ G @ B

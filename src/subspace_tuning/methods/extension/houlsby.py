@@ -1,4 +1,4 @@
-"""Houlsby's adapter: a bottleneck behind two matrices of each block (Houlsby et al., arXiv 1902.00751)."""
+"""Houlsby's adapter: a bottleneck after two matrices of each block (Houlsby et al., arXiv 1902.00751)."""
 
 from ...algebra import affine, gelu
 from ..registry import method
@@ -14,5 +14,5 @@ from ..roles import ATTENTION_OUTPUT, FFN_OUT
     citation="arXiv:1902.00751",
 )
 def houlsby(W, b, I, A, a, B, c):
-    """Send the output of W through a bottleneck with biases, before the residual is added; B starts at 0."""
+    """Pass the output of W through a bottleneck with biases before the residual is added; B starts at 0."""
     return affine(W, b) @ (I + affine(A, a) @ gelu @ affine(B, c))

@@ -1,9 +1,9 @@
-"""LoRA: add a product of low rank (Hu et al., arXiv 2106.09685)."""
+"""LoRA: add a low-rank product (Hu et al., arXiv 2106.09685)."""
 
 from ..registry import method
 
 
 @method(category="extension", mode="low rank", count="r * (n + m)", citation="arXiv:2106.09685")
 def lora(W, A, B, s):
-    """Add A @ B of rank r, scaled by alpha / r; A starts kaiming-uniform and B at 0."""
+    """Add A @ B of rank r, scaled by alpha / r; A starts Kaiming-uniform and B at 0."""
     return W + s * A @ B

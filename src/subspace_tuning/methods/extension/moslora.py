@@ -12,5 +12,5 @@ from ..registry import method
     citation="arXiv:2406.11909",
 )
 def moslora(W, A, G, B, s):
-    """Add A @ G @ B with a mixer G of r x r that starts orthogonal; B starts at 0."""
+    """Add A @ G @ B with an r x r mixer G that starts orthogonal; B starts at 0."""
     return W + s * A @ G @ B

@@ -14,8 +14,8 @@ from ..roles import FFN_NORM
     citation="arXiv:2005.00247",
 )
 def pfeiffer(N, I, A, a, B, c):
-    """Normalise, adapt, add to what was normalised, and normalise again with the same frozen N; B starts at 0.
+    """Normalise, adapt, add the unnormalised input, and normalise again with the same frozen N; B starts at 0.
 
-    With z the block's output and x its input, N sees z + x and gives N(adapter(N(z + x)) + z + x).
+    For block input x and output z, the normalisation of z + x becomes N(adapter(N(z + x)) + z + x).
     """
     return (I + N @ affine(A, a) @ relu @ affine(B, c)) @ N

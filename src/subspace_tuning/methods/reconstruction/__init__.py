@@ -1,1 +1,1 @@
-"""Reconstruction: phi(W) = f(W) rescales or turns the subspaces of W."""
+"""Reconstruction: phi(W) = f(W) rescales or rotates the subspaces of W."""

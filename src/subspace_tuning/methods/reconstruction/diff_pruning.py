@@ -12,5 +12,5 @@ from ..registry import method
     citation="arXiv:2012.07463",
 )
 def diff_pruning(W, L, Delta):
-    """Add Delta through gates with the logits L; ``gate_weight`` times the gates expected to be open joins the loss."""
+    """Add Delta through gates with logits L; the expected number of open gates, times ``gate_weight``, is a penalty."""
     return W + gate(L) * Delta

@@ -1,4 +1,4 @@
-"""FISH-DIP: a Fisher mask that is renewed in training (Das et al., arXiv 2311.06071)."""
+"""FISH-DIP: a Fisher mask that is renewed during training (Das et al., arXiv 2311.06071)."""
 
 from ..registry import method
 
@@ -14,5 +14,5 @@ from ..registry import method
     citation="arXiv:2311.06071",
 )
 def fish_dip(W, M, Delta):
-    """As fishmask; the mask is renewed in training by the examples with the largest loss; what leaves is W again."""
+    """Add Delta on a mask that is renewed from the examples with the largest loss; entries outside it return to W."""
     return W + M * Delta

@@ -13,5 +13,5 @@ from ..registry import method
     citation="arXiv:2111.09839",
 )
 def fishmask(W, M, Delta):
-    """Add Delta on the mask M, chosen once from a few batches by squared gradients of single examples."""
+    """Add Delta on the mask M, chosen once by the squared gradients of single examples from a few batches."""
     return W + M * Delta

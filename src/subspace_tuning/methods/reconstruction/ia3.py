@@ -13,5 +13,5 @@ from ..roles import SCALED
     citation="arXiv:2205.05638",
 )
 def ia3(W, D2):
-    """Scale the columns of W, that is its output subspace, by a diagonal D2 that starts at 1; the bias stays."""
+    """Scale the columns of W, its output subspace, by a diagonal D2 that starts at 1; the bias is unchanged."""
     return W @ D2

@@ -11,5 +11,5 @@ from ..registry import method
     citation="arXiv:2406.09044",
 )
 def milora(W, A, B, A0, B0, s):
-    """As PiSSA with the r smallest singular triples, so that the leading ones are kept."""
+    """Train the part of W given by its r smallest singular triples, as PiSSA does with the largest."""
     return W + s * (A @ B - A0 @ B0)

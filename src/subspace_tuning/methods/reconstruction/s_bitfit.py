@@ -16,5 +16,5 @@ from ..roles import EVERY_BIAS
     citation="arXiv:2305.16597",
 )
 def s_bitfit(W, b, delta):
-    """As BitFit on those biases that a few batches show to lower the loss most, within a budget."""
+    """Train, within a budget, the biases that lower the loss most on a few batches."""
     return affine(W, b + delta)

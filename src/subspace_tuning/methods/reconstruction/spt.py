@@ -1,4 +1,4 @@
-"""SPT: sensitivity decides between sparse entries and a low rank, matrix by matrix (He et al., arXiv 2303.08566)."""
+"""SPT: sensitivity chooses between sparse entries and a low-rank term for each matrix (He et al., arXiv 2303.08566)."""
 
 from ..registry import method
 
@@ -13,5 +13,5 @@ from ..registry import method
     citation="arXiv:2303.08566",
 )
 def spt(W, M, Delta, A, B, s):
-    """Train the most sensitive entries; a matrix with more of them than a low-rank term has gets that term instead."""
+    """Train the most sensitive entries, or a low-rank term in a matrix with more of them than the term has numbers."""
     return W + M * Delta + s * A @ B

@@ -13,5 +13,5 @@ from ..roles import SCALED
     citation="arXiv:2407.05417",
 )
 def ssl(W, D1):
-    """Scale the rows of W, that is its input subspace, by a diagonal D1 that starts at 1."""
+    """Scale the rows of W, its input subspace, by a diagonal D1 that starts at 1."""
     return D1 @ W

@@ -1,4 +1,4 @@
-"""Schedules: what happens to factors between optimiser steps. One file each."""
+"""Schedules: changes of factors between optimiser steps. One file each."""
 
 from .adalora import AdaLoRA
 from .base import Context, NoSchedule, Options, Schedule, Site

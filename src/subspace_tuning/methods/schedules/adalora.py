@@ -1,11 +1,11 @@
-"""AdaLoRA's budget: the triplets (column of A, entry of D, row of B) that matter least lose their entry of D.
+"""AdaLoRA's budget: the least important triplets (column of A, entry of D, row of B) have their entry of D zeroed.
 
-The factors are known by their roles in the formula (see :mod:`.triplets`): any A @ D @ B will do, under any names.
+The factors are identified by their roles in the formula (see :mod:`.triplets`): any A @ D @ B works, under any names.
 
 Importance is sensitivity |p * gradient| times its uncertainty, both smoothed (arXiv 2303.10512, section 3.2). After
-``t_init`` steps the number of kept triplets falls with a cubic to ``target_rank`` per matrix, which it reaches
-``t_final`` steps before the end; from there the choice is fixed. Optimiser and learning rate are left alone: a triplet
-that was zeroed can come back until then, as its D moves on.
+``t_init`` steps the number of kept triplets falls along a cubic to ``target_rank`` per matrix, which it reaches
+``t_final`` steps before the end; from then on the choice is fixed. Optimiser and learning rate are untouched: until
+then a zeroed triplet can come back, as its D keeps moving.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class AdaLoRAOptions(Options):
     t_init: int | None = option(None, "steps of warm-up, before the first pruning; None: 0.15 of the run")
     t_final: int | None = option(None, "steps at the end in which the ranks are fixed; None: 0.3 of the run")
     interval: int | None = option(None, "steps from one pruning to the next; None: 0.01 of the run")
-    beta_sensitivity: float = option(0.85, "what the mean of the sensitivity keeps from step to step")
-    beta_uncertainty: float = option(0.85, "what the mean of the uncertainty keeps from step to step")
+    beta_sensitivity: float = option(0.85, "the decay of the running mean of the sensitivity")
+    beta_uncertainty: float = option(0.85, "the decay of the running mean of the uncertainty")
 
 
 class AdaLoRA(OnTriplets):
@@ -55,7 +55,9 @@ class AdaLoRA(OnTriplets):
         self.t_init = steps(options.t_init, 0.15, self.total)
         self.t_final = steps(options.t_final, 0.3, self.total)
         self.interval = max(1, steps(options.interval, 0.01, self.total))
-        self._need(self.t_init + self.t_final + 1, "its warm-up (t_init) and fixed end (t_final) with a step between")
+        self._need(
+            self.t_init + self.t_final + 1, "its warm-up (t_init) and fixed end (t_final), with a step in between"
+        )
         self.betas = options.beta_sensitivity, options.beta_uncertainty
         self.importance: dict[str, Tensor] = {}
         self.uncertainty: dict[str, Tensor] = {}
@@ -81,7 +83,7 @@ class AdaLoRA(OnTriplets):
             self._apply()
 
     def _observe(self) -> None:
-        """Take the gradients of a step into the averages; those of a step that a loss scaler skips are not finite."""
+        """Update the averages with a step's gradients, unless they are not finite (a loss scaler skips that step)."""
         names = {site.name: triplets_of(site.formula).names for site in self.sites}
         gradients = {(site.name, name): site.gradient(name) for site in self.sites for name in names[site.name]}
         known = [gradient for gradient in gradients.values() if gradient is not None]
@@ -119,7 +121,7 @@ class AdaLoRA(OnTriplets):
         return found
 
     def _choose(self, budget: int) -> dict[str, Tensor]:
-        """Return for each matrix which triplets stay: the ``budget`` best over all matrices."""
+        """Return for each matrix which triplets are kept: the ``budget`` best over all matrices."""
         if not (self.seen or self.importance):
             raise SubspaceError(
                 "schedule adalora has seen no gradient: call its step after the optimiser's and before zero_grad"
@@ -131,9 +133,9 @@ class AdaLoRA(OnTriplets):
         ]
         if missing and self.importance:
             raise SubspaceError(
-                f"schedule adalora: {missing[0]} has had no gradient; its part of the model is not used"
+                f"schedule adalora: {missing[0]} has had no gradient: its part of the model is not used"
             )
-        if missing:  # every step so far was skipped by a loss scaler
+        if missing:  # a loss scaler has skipped every step so far
             return self.kept
         scores = self.scores()
         home = scores[self.sites[0].name].device
@@ -159,6 +161,6 @@ class AdaLoRA(OnTriplets):
             getattr(self, part)[name] = tensor
 
     def report(self) -> dict[str, Any]:
-        # Not counted in the diagonal: reading a factor that is sharded takes all processes, and one asks for a report.
+        # Not counted in the diagonal: reading a sharded factor needs all processes, but only one asks for a report.
         everything = {site.name: torch.ones(site.rank) for site in self.sites}
         return {"ranks": {name: int(kept.sum()) for name, kept in (everything | self.kept).items()}}

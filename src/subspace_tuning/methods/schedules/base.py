@@ -1,7 +1,7 @@
-"""What a schedule is: it looks at factors and gradients after an optimiser step, and changes factors or constants.
+"""Schedules: after an optimiser step they read factors and gradients, and change factors or constants.
 
-Steps are optimiser steps, counted from 1; a forward pass, an evaluation or a batch that only accumulates gradients is
-none. All that a schedule remembers is in ``state_dict``, so that a run that goes on from a checkpoint goes on the same.
+Steps are optimiser steps, counted from 1; a forward pass, an evaluation or a batch that only accumulates gradients does
+not count. A schedule's whole state is in ``state_dict``, so that a run resumed from a checkpoint continues identically.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ...errors import SubspaceError, nearest
 
 
 class Site(Protocol):
-    """One adapted matrix. What it gives is read when it is asked for, so that a model may be moved in between.
+    """One adapted matrix. Everything is read on access, so that the model may be moved in between.
 
-    A factor's ``value`` and ``gradient`` are whole where it is spread over processes, and ``write`` reaches every copy.
-    Values are those that stand in the formula, also of a factor whose parameter is the offset from its start.
+    ``value`` and ``gradient`` of a factor sharded over processes are whole, and ``write`` updates every copy. Values
+    are those in the formula, even if the factor's parameter is the offset from its start.
     """
 
     @property
@@ -33,7 +33,7 @@ class Site(Protocol):
 
     @property
     def formula(self) -> Formula:
-        """The formula, which tells what role each factor has."""
+        """The formula, from which the factors' roles follow."""
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -59,18 +59,18 @@ class Site(Protocol):
         """Return the value of a factor."""
 
     def gradient(self, factor: str) -> Tensor | None:
-        """Return the gradient of the last optimiser step, None if there is none."""
+        """Return the gradient of the last optimiser step, or None."""
 
     def write(self, factor: str, value: Tensor) -> None:
-        """Give a factor another value."""
+        """Set the value of a factor."""
 
     def forget(self, factor: str, moved: Tensor, optimizer: Optimizer) -> None:
-        """Zero what an optimiser remembers of those entries of a factor that have come to mean something else."""
+        """Zero an optimiser's state for entries of a factor that have changed their meaning."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a schedule knows of the run.
+    """What a schedule knows about the run.
 
     ``total`` is the number of optimiser steps; ``scores`` gives the Fisher information of every entry of every W on
     the examples at hand, for schedules that move masks.
@@ -83,11 +83,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Options:
-    """The settings of a schedule, each with a default; a number of steps at None is a share of the run."""
+    """The options of a schedule, each with a default; a number of steps that is None is a share of the run."""
 
     @classmethod
     def read(cls, name: str, given: Mapping[str, Any]) -> Options:
-        """Make options from a mapping. Raises SubspaceError for an unknown key or a value that is not a number."""
+        """Create options from a mapping. Raises SubspaceError for an unknown key or a value that is not a number."""
         known = {one.name: one for one in settings(cls)}
         for key, value in given.items():
             if key not in known:
@@ -99,20 +99,20 @@ class Options:
 
 
 def option(default: Any, meaning: str, within: Range = Range()) -> Any:  # noqa: B008
-    """Declare an option: its default, its meaning, and the numbers that it takes."""
+    """Declare an option: its default, its meaning, and its range."""
     return dataclasses.field(default=default, metadata={"help": meaning, "range": within})
 
 
 class Schedule(ABC):
-    """A schedule over the sites of one adapter. Subclasses name their options and say what a step does."""
+    """A schedule over the sites of one adapter. Subclasses define their options and what a step does."""
 
     options_class: ClassVar[type[Options]] = Options
-    looks_at_examples: ClassVar[bool] = False  # it asks for the context's scores
-    moves_entries: ClassVar[bool] = False  # entries of a factor change their meaning: it asks for the optimiser
+    looks_at_examples: ClassVar[bool] = False  # needs the context's scores
+    moves_entries: ClassVar[bool] = False  # entries of a factor change their meaning: needs the optimiser
 
     @classmethod
     def lacking(cls, formula: Formula) -> str | None:
-        """Return what the schedule acts on, where the formula has no such thing; None if it has."""
+        """Return what the schedule needs if the formula lacks it, or None."""
         return None
 
     def __init__(self, context: Context, options: Options) -> None:
@@ -122,38 +122,38 @@ class Schedule(ABC):
         self.stepped = False
 
     def step(self, step: int, optimizer: Optimizer | None = None) -> None:
-        """Act after the optimiser step of this number (from 1), while the gradients of the step are still there.
+        """Act after the optimiser step of this number (from 1), before its gradients are cleared.
 
-        ``optimizer`` lets a schedule that gives an entry of a factor another meaning reset what is remembered of it.
+        With ``optimizer``, a schedule that changes the meaning of a factor's entries can reset their optimiser state.
         """
         self.stepped = True
         self.act(step, optimizer)
 
     @abstractmethod
     def act(self, step: int, optimizer: Optimizer | None) -> None:
-        """Do what ``step`` promises."""
+        """Implement ``step``."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all that the schedule remembers."""
+        """Return the whole state of the schedule."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (some remember nothing)
-        """Take up what ``state_dict`` gave."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (some have no state)
+        """Restore the state from ``state_dict``."""
 
     def report(self) -> dict[str, Any]:
-        """Return what the schedule came to, as plain data for the run's record."""
+        """Return the outcome of the schedule, as plain data for the run's record."""
         return {}
 
     def _need(self, steps: int, what: str) -> None:
         if steps > self.total:
             raise SubspaceError(
-                f"the schedule is longer than the run: {what} takes {steps} optimiser steps of {self.total}; train "
-                "longer or shorten it with the adapter's `schedule` options"
+                f"the schedule is longer than the run: {what}: {steps} optimiser steps of {self.total}; train "
+                "longer, or shorten it with the adapter's `schedule` options"
             )
 
 
 class NoSchedule(Schedule):
-    """The schedule of a method that has none: its steps do nothing."""
+    """The schedule of a method without one: its steps do nothing."""
 
     def act(self, step: int, optimizer: Optimizer | None) -> None:
         """Do nothing."""

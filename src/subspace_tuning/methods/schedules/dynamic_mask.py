@@ -1,8 +1,8 @@
-"""FISH-DIP's masks: renewed in training by the Fisher information of the examples with the largest loss.
+"""FISH-DIP's masks: renewed during training by the Fisher information of the examples with the largest loss.
 
-The number of entries of each matrix stays. Entries that stay keep their place in Delta, and with it what the optimiser
-knows of them; an entry that comes in takes the place of one that leaves, and starts at 0, and if the step is given the
-optimiser, with nothing remembered. What leaves is W again.
+The number of entries per matrix is constant. Entries that stay keep their place in Delta, and with it their optimiser
+state. A new entry takes the place of one that leaves and starts at 0; if the optimiser is passed to the step, its state
+there is reset. Entries that leave return to W.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class DynamicMask(Schedule):
         assert isinstance(options, DynamicMaskOptions)
         self.interval = max(1, steps(options.interval, 0.1, self.total))
         self.t_final = steps(options.t_final, 0.1, self.total)
-        self._need(self.interval + self.t_final, "its first renewal (interval) with its fixed end (t_final)")
+        self._need(self.interval + self.t_final, "its first renewal (interval) and its fixed end (t_final)")
         if context.scores is None:
             raise SubspaceError(
-                "the schedule dynamic_mask looks at training examples: give `scores`, as `subspace train` does"
+                "the schedule dynamic_mask needs training examples: give `scores`, as `subspace train` does"
             )
         self.renewed = 0
 

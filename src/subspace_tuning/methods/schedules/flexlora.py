@@ -1,15 +1,15 @@
-"""FlexLoRA's ranks: matrices trade rank by how evenly they use the directions that they have.
+"""FlexLoRA's ranks: matrices trade rank by how evenly they use their directions.
 
-D is the diagonal between the factors of a low-rank term, whatever it is called (see :mod:`.triplets`).
+D is the diagonal between the factors of a low-rank term, whatever its name (see :mod:`.triplets`).
 
-A matrix has r places for directions, of which some are active. The evenness of a matrix is the entropy of its squared
-diagonal over the active places, in units of the largest possible one, ln(active): 1 if all are used alike, near 0 if
-one does everything. Every ``interval`` steps between ``t_init`` and ``t_final`` before the end the least even matrix
-gives up the active direction with the smallest |D|, and the most even one activates a place, where D starts at 0, so
-that the output does not jump. The sum of the ranks stays what it was.
+A matrix has r places for directions, some of them active. The evenness of a matrix is the entropy of its squared
+diagonal over the active places, relative to its maximum ln(active): 1 if all are used equally, near 0 if one dominates.
+Every ``interval`` steps between ``t_init`` and ``t_final`` before the end, the least even matrix gives up the active
+direction with the smallest |D|, and the most even one activates a place, where D starts at 0, so that the output does
+not jump. The sum of the ranks is constant.
 
-Where the entropy is not defined by the formula: a matrix of which one direction is active counts as 1 (it uses all it
-has, and has none to give), and one whose D is 0 throughout counts as 1 as well (nothing speaks against any direction).
+Two cases in which the entropy is undefined count as 1: a matrix with one active direction (it uses all it has, and has
+none to give), and one whose D is all zero (no direction is worse than another).
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class FlexLoRA(OnTriplets):
         self.t_init = steps(options.t_init, 0.1, self.total)
         self.t_final = steps(options.t_final, 0.2, self.total)
         self.interval = max(1, steps(options.interval, 0.01, self.total))
-        self._need(self.t_init + self.t_final + 1, "its warm-up (t_init) and fixed end (t_final) with a step between")
+        self._need(
+            self.t_init + self.t_final + 1, "its warm-up (t_init) and fixed end (t_final), with a step in between"
+        )
         wanted = options.target_rank
         self.active: dict[str, Tensor] = {}
         for site in self.sites:

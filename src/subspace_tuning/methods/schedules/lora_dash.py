@@ -1,9 +1,9 @@
-"""LoRA-Dash's launch: after some steps of plain LoRA, the singular directions that it changes most get a value each.
+"""LoRA-Dash's launch: after some steps of LoRA, each singular direction that it changes most gets a trained value.
 
-The change rate of direction i of W = U S V.T is |u_i^T dW v_i| / (S_i + eps) with dW = s A B: the *absolute* value
-counts (arXiv 2409.01035, definition 4). dW is what the low-rank terms of the formula add, any nonlinearity left out.
-The q directions with the largest rate stand in the constants U_k and V_k from then on and are saved with the adapter;
-until then both are zero, so that d cannot move.
+The change rate of direction i of W = U S V.T is |u_i^T dW v_i| / (S_i + eps) with dW = s A B, in *absolute* value
+(arXiv 2409.01035, definition 4). dW is the sum of the formula's low-rank terms, ignoring nonlinearities. The q
+directions with the largest rate are then stored in the constants U_k and V_k and saved with the adapter; until then
+both are zero, so that d cannot move.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LoRADashOptions(Options):
     """LoRA-Dash's settings."""
 
     launch: int | None = option(None, "the step after which the directions are chosen; None: 0.1 of the run")
-    directions: int = option(8, "how many directions are chosen in each matrix (q)")
+    directions: int = option(8, "the number of directions chosen in each matrix (q)")
 
 
 class LoRADash(Schedule):
@@ -43,13 +43,13 @@ class LoRADash(Schedule):
         chooses = CHOSEN_SHAPES.keys() <= set(formula.expression.names)
         if chooses and any(term.is_free for term in formula.low_rank):
             return None
-        return "a low-rank term and the directions that it chooses, such as A @ B and U_k @ diag(d) @ V_k.T"
+        return "a low-rank term and chosen directions, such as A @ B and U_k @ diag(d) @ V_k.T"
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)
         assert isinstance(options, LoRADashOptions)
         self.launch = max(1, steps(options.launch, 0.1, self.total))
-        self._need(self.launch + 1, "LoRA-Dash's launch, with a step of training behind it,")
+        self._need(self.launch + 1, "LoRA-Dash's launch, with a step after it")
         self.chosen: dict[str, Tensor] = {}
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
-"""What schedules of the rank act on: the triplets of a low-rank term with a trained diagonal at its core.
+"""Triplets, on which rank schedules act, of a low-rank term with a trained diagonal as its core.
 
-A triplet is a column of what leads down to the rank, an entry of the diagonal, and a row of what leads up again.
+A triplet is a column of the factor that leads down to the rank, an entry of the diagonal, and a row of the factor that
+leads back up.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .base import Schedule
 
 
 class Triplets(NamedTuple):
-    """The factors of the triplets: the diagonal, and of each other one along which of its axes they are counted."""
+    """The factors of the triplets: the diagonal, and the others with the axes along which triplets are counted."""
 
     diagonal: str
     axes: Mapping[str, int]
@@ -26,7 +27,7 @@ class Triplets(NamedTuple):
 
 
 class OnTriplets(Schedule):
-    """A schedule of the triplets."""
+    """A schedule that acts on triplets."""
 
     @classmethod
     def lacking(cls, formula: Formula) -> str | None:
@@ -36,7 +37,7 @@ class OnTriplets(Schedule):
 
 
 def triplets(formula: Formula) -> Triplets | None:
-    """Return the triplets of a formula; None if it has not exactly one term that consists of such."""
+    """Return the triplets of a formula, or None unless exactly one term consists of triplets."""
     if len(formula.low_rank) != 1:
         return None
     (term,) = formula.low_rank
@@ -48,7 +49,7 @@ def triplets(formula: Formula) -> Triplets | None:
 
 
 def triplets_of(formula: Formula) -> Triplets:
-    """Return the triplets of a formula that is known to have some."""
+    """Return the triplets of a formula that is known to have them."""
     found = triplets(formula)
     assert found is not None, formula
     return found

@@ -1,7 +1,7 @@
-"""Products with something narrow, and sums over columns.
+"""Narrow products, and sums over columns.
 
-A BLAS of the CPU gives products of float32 with something narrow to one thread, so they are cut into chunks of rows.
-There what is narrow is kept transposed: chunks x k x rows per chunk. Where nothing is cut it is kept as rows x k.
+On the CPU a BLAS runs narrow float32 products on one thread, so they are split into chunks of rows. The narrow tensor
+is then stored transposed: chunks x k x rows per chunk. Without chunks it is stored as rows x k.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import rows as R
 
-_FEW = 256  # rows, which are not worth the cutting
+_FEW = 256  # rows below which splitting does not pay
 
 
 def _chunks(rows: Tensor) -> int:
@@ -24,7 +24,7 @@ def _chunks(rows: Tensor) -> int:
 
 
 def narrowed(x: Tensor, low: Tensor, scale: float) -> Tensor:
-    """Return scale * x @ low, as what is narrow is kept."""
+    """Return scale * x @ low in the layout of narrow tensors."""
     count = _chunks(x)
     if count == 1:
         return torch.mm(x, low if scale == 1.0 else low * scale)
@@ -33,21 +33,21 @@ def narrowed(x: Tensor, low: Tensor, scale: float) -> Tensor:
 
 
 def as_rows(t: Tensor) -> Tensor:
-    """Return what is narrow as rows x k."""
+    """Return a narrow tensor as rows x k."""
     return t if t.ndim == 2 else t.transpose(1, 2).reshape(-1, t.shape[1])
 
 
 def row_products(t: Tensor, rows: Tensor) -> Tensor:
-    """Return t.T @ rows for a t that is narrow."""
+    """Return t.T @ rows for a narrow t."""
     return torch.mm(t.T, rows) if t.ndim == 2 else torch.bmm(t, rows.view(len(t), -1, rows.shape[1])).sum(0)
 
 
 def low_products(t: Tensor, rows: Tensor) -> Tensor:
-    """Return rows.T @ t for a t that is narrow."""
+    """Return rows.T @ t for a narrow t."""
     return torch.mm(rows.T, t) if t.ndim == 2 else row_products(t, rows).T
 
 
-_TILE = 2**18  # numbers: what a processor's own cache holds of three tensors
+_TILE = 2**18  # numbers: three tensors of that size fit a processor's cache
 
 
 def column_sums(a: Tensor, b: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def column_sums(a: Tensor, b: Tensor) -> Tensor:
     rows = max(1, _TILE // a.shape[1])
     if a.device.type != "cpu" or len(a) < 2 * rows or torch.is_grad_enabled():
         return (a * b).sum(0, dtype=dtype)
-    # In tiles, so that no tensor of the size of the product is written. What a low precision loses in their sum, which
+    # In tiles, so that no tensor of the product's size is written. What a low precision loses in their sum, which
     # has few terms, is no more than what it loses in the products.
     tiles = list(zip(a.split(rows), b.split(rows), strict=True))
     total = tiles[0][0] * tiles[0][1]

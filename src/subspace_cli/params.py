@@ -1,0 +1,108 @@
+"""`subspace params MODEL`: how much each method trains."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .console import show, silence_libraries, table_of
+from .refuse import UsageError
+
+
+def params(
+    model: Annotated[str, typer.Argument(help="A hub name, a local folder, or minilm.", show_default=False)],
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="Only this method; repeat for several.")
+    ] = None,
+    formula: Annotated[list[str] | None, typer.Option("--formula", "-f", help="Also a formula of your own.")] = None,
+    rank: Annotated[int, typer.Option("--rank", "-r", help="The rank, or the width of a bottleneck.")] = 8,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", help="Adapt this parameter, such as experts.down_proj; repeat for several."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Instead of a rank: match 300k or 0.3permille parameters.")
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Compare with the paper's figures, for its rows and budgets.")
+    ] = False,
+) -> None:
+    """Count what each method trains in a model.
+
+    The model is built without its weights.
+    """
+    silence_libraries()
+    if paper:
+        if method or formula or budget or parameter:
+            raise UsageError("--paper has its own rows: leave --method, --formula, --parameter and --budget out")
+        _paper(model)
+        return
+    _methods(model, method or [], formula or [], rank, budget, parameter or [])
+
+
+def _methods(
+    model: str, names: list[str], formulas: list[str], rank: int, budget: str | None, parameters: list[str]
+) -> None:
+    from subspace_tuning import methods as catalogue
+    from subspace_tuning.counting.count import budget_in, count_of
+    from subspace_tuning.errors import SubspaceError
+    from subspace_tuning.models.meta import architecture_of
+    from subspace_tuning.tuner import SubspaceConfig
+    from subspace_tuning.tuner.hosting import config_of
+
+    every = not names and not formulas
+    if every:
+        names = [known.name for known in catalogue.listed()]
+    # Parse all before counting the first, so that a wrong name is reported at once.
+    placed = {"target_parameters": parameters} if parameters else {}
+    configs = [
+        (name, config_of({"method": name, "r": rank} | ({} if name in catalogue.HOSTED else placed), {}))
+        for name in names
+    ]
+    own = [SubspaceConfig(formula=text, r=rank, target_parameters=parameters or None) for text in formulas]
+    configs += [(str(config.resolved.formula), config) for config in own]
+    architecture = architecture_of(model)
+    wanted = None if budget is None else budget_in(architecture, budget)
+    figures = ["rank", "matrices", "trainable", "per mille", *([] if budget is None else ["to the budget"])]
+    table = table_of("method", figures=figures)
+    total, left_out = 0, []
+    for label, config in configs:
+        try:
+            counted = count_of(architecture, config, label, wanted)
+        except SubspaceError as error:
+            if not every:
+                raise
+            left_out.append(f"{label}: {error}")
+            continue
+        cells = [f"{counted.matrices}", f"{counted.trainable:,}", f"{counted.per_mille:.3f}"]
+        if wanted is not None:
+            cells.append(f"{counted.trainable - wanted:+,}")
+        table.add_row(label, "-" if counted.rank is None else str(counted.rank), *cells)
+        total = counted.total
+    show(table)
+    typer.echo(f"\nof {total:,} parameters, including the head, which is not counted as trainable")
+    for line in left_out:
+        typer.echo(f"left out: {line}")
+
+
+def _paper(model: str) -> None:
+    from subspace_tuning.counting.paper import compare
+
+    figures = ["budget r", "trainable", "per mille", "paper", "difference", "agrees"]
+    table = table_of("row of the paper", figures=figures)
+    total = agreeing = rows = 0
+    for found in compare(model):
+        table.add_row(
+            found.row.name,
+            "-" if found.budget is None else str(found.budget),
+            f"{found.counted.trainable:,}",
+            f"{found.counted.per_mille:.3f}",
+            f"{found.paper:.2f}",
+            f"{found.difference:+.3f}",
+            "yes" if found.agrees else "NO",
+        )
+        total, rows, agreeing = found.counted.total, rows + 1, agreeing + found.agrees
+    show(table)
+    typer.echo(f"\nof {total:,} parameters with a head of two labels, which is not counted as trainable")
+    typer.echo(f"{agreeing} of {rows} agree within 0.03 or half a percent of the paper's figure, whichever is larger")
