@@ -27,7 +27,7 @@ from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
 from ..tuner.lora_form import LINEAR, Layout, from_peft, to_peft
 from .adapter import Adapter, SavedLayer, dimensions_of
-from .strict import check_factors
+from .strict import check_factors, check_modules
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
@@ -92,6 +92,7 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
             saved[name] = tensor
     layers = {}
     method = config.resolved
+    check_modules(config.target_parameters or (), source)
     for module, factors in parameters.items():
         # For a method with singular triples, a narrow matrix has fewer of them than the config's rank.
         r = dimensions_of(config.resolved, factors).get("r") or _pattern(config.rank_pattern, module, config.r)

@@ -203,6 +203,9 @@ class AdapterSection:
         None, "the number of training rows from which methods such as fishmask choose what to train; null: 64", _COUNT
     )
     target_modules: list[str] | str | None = _of_config("target_modules")
+    target_parameters: list[str] | None = _of_config("target_parameters")
+    transposed_parameters: list[str] | None = _of_config("transposed_parameters")
+    parts: dict[str, list[str]] | None = _of_config("parts")
     exclude_modules: list[str] | str | None = _of_config("exclude_modules")
     layers_to_transform: list[int] | None = _of_config("layers_to_transform")
     layers_pattern: str | None = _of_config("layers_pattern")
