@@ -13,6 +13,7 @@ _TRAIN = {
     "datasets": "datasets",
     "omegaconf": "omegaconf",
     "pandas": "pandas",
+    "pillow": "PIL",
     "pyarrow": "pyarrow",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",

@@ -14,9 +14,10 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding
 
 from ..errors import SubspaceError
+from ..models.load import Processor
 from ..tuner.calibration import Batch, Loss
 
 Values: TypeAlias = NDArray[np.floating] | NDArray[np.integer]
@@ -46,20 +47,23 @@ class Task(ABC, Generic[R]):
         primary: the figure by which runs are compared, among those of the first evaluation split; larger is better.
         evaluation: the splits scored during training, each with the prefix of its figures.
         model_class: the class of transformers that loads the model, such as ``AutoModelForSequenceClassification``.
-        task_type: peft's name for this kind of model.
+        task_type: peft's name for this kind of model; None if it has none.
         loss: a loss of the task's own, a function of the model and a batch that returns the loss and the model's
             outputs; None for the loss that the model computes from ``labels``.
         generate: a function of the model and a batch that returns a tensor of predictions, rows first, to be scored
             in place of the model's outputs; None if the outputs of a forward pass are scored.
+        varied: a function of an encoded training row and a seed of the row's own in each epoch that returns the row as
+            that epoch shows it; None if every epoch shows the rows as they are.
     """
 
     name: str
     primary: str
     evaluation: tuple[tuple[str, str], ...] = (("", "validation"),)
     model_class: ClassVar[Any]
-    task_type: ClassVar[TaskType]
+    task_type: ClassVar[TaskType | None]
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Any]] | None = None
     generate: Callable[[nn.Module, Batch], Tensor] | None = None
+    varied: Callable[[dict[str, Any], int], dict[str, Any]] | None = None
 
     @property
     def preset(self) -> Mapping[str, Any]:
@@ -117,15 +121,15 @@ class Task(ABC, Generic[R]):
         raise SubspaceError(f"a row of task {self.name} is not one text: give the rows as a file")
 
     @abstractmethod
-    def encode(self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    def encode(self, rows: R, processor: Processor, max_length: int) -> Dataset:
         """Return the rows as a model takes them, at most ``max_length`` tokens long and not padded.
 
         They have ``labels`` where the rows do.
         """
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
+    def collator(self, processor: Processor) -> Callable[[list[Any]], Any]:
         """Return the function that makes a batch of encoded rows; by default they are padded to the longest."""
-        return DataCollatorWithPadding(tokenizer)
+        return DataCollatorWithPadding(processor)
 
     def lengths(self, encoded: Dataset) -> Sequence[int]:
         """Return the length of each encoded row, by which rows are grouped into batches."""
@@ -139,7 +143,7 @@ class Task(ABC, Generic[R]):
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
         """Return the figures of predictions, by name, ``primary`` among them."""
 
-    def figures(self, outputs: Values, labels: Values, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    def figures(self, outputs: Values, labels: Values, processor: Processor) -> dict[str, float]:
         """Return the figures of an evaluation. A task that scores texts overrides this to decode tokens first."""
         return self.score(self.predict(outputs), labels)
 
@@ -181,11 +185,9 @@ class Task(ABC, Generic[R]):
         own = self.loss
         return None if own is None else lambda model, batch: own(model, batch)[0]
 
-    def batches(
-        self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int, size: int
-    ) -> Iterator[dict[str, Any]]:
+    def batches(self, rows: R, processor: Processor, max_length: int, size: int) -> Iterator[dict[str, Any]]:
         """Yield the rows as batches of ``size``, in order."""
-        encoded, collate = self.encode(rows, tokenizer, max_length), self.collator(tokenizer)
+        encoded, collate = self.encode(rows, processor, max_length), self.collator(processor)
         for start in range(0, len(encoded), size):
             yield dict(collate([encoded[i] for i in range(start, min(start + size, len(encoded)))]))
 

@@ -75,6 +75,10 @@ class OwnTask(Task[R]):
             raise SubspaceError("task.validation and task.held_out are both given: leave one out")
         return made
 
+    def sources(self, source: str) -> dict[str, Records]:
+        """Return the rows of a source by split. Raises SubspaceError if it cannot be found or read."""
+        return sources.splits(source)
+
     @abstractmethod
     def raw_labels(self, records: Records) -> list[Any]:
         """Return the labels of records as the task understands them, not yet looked up in a list of classes."""
@@ -113,11 +117,11 @@ class OwnTask(Task[R]):
     def _splits(self, source: str) -> dict[str, Records]:
         if source == _NO_DATA and not Path(source).exists():
             raise SubspaceError(f"task {self.name} needs task.data: a file, a folder, or a data set's name on the hub")
-        found = sources.splits(source)
+        found = self.sources(source)
         if "train" not in found:
             raise SubspaceError(f"data {source!r} has no training rows: it has {', '.join(found)}")
         if self.validation is not None:
-            found["validation"] = sources.one(self.validation)
+            found["validation"] = sources.one(self.sources(self.validation))
         elif "validation" in found and self.held_out is not None:
             raise SubspaceError(f"data {source!r} has validation rows of its own: leave task.held_out out")
         return found
@@ -135,7 +139,7 @@ class OwnTask(Task[R]):
 
     def read(self, source: str, *, labelled: bool = True) -> R:
         """Return the rows of a file, a folder or a data set; of several splits those of the test."""
-        records = sources.one(source)
+        records = sources.one(self.sources(source))
         return self.rows(records, self.raw_labels(records) if labelled else None)
 
 

@@ -16,13 +16,13 @@ from typing import Any
 import transformers
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedModel, TrainerState
 from transformers.training_args import OptimizerNames
 
 from .. import tasks
 from ..errors import SubspaceError
 from ..files import replaced
-from ..models.load import load
+from ..models.load import Processor, load
 from ..models.locate import locate
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, prefixed
@@ -70,7 +70,7 @@ class _Parts:
     task: Task[Any]
     rows: Mapping[str, Rows]
     model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
     counts: Counts
     learning_rate: float
 
@@ -129,15 +129,15 @@ def _prepare(config: RunConfig) -> _Parts:
     if config.quantise is not None:
         cpu = config.training.device is Device.cpu
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
-    base, tokenizer = load(config.model, task.model_class, settings, config.task.max_length)
+    base, processor = load(config.model, task.model_class, settings, config.task.max_length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
-        return task.batches(seen, tokenizer, config.task.max_length, config.training.batch_size)
+        return task.batches(seen, processor, config.task.max_length, config.training.batch_size)
 
     tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective)
     check_training(tuned, config.training, len(rows["train"]))
-    return _Parts(config, task, rows, tuned, tokenizer, counts, learning_rate)
+    return _Parts(config, task, rows, tuned, processor, counts, learning_rate)
 
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
@@ -151,7 +151,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
-    trainer = build(parts.model, parts.tokenizer, parts.task, encoded, args, training, head, folder.logs)
+    trainer = build(parts.model, parts.processor, parts.task, encoded, args, training, head, folder.logs)
     checkpoint = folder.last_checkpoint()
     start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
     state = _fit(trainer, checkpoint, start)
@@ -185,8 +185,8 @@ def _encoded(parts: _Parts) -> tuple[dict[str, Dataset], dict[str, int]]:
     """Return the encoded rows of each split, and how many of them are truncated."""
     length, encoded, cut = parts.config.task.max_length, {}, {}
     for split, rows in parts.rows.items():
-        encoded[split] = parts.task.encode(rows, parts.tokenizer, length)
-        cut[split] = cut_rows(parts.task, rows, encoded[split], parts.tokenizer, length)
+        encoded[split] = parts.task.encode(rows, parts.processor, length)
+        cut[split] = cut_rows(parts.task, rows, encoded[split], parts.processor, length)
         if cut[split]:
             logger.warning(
                 "%d of the %d %s rows are longer than task.max_length = %d tokens and are truncated",
@@ -224,7 +224,7 @@ def _baseline(parts: _Parts) -> dict[str, float]:
 def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
     with replaced(path) as temporary:
         parts.model.save_pretrained(str(temporary))
-        parts.tokenizer.save_pretrained(str(temporary))
+        parts.processor.save_pretrained(str(temporary))
         save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model, parts.config.quantise)
         card(parts.config, parts.task, record, _formula(parts.model)).save(temporary / "README.md")
 

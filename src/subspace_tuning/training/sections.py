@@ -80,13 +80,14 @@ class TaskSection:
 
     name: str = _key(
         MISSING,
-        "the task: classification, regression, multi_label or token_classification of your own rows, one of GLUE's "
-        "(mrpc, cola, ...), or one that your own module registers",
+        "the task: classification, regression, multi_label, token_classification or image_classification of your own "
+        "rows, one of GLUE's (mrpc, cola, ...), or one that your own module registers",
     )
     data: str = _key(
         "glue",
         "a file (.csv, .tsv, .jsonl, .json, .parquet), a folder with a train file and perhaps a validation file, a "
-        "folder saved by datasets, or a hub name; for a GLUE task: glue for the hub's data, or a folder with "
+        "folder saved by datasets, or a hub name; for images also a folder with a folder of images for each class, "
+        "perhaps within folders train and validation; for a GLUE task: glue for the hub's data, or a folder with "
         "train and validation files with the hub's columns",
     )
     max_length: int = _key(128, "the most tokens of a row; longer rows are truncated", _COUNT)
@@ -94,6 +95,11 @@ class TaskSection:
     eval_rows: int | None = _key(None, "keep only this many of the first validation rows; null: all", _COUNT)
     text: str | None = _key(
         None, "for your own rows: the column of the text, or of the words; null: text, or tokens for words"
+    )
+    image: str | None = _key(None, "the column of the image, if the rows are no folder of images; null: image")
+    augment: list[str] | None = _key(
+        None,
+        "how training images vary in each epoch: crop cuts out at least half, flip mirrors half of them; null: not",
     )
     text_pair: str | None = _key(None, "the column of a second text, if a row has two")
     label: str | None = _key(None, "for your own rows: the column of the label; null: label, or tags for words")

@@ -20,7 +20,6 @@ from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -29,6 +28,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import SubspaceError, reading
+from ..models.load import Processor
 from ..tasks import Task
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
@@ -36,7 +36,7 @@ from ..tuner.optim import ratios
 from ..tuner.scheduling import ScheduleCallback, adapted
 from .callbacks import Clock, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
 from .resume import HINT, check_optimizer
-from .sampler import EpochSampler
+from .sampler import EpochSampler, VariedRows
 from .sections import TrainingSection
 
 
@@ -150,7 +150,7 @@ class SeededTrainer(Trainer):
 
 def build(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     task: Task[Any],
     data: dict[str, datasets.Dataset],
     args: TrainingArguments,
@@ -162,7 +162,7 @@ def build(
 
     Args:
         model: the model.
-        tokenizer: its tokenizer.
+        processor: its tokenizer or image processor.
         task: the task.
         data: a dataset per split.
         args: the Trainer's arguments.
@@ -182,18 +182,19 @@ def build(
     if training.patience:
         callbacks.append(EarlyStoppingCallback(training.patience))
     evaluation = {prefix: data[split] for prefix, split in task.evaluation}
+    order = EpochSampler(task.lengths(train), group, training.seed)
     trainer = SeededTrainer(
         task=task,
-        order=EpochSampler(task.lengths(train), group, training.seed),
+        order=order,
         head=head,
         training=training,
         model=model,
         args=args,
-        train_dataset=train,
+        train_dataset=train if task.varied is None else VariedRows(train, task.varied, order),
         eval_dataset=evaluation if len(evaluation) > 1 else next(iter(evaluation.values())),
-        data_collator=task.collator(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=_figures(task, tokenizer),
+        data_collator=task.collator(processor),
+        processing_class=processor,
+        compute_metrics=_figures(task, processor),
         callbacks=callbacks,
     )
     for reporter in trainer.callback_handler.callbacks:
@@ -207,12 +208,12 @@ def build(
     return trainer
 
 
-def _figures(task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
+def _figures(task: Task[Any], processor: Processor) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         found = prediction.predictions
         outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
         if not np.isfinite(outputs).all():
             raise DivergedError("training diverged: the model's outputs are NaN or infinite; try a lower learning rate")
-        return task.figures(outputs, np.asarray(prediction.label_ids), tokenizer)
+        return task.figures(outputs, np.asarray(prediction.label_ids), processor)
 
     return compute

@@ -13,14 +13,14 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import nested_concat
 
 from .. import tasks
 from ..errors import SubspaceError, reading
 from ..files import write_json
 from ..jobs.fields import Fields, read_object
-from ..models.load import load
+from ..models.load import Processor, load, processor_of
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, Values
 from ..tuner.mam import load_mam
@@ -41,7 +41,7 @@ class Finished:
     Attributes:
         task: the run's task, with its classes.
         model: the model in evaluation mode, with its adapter if it has one.
-        tokenizer: the model's tokenizer.
+        processor: the model's tokenizer or image processor.
         max_length: the most tokens of a row; longer rows are truncated.
         base: the model's name in the config.
         folder: the folder from which it was read.
@@ -49,7 +49,7 @@ class Finished:
 
     task: Task[Any]
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
     max_length: int
     base: str
     folder: Path
@@ -95,16 +95,17 @@ def finished(path: str | Path, base: str | None = None, *, quantise: bool = True
     if packed:
         settings |= quantised(Quantise(content["quantise"]), name, task.model_class, settings, _head(folder), cpu=False)
     loaded, own = load(name, task.model_class, settings, content["max_length"])
-    model, tokenizer = cast("nn.Module", loaded), own
+    model, processor = cast("nn.Module", loaded), own
     if has_adapter:
-        with reading(f"the tokenizer in {folder}"):
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        _check_vocabulary(folder, tokenizer, name, own)
+        with reading(f"the tokenizer or image processor in {folder}"):
+            processor = processor_of(loaded, str(folder))
+        if isinstance(processor, PreTrainedTokenizerBase):
+            _check_vocabulary(folder, processor, name, own)
         with reading(f"the adapter in {folder} on model {name!r}", "--base names the model that it was trained on"):
             model = _adapted(loaded, folder)
     if not packed and torch.accelerator.is_available():  # packed weights are on their device
         model = model.to(torch.accelerator.current_accelerator())
-    return Finished(task, model.eval(), tokenizer, content["max_length"], name, folder)
+    return Finished(task, model.eval(), processor, content["max_length"], name, folder)
 
 
 def _head(folder: Path) -> list[str] | None:
@@ -171,9 +172,9 @@ class Seen:
 def outputs_of(made: Finished, rows: Rows, batch_size: int) -> Seen:
     """Return the outputs of a model for rows, in order and in float32."""
     task = made.task
-    encoded = task.encode(rows, made.tokenizer, made.max_length)
+    encoded = task.encode(rows, made.processor, made.max_length)
     device = next(made.model.parameters()).device
-    collate = task.collator(made.tokenizer)
+    collate = task.collator(made.processor)
     outputs: list[Any] = []
     labels: list[Any] = []
     for start in range(0, len(encoded), batch_size):
@@ -184,7 +185,7 @@ def outputs_of(made: Finished, rows: Rows, batch_size: int) -> Seen:
         outputs.append(found.double().cpu().numpy())
         if known is not None:
             labels.append(known.numpy())
-    cut = cut_rows(task, rows, encoded, made.tokenizer, made.max_length)
+    cut = cut_rows(task, rows, encoded, made.processor, made.max_length)
     return Seen(encoded, _joined(outputs), _joined(labels) if labels else None, cut)
 
 
@@ -201,11 +202,11 @@ def evaluate(made: Finished, rows: Rows, batch_size: int) -> tuple[Mapping[str, 
     """Return the task's figures for rows with labels."""
     seen = outputs_of(made, rows, batch_size)
     assert seen.labels is not None
-    return made.task.figures(seen.outputs, seen.labels, made.tokenizer), seen
+    return made.task.figures(seen.outputs, seen.labels, made.processor), seen
 
 
-def cut_rows(task: Task[Any], rows: Rows, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+def cut_rows(task: Task[Any], rows: Rows, encoded: Dataset, processor: Processor, max_length: int) -> int:
     """Return how many of the encoded rows were truncated to ``max_length`` tokens."""
     if max(task.lengths(encoded), default=0) < max_length:
         return 0
-    return sum(length > max_length for length in task.lengths(task.encode(rows, tokenizer, max_length + 1)))
+    return sum(length > max_length for length in task.lengths(task.encode(rows, processor, max_length + 1)))

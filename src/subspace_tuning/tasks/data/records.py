@@ -30,13 +30,13 @@ class Records:
     Attributes:
         where: the file or data set, as messages call it.
         columns: a value per row, None where there is none, by the column's name.
-        numbers: the line of the file in which each row begins, or its number, from 1.
-        unit: "line" or "row", as ``numbers`` count.
+        numbers: the line of the file in which each row begins, or its number, from 1; of a folder the names of files.
+        unit: "line", "row" or "file", as ``numbers`` have it.
     """
 
     where: str
     columns: Mapping[str, Sequence[Any]]
-    numbers: Sequence[int]
+    numbers: Sequence[int] | Sequence[str]
     unit: str = "row"
 
     def __len__(self) -> int:
