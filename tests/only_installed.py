@@ -142,7 +142,7 @@ def message(call: Callable[[], object]) -> str:
 
 def called(words: list[str]) -> tuple[int, str, str]:
     """Call `subspace`; return the exit code and what it printed on stdout and on stderr."""
-    from subspace_tuning.cli import main
+    from subspace_cli import main
 
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:
@@ -154,7 +154,7 @@ def called(words: list[str]) -> tuple[int, str, str]:
 
 def ring(name: str, call: str | None) -> list[str]:
     """Import every module of a ring, and make a call that its extra is for; return the modules."""
-    package = importlib.import_module(f"subspace_tuning.{name}")
+    package = importlib.import_module("subspace_cli" if name == "cli" else f"subspace_tuning.{name}")
     modules = [found.name for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     for module in modules:
         importlib.import_module(module)

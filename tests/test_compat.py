@@ -21,7 +21,7 @@ SOURCE = Path(subspace_tuning.__file__).parent
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in SOURCE.rglob("*.py") if path.name != "compat.py"], ids=lambda path: path.stem
+    "path", [path for path in SOURCE.parent.rglob("*.py") if path.name != "compat.py"], ids=lambda path: path.stem
 )
 def test_private_names_are_imported_in_one_place(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import subspace_tuning
-from subspace_tuning.cli.app import app
+from subspace_cli.app import app
 from subspace_tuning.extras import EXTRAS
 
 from .packaged import packaged
@@ -30,6 +30,7 @@ else:
 
 HERE = Path(__file__).parent
 SOURCE = Path(subspace_tuning.__file__).parent
+COMMAND = SOURCE.parent / "subspace_cli"
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 CORE = {"torch", "peft", "transformers", "safetensors", "numpy", "platformdirs"}
@@ -52,7 +53,7 @@ def extras_of(ring: str) -> list[str]:
     return OF_RING[ring].split(", ") if ring in OF_RING else []
 
 
-GUARDED = ("adapters", "cli", "tasks", "training")  # rings that check their extra before any of their modules loads
+GUARDED = ("adapters", "tasks", "training")  # rings that check their extra before any of their modules loads
 OF_ITS_WEIGHTS = {"deepspeed"}  # imported only for a weight that DeepSpeed itself made
 
 
@@ -162,10 +163,10 @@ def checked(node: ast.AST) -> frozenset[str]:
 def third_party() -> list[tuple[Path, str, str, frozenset[str]]]:
     """Every import of another distribution's module: file, ring, module, and the modules that are checked before."""
     found = []
-    for path in SOURCE.rglob("*.py"):
+    for path in (*SOURCE.rglob("*.py"), *COMMAND.rglob("*.py")):
         visitor = Imports()
         visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
-        name = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        name = path.relative_to(SOURCE).parts[0].removesuffix(".py") if SOURCE in path.parents else "cli"
         found += [
             (path, name, module, before)
             for module, before in visitor.found
@@ -181,7 +182,7 @@ def test_every_import_is_of_a_declared_package() -> None:
     assert len(optional) > 20
     for path, name, module, before in optional:
         assert any(module in EXTRAS[extra].values() for extra in extras_of(name)), f"{path} imports {module}"
-        if name not in GUARDED:
+        if name not in (*GUARDED, "cli"):  # the command looks for its own extra before its modules load
             assert module in before, f"{path} imports {module} and does not check that it is installed"
 
 
@@ -191,17 +192,16 @@ def test_guarded_rings_check_their_extra_first(name: str) -> None:
     first = next(number for number, node in enumerate(body) if checked(node))
     assert checked(body[first]) == set(EXTRAS[OF_RING[name]].values())
     own = [node.module for node in body[:first] if isinstance(node, ast.ImportFrom) and node.level]
-    # What tells a person of errors is needed before anything else is.
-    assert own == (["extras", "refuse"] if name == "cli" else ["extras"])
+    assert own == ["extras"]
 
 
-def test_subcommands_import_what_is_heavy_when_they_run() -> None:
-    """So that `subspace --help` takes no longer than to import the package, and needs no extra but its own."""
-    light = {"errors", "extras", "algebra", "bench.choices"}
-    for path in (SOURCE / "cli").glob("*.py"):
-        body = ast.parse(path.read_text(encoding="utf-8")).body
-        own = {str(node.module) for node in body if isinstance(node, ast.ImportFrom) and node.level == 2}
-        assert own <= light, path
+def test_subcommands_import_the_library_when_they_run() -> None:
+    for path in COMMAND.glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = (
+                [node.module] if isinstance(node, ast.ImportFrom) else [one.name for one in getattr(node, "names", ())]
+            )
+            assert not any(str(name).startswith("subspace_tuning") for name in names), path
 
 
 def test_nothing_is_declared_that_nobody_imports() -> None:
@@ -217,7 +217,7 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
 def _named(extra: str, module: str) -> bool:
     """Whether a ring of the extra hands the name of a module to something that imports it."""
     rings = [name for name in OF_RING if extra in extras_of(name)]
-    files = [path for name in rings for path in (SOURCE / name).rglob("*.py")]
+    files = [path for name in rings for path in (COMMAND if name == "cli" else SOURCE / name).rglob("*.py")]
     return any(f'"{module}"' in path.read_text(encoding="utf-8") for path in files)
 
 

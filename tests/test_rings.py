@@ -12,6 +12,8 @@ import pytest
 import subspace_tuning
 
 SOURCE = Path(subspace_tuning.__file__).parent
+COMMAND = SOURCE.parent / "subspace_cli"
+FILES = [*SOURCE.rglob("*.py"), *COMMAND.rglob("*.py")]
 # From the inside out; a ring may import what stands before it.
 RINGS = (
     "errors",
@@ -33,7 +35,6 @@ RINGS = (
     "training",
     "report",
     "bench",
-    "cli",
 )
 INNER = RINGS[: RINGS.index("tuner")]
 WITH_PEFT = {"tuner", "adapters", "tasks", "counting", "training", "bench"}
@@ -163,6 +164,21 @@ def test_the_tuner_is_registered_whatever_comes_first(order: str) -> None:
     assert _run(f"{order}; {code}") == "True"
 
 
+CALLS = (["--help"], ["--version"], ["train"], ["predict", "run"], ["merge", "run", "--no-such"], ["bench", "--help"])
+
+
+def test_the_command_answers_without_the_library() -> None:
+    """Help, versions and calls that cannot be meant; importing torch and peft takes seconds."""
+    code = (
+        "import contextlib, io, sys\nfrom subspace_cli import main\n"
+        f"for words in {CALLS!r}:\n"
+        "    try:\n        with contextlib.redirect_stdout(io.StringIO()): main(words)\n"
+        "    except SystemExit as end: print(end.code, end=' ')\n"
+        "print(*({'subspace_tuning', 'torch', 'peft', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    assert _run(code).split() == ["0", "0", "2", "2", "2", "0"]
+
+
 def test_public_names() -> None:
     assert set(subspace_tuning.__all__) <= set(dir(subspace_tuning))
     assert all(getattr(subspace_tuning, name) is not None for name in subspace_tuning.__all__)
@@ -173,7 +189,7 @@ def _run(code: str) -> str:
 
 
 def test_nothing_is_evaluated_or_unpickled() -> None:
-    for path in SOURCE.rglob("*.py"):
+    for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec", "compile"), path
@@ -194,8 +210,11 @@ LONG = {
 def test_files_and_functions_are_short() -> None:
     """Of a function counts what stands below its signature and its docstring."""
     long = set()
-    for path in SOURCE.rglob("*.py"):
-        name, text = path.relative_to(SOURCE).as_posix(), path.read_text(encoding="utf-8")
+    for path in FILES:
+        name, text = (
+            path.relative_to(SOURCE if SOURCE in path.parents else COMMAND).as_posix(),
+            path.read_text(encoding="utf-8"),
+        )
         if len(text.splitlines()) > LONGEST_FILE:
             long.add(name)
         for node in ast.walk(ast.parse(text)):

@@ -89,7 +89,7 @@ def make(folder: Path, layers: int, tuned: bool) -> None:
 
 def extraction(base: Path, tuned: Path, output: Path) -> dict[str, Any]:
     """`subspace extract` in a process of its own: its time, the most memory that it held, and its report."""
-    code = "from subspace_tuning.cli import main; main()"
+    code = "from subspace_cli import main; main()"
     words = ["extract", base, tuned, "-m", "lora", "-r", str(RANK), "-o", output, "--overwrite"]
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True)

@@ -147,7 +147,7 @@ def words(name: str, methods: Sequence[str], rounds: int) -> list[str]:
 
 def measure(said: list[str]) -> dict[str, Any]:
     """One table or curve, by `subspace bench` in a process of its own."""
-    code = "from subspace_tuning.cli import main; main()"
+    code = "from subspace_cli import main; main()"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "found.json"
         subprocess.run([sys.executable, "-c", code, "bench", *said, "--output", str(output)], check=True)

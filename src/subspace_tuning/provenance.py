@@ -17,7 +17,7 @@ _PACKAGES = ("subspace-tuning", "torch", "transformers", "peft", "accelerate", "
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect a result; "unknown" for one that is not installed."""
+    """Return the versions of Python and of packages that affect a result; "unknown" for one that is not installed."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
@@ -53,7 +53,7 @@ KEYS = ("date", "machine", "versions")
 
 
 def provenance() -> dict[str, Any]:
-    """When, on what machine and with which versions something is measured."""
+    """Return the date, the machine and the versions of a measurement."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),

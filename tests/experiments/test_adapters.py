@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
+from subspace_cli import main
 from subspace_tuning import SubspaceConfig, SubspaceLayer, methods
 from subspace_tuning.adapters import extract as extraction
 from subspace_tuning.adapters.combine import combine_adapters
 from subspace_tuning.adapters.convert import convert_adapter
 from subspace_tuning.adapters.extract import Extraction, extract
 from subspace_tuning.adapters.files import read_adapter, write_adapter
-from subspace_tuning.cli import main
 from subspace_tuning.models.checkpoint import Checkpoint
 
 CHOOSING = ("spt", "s_bitfit")  # what each matrix gets they choose from data
@@ -420,7 +420,7 @@ def test_heads_are_not_added_up(base: Path, tmp_path: Path, capsys: pytest.Captu
         model.save_pretrained(str(tmp_path / name))
     words = ["combine", tmp_path / "lora", tmp_path / "flora", "-o", tmp_path / "both"]
     assert call(*words) == 2
-    assert "heads cannot be added up" in capsys.readouterr().err
+    assert "heads cannot be added" in capsys.readouterr().err
     assert call(*words, "--head", 2, "--weights", "1,1") == 0
     saved = load_file(tmp_path / "both/adapter_model.safetensors")
     assert saved["base_model.model.classifier.bias"].tolist() == [1.0, 1.0]

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from subspace_tuning.cli import main
+from subspace_cli import main
 from subspace_tuning.training.config import load
 from subspace_tuning.training.folder import RunFolder
 
@@ -112,7 +112,7 @@ BAD: Mapping[str, tuple[Change, str]] = {
         _set("adapter.target_modules", ["keys"]),
         "Target modules ['keys'] not found in the base model",
     ),
-    "head of nothing": (_set("adapter.head", ["score"]), "names no module with weights"),
+    "head of nothing": (_set("adapter.head", ["score"]), "matches no module with weights"),
     "data folder missing": (_set("task.data", "./nowhere"), "data folder './nowhere' does not exist"),
     "split missing": (_lose_split, "no validation file"),
     "column missing": (_lose_column, "train.jsonl lacks column sentence of task cola: its columns are text, label"),
@@ -125,7 +125,7 @@ BAD: Mapping[str, tuple[Change, str]] = {
     "NaN weights": (_spoil_weights, "holds NaN or infinity in bert.encoder.layer.1.attention.self.key.weight"),
     "text too long": (_set("task.max_length", 41), "task.max_length is 41: model"),
     "output behind a file": (_file_in_the_way, "cannot be made"),
-    "output not ours": (_full_folder, "is not empty and holds no run"),
+    "output not ours": (_full_folder, "is not empty and has no run"),
 }
 
 
@@ -227,7 +227,7 @@ def test_a_wrong_call_is_told_in_one_line(
 
 
 def test_the_process_ends_with_code_2_and_one_line(settings: Settings, write: Write) -> None:
-    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main()"]
+    command = [sys.executable, "-c", "from subspace_cli import main; main()"]
     command += ["train", str(write(settings)), "training.sed=1"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 2

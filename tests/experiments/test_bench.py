@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from subspace_cli import bench as command
+from subspace_cli import main
 from subspace_tuning import methods
 from subspace_tuning.bench import arms, curves, measure, settings
 from subspace_tuning.bench.arms import FLOOR, FULL, Arm, build
-from subspace_tuning.bench.choices import BenchPrecision
+from subspace_tuning.bench.choices import BenchPrecision, Curve
 from subspace_tuning.bench.settings import ModelShape, bert_block
-from subspace_tuning.cli import main
 
 SMALL = bert_block(32, layers=2, batch=4, tokens=16)
 PRECISIONS = list(BenchPrecision)
@@ -239,3 +240,8 @@ def test_a_compiled_arm_takes_the_same_step() -> None:
             bench.step()
         losses.append(bench.loss().item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_command_lists_the_choices_of_a_benchmark() -> None:
+    assert get_args(command.PrecisionName) == tuple(one.value for one in BenchPrecision)
+    assert get_args(command.CurveName) == tuple(one.value for one in Curve)

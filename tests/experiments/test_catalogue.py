@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from subspace_cli import main
 from subspace_tuning import SubspaceError, SubspaceLayer, load_mam, methods
-from subspace_tuning.cli import main
 from subspace_tuning.counting.paper import BUDGETS, ROWS, Compared, compare
 from subspace_tuning.methods.catalogue import laws
 from subspace_tuning.methods.schedules.lora_dash import LoRADash
@@ -287,7 +287,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_the_page_of_the_catalogue_is_the_registrys() -> None:
     """`subspace methods --markdown > docs/catalogue.md` brings it up to date."""
     text = (DOCS / "catalogue.md").read_text(encoding="utf-8")
-    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main(['methods', '--markdown'])"]
+    command = [sys.executable, "-c", "from subspace_cli import main; main(['methods', '--markdown'])"]
     printed = subprocess.run(command, check=True, capture_output=True).stdout  # no other test's methods are there
     assert printed.decode("utf-8") == text
     for name in EVERY:

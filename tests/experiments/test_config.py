@@ -66,8 +66,8 @@ def test_every_config_in_examples_is_read() -> None:
 BAD: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "malformed": ("model: [a", (), "is not well-formed YAML: .* in line 1|is not well-formed YAML: .* in line 2"),
     "a key twice": ("model: a\nmodel: b", (), "found duplicate key model in line 2"),
-    "a list": ("- model: a", (), "does not hold keys with values"),
-    "a number": ("3", (), "does not hold keys with values"),
+    "a list": ("- model: a", (), "does not contain keys with values"),
+    "a number": ("3", (), "does not contain keys with values"),
     "empty": ("", (), "'model' must be given"),
     "no method": (BASIC.replace("method: lora, r: 4", "r: 4"), (), "adapter needs a method or a formula: neither"),
     "method and formula": (BASIC, ("adapter.formula=W",), "adapter needs a method or a formula: both"),

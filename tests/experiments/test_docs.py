@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pydoc
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -23,11 +24,11 @@ import transformers
 import typer
 
 import subspace_tuning
+from subspace_cli import main, reference
+from subspace_cli.app import app
+from subspace_cli.inspect import COLUMNS, COSINE
 from subspace_tuning import SubspaceConfig
 from subspace_tuning.algebra import parse
-from subspace_tuning.cli import main, reference
-from subspace_tuning.cli.app import app
-from subspace_tuning.cli.inspect import COLUMNS, COSINE
 from subspace_tuning.documented import settings
 from subspace_tuning.training import config as configs
 from subspace_tuning.training.attach import build_adapter
@@ -226,6 +227,15 @@ def test_the_page_of_settings_is_the_codes() -> None:
         assert f"| `{one.name}` |" in text
     for name, section in SECTIONS.items():
         assert all(f"| `{name}.{one.name}` |" in text for one in settings(section))
+
+
+def test_every_term_of_the_glossary_is_used() -> None:
+    """Each term stands on another page, whose text may break it over lines."""
+    glossary = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    terms = [term for line in re.findall(r"^\*\*(.+)\*\*$", glossary, re.MULTILINE) for term in line.split(", ")]
+    text = " ".join(" ".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "glossary.md").split())
+    assert len(terms) > 30
+    assert not [term for term in terms if not re.search(rf"\b{term}s?\b", text, re.IGNORECASE)]
 
 
 @pytest.mark.parametrize("cls", [SubspaceConfig, RunConfig, *SECTIONS.values()], ids=lambda cls: cls.__name__)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from subspace_cli import main
 from subspace_tuning import SubspaceConfig
-from subspace_tuning.cli import main
 from subspace_tuning.counting.count import count_in
 from subspace_tuning.models.meta import architecture_of
 
@@ -115,7 +115,7 @@ def test_lines_of_a_pipe(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> No
 def test_lines_of_a_terminal(end: str) -> None:
     """Under a real terminal, without --watch: prompts, answers, and the last line called back."""
     parent, child = pty.openpty()
-    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main()", "explain"]
+    command = [sys.executable, "-c", "from subspace_cli import main; main()", "explain"]
     process = subprocess.Popen(
         command, stdin=child, stdout=child, stderr=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm"}
     )

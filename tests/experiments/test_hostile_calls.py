@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
+from subspace_cli import main
+from subspace_cli import methods as methods_command
 from subspace_tuning import SubspaceConfig
 from subspace_tuning import files as writing
 from subspace_tuning.algebra import NotLinearError
-from subspace_tuning.cli import main
-from subspace_tuning.cli import methods as methods_command
 
 Words = list[object]
 TARGETS = ["query", "value"]

@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 
+from subspace_cli import main
 from subspace_tuning import tasks
-from subspace_tuning.cli import main
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.training import config as configs
 from subspace_tuning.training import run as train

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from subspace_cli import bench as command
 from subspace_tuning import SubspaceConfig
 from subspace_tuning.adapters import extract as extraction
 from subspace_tuning.adapters.extract import Extraction, extract
-from subspace_tuning.cli import bench as command
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.models.checkpoint import Checkpoint
 from subspace_tuning.training import config as configs

@@ -14,8 +14,8 @@ import pytest
 import torch
 import transformers
 
+from subspace_cli import main
 from subspace_tuning import tasks
-from subspace_tuning.cli import main
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.methods import HOSTED
 from subspace_tuning.training import config as configs
@@ -298,10 +298,10 @@ def test_what_is_cut_is_told(
     outcome = run("classification", max_length=5)
     longer = [row["text"] for row in ROWS["classification"] if len(row["text"].split()) > 3]
     assert sum(outcome.record["cut"].values()) == len(longer) > 0
-    assert "train rows are longer than task.max_length = 5 tokens and are cut" in caplog.text
+    assert "train rows are longer than task.max_length = 5 tokens and are truncated" in caplog.text
     with pytest.raises(SystemExit):
         main(["predict", settings["output"], "--text", longer[0], "--text", "ba"])
-    assert "1 of the 2 rows are longer than 5 tokens and are cut" in capfd.readouterr().err
+    assert "1 of the 2 rows are longer than 5 tokens and are truncated" in capfd.readouterr().err
 
 
 def test_a_run_that_cannot_be_used_is_told(
@@ -310,7 +310,7 @@ def test_a_run_that_cannot_be_used_is_told(
     outcome = run("classification")
     output, text = settings["output"], ["--text", "ba"]
     assert "run 'nowhere' does not exist: give the folder" in _refused(["predict", "nowhere", *text], capfd)
-    assert f"{tmp_path} holds no run" in _refused(["predict", str(tmp_path), *text], capfd)
+    assert f"{tmp_path} has no run" in _refused(["predict", str(tmp_path), *text], capfd)
     assert "give texts by --text, or their rows by --file" in _refused(["predict", output], capfd)
     assert "--text number 1 has no text" in _refused(["predict", output, "--text", " "], capfd)
     assert "ends in .csv or .jsonl" in _refused(["predict", output, *text, "-o", "answers.xlsx"], capfd)
@@ -319,7 +319,7 @@ def test_a_run_that_cannot_be_used_is_told(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("", encoding="utf-8")
     line = _refused(["merge", output, "-o", str(tmp_path / "full"), "--overwrite"], capfd)
-    assert "is not empty and holds no merged model" in line
+    assert "is not empty and has no merged model" in line
     own = str(outcome.folder)
     assert "holds a model: choose another --output" in _refused(["merge", output, "-o", own], capfd)
     assert "is the run's own result" in _refused(["merge", output, "-o", own, "--overwrite"], capfd)

@@ -81,7 +81,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CALLS = """
 import contextlib, io, json, os, sys
-from subspace_tuning.cli import main
+from subspace_cli import main
 
 done = {}
 for name, (words, token) in json.load(sys.stdin).items():

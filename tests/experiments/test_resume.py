@@ -202,7 +202,7 @@ def test_a_killed_process_loses_nothing(method: str, kills: tuple[int, ...], set
     settings["training"] |= {"epochs": 40, "save_steps": 2}
     config = write(settings)
     output = Path(settings["output"])
-    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main()", "train", str(config), "--quiet"]
+    command = [sys.executable, "-c", "from subspace_cli import main; main()", "train", str(config), "--quiet"]
     for kill_after in kills:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
         _wait_for_step(output, kill_after, process)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from subspace_cli.refuse import drawn
 from subspace_tuning import method, methods
 from subspace_tuning.algebra import FormulaError
-from subspace_tuning.cli.refuse import drawn
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.methods import Method
 

@@ -146,7 +146,7 @@ def test_validation_rows_of_their_own_are_taken(tmp_path: Path) -> None:
     WRITERS["tsv"](folder / "validation.tsv", ROWS["classification"][:5])
     _, rows = tasks.get("classification").prepare(str(folder))
     assert (len(rows["train"]), len(rows["validation"])) == (30, 5)
-    with pytest.raises(SubspaceError, match=r"validation rows of its own: leave task\.held_out out"):
+    with pytest.raises(SubspaceError, match=r"already has validation rows: leave task\.held_out out"):
         tasks.get("classification").configured({"held_out": 0.1}).prepare(str(folder))
     with pytest.raises(SubspaceError, match=r"both given"):
         tasks.get("classification").configured({"held_out": 0.1, "validation": other})
@@ -232,7 +232,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
     "binary": ("rows.csv", b"text,label\nba,\x00x\n", {}, "rows.csv, line 2: it holds a null byte"),
     "another encoding": ("rows.csv", b"text,label\nba,x\nK\xe4se,y\n", {}, "line 3: byte 0xe4 is not UTF-8: save"),
     "UTF-16": ("rows.csv", TABLE.encode("utf-16"), {}, "rows.csv is in UTF-16: save it in UTF-8"),
-    "ending": ("rows.xlsx", "PK", {}, r"rows.xlsx ends in '.xlsx': what can be read ends in .csv, .tsv"),
+    "ending": ("rows.xlsx", "PK", {}, r"rows.xlsx ends in '.xlsx': readable files end in .csv, .tsv"),
     "damaged parquet": ("rows.parquet", "PAR1", {}, "rows.parquet cannot be read"),
     "damaged JSON": (
         "rows.jsonl",
@@ -240,7 +240,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         {},
         "rows.jsonl cannot be read: line 2 is not",
     ),
-    "no objects": ("rows.jsonl", '{"text": "ba", "label": "x"}\n[1]\n', {}, "rows.jsonl, line 2: .* is no object"),
+    "no objects": ("rows.jsonl", '{"text": "ba", "label": "x"}\n[1]\n', {}, "rows.jsonl, line 2: .* is not an object"),
     "no such column": (
         "rows.csv",
         TABLE,
@@ -248,7 +248,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         "no column 'lable', did you mean label.* task.label names",
     ),
     "no such text": ("rows.csv", TABLE, {"text": "texts"}, "no column 'texts', did you mean text.* task.text names"),
-    "semicolons": ("rows.csv", TABLE.replace(",", ";"), {}, "its cells seem to stand between semicolons"),
+    "semicolons": ("rows.csv", TABLE.replace(",", ";"), {}, "its cells seem to be separated by semicolons"),
     "column twice": ("rows.csv", "text,text,label\na,b,x\n", {}, "two columns 'text': rename one"),
     "comma in a text": ("rows.csv", TABLE + "fi, go,x\n", {}, "line 4: 3 cells under 2 columns; put a text"),
     "open quotation": ("rows.csv", TABLE + '"fi,x\n', {}, "line 4: unexpected end of data; put a text"),
@@ -269,7 +269,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         "rows.csv",
         TABLE,
         {"classes": ["x", "z"]},
-        "line 3: column 'label' has 'y', which is none of",
+        "line 3: column 'label' has 'y', which is not one of",
     ),
     "class twice": ("rows.csv", TABLE, {"classes": ["x", "y", "x"]}, "task.classes has 'x' twice"),
     "all different": (
@@ -278,7 +278,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         {},
         "has 99 different labels in 99 rows: name another column",
     ),
-    "several": ("rows.jsonl", '{"text": "ba", "label": ["x"]}\n', {}, "is not one class; take task.name=multi_label"),
+    "several": ("rows.jsonl", '{"text": "ba", "label": ["x"]}\n', {}, "is not one class; use task.name=multi_label"),
 }
 
 
@@ -293,7 +293,11 @@ def test_bad_rows_are_told_with_their_place_and_the_way_out(case: str, tmp_path:
 
 KINDS: dict[str, tuple[str, str, str]] = {
     "no number": ("regression", "text,label\nba,1\nde,2\nfi,3 EUR\n", "line 4: column 'label' is '3 EUR', which is no"),
-    "not finite": ("regression", "text,label\nba,1\nde,inf\n", "line 3: column 'label' is 'inf', which is no number"),
+    "not finite": (
+        "regression",
+        "text,label\nba,1\nde,inf\n",
+        "line 3: column 'label' is 'inf', which is not a number",
+    ),
     "decimal comma": ("regression", 'text,label\nba,"1,5"\nde,2\n', "line 2: .* write it as 1234.5"),
     "constant": ("regression", "text,label\nba,2\nde,2\n", "all 2 numbers are 2"),
     "words and tags": (

@@ -30,8 +30,8 @@ class LeftOut:
 def kept_whole(base: Checkpoint, tuned: Checkpoint, adapted: Collection[str]) -> list[str]:
     """Return the modules kept whole, as names for ``modules_to_save``.
 
-    These are heads that the fine-tuning changed, embeddings whose vocabulary it changed, and modules that share a weight
-    with one of them or with an adapted module, since otherwise only one side of a shared weight would change.
+    These are heads that the fine-tuning changed, embeddings whose vocabulary it changed, and modules that share a
+    weight with one of them or with an adapted module, since otherwise only one side of a shared weight would change.
     """
     outputs = _embedding(tuned.model, tuned.model.get_output_embeddings)
     heads = [name for name in dict.fromkeys([*head_modules(tuned.model), *outputs]) if name not in adapted]

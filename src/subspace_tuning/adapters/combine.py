@@ -38,7 +38,8 @@ def combine_adapters(
         on_progress: called after each matrix.
 
     Raises:
-        SubspaceError: the numbers do not match, the adapters belong to different models, or a matrix cannot be converted.
+        SubspaceError: the numbers do not match, the adapters belong to different models, or a matrix cannot be
+            converted.
     """
     if len(adapters) < 2 or len(adapters) != len(weights):
         raise SubspaceError(

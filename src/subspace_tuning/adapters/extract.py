@@ -94,7 +94,8 @@ def extract(
         The report: one row per matrix.
 
     Raises:
-        SubspaceError: the checkpoints do not belong together, or a matrix, which the message names, cannot be extracted.
+        SubspaceError: the checkpoints do not belong together, or a matrix, which the message names, cannot be
+            extracted.
     """
     folder = check_output(output, overwrite)
     check_alike(base, tuned)

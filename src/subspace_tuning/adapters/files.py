@@ -96,9 +96,7 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
         # For a method with singular triples, a narrow matrix has fewer of them than the config's rank.
         r = dimensions_of(config.resolved, factors).get("r") or _pattern(config.rank_pattern, module, config.r)
         alpha = _pattern(config.alpha_pattern, module, config.alpha)
-        axes = len(
-            factors.keys() - method.formula.shapes.keys()
-        )  # a convolution has an additional factor for each axis
+        axes = len(factors.keys() - method.formula.shapes.keys())  # a convolution has one more factor for each axis
         own = method.on_axes(axes) if axes else method
         check_factors(source, module, own, r, factors, constants.get(module, {}))
         layers[module] = SavedLayer(module, own, r, config.scale(alpha, r), factors, constants.get(module, {}))

@@ -24,9 +24,7 @@ from ..tuner.targets import place, targets
 from .pairs import check_alike, spectrum
 
 SWEEPS, SETTLED = 20, 1e-3
-_STEP = (
-    1e-3  # of ||W||: the step along the gradient to W*, small enough for the nonlinearity in the factors not to matter
-)
+_STEP = 1e-3  # of ||W||: the step along the gradient to W*, so small that nonlinearity in the factors hardly matters
 _EVENLY = "lora"
 
 Moves = Mapping[str, tuple[Tensor, Tensor]]  # W and W* by module

@@ -36,8 +36,8 @@ _MOST_FACTORS = 12  # factors of a product whose change is expanded: into as man
 class Formula:
     """phi(W) as an expression, with the symbolic shape of every name, over the dimensions of :class:`Sizes`.
 
-    A diagonal's shape is the length of its vector; that of a mask or its entries is their number p; a scalar's is empty.
-    Formulas are made by :func:`subspace_tuning.algebra.parse`.
+    A diagonal's shape is the length of its vector; that of a mask or its entries is their number p; a scalar's is
+    empty. Formulas are made by :func:`subspace_tuning.algebra.parse`.
     """
 
     expression: Expression

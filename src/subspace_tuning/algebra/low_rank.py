@@ -1,7 +1,8 @@
 """The low-rank terms of a formula, and the role of each factor in them.
 
 Position decides, whatever the factors are called. A row multiplied by the factors of ``P @ diag(l) @ Q`` in turn has n
-numbers, then r, r, and finally m: P leads *down* to the rank, Q leads back *up*, and diag(l) is the *core* between them.
+numbers, then r, r, and finally m: P leads *down* to the rank, Q leads back *up*, and diag(l) is the *core* between
+them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from ..errors import SubspaceError
 from . import names
 
 Shape = tuple[str, ...]
-"""The names of dimensions (see :class:`Sizes`): () for a number, (length,) for a vector, (rows, columns) for a matrix."""
+"""Names of dimensions (see :class:`Sizes`): () for a number, (length,) for a vector, (rows, columns) for a matrix."""
 
 
 class Sizes(NamedTuple):
@@ -19,8 +19,8 @@ class Sizes(NamedTuple):
     A mask has p entries, and q of W's singular directions are chosen. A convolution's patch has c channels times its
     window of w1, w2, ... positions; on axis i of the window the rank is v_i = min(r, w_i), and g = r v1 v2 ...
 
-    n and m also split into two factors as close to the square root as their divisors allow: n = n1 n2 with n1 <= n2, and
-    m = m1 m2. For a patch the channels are split, and n2 includes the window.
+    n and m also split into two factors as close to the square root as their divisors allow: n = n1 n2 with n1 <= n2,
+    and m = m1 m2. For a patch the channels are split, and n2 includes the window.
     """
 
     n: int

@@ -1,7 +1,7 @@
 """Special cases of formulas: factors set to zero or one, and the resulting forms compared.
 
-The search is sound but not complete: a form that is found is the formula at the given values, up to the names of factors,
-the order of terms and constants that a free factor absorbs; there may be others.
+The search is sound but not complete: a form that is found is the formula at the given values, up to the names of
+factors, the order of terms and constants that a free factor absorbs; there may be others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The named choices of a benchmark. Lightweight, so that the command line can list them without importing torch."""
+"""The named choices of a benchmark."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _shape(curve: Curve, value: int) -> ModelShape:
 def many_adapters(
     name: str, repeats: int = 5, on_progress: Callable[[], None] = lambda: None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the seconds for a step, and for adding, switching to and deleting an adapter, with many adapters in a model."""
+    """Yield the seconds for a step and for adding, switching to and deleting an adapter, among many adapters."""
     shape = bert_block(384, layers=6)
     base = shape.model()
     freeze(base)

@@ -36,7 +36,7 @@ def seconds(step: Callable[[], object]) -> float:
 
 
 def peak_mib(step: Callable[[], object]) -> float | None:
-    """Return the accelerator memory that a step needs beyond what is allocated before it; None without an accelerator."""
+    """Return the accelerator memory that a step needs beyond what is already allocated; None without an accelerator."""
     if not HAS_ACCELERATOR:
         return None
     gc.collect()

@@ -71,7 +71,7 @@ def interleaved(
 
 
 def saved_bytes(bench: Bench) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, counting each storage once, without parameters."""
+    """Return the bytes that a forward pass keeps for the backward pass: each storage once, without parameters."""
     known = {tensor.untyped_storage().data_ptr() for tensor in [*bench.model.parameters(), *bench.model.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -87,13 +87,7 @@ def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
             adapted = with_adapter(model, config, name)
     except SubspaceError:
         raise
-    except (
-        ValueError,
-        AttributeError,
-        TypeError,
-        KeyError,
-        NotImplementedError,
-    ) as error:  # errors of peft have many types
+    except (ValueError, AttributeError, TypeError, KeyError, NotImplementedError) as error:  # peft raises many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SubspaceError(f"not for this model: {reason}") from error
     named = adapted.named_parameters()

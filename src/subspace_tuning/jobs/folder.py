@@ -76,7 +76,7 @@ def owned(folder: Path, description: Description) -> Iterator[None]:
     """
     with alone(folder):
         if not (folder / JOB).exists() and not is_vacant(folder):
-            raise SubspaceError(f"output folder {folder} is not empty and holds no results: choose another")
+            raise SubspaceError(f"output folder {folder} is not empty and has no results: choose another")
         claim(folder / JOB, description, "choose another folder")
         yield
 

@@ -16,7 +16,7 @@ from .units import Measure, Result, Unit, kept, perform
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Decorate a script's ``main``: bad input and interruptions end it with one line on stderr and exit code 2 or 130."""
+    """Decorate a script's ``main``: bad input and interruptions end in one line on stderr and exit code 2 or 130."""
     try:
         yield
     except SubspaceError as error:

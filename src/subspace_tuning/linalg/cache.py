@@ -38,7 +38,7 @@ def cache_folder() -> Path | None:
 
 
 def cache_limit() -> int:
-    """Return the cache's size in bytes, ``$SUBSPACE_CACHE_BYTES`` or 4 GB; the least recently used files are removed first.
+    """Return the cache's limit in bytes, ``$SUBSPACE_CACHE_BYTES`` or 4 GB; least recently used files go first.
 
     Raises:
         SubspaceError: the variable is not a number of bytes.

@@ -1,7 +1,7 @@
 """Singular value decompositions of frozen weights: exact, leading part, trailing part, cached on disk.
 
-Everything is computed in float64. In float32 the vectors depend visibly on the number of threads, but an adapter trained
-in one basis must find the same basis when it is loaded. For the same reason the signs are fixed.
+Everything is computed in float64. In float32 the vectors depend visibly on the number of threads, but an adapter
+trained in one basis must find the same basis when it is loaded. For the same reason the signs are fixed.
 """
 
 from __future__ import annotations

@@ -109,8 +109,8 @@ def page(chosen: Sequence[AnyMethod] | None = None) -> str:
     lines = [
         "# The catalogue",
         "",
-        "Generated from the registry by `subspace methods --markdown`. W is n x m = in x out, the rank is r, k = min(n, m),",
-        "p the number of trained entries of a mask, q the number of chosen singular directions, s = alpha / r.",
+        "Generated from the registry by `subspace methods --markdown`. W is n x m = in x out, the rank is r,",
+        "k = min(n, m), p trained entries of a mask, q chosen singular directions, and s = alpha / r.",
         "",
         "| method | phi(W) | category | parameters per matrix | merges |",
         "|---|---|---|---|---|",

@@ -35,8 +35,8 @@ def row_norm(rows: Tensor) -> Tensor:
 def start_problem(method: Method, rank: int = 3, one_hot: bool = False) -> str | None:
     """Return the problem with a method's start in one line, or None.
 
-    phi(W) must be W, some factor must have a gradient there (otherwise the loss is stationary in all of them), and every
-    factor must have one after at most two steps.
+    phi(W) must be W, some factor must have a gradient there (otherwise the loss is stationary in all of them), and
+    every factor must have one after at most two steps.
 
     Args:
         method: the method.
@@ -82,7 +82,7 @@ def start_refusal(method: Method, rank: int, one_hot: bool, reason: str) -> Form
 
 
 def _other_starts(method: Method) -> Iterator[dict[str, str]]:
-    """Yield other starts for the same formula: the inferred ones, then each dense factor at zero with the others drawn."""
+    """Yield other starts for a formula: the inferred ones, then each dense factor at zero with the others drawn."""
     if method.starts:
         yield {}
     dense = [name for name in method.formula.trainable if len(method.formula.shapes[name]) == 2]

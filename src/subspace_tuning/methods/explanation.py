@@ -34,8 +34,8 @@ _FROZEN = {
 class Part:
     """A tensor of a formula, with its shape in symbols and in numbers.
 
-    For a trained factor, ``start`` is its start ("" if unknown), and ``offset`` says whether its stored parameter is the
-    offset from there. For a frozen tensor, ``meaning`` describes it.
+    For a trained factor, ``start`` is its start ("" if unknown), and ``offset`` says whether its stored parameter is
+    the offset from there. For a frozen tensor, ``meaning`` describes it.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Cost:
     """The planned evaluation of one training step on a number of rows.
 
     ``way`` and ``evaluation`` are those of :class:`subspace_tuning.algebra.Alternative`. Costs are the planner's
-    estimates, relative to the frozen layer's own step and to LoRA's at the same rank. ``multiply_adds`` counts those per
-    row beyond the frozen layer's own, including the backward pass; it is negative if phi(W) takes fewer.
+    estimates, relative to the frozen layer's own step and to LoRA's at the same rank. ``multiply_adds`` counts those
+    per row beyond the frozen layer's own, including the backward pass; it is negative if phi(W) takes fewer.
     """
 
     rows: int
@@ -211,8 +211,8 @@ def _sizes(method: Method, shape: tuple[int, int] | None, rank: int) -> Sizes:
     n, m = shape or (SHAPE[0] * math.prod(window), SHAPE[1])
     if n % math.prod(window):
         raise SubspaceError(
-            f"the formula needs a convolution's window, here {' x '.join(map(str, window))}: n = {n} is not a multiple of "
-            f"{math.prod(window)}"
+            f"the formula needs a convolution's window, here {' x '.join(map(str, window))}: "
+            f"n = {n} is not a multiple of {math.prod(window)}"
         )
     entries = max(1, round((method.budget or 0.0) * n * m)) if method.formula.masked else 0
     options = SCHEDULES["lora_dash"].options_class() if method.formula.chooses_directions else None

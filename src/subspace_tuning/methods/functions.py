@@ -40,8 +40,8 @@ def formula_of(own: str, function: Callable[..., Any], usable: Callable[[Formula
             raise SubspaceError(f"method {own!r}: the parameter {parameter} is not a name of the formula")
         if parameter.default is not parameter.empty:
             raise SubspaceError(
-                f"method {own!r}: the parameter {parameter.name} has a default, which a formula's names cannot have; write "
-                "the number into the formula"
+                f"method {own!r}: the parameter {parameter.name} has a default, which a formula's names cannot have; "
+                "write the number into the formula"
             )
         if problem(parameter.name) is not None:
             raise SubspaceError(f"method {own!r}: {problem(parameter.name)}")

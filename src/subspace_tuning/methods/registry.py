@@ -115,9 +115,7 @@ def register(new: Method, replace: bool = False) -> Method:
         what = f": {known.formula}" if known.formula != new.formula else ", with other fields"
         raise SubspaceError(f"a method named {new.name!r} already exists{what}; replace=True replaces it")
     if start_problem(new) is not None:
-        new.check_start(
-            rank=1
-        )  # some formulas start at W only at low ranks; a config's rank is checked with the config
+        new.check_start(rank=1)  # some formulas start at W only at low ranks; a config checks its own rank
     _REGISTRY[new.name] = new
     return new
 

@@ -1,8 +1,8 @@
 """Starts of factors, such that phi(W) = W before the first step.
 
 A start is either *drawn* (or zero), or an *anchor*: a fixed nonzero value such as 1, the singular values or the column
-norms. The parameter of an anchored factor is its offset from the anchor, and starts at zero. Weight decay then pulls the
-factor towards its start, and the model towards the frozen one, instead of pulling a scale to 0.
+norms. The parameter of an anchored factor is its offset from the anchor, and starts at zero. Weight decay then pulls
+the factor towards its start, and the model towards the frozen one, instead of pulling a scale to 0.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def normal(place: Place, deviation: float = 1.0) -> Tensor:
 
 @drawn
 def kaiming_uniform(place: Place) -> Tensor:
-    """Like LoRA's A: uniform within ± 1 / sqrt(inputs), which is Kaiming-uniform with a = sqrt(5)."""
+    """Draw like LoRA's A: uniform within ± 1 / sqrt(inputs), which is Kaiming-uniform with a = sqrt(5)."""
     inputs = 1 if place.one_hot and place.shape[0] == place.weight.shape[0] else place.shape[0]
     return (2.0 * torch.rand(place.shape) - 1.0) / math.sqrt(inputs)
 
@@ -85,7 +85,7 @@ def orthogonal(place: Place) -> Tensor:
 
 @drawn
 def paired(place: Place) -> Tensor:
-    """Columns 1 and 2 are equal, 3 and 4, ...: the two reflections of a pair cancel.
+    """Draw equal pairs of columns, 1 and 2, 3 and 4, ...: the two reflections of a pair cancel.
 
     An unpaired last column starts at zero, where it reflects nothing and has no gradient.
     """
@@ -106,7 +106,7 @@ def constant(place: Place, value: float) -> float:
 
 @anchor
 def principal_left(place: Place) -> Tensor:
-    """U_r sqrt(S_r / s), so that s times the product with ``principal_right`` is the leading part of W."""
+    """Return U_r sqrt(S_r / s), so that s times the product with ``principal_right`` is the leading part of W."""
     return _half(place, "top", left=True)
 
 
@@ -117,7 +117,7 @@ def principal_right(place: Place) -> Tensor:
 
 @anchor
 def minor_left(place: Place) -> Tensor:
-    """Like ``principal_left``, for the r smallest singular values."""
+    """Return the same as ``principal_left``, for the r smallest singular values."""
     return _half(place, "bottom", left=True)
 
 

@@ -145,11 +145,11 @@ class Checkpoint:
         return value
 
     def matrix(self, module: str) -> Tensor:
-        """W of a module, n x m, in the precision of the file."""
+        """Return W of a module, n x m, in the precision of the file."""
         return self.kind(module).matrix(self.read(self.stored(f"{module}.weight")))
 
     def matrix_shape(self, module: str) -> tuple[int, int]:
-        """n and m of a module, without reading its weight."""
+        """Return n and m of a module, without reading its weight."""
         n, m = self.kind(module).matrix(self.module(module).weight).shape  # type: ignore[arg-type]
         return n, m
 

@@ -1,4 +1,4 @@
-"""Tasks: what a model is tuned on and how it is scored. Every module here is read, so a new task is one new file."""
+"""Tasks: what a model is tuned on and how it is scored. All modules here are imported: a new task is one new file."""
 
 from __future__ import annotations
 

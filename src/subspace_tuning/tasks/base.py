@@ -1,6 +1,6 @@
-"""The protocol of a task: everything in which tasks differ, and nothing else of a run.
+"""The protocol of a task: everything that differs between tasks, and nothing else.
 
-Training sees a task through this class alone.
+Training uses a task only through this class.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Task(ABC, Generic[R]):
     """A task: its data, the model it needs, and how predictions are scored.
 
     Attributes:
-        name: by which a config refers to the task.
-        primary: the figure by which runs are compared, among those of the first evaluation split; larger is better.
+        name: the name of the task in a config.
+        primary: the figure by which runs are compared, one of the first evaluation split's; larger is better.
         evaluation: the splits scored during training, each with the prefix of its figures.
         model_class: the class of transformers that loads the model, such as ``AutoModelForSequenceClassification``.
         task_type: peft's name for this kind of model; None if it has none.
-        loss: a loss of the task's own, a function of the model and a batch that returns the loss and the model's
-            outputs; None for the loss that the model computes from ``labels``.
-        generate: a function of the model and a batch that returns a tensor of predictions, rows first, to be scored
-            in place of the model's outputs; None if the outputs of a forward pass are scored.
+        loss: the task's own loss, a function of the model and a batch that returns the loss and the model's outputs;
+            None for the loss that the model computes from ``labels``.
+        generate: a function of the model and a batch that returns a tensor of predictions, rows first, which are scored
+            instead of the model's outputs; None if the outputs of a forward pass are scored.
         varied: a function of an encoded training row and a seed of the row's own in each epoch that returns the row as
             that epoch shows it; None if every epoch shows the rows as they are.
     """
@@ -67,19 +67,19 @@ class Task(ABC, Generic[R]):
 
     @property
     def preset(self) -> Mapping[str, Any]:
-        """Values of a run's ``training`` section that a paper gives for the task, by key."""
+        """A paper's values for the ``training`` section of a run on the task, by key."""
         return {}
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What ``configured`` needs to make this task of the registered one, as plain data fit for JSON."""
+        """The options with which ``configured`` turns the registered task into this one, as plain data for JSON."""
         return {}
 
     def configured(self, options: Mapping[str, Any]) -> Task[R]:
-        """Return the task with options, which are the keys of a config's ``task`` section that only some tasks know.
+        """Return the task with options: the keys of a config's ``task`` section that only some tasks have.
 
         Raises:
-            SubspaceError: the task does not know an option, or not its value.
+            SubspaceError: the task does not have an option, or its value is invalid.
         """
         for name in options:
             raise SubspaceError(f"task.{name} has no meaning with task {self.name}: leave it out")
@@ -92,11 +92,12 @@ class Task(ABC, Generic[R]):
 
     @abstractmethod
     def load(self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None) -> dict[str, R]:
-        """Return all splits that a run reads, by split name.
+        """Return all splits of a run, by split name.
 
         Args:
-            source: where the data are, as ``task.data`` has it.
-            train_rows, eval_rows: keep only that many first rows of the training and of each evaluation split.
+            source: where the data are, as in ``task.data``.
+            train_rows: keep only this many first rows of the training split.
+            eval_rows: keep only this many first rows of each evaluation split.
 
         Raises:
             SubspaceError: the data cannot be found, read or used.
@@ -105,11 +106,11 @@ class Task(ABC, Generic[R]):
     def prepare(
         self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
     ) -> tuple[Task[R], dict[str, R]]:
-        """Return the task as its data settle it, such as with the classes found there, and what ``load`` returns."""
+        """Return the task completed from its data, such as with the classes found there, and the loaded splits."""
         return self, self.load(source, train_rows=train_rows, eval_rows=eval_rows)
 
     def read(self, source: str, *, labelled: bool = True) -> R:
-        """Return the rows of other data than a run's, with labels to be scored or without.
+        """Return the rows of data other than a run's, with labels for scoring, or without.
 
         Raises:
             SubspaceError: the data cannot be found, read or used, or the task has no files.
@@ -117,14 +118,14 @@ class Task(ABC, Generic[R]):
         raise SubspaceError(f"task {self.name} reads no files: {source} cannot be used with it")
 
     def rows_of(self, texts: Sequence[str]) -> R:
-        """Return a row without a label for each text. Raises SubspaceError if a row of the task is no text."""
+        """Return a row without a label for each text. Raises SubspaceError if a row of the task is not a text."""
         raise SubspaceError(f"a row of task {self.name} is not one text: give the rows as a file")
 
     @abstractmethod
     def encode(self, rows: R, processor: Processor, max_length: int) -> Dataset:
-        """Return the rows as a model takes them, at most ``max_length`` tokens long and not padded.
+        """Return the rows encoded for a model, truncated to ``max_length`` tokens and not padded.
 
-        They have ``labels`` where the rows do.
+        They have ``labels`` if the rows do.
         """
 
     def collator(self, processor: Processor) -> Callable[[list[Any]], Any]:
@@ -148,7 +149,7 @@ class Task(ABC, Generic[R]):
         return self.score(self.predict(outputs), labels)
 
     def values(self, outputs: Values) -> Values:
-        """Return a model's outputs in the task's own units; ``stand_alone`` makes a model give these itself."""
+        """Return a model's outputs in the task's own units; ``stand_alone`` makes a model return these itself."""
         return outputs
 
     def stand_alone(self, model: nn.Module) -> Task[R]:
@@ -156,18 +157,18 @@ class Task(ABC, Generic[R]):
         return self
 
     def answers(self, rows: R, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
-        """Return what is predicted for each row in plain words and numbers, fit for JSON, beside the row itself.
+        """Return each row with its prediction, as plain data for JSON.
 
         Args:
-            rows: without labels.
-            encoded: what ``encode`` made of them.
-            outputs: the model's, in the same order.
+            rows: the rows, without labels.
+            encoded: the result of ``encode`` for them.
+            outputs: the model's outputs, in the same order.
         """
         return [{"predicted": prediction} for prediction in self.predict(outputs).tolist()]
 
     @abstractmethod
     def baseline(self, train: R, rows: R) -> dict[str, float]:
-        """Return the figures on ``rows`` of a prediction that looks at no input, such as the majority class."""
+        """Return the figures on ``rows`` of a constant prediction, such as the majority class."""
 
     @property
     def primary_key(self) -> str:
@@ -176,12 +177,12 @@ class Task(ABC, Generic[R]):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that a run reads."""
+        """The splits used by a run."""
         return ("train", *(split for _, split in self.evaluation))
 
     @property
     def objective(self) -> Loss | None:
-        """The task's own loss without the outputs, as ``subspace_tuning.calibrate`` takes it."""
+        """The task's own loss without the outputs, for ``subspace_tuning.calibrate``."""
         own = self.loss
         return None if own is None else lambda model, batch: own(model, batch)[0]
 
@@ -193,5 +194,5 @@ class Task(ABC, Generic[R]):
 
 
 def prefixed(prefix: str, name: str) -> str:
-    """Return a figure's name under its split's prefix; an empty prefix changes nothing."""
+    """Return a figure's name with its split's prefix, which may be empty."""
     return f"{prefix}_{name}" if prefix else name

@@ -1,4 +1,4 @@
-"""One class per row, from a person's own files.
+"""One class per row, from own files.
 
 Examples:
     >>> import numpy as np

@@ -31,7 +31,7 @@ from .registry import register
 from .texts import TextTask, by_class
 
 Metric: TypeAlias = Callable[[Values, Values], dict[str, float]]
-"""Predictions and labels to figures by name."""
+"""A function of predictions and labels that returns figures by name."""
 
 
 def _accuracy(predictions: Values, labels: Values) -> dict[str, float]:
@@ -52,7 +52,7 @@ def _matthews(predictions: Values, labels: Values) -> dict[str, float]:
 
 
 def _correlations(predictions: Values, labels: Values) -> dict[str, float]:
-    # Of a constant a correlation is undefined; it has learnt nothing about the order, which is a correlation of zero.
+    # The correlation with a constant is undefined; it predicts nothing about the order, so it counts as zero.
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return {"pearson": 0.0, "spearman": 0.0, "mean": 0.0}
     pearson = float(stats.pearsonr(predictions, labels).statistic)
@@ -81,9 +81,9 @@ class GlueTask(TextTask):
 
     Attributes:
         name: the hub's name of the configuration, lower case.
-        columns: the text columns, one or two, in the order in which the tokenizer gets them.
-        labels: the classes' names in the order of their numbers; empty for a regression.
-        metric: the figures of a prediction, fractions and not per cent.
+        columns: the text columns, one or two, in the tokenizer's order.
+        labels: the class names in the order of their numbers; empty for a regression.
+        metric: the figures of a prediction, as fractions, not per cent.
         primary: the figure by which runs are compared.
         evaluation: the splits scored during training, each with the prefix of its figures.
         bounds: the smallest and largest label of a regression, None for a classification.
@@ -122,12 +122,12 @@ class GlueTask(TextTask):
 
     @property
     def outputs(self) -> int:
-        """How many values the head gives per row: one per class, or one score."""
+        """The number of values that the head returns per row: one per class, or one score."""
         return 1 if self.regression else len(self.labels)
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """The head's size, its classes and the kind of loss."""
+        """The head's size, its classes and the type of loss."""
         names = self.labels or ("score",)
         return {
             "num_labels": self.outputs,

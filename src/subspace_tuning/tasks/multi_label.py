@@ -1,4 +1,4 @@
-"""Any number of classes per row, from a person's own files."""
+"""Any number of classes per row, from own files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .registry import register
 
 @dataclass(frozen=True)
 class MultiLabel(ClassesTask[Table], OwnTextTask):
-    """Any number of classes per row, each of which is decided by itself.
+    """Any number of classes per row, each decided independently.
 
     Attributes:
-        separator: what stands between the classes of a row where they are one text.
+        separator: the separator between the classes of a row that are one text.
     """
 
     name = "multi_label"
@@ -39,16 +39,16 @@ class MultiLabel(ClassesTask[Table], OwnTextTask):
     def configured(self, options: Mapping[str, Any]) -> MultiLabel:
         """Return the task with these options."""
         if options.get("separator") == "":
-            raise SubspaceError("task.separator is empty: give what stands between the labels of a row")
+            raise SubspaceError("task.separator is empty: give the separator between the labels of a row")
         return cast("MultiLabel", super().configured(options))
 
     @property
     def label_type(self) -> DTypeLike:
-        """The type of the outputs."""
+        """The data type of the outputs."""
         return np.float32
 
     def criterion(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """Return the mean loss of all decisions, in which the rows that have a class count by its weight."""
+        """Return the mean loss of all decisions, where rows that have a class count with its weight."""
         return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
 
     def raw_labels(self, records: Records) -> list[list[str]]:
@@ -58,13 +58,13 @@ class MultiLabel(ClassesTask[Table], OwnTextTask):
             names = as_list(value, self.separator)
             if names is None:
                 records.refuse(
-                    [row], f"column {self.label!r} has no list of labels", "write [] for none, or take the row away"
+                    [row], f"column {self.label!r} has no list of labels", "write [] for none, or remove the row"
                 )
             found.append([class_name(name) for name in names])
         return found
 
     def weights_of(self, records: Records, labels: list[list[str]]) -> tuple[float, ...]:
-        """Return for each class how many rows have it not for one that has it; 1 for one that no row has."""
+        """Return for each class the ratio of rows without it to rows with it; 1 if no row has it."""
         having = self.numbers(records, labels).sum(axis=0)
         weights = (len(labels) - having) / np.maximum(having, 1)
         return tuple(np.where(having > 0, weights, 1.0).tolist())
@@ -81,7 +81,7 @@ class MultiLabel(ClassesTask[Table], OwnTextTask):
         return (outputs.reshape(-1, len(self.names)) > 0).astype(np.int64)
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return F1 over all decisions, the mean of the classes' F1, and the share of rows that are wholly right."""
+        """Return F1 over all decisions, the mean of the classes' F1, and the share of rows without an error."""
         return {
             "f1_micro": float(f1_score(labels, predictions, average="micro", zero_division=0.0)),
             "f1_macro": float(f1_score(labels, predictions, average="macro", zero_division=0.0)),

@@ -38,7 +38,7 @@ class OneClassTask(ClassesTask[K]):
         values = labelled(records, self.label)
         if several := [row for row, value in enumerate(values) if not isinstance(value, (str, bool, int, float))]:
             reason = f"column {self.label!r} is {shown(values[several[0]])}, which is not one class"
-            records.refuse(several, reason, "take task.name=multi_label for several")
+            records.refuse(several, reason, "use task.name=multi_label for several")
         return [class_name(value) for value in values]
 
     def weights_of(self, records: Records, labels: list[str]) -> tuple[float, ...]:
@@ -50,7 +50,7 @@ class OneClassTask(ClassesTask[K]):
         return np.array(self.numbers_of(records, [[name] for name in labels]), dtype=np.int64).reshape(-1)
 
     def predict(self, outputs: Values) -> Values:
-        """Return the number of one class per row."""
+        """Return one class number per row."""
         return np.asarray(outputs.reshape(-1, len(self.names)).argmax(axis=1))
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the tasks on a person's own files have in common: their options, where their rows are, and their splits."""
+"""The base of tasks on own files: their options, sources and splits."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .data import sources
 from .data.records import Records, is_missing, shown
 
 HELD_OUT = 0.2
-"""The share of the rows that is held out where nothing else is said."""
-_NO_DATA = "glue"  # what `task.data` is if it is not given
+"""The default share of rows held out."""
+_NO_DATA = "glue"  # the default of `task.data`
 
 
 Same = TypeVar("Same")
 
 
 class Chosen(Rows, Protocol):
-    """Rows of which some can be chosen."""
+    """Rows that can be selected by number."""
 
     def select(self: Same, rows: Sequence[int]) -> Same:
         """Return the rows of these numbers."""
@@ -37,14 +37,14 @@ R = TypeVar("R", bound=Chosen)
 
 @dataclass(frozen=True)
 class OwnTask(Task[R]):
-    """A task on a person's own rows. The fields are the options of a config's ``task`` section.
+    """A task on own rows. The fields are the options of a config's ``task`` section.
 
     Attributes:
         text: the column of the text.
         label: the column of the label.
-        validation: a source of validation rows besides the training rows' own.
-        held_out: the share of the training rows that is held out for validation where there are no others.
-        held_out_seed: by which these are drawn.
+        validation: a separate source of validation rows.
+        held_out: the share of the training rows held out for validation if there are no validation rows.
+        held_out_seed: the seed with which these are drawn.
     """
 
     text: str = "text"
@@ -55,7 +55,7 @@ class OwnTask(Task[R]):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The fields that are not at their defaults."""
+        """The fields that differ from their defaults."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
@@ -81,11 +81,11 @@ class OwnTask(Task[R]):
 
     @abstractmethod
     def raw_labels(self, records: Records) -> list[Any]:
-        """Return the labels of records as the task understands them, not yet looked up in a list of classes."""
+        """Return the labels of records as the task reads them, before they are looked up in a list of classes."""
 
     @abstractmethod
     def settled(self, records: Records, labels: list[Any]) -> OwnTask[R]:
-        """Return the task with what the labels of its training file decide."""
+        """Return the task with everything that is derived from the labels of its training file."""
 
     @abstractmethod
     def rows(self, records: Records, labels: list[Any] | None) -> R:
@@ -123,7 +123,7 @@ class OwnTask(Task[R]):
         if self.validation is not None:
             found["validation"] = sources.one(self.sources(self.validation))
         elif "validation" in found and self.held_out is not None:
-            raise SubspaceError(f"data {source!r} has validation rows of its own: leave task.held_out out")
+            raise SubspaceError(f"data {source!r} already has validation rows: leave task.held_out out")
         return found
 
     def _parted(self, rows: R, where: str) -> tuple[R, R]:
@@ -138,13 +138,13 @@ class OwnTask(Task[R]):
         return train, validation
 
     def read(self, source: str, *, labelled: bool = True) -> R:
-        """Return the rows of a file, a folder or a data set; of several splits those of the test."""
+        """Return the rows of a file, a folder or a data set; if there are several splits, those of the test split."""
         records = sources.one(self.sources(source))
         return self.rows(records, self.raw_labels(records) if labelled else None)
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value is of an annotated type: a plain one, a tuple of such, or a choice of types."""
+    """Return whether a value has an annotated type: a plain one, a tuple of one, or a union."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
@@ -159,5 +159,5 @@ def labelled(records: Records, column: str) -> Sequence[Any]:
     """Return the column of the labels. Raises SubspaceError if there is none, or a row has none."""
     values = records.column(column, "task.label")
     if missing := [row for row, value in enumerate(values) if is_missing(value)]:
-        records.refuse(missing, f"column {column!r} has no label", "write one, or take the row away")
+        records.refuse(missing, f"column {column!r} has no label", "write one, or remove the row")
     return values

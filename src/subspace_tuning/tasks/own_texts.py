@@ -19,7 +19,7 @@ class OwnTextTask(OwnTask[Table], TextTask):
     """A task on own rows of one text or two.
 
     Attributes:
-        text_pair: the column of the second text of a row, if there is one.
+        text_pair: the column of a row's second text, if any.
     """
 
     text_pair: str | None = None

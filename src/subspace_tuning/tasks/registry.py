@@ -1,4 +1,4 @@
-"""The tasks by name. Those of this package are its modules; others are registered when their own module is imported."""
+"""The tasks by name. Those of this package are its modules; others are registered when their module is imported."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _TASKS: dict[str, Task[Any]] = {}
 
 
 def register(task: Task[Any]) -> None:
-    """Make a task known by its name. Raises SubspaceError if another task has the name."""
+    """Register a task. Raises SubspaceError if another task has its name."""
     if _plain(task.name) in _TASKS:
-        raise SubspaceError(f"there is a task {task.name!r} already: choose another name")
+        raise SubspaceError(f"there is already a task {task.name!r}: choose another name")
     _TASKS[_plain(task.name)] = task
 
 
 def unregister(name: str) -> None:
-    """Forget a task. Raises SubspaceError if no task has the name."""
+    """Remove a task. Raises SubspaceError if no task has the name."""
     del _TASKS[_plain(get(name).name)]
 
 
 def get(name: str) -> Task[Any]:
-    """Return the task of a name, in any case and with or without hyphens ("STS-B" is "stsb").
+    """Return a task by name, ignoring case and hyphens ("STS-B" is "stsb").
 
     Raises:
         SubspaceError: no task has that name; the message gives the nearest names.
@@ -50,7 +50,7 @@ def _plain(name: str) -> str:
 
 @cache
 def _read_modules() -> None:
-    """Import every module beside this one; not before a task is asked for, since metrics take a second to import."""
+    """Import every module beside this one, only when a task is needed, since metrics take a second to import."""
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
         if not module.ispkg:

@@ -1,7 +1,7 @@
-"""A number per row, from a person's own files.
+"""A number per row, from own files.
 
-Prices and percentages are far from the numbers that a fresh head gives, so the model learns them in units of their
-standard deviation around their mean, and what is told is in the file's units.
+Prices and percentages are far from the outputs of a fresh head, so the model learns them in units of their standard
+deviation around their mean; everything reported is in the file's units.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Regression(OwnTextTask):
     """A number per row.
 
     Attributes:
-        mean: of the labels; the model's output 0 stands for it.
-        deviation: their standard deviation, which the model's output 1 stands for.
+        mean: the mean of the labels, which corresponds to the model's output 0.
+        deviation: their standard deviation, the unit of the model's output.
     """
 
     name = "regression"
@@ -61,8 +61,8 @@ class Regression(OwnTextTask):
         if wrong := [row for row, number in enumerate(numbers) if not math.isfinite(number)]:
             records.refuse(
                 wrong,
-                f"column {self.label!r} is {shown(values[wrong[0]])}, which is no number",
-                "write it as 1234.5, or take task.name=classification for classes",
+                f"column {self.label!r} is {shown(values[wrong[0]])}, which is not a number",
+                "write it as 1234.5, or use task.name=classification for classes",
             )
         return numbers
 
@@ -85,7 +85,7 @@ class Regression(OwnTextTask):
         return np.asarray(outputs, dtype=np.float64) * self.deviation + self.mean
 
     def stand_alone(self, model: nn.Module) -> Regression:
-        """Make the last layer of the head give the file's units itself."""
+        """Make the last layer of the head return the file's units itself."""
         ends = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1]
         if len(ends) != 1 or ends[0].bias is None:
             raise SubspaceError(
@@ -106,8 +106,8 @@ class Regression(OwnTextTask):
         return self.score(self.predict(outputs), self.values(labels.reshape(-1)))
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return the share of the variance that is explained, correlations, and errors in the file's units."""
-        moving = np.ptp(predictions) > 0 and np.ptp(labels) > 0  # a correlation with a constant is undefined
+        """Return the share of variance explained, correlations, and errors in the file's units."""
+        moving = np.ptp(predictions) > 0 and np.ptp(labels) > 0  # the correlation with a constant is undefined
         return {
             "r2": float(r2_score(labels, predictions)) if len(labels) > 1 else 0.0,
             "rmse": float(root_mean_squared_error(labels, predictions)),

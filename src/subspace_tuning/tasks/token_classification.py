@@ -1,6 +1,6 @@
-"""A class for each word of a row, from a person's own files.
+"""A class for each word of a row, from own files.
 
-A word's class is that of its first piece: the others take no part in the loss, and are not scored.
+A word's class is that of its first piece: the other pieces are neither in the loss nor scored.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .classes import ClassesTask, balanced, class_name
 from .data.records import Records, as_list, check_text
 from .registry import register
 
-_IGNORED = -100  # what transformers' losses leave out
+_IGNORED = -100  # ignored by transformers' losses
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """Rows of words; `labels` holds the number of each word's class, if there are labels."""
+    """Rows of words; `labels` has the number of each word's class, if there are labels."""
 
     words: tuple[tuple[str, ...], ...]
     labels: tuple[tuple[int, ...], ...] | None
@@ -80,18 +80,18 @@ class TokenClassification(ClassesTask[Sentences]):
     label: str = "tags"
 
     def raw_labels(self, records: Records) -> list[list[str]]:
-        """Return the names of each row's classes, one for each word."""
+        """Return the names of each row's classes, one per word."""
         words = self._words(records)
         found = []
         for row, value in enumerate(records.column(self.label, "task.label")):
             names = as_list(value)
             if not names:
-                records.refuse([row], f"column {self.label!r} has no labels", "write them, or take the row away")
+                records.refuse([row], f"column {self.label!r} has no labels", "write them, or remove the row")
             if len(names) != len(words[row]):
                 records.refuse(
                     [row],
                     f"column {self.text!r} has {len(words[row])} words and {self.label!r} {len(names)} labels",
-                    "write one label for each word",
+                    "write one label per word",
                 )
             found.append([class_name(name) for name in names])
         return found
@@ -101,10 +101,10 @@ class TokenClassification(ClassesTask[Sentences]):
         for row, value in enumerate(records.column(self.text, "task.text")):
             words = as_list(value)
             if not words:
-                records.refuse([row], f"column {self.text!r} has no words", "write them, or take the row away")
+                records.refuse([row], f"column {self.text!r} has no words", "write them, or remove the row")
             for word in words:
                 if not isinstance(word, str) or not word.strip():
-                    records.refuse([row], f"column {self.text!r} holds {word!r}, which is no word", "write a text")
+                    records.refuse([row], f"column {self.text!r} holds {word!r}, which is not a word", "write a text")
                 check_text(records, row, word)
             found.append(tuple(words))
         return tuple(found)
@@ -119,17 +119,17 @@ class TokenClassification(ClassesTask[Sentences]):
         return Sentences(self._words(records), numbers)
 
     def rows_of(self, texts: Sequence[str]) -> Sentences:
-        """Return the words of each text, which are what stands between spaces."""
+        """Return the words of each text, separated by spaces."""
         return Sentences(tuple(tuple(text.split()) for text in texts), None)
 
     def encode(self, rows: Sentences, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-        """Return the rows as token numbers, with the number of a word's class at its first piece.
+        """Return the rows as token ids, with the number of a word's class at its first piece.
 
-        Rows without labels have the number of the word there, by which ``answers`` finds it.
+        Rows without labels have the word's number there, which ``answers`` uses.
         """
         if not tokenizer.is_fast:
             raise SubspaceError(
-                "the model's tokenizer does not tell which word a piece belongs to: task token_classification needs "
+                "the model's tokenizer does not map pieces to words: task token_classification needs "
                 "one of transformers' fast tokenizers"
             )
         known = [range(len(words)) for words in rows.words] if rows.labels is None else rows.labels
@@ -149,11 +149,11 @@ class TokenClassification(ClassesTask[Sentences]):
         )
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
-        """Return what pads rows and their labels to the longest."""
+        """Return the collator that pads rows and their labels to the longest."""
         return DataCollatorForTokenClassification(tokenizer)
 
     def predict(self, outputs: Values) -> Values:
-        """Return the number of a class for each piece, rows x pieces."""
+        """Return a class number for each piece, rows x pieces."""
         return np.asarray(outputs.argmax(axis=-1))
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
@@ -166,7 +166,7 @@ class TokenClassification(ClassesTask[Sentences]):
         }
 
     def answers(self, rows: Sentences, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
-        """Return each row's words with their classes and probabilities, null for words that were cut off."""
+        """Return each row's words with their classes and probabilities, null for truncated words."""
         answers = []
         for words, numbers, logits in zip(rows.words, encoded["labels"], outputs, strict=True):
             predicted: list[str | None] = [None] * len(words)

@@ -71,8 +71,8 @@ def spread_ranks(
 ) -> dict[str, int]:
     """Allocate a budget over matrices so that their ranks keep most of the sum of squared singular values.
 
-    The next rank always goes where it gains most per parameter. Since gains decrease within a matrix, no other choice of
-    the same cost keeps more, up to the last rank.
+    The next rank always goes where it gains most per parameter. Since gains decrease within a matrix, no other choice
+    of the same cost keeps more, up to the last rank.
 
     Args:
         spectra: the singular values to keep, in falling order, by name of the matrix.
@@ -109,7 +109,7 @@ def spread_ranks(
 
 
 def energy_rank(values: Tensor, share: float) -> int:
-    """Return the lowest rank, at least 1, that keeps a share of the sum of squared singular values (in falling order)."""
+    """Return the lowest rank, at least 1, that keeps a share of the squared singular values (in falling order)."""
     squares = values.double().square().cumsum(0)
     if not len(values) or squares[-1] == 0:
         return 1

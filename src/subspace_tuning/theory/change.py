@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..algebra import Sizes, dense
-from ..algebra.normal_form import chained, narrow_form, with_bias
+from ..algebra.narrow_form import chained, narrow_form, with_bias
 from ..algebra.shapes import NodeShapes
 from ..linalg import Spectrum
 from ..methods import Method

@@ -158,7 +158,7 @@ class Diagnosis:
         return int((near < threshold).sum())
 
     def task_directions(self, count: int = 8) -> list[tuple[int, float]]:
-        """Return W's singular directions that changed most relative to their size: index and |u_i.T dW v_i| / (sigma_i + eps).
+        """Return W's singular directions with the largest relative change: index and |u_i.T dW v_i| / (sigma_i + eps).
 
         The directions that LoRA-Dash launches (arXiv 2409.01035).
         """

@@ -37,7 +37,7 @@ def trainable(node: Expression) -> tuple[str, ...]:
 
 
 def is_free(node: Expression) -> bool:
-    """Return whether a node can take any value of its shape (any diagonal, for a diagonal) through its trainable factor."""
+    """Return whether a node can take any value of its shape (or any diagonal) through its trainable factor."""
     if isinstance(node, Leaf):
         return not names.is_frozen(node.name)
     way = _way(node)

@@ -1,8 +1,8 @@
 """Finds the parts of a formula that can be solved for.
 
 Each node has one rule (``_within``), which gives the places of its children. A node is only entered through children in
-which it is linear, and a node without a rule raises. A formula of one block is solved at once; several blocks are solved
-in turn; a formula not made of blocks is left to the general solver.
+which it is linear, and a node without a rule raises. A formula of one block is solved at once; several blocks are
+solved in turn; a formula not made of blocks is left to the general solver.
 """
 
 from __future__ import annotations

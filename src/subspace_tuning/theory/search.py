@@ -128,7 +128,7 @@ class Search:
         return env
 
     def _bound(self, blocks: list[Block], expression: Expression, env: dict[str, Any]) -> float | None:
-        """Return the lower bound from ranks alone: a fixed matrix plus low-rank blocks is no better than their total rank.
+        """Return the lower bound from ranks alone: low-rank blocks do no better than one block of their total rank.
 
         None if a block is limited by more than its rank, or multiplies another block or W itself.
         """

@@ -16,7 +16,7 @@ _GIVEN = {"model": "minilm", "output": "runs/mine", "task.name": "mrpc", "adapte
 
 
 def template(given: Mapping[str, str] = _GIVEN) -> str:
-    """Return a YAML file with every key: those in ``given`` with a value, the others commented out at their defaults."""
+    """Return a YAML file with every key: those in ``given`` with their values, the others commented out."""
     lines = [
         "# Every key of a run; a commented-out value is the default. `subspace train FILE` runs it.",
         *_lines(settings(RunConfig), given),

@@ -118,7 +118,7 @@ class SeededTrainer(Trainer):
         return loss, outputs, labels
 
     def scores(self) -> dict[str, torch.Tensor]:
-        """Return the Fisher information of every adapted W on the half of this step's examples with the largest loss."""
+        """Return the Fisher information of every adapted W on the half of the step's examples with the largest loss."""
         model, loss = self.model, self.task.objective
         assert model is not None
         with evaluating(model):

@@ -18,7 +18,7 @@ def _names(
     cross: str | None = None,
     norm: str | None = None,
 ) -> dict[str, str]:
-    """Return the end of the module names for each role: a regular expression with plain dots, and `#` for a layer number.
+    """Return the end of the module names for each role: a regular expression with plain dots, `#` a layer number.
 
     `attention` lists query, key, value and output; `cross` are all matrices of the cross-attention; `norm` is the
     normalisation of the feed-forward block's output plus its residual, if there is one.

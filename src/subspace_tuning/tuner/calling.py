@@ -1,7 +1,7 @@
 """How a module is called, and how adapters act if it does more than apply its weight and bias.
 
-Hooks run around the adapted forward. A custom forward of the module runs with phi(W) in place of its weight, so padding,
-offsets, scaling and standardisation are unchanged.
+Hooks run around the adapted forward. A custom forward of the module runs with phi(W) in place of its weight, so
+padding, offsets, scaling and standardisation are unchanged.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ _METADATA = frozenset(
 
 
 class CalledOnly(torch.Tensor):
-    """The frozen weight of a layer whose phi has no dense form, for code that reads the weight without calling the layer.
+    """The frozen weight of a layer whose phi has no dense form, for code that reads it without calling the layer.
 
     Its dtype, shape and device can be read. Computing with it would ignore the adapter, so that raises. torch's fast
     path for transformer layers falls back to calling the modules when it sees such a tensor.

@@ -93,9 +93,7 @@ class SubspaceConfig(PeftConfig):
         default=MEAN,
         metadata={"help": "the 'mean' of the penalties over the adapted matrices, or their 'sum' as in the paper"},
     )
-    nonlinearity: str = field(
-        default="relu", metadata={"help": "the function that pattern 'nonlinear' inserts after A"}
-    )
+    nonlinearity: str = field(default="relu", metadata={"help": "the function that pattern nonlinear inserts after A"})
     gate_weight: float = field(
         default=1.25e-7,
         metadata={"help": "the weight in the loss of each gate expected to be open", "range": Range()},

@@ -29,9 +29,7 @@ from .weights import is_offloaded
 if TYPE_CHECKING:
     from .running import RunningLayer
 
-_KEPT_SHARE = (
-    4  # tensors with fewer entries than W over this are kept between calls: one of W's size would double a model
-)
+_KEPT_SHARE = 4  # tensors with fewer entries than W over this are kept between calls; larger ones cost memory
 
 
 class Evaluation:

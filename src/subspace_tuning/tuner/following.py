@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class FollowingLayer(StatedLayer):
     """The part of a ``SubspaceLayer`` that keeps singular vectors, column norms and other anchors up to date with W.
 
-    A weight changes when a state dict is loaded, in place, by another library's merge, or when a new tensor replaces it.
-    Every forward pass makes the free comparisons (see ``Watch``); merging, saving and loading compare the content.
+    A weight changes when a state dict is loaded, in place, by another library's merge, or when a new tensor replaces
+    it. Every forward pass makes the free comparisons (see ``Watch``); merging, saving and loading compare the content.
     """
 
     subspace_constants: nn.ModuleDict

@@ -205,8 +205,8 @@ class SubspaceLayer(RunningLayer):
     def weight(self) -> Tensor:
         """The weight that a call applies: phi(W), differentiable, for code that reads it instead of calling the layer.
 
-        It is formed at every access, without dropout. If the formula has no dense form, only dtype, shape and device can
-        be read. The frozen weight is ``frozen_weight``.
+        It is formed at every access, without dropout. If the formula has no dense form, only dtype, shape and device
+        can be read. The frozen weight is ``frozen_weight``.
         """
         weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
         names = self.applied

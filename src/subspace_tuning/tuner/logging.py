@@ -16,9 +16,9 @@ from .reached import record
 class PenaltyCallback(TrainerCallback):
     """Logs the ``penalty`` beside the loss, and the ``task_loss`` without it if the loss contains it.
 
-    Both are means over the optimiser steps since the last log, like the Trainer's ``loss``; like it, they start over when
-    a run is resumed from a checkpoint. Each evaluation also logs ``eval_penalty``, the penalty of the current factors;
-    ``eval_loss`` never contains it.
+    Both are means over the optimiser steps since the last log, like the Trainer's ``loss``; like it, they start over
+    when a run is resumed from a checkpoint. Each evaluation also logs ``eval_penalty``, the penalty of the current
+    factors; ``eval_loss`` never contains it.
 
     Examples:
         >>> trainer = Trainer(model, ..., callbacks=[PenaltyCallback(model)])

@@ -26,9 +26,9 @@ class MergingLayer(FollowingLayer):
     """The part of a ``SubspaceLayer`` that merges its adapters.
 
     While merged, the base layer holds new parameters, and the frozen ones are set aside. They are never written to, so
-    another module that shares them keeps the frozen weight, as before merging. If the weight is computed, or another part
-    of the model calls the same module, a plain copy replaces the base layer; if it is quantised, a copy with a requantised
-    weight.
+    another module that shares them keeps the frozen weight, as before merging. If the weight is computed, or another
+    part of the model calls the same module, a plain copy replaces the base layer; if it is quantised, a copy with a
+    requantised weight.
     """
 
     subspace_params: nn.ModuleDict
@@ -105,7 +105,7 @@ class MergingLayer(FollowingLayer):
         self.merged_adapters.clear()
 
     def has_dense_form(self, name: str) -> bool:
-        """Return whether this layer's weight and bias can express an adapter: it is linear, with a bias only if one exists."""
+        """Return whether the layer's weight and bias can express an adapter: it is linear, and its bias has a place."""
         formula = self.adapters[name].method.formula
         return formula.is_linear and not (formula.names_bias and self.frozen_bias is None)
 
@@ -121,7 +121,8 @@ class MergingLayer(FollowingLayer):
         method = self.adapters[name].method
         if not method.formula.is_linear:
             raise SubspaceError(
-                f"method {method.name!r} cannot be merged: {method.formula} has a nonlinearity, so phi(W) is not a matrix"
+                f"method {method.name!r} cannot be merged: {method.formula} has a nonlinearity, "
+                "so phi(W) is not a matrix"
             )
         if method.formula.names_bias and self.frozen_bias is None:
             raise SubspaceError(f"method {method.name!r} cannot be merged into a layer without a bias")

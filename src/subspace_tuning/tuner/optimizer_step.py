@@ -83,7 +83,7 @@ def add_missing(optimizer: Optimizer) -> Tensor | None:
 
 
 def _due(optimizer: Optimizer) -> list[Due]:
-    """Return the factors of an optimiser whose penalty is missing, in the optimiser's order, the same in all processes."""
+    """Return an optimiser's factors whose penalty is missing, in its own order, which is the same in all processes."""
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     places = {id(parameter): place for place, parameter in enumerate(own)}
     found = []
@@ -113,6 +113,6 @@ def _handle(site: Penalised, name: str, factor: nn.Parameter) -> None:
 
 
 def _handled(site: Penalised, name: str, factor: nn.Parameter) -> bool:
-    """Return whether this gradient has its penalty: an optimiser may call another one's step with the same gradients."""
+    """Return whether this gradient has its penalty: one optimiser may call another's step with the same gradients."""
     gradient, version = record(site.layer).handled.get((site.adapter, name), (None, 0))
     return gradient is not None and factor.grad is gradient() and factor.grad._version == version  # type: ignore[union-attr]

@@ -184,8 +184,8 @@ class _Torchao(_ByPeft):
     def check_requantising(self, settings: Settings) -> None:
         if "get_apply_tensor_subclass" not in settings:
             raise SubspaceError(
-                "the model does not record how torchao quantised it, so a merged weight cannot be quantised again: load "
-                "it with from_pretrained and a quantization_config, or save the adapter and merge it into the original"
+                "the model does not record how torchao quantised it, so a merged weight cannot be quantised again: "
+                "load it with from_pretrained and a quantization_config, or merge the saved adapter into the original"
             )
 
     def requantised(self, weight: Tensor, settings: Settings) -> nn.Module:

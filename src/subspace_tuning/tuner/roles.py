@@ -1,8 +1,8 @@
 r"""Roles in a transformer block, and the modules that play them in each architecture.
 
 A method's placement is given in roles ("key", "value", "ffn_in"), peft's targets in module names; this file translates.
-A fused projection plays every role it contains: GPT-2's `attn.c_attn` is query, key and value. The cross-attention of an
-encoder-decoder is attention like any other. Poolers and task heads have no role.
+A fused projection plays every role it contains: GPT-2's `attn.c_attn` is query, key and value. The cross-attention of
+an encoder-decoder is attention like any other. Poolers and task heads have no role.
 
 Examples:
     >>> print(target_modules("bert", ["key", "ffn_in"]))

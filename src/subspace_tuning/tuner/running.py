@@ -196,7 +196,7 @@ class RunningLayer(SwitchingLayer):
     def _check_filled(self, name: str) -> None:
         if self.adapters[name].awaits_mask:
             raise SubspaceError(
-                f"the mask of adapter {name!r} is chosen from data and is not loaded: load the adapter, or call calibrate"
+                f"the mask of adapter {name!r} is chosen from data and not loaded: load the adapter, or call calibrate"
             )
 
     def _environment(self, name: str, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def _warn_unless_stepped(config: Any) -> None:
         return
     known.warned = True
     warnings.warn(
-        f"method {config.resolved.name!r} has a schedule, but nothing stepped it in {known.passes} training passes: give "
-        "the Trainer callbacks=[ScheduleCallback(model)], or call schedule(model, total_steps).step after each "
+        f"method {config.resolved.name!r} has a schedule, but nothing stepped it in {known.passes} training passes: "
+        "give the Trainer callbacks=[ScheduleCallback(model)], or call schedule(model, total_steps).step after each "
         "optimizer.step",
         UserWarning,
         stacklevel=4,

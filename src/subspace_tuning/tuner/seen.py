@@ -13,10 +13,10 @@ _SMALL, _SAMPLES = 4096, 256  # a tensor of up to _SMALL entries is compared who
 
 
 class Seen(NamedTuple):
-    """The state of a tensor when last seen: the object, its address, its version, and a view of some entries with their bits.
+    """The state of a tensor: the object, its address, its version, and a view of some entries with their bits.
 
-    torch counts the changes of a tensor in its version, except those through ``.data``. On the CPU entries are compared,
-    too; on other devices that would mean a synchronisation.
+    torch counts the changes of a tensor in its version, except those through ``.data``. On the CPU entries are
+    compared, too; on other devices that would mean a synchronisation.
     """
 
     tensor: Tensor

@@ -130,7 +130,7 @@ def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
     bias_alone = isinstance(expression, Affine) and expression.matrix == Matrix("W")
     if method.formula.wraps_norm and not kind.wrappable:
         raise SubspaceError(
-            f"{name} is a {type(module).__name__}; {method.name!r} wraps normalisations of the last dimension alone"
+            f"{name} is a {type(module).__name__}; {method.name!r} wraps normalisations of the last dimension only"
         )
     if kind.only_bias and not bias_alone and not method.formula.wraps_norm:
         raise SubspaceError(
@@ -160,9 +160,7 @@ def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -
         (name, n, m), others = narrow[0], f" and of {len(narrow) - 1} more" * (len(narrow) > 1)
         capped = method.takes_triples or config.directions
         instead = (
-            "it has only that many singular triples, and uses all of them"
-            if capped
-            else "a higher rank is of no use there"
+            "it has only that many singular triples, and uses all of them" if capped else "a higher rank adds nothing"
         )
         warnings.warn(
             f"rank {wanted[name]} is above min(n, m) = {min(n, m)} of {name} ({n} x {m}){others}: {instead}",

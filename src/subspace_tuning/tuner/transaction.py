@@ -15,8 +15,8 @@ def undone_on_failure(model: Outside) -> Iterator[None]:
 
     Only the adapters that the ``Outside`` names may change.
 
-    Restored are the attributes of modules (children, parameters, hooks, the contents of their dictionaries) and the flags
-    of parameters. Tensors are not copied, so changes of their content remain.
+    Restored are the attributes of modules (children, parameters, hooks, the contents of their dictionaries) and the
+    flags of parameters. Tensors are not copied, so changes of their content remain.
     """
     attributes = [(module, _contents(vars(module))) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -31,9 +31,7 @@ class Watch:
     def __init__(self) -> None:
         self._fingerprint: int | None = None
         self._sample: bytes | None = None
-        self._stamp: tuple[StorageWeakRef, int, int] | None = (
-            None  # a weak reference, so that no other storage gets its address
-        )
+        self._stamp: tuple[StorageWeakRef, int, int] | None = None  # weak, so that no other storage gets the address
         self._moves = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,7 +49,7 @@ class Watch:
         self._stamp, self._moves = None, 0
 
     def moved(self, weight: Tensor, sample: bool = False) -> bool:
-        """Return whether the weight may have changed; with ``sample``, compare entries on any device, not only the CPU."""
+        """Return whether the weight may have changed; ``sample`` compares entries on any device, not only the CPU."""
         if not readable(weight):
             return False
         if self._stamp is None or self._sample is None or (self._moves < _RESTLESS and not self._in_place(weight)):
@@ -85,7 +83,7 @@ class Watch:
 
 
 def readable(weight: Tensor) -> bool:
-    """Return whether a weight's content can be read: it is not a shard, not on the meta device, and not being traced."""
+    """Return whether a weight's content can be read: it is not a shard, not on the meta device, and not traced."""
     return (
         type(weight) in (Tensor, nn.Parameter)
         and not is_partitioned(weight)

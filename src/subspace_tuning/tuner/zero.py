@@ -18,7 +18,7 @@ from .weights import is_partitioned, outline
 
 
 class _Part(NamedTuple):
-    """This process's part of a parameter: a view of the optimiser's flat tensor, and its place in the parameter."""
+    """A process's part of a parameter: a view of the optimiser's flat tensor, and its place in the parameter."""
 
     master: Tensor
     start: int

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import names
 from .. import rows as R
+from ..narrow_form import ShapeOf, chained, narrow_form, with_bias
 from ..nodes import Environment, Expression, InverseNorms, Leaf, Number, Planner, PlanNode, Scalar, Step, W
-from ..normal_form import ShapeOf, chained, narrow_form, with_bias
 from ..rows import Rows
 from .kernels import Parts, can_fold, composed, product_dtype, scaled_low_rank
 
@@ -79,7 +79,7 @@ class Fused(PlanNode):
         return composed(x, parts, dtype) if self.composed else scaled_low_rank(x, parts)
 
     def suits(self, weight: Tensor) -> bool:
-        """Return whether a frozen weight is exact enough: in a low precision, small changes added to it would be lost."""
+        """Return whether a frozen weight is exact enough: a low precision would lose small changes added to it."""
         return not self._rounds_weight or can_fold(weight)
 
     def __str__(self) -> str:

@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..formula import Formula
+from ..narrow_form import opened
 from ..nodes import Expression, W
-from ..normal_form import opened
 from ..shapes import Sizes
 from .cost import MULTIPLY_ADDS, cost_model
 from .fuse import Fused, fuse
@@ -36,8 +36,8 @@ class Stage(NamedTuple):
 class Plan:
     """How one layer evaluates one formula: its stages, by increasing number of rows.
 
-    If ``adds_to_base_output``, a stage's ``expression`` is *added* to the frozen layer's own output, because W is a term
-    of its own in the formula. ``fused`` is always the whole formula, with the bias.
+    If ``adds_to_base_output``, a stage's ``expression`` is *added* to the frozen layer's own output, because W is a
+    term of its own in the formula. ``fused`` is always the whole formula, with the bias.
     """
 
     adds_to_base_output: bool

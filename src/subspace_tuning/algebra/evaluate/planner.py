@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from .. import names
 from ..formula import Formula
+from ..narrow_form import with_bias
 from ..nodes import Expression, Identity, Leaf, Product, Step, W
-from ..normal_form import with_bias
 from ..shapes import NodeShapes, Sizes
 from .cost import CPU, CostModel
 from .fuse import Fused

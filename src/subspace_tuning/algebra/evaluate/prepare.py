@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ..narrow_form import ShapeOf
 from ..nodes import Diagonal, Environment, Expression, Leaf, Matrix
-from ..normal_form import ShapeOf
 
 
 class Prepared(NamedTuple):

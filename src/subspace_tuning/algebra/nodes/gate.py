@@ -13,10 +13,7 @@ from .common import EntrywiseNode
 from .language import Call, Typed, function
 
 TEMPERATURE = 2.0 / 3.0
-LOW, HIGH = (
-    -0.1,
-    1.1,
-)  # a sigmoid is stretched to this interval and clipped to [0, 1], so that 0 and 1 have positive probability
+LOW, HIGH = -0.1, 1.1  # a sigmoid is stretched to this interval and clipped to [0, 1], so that gates can be 0 or 1
 OPEN = 1.5  # logits at the start: nine tenths of the gates are open, and the gradient does not vanish
 
 

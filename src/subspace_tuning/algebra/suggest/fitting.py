@@ -17,7 +17,7 @@ from .rules import part, rule
 
 @rule
 def frozen_start(tree: ast.expr) -> Iterator[ast.expr]:
-    """A0 without A -> A."""
+    """Rewrite A0 without A -> A."""
     found = set(trees.used(tree))
     for one in found:
         stem = names.started(one)
@@ -27,7 +27,7 @@ def frozen_start(tree: ast.expr) -> Iterator[ast.expr]:
 
 @rule
 def spectral_name(tree: ast.expr) -> Iterator[ast.expr]:
-    """U_q -> U_r; Sigma between U and V -> diag(sigma)."""
+    """Rewrite U_q -> U_r; Sigma between U and V -> diag(sigma)."""
     known = names.SPECTRAL_SHAPES | names.CHOSEN_SHAPES
     for one in dict.fromkeys(trees.used(tree)):
         if one[:2] in ("U_", "S_", "V_") and one not in known:
@@ -38,14 +38,14 @@ def spectral_name(tree: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def number_in_front(node: ast.expr) -> Iterator[ast.expr]:
-    """s @ X -> s * X."""
+    """Rewrite s @ X -> s * X."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult) and len(trees.matrices(node)) == 1:
         yield trees.binary(node.left, ast.Mult(), node.right)
 
 
 @rule
 def capitals(tree: ast.expr) -> Iterator[ast.expr]:
-    """a @ b -> A @ B, for every operand of @ or .T."""
+    """Rewrite a @ b -> A @ B, for every operand of @ or .T."""
     beside: list[ast.expr] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
@@ -60,7 +60,7 @@ def capitals(tree: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def vector_name(node: ast.expr) -> Iterator[ast.expr]:
-    """diag(A) and diag(s) -> diag(d); affine(X, s) -> affine(X, d)."""
+    """Rewrite diag(A) and diag(s) -> diag(d); affine(X, s) -> affine(X, d)."""
     if isinstance(node, ast.Call) and trees.is_call(node, "diag", "affine") and node.args:
         vector = node.args[-1]
         if isinstance(vector, ast.Name) and (trees.is_matrix(vector) or vector.id == names.SCALE):
@@ -70,14 +70,14 @@ def vector_name(node: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def own_bias(node: ast.expr) -> Iterator[ast.expr]:
-    """affine(C, b) without W in it -> affine(C, c): b is the layer's own."""
+    """Rewrite affine(C, b) without W in it -> affine(C, c): b is the layer's own."""
     if isinstance(node, ast.Call) and trees.is_call(node, "affine") and node.args and "W" not in trees.used(node):
         yield ast.Call(node.func, [node.args[0], trees.name(trees.fresh(node, "c"))], [])
 
 
 @rule
 def mask_in_front(tree: ast.expr) -> Iterator[ast.expr]:
-    """M * X -> G * X, a dense factor."""
+    """Rewrite M * X -> G * X, a dense factor."""
     for one in dict.fromkeys(trees.used(tree)):
         if names.is_mask(one):
             for node in trees.expressions(tree):
@@ -94,7 +94,7 @@ def mask_in_front(tree: ast.expr) -> Iterator[ast.expr]:
 
 @rule
 def second_name(tree: ast.expr) -> Iterator[ast.expr]:
-    """D1 @ W @ D1 -> D1 @ W @ D2: a name has one shape."""
+    """Rewrite D1 @ W @ D1 -> D1 @ W @ D2: a name has one shape."""
     for one in trees.trained(tree):
         places = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == one]
         if len(places) > 1:
@@ -107,7 +107,7 @@ def second_name(tree: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def one_and_matrix(node: ast.expr) -> Iterator[ast.expr]:
-    """Y * (1 + X) -> Y + Y * X."""
+    """Rewrite Y * (1 + X) -> Y + Y * X."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         for inner, other in ((node.right, node.left), (node.left, node.right)):
             if isinstance(inner, ast.BinOp) and isinstance(inner.op, (ast.Add, ast.Sub)) and trees.is_one(inner.left):
@@ -118,7 +118,7 @@ def one_and_matrix(node: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def identity_for_one(node: ast.expr) -> Iterator[ast.expr]:
-    """1 + X -> I + X."""
+    """Rewrite 1 + X -> I + X."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub)):
         if trees.is_number(node.left) and trees.is_matrix(node.right):
             one = trees.name("I") if trees.is_one(node.left) else trees.binary(node.left, ast.Mult(), trees.name("I"))
@@ -133,7 +133,7 @@ def identity_for_one(node: ast.expr) -> Iterator[ast.expr]:
 
 @rule
 def bias_beside(tree: ast.expr) -> Iterator[ast.expr]:
-    """F + b -> F, since the layer adds its bias; F + d -> affine(F, b + d), a trained bias."""
+    """Rewrite F + b -> F, since the layer adds its bias; F + d -> affine(F, b + d), a trained bias."""
     terms = trees.chain(tree, ast.Add)
     if isinstance(terms[0], ast.Call) and trees.is_call(terms[0], "affine") and len(terms) == len(terms[0].args) == 2:
         yield trees.call("affine", terms[0].args[0], trees.binary(terms[0].args[1], ast.Add(), terms[1]))
@@ -152,14 +152,14 @@ def bias_beside(tree: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def product_for_entries(node: ast.expr) -> Iterator[ast.expr]:
-    """X * Y -> X @ Y, as for D * W."""
+    """Rewrite X * Y -> X @ Y, as for D * W."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and len(trees.matrices(node)) == 2:
         yield trees.binary(node.left, ast.MatMult(), node.right)
 
 
 @rule
 def other_side(tree: ast.expr) -> Iterator[ast.expr]:
-    """F.T -> F, with the transpose moved to the factors; or only W.T -> W."""
+    """Rewrite F.T -> F, with the transpose moved to the factors; or only W.T -> W."""
     yield _turned(tree)
     for node in trees.expressions(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "W":
@@ -168,7 +168,7 @@ def other_side(tree: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def fewer_factors(node: ast.expr) -> Iterator[ast.expr]:
-    """kron(A, B, C) -> kron(A, B), as for a linear layer; unit(X, dim) -> unit(X)."""
+    """Rewrite kron(A, B, C) -> kron(A, B), as for a linear layer; unit(X, dim) -> unit(X)."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         most = {"kron": 2, "affine": 2}.get(node.func.id, 1)
         if len(node.args) > most or node.keywords:
@@ -177,7 +177,7 @@ def fewer_factors(node: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def weight_once(node: ast.expr) -> Iterator[ast.expr]:
-    """W @ X @ W -> X @ W."""
+    """Rewrite W @ X @ W -> X @ W."""
     factors = trees.chain(node)
     places = [index for index, factor in enumerate(factors) if isinstance(factor, ast.Name) and factor.id == "W"]
     if len(places) > 1:

@@ -16,7 +16,7 @@ from .rules import part, rule
 
 @part
 def without_number(node: ast.expr) -> Iterator[ast.expr]:
-    """2 * X -> X, and -X -> X."""
+    """Rewrite 2 * X -> X, and -X -> X."""
     if isinstance(node, ast.UnaryOp):
         yield node.operand
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div)):
@@ -28,7 +28,7 @@ def without_number(node: ast.expr) -> Iterator[ast.expr]:
 
 @rule
 def gates(tree: ast.expr) -> Iterator[ast.expr]:
-    """gate(X) * W -> W + gate(L) * Delta: at the start the gates are partly open and their entries zero."""
+    """Rewrite gate(X) * W -> W + gate(L) * Delta: at the start the gates are partly open and their entries zero."""
     if any(isinstance(node, ast.Name) and node.id == "gate" for node in ast.walk(tree)):
         gated = trees.call("gate", trees.name("L"))
         yield trees.binary(trees.name("W"), ast.Add(), trees.binary(gated, ast.Mult(), trees.name("Delta")))
@@ -36,7 +36,7 @@ def gates(tree: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def flowing(node: ast.expr) -> Iterator[ast.expr]:
-    """X @ relu(Y) -> X @ relu @ Y, and relu(X) -> X."""
+    """Rewrite X @ relu(Y) -> X @ relu @ Y, and relu(X) -> X."""
     factors = trees.chain(node)
     for index, bent in enumerate(factors[1:], start=1):
         if isinstance(bent, ast.Call) and trees.is_call(bent, *NONLINEARITIES):
@@ -47,7 +47,7 @@ def flowing(node: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def norms(node: ast.expr) -> Iterator[ast.expr]:
-    """d * unit(X), D @ unit(X) and unit(X) -> unit(X) @ D."""
+    """Rewrite d * unit(X), D @ unit(X) and unit(X) -> unit(X) @ D."""
     factors = trees.chain(node)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and trees.is_call(node.right, "unit"):
         yield trees.binary(node.right, ast.MatMult(), trees.name(trees.fresh(node, "D")))
@@ -60,7 +60,7 @@ def norms(node: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def near_identity(node: ast.expr) -> Iterator[ast.expr]:
-    """X @ W -> (I + X) @ W; with factors of one stem, B1 @ B2 @ W -> (I + B1) @ (I + B2) @ W."""
+    """Rewrite X @ W -> (I + X) @ W; with factors of one stem, B1 @ B2 @ W -> (I + B1) @ (I + B2) @ W."""
     factors = trees.chain(node)
     place = next((index for index, one in enumerate(factors) if "W" in trees.used(one)), None)
     if len(factors) < 2 or place is None:
@@ -72,7 +72,7 @@ def near_identity(node: ast.expr) -> Iterator[ast.expr]:
 
 @part
 def near_values(node: ast.expr) -> Iterator[ast.expr]:
-    """U @ S @ V.T -> U @ diag(sigma) @ V.T, and U @ X @ V.T -> U @ (S + X) @ V.T."""
+    """Rewrite U @ S @ V.T -> U @ diag(sigma) @ V.T, and U @ X @ V.T -> U @ (S + X) @ V.T."""
     factors = trees.chain(node)
     if ast.unparse(node) == "U @ S @ V.T":
         yield trees.renamed(node, "S", trees.call("diag", trees.name("sigma")))
@@ -83,7 +83,7 @@ def near_values(node: ast.expr) -> Iterator[ast.expr]:
 
 @rule
 def beside_weight(tree: ast.expr) -> Iterator[ast.expr]:
-    """F -> W + F, and F @ W."""
+    """Rewrite F -> W + F, and F @ W."""
     yield trees.binary(trees.name("W"), ast.Add(), tree)
     if "W" not in trees.used(tree):
         yield trees.binary(tree, ast.MatMult(), trees.name("W"))
@@ -91,7 +91,7 @@ def beside_weight(tree: ast.expr) -> Iterator[ast.expr]:
 
 @rule
 def something_trained(tree: ast.expr) -> Iterator[ast.expr]:
-    """W -> D1 @ W, and F -> W + D1 @ F."""
+    """Rewrite W -> D1 @ W, and F -> W + D1 @ F."""
     if not trees.trained(tree):
         if trees.used(tree) == ["W"] and not any(isinstance(node, ast.Call) for node in ast.walk(tree)):
             yield trees.binary(trees.name("D1"), ast.MatMult(), trees.name("W"))

@@ -14,5 +14,5 @@ from ..roles import EVERY_BIAS
     citation="arXiv:2106.10199",
 )
 def bitfit(W, b, delta):
-    """Add delta, which starts at 0, to the bias, the last row of the augmented matrix [W; b]; for every bias of a model."""
+    """Add delta, which starts at 0, to the bias, the last row of the augmented matrix [W; b], wherever there is one."""
     return affine(W, b + delta)

@@ -11,5 +11,5 @@ from ..registry import method
     citation="arXiv:2404.02948",
 )
 def pissa(W, A, B, A0, B0, s):
-    """Train the part of W given by its r largest singular triples; A0 and B0 hold that part, so W itself stays frozen."""
+    """Train the part of W given by its r largest singular triples; A0 and B0 hold that part, so W stays frozen."""
     return W + s * (A @ B - A0 @ B0)

@@ -13,5 +13,5 @@ from ..registry import method
     citation="arXiv:2303.08566",
 )
 def spt(W, M, Delta, A, B, s):
-    """Train the most sensitive entries; a matrix with more of them than a low-rank term has parameters gets the term."""
+    """Train the most sensitive entries, or a low-rank term in a matrix with more of them than the term has numbers."""
     return W + M * Delta + s * A @ B

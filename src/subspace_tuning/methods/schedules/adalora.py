@@ -4,8 +4,8 @@ The factors are identified by their roles in the formula (see :mod:`.triplets`):
 
 Importance is sensitivity |p * gradient| times its uncertainty, both smoothed (arXiv 2303.10512, section 3.2). After
 ``t_init`` steps the number of kept triplets falls along a cubic to ``target_rank`` per matrix, which it reaches
-``t_final`` steps before the end; from then on the choice is fixed. Optimiser and learning rate are untouched: until then
-a zeroed triplet can come back, as its D keeps moving.
+``t_final`` steps before the end; from then on the choice is fixed. Optimiser and learning rate are untouched: until
+then a zeroed triplet can come back, as its D keeps moving.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ class AdaLoRA(OnTriplets):
         self.t_final = steps(options.t_final, 0.3, self.total)
         self.interval = max(1, steps(options.interval, 0.01, self.total))
         self._need(
-            self.t_init + self.t_final + 1,
-            "its warm-up (t_init) and fixed end (t_final), with at least one step in between,",
+            self.t_init + self.t_final + 1, "its warm-up (t_init) and fixed end (t_final), with a step in between"
         )
         self.betas = options.beta_sensitivity, options.beta_uncertainty
         self.importance: dict[str, Tensor] = {}

@@ -23,8 +23,8 @@ from ...errors import SubspaceError, nearest
 class Site(Protocol):
     """One adapted matrix. Everything is read on access, so that the model may be moved in between.
 
-    ``value`` and ``gradient`` of a factor sharded over processes are whole, and ``write`` updates every copy. Values are
-    those in the formula, even if the factor's parameter is the offset from its start.
+    ``value`` and ``gradient`` of a factor sharded over processes are whole, and ``write`` updates every copy. Values
+    are those in the formula, even if the factor's parameter is the offset from its start.
     """
 
     @property
@@ -147,8 +147,8 @@ class Schedule(ABC):
     def _need(self, steps: int, what: str) -> None:
         if steps > self.total:
             raise SubspaceError(
-                f"the schedule is longer than the run: {what} takes {steps} optimiser steps of {self.total}; train "
-                "longer or shorten it with the adapter's `schedule` options"
+                f"the schedule is longer than the run: {what}: {steps} optimiser steps of {self.total}; train "
+                "longer, or shorten it with the adapter's `schedule` options"
             )
 
 

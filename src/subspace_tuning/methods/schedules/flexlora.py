@@ -52,8 +52,7 @@ class FlexLoRA(OnTriplets):
         self.t_final = steps(options.t_final, 0.2, self.total)
         self.interval = max(1, steps(options.interval, 0.01, self.total))
         self._need(
-            self.t_init + self.t_final + 1,
-            "its warm-up (t_init) and fixed end (t_final), with at least one step in between,",
+            self.t_init + self.t_final + 1, "its warm-up (t_init) and fixed end (t_final), with a step in between"
         )
         wanted = options.target_rank
         self.active: dict[str, Tensor] = {}

@@ -1,9 +1,9 @@
-"""LoRA-Dash's launch: after some steps of plain LoRA, each singular direction that it changes most gets a trained value.
+"""LoRA-Dash's launch: after some steps of LoRA, each singular direction that it changes most gets a trained value.
 
-The change rate of direction i of W = U S V.T is |u_i^T dW v_i| / (S_i + eps) with dW = s A B, in *absolute* value (arXiv
-2409.01035, definition 4). dW is the sum of the formula's low-rank terms, ignoring nonlinearities. The q directions with
-the largest rate are then stored in the constants U_k and V_k and saved with the adapter; until then both are zero, so
-that d cannot move.
+The change rate of direction i of W = U S V.T is |u_i^T dW v_i| / (S_i + eps) with dW = s A B, in *absolute* value
+(arXiv 2409.01035, definition 4). dW is the sum of the formula's low-rank terms, ignoring nonlinearities. The q
+directions with the largest rate are then stored in the constants U_k and V_k and saved with the adapter; until then
+both are zero, so that d cannot move.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LoRADash(Schedule):
         super().__init__(context, options)
         assert isinstance(options, LoRADashOptions)
         self.launch = max(1, steps(options.launch, 0.1, self.total))
-        self._need(self.launch + 1, "LoRA-Dash's launch, with at least one step after it,")
+        self._need(self.launch + 1, "LoRA-Dash's launch, with a step after it")
         self.chosen: dict[str, Tensor] = {}
 
     @torch.no_grad()

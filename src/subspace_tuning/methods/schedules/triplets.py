@@ -15,7 +15,7 @@ from .base import Schedule
 
 
 class Triplets(NamedTuple):
-    """The factors of the triplets: the diagonal, and the others, each with the axis along which triplets are counted."""
+    """The factors of the triplets: the diagonal, and the others with the axes along which triplets are counted."""
 
     diagonal: str
     axes: Mapping[str, int]

@@ -1,1 +1,1 @@
-"""Where a task's rows come from: files, the hub, and sentences made here."""
+"""Sources of a task's rows: files, the hub, and generated sentences."""

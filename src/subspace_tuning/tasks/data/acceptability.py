@@ -1,16 +1,15 @@
 """English acceptability judgements in the form of GLUE's CoLA, made from templates.
 
-Sentences come in blocks that are closed under their own words: whatever word form stands in an acceptable sentence of
-a block stands as often in an unacceptable one. So no word says anything about the label, and a classifier has to look
-at how words stand together; and as the two splits share function words only, it cannot learn which content words go
-together either.
+Sentences come in blocks in which every word form occurs as often in acceptable as in unacceptable sentences. So no word
+predicts the label, and a classifier must look at how words combine; and since the two splits share only function words,
+it cannot learn which content words go together either.
 
-Two kinds of blocks do this. A *crossing* combines k rows with k columns of which each fits one row:
+There are two kinds of blocks. A *crossing* combines k rows with k columns, each of which fits one row:
 
     The lamp is heavy.      *The lamp are heavy.
     The lamps are heavy.    *The lamps is heavy.
 
-A *reordering* has the same words twice:
+A *reordering* has the same words in two orders:
 
     The nurse quickly fetched the lamp.     *The nurse fetched quickly the lamp.
 """
@@ -28,11 +27,11 @@ from .templates import TEMPLATES, Pair, Template
 Split: TypeAlias = Literal["train", "test"]
 
 MAXIMUM_SIZE = 10_000
-"""What either split yields for sure; beyond it the reflexives, of which there are fewest, run out."""
+"""The size that either split can always yield; beyond it the reflexives, the rarest pairs, run out."""
 
 
 class Example(TypedDict):
-    """One row of the data: CoLA's columns, and the phenomenon the sentence is about."""
+    """One row of the data: CoLA's columns, and the phenomenon that the sentence tests."""
 
     sentence: str
     label: int
@@ -42,7 +41,7 @@ class Example(TypedDict):
 
 PHENOMENA: tuple[str, ...] = tuple(TEMPLATES)
 _SHARES = {name: 4 if name == "word_order" else 1 for name in PHENOMENA}
-"""Half of the pairs are about word order: a model finds that first, and what is subtler only after it."""
+"""Half of the pairs are about word order: a model learns that first, and subtler phenomena only later."""
 
 
 def _finish(sentence: str) -> str:
@@ -50,7 +49,7 @@ def _finish(sentence: str) -> str:
 
 
 def _pairs(draw: Draw, templates: Sequence[Template], seen: set[str]) -> Iterator[Pair]:
-    """Minimal pairs of unseen sentences. A block with a seen one is dropped whole, or its words would not balance."""
+    """Yield minimal pairs of new sentences. A block with a repeated one is dropped whole, to keep words balanced."""
     while True:
         for template in templates:
             block = template(draw)
@@ -61,11 +60,10 @@ def _pairs(draw: Draw, templates: Sequence[Template], seen: set[str]) -> Iterato
 
 
 def generate(split: Split, size: int, seed: int) -> list[Example]:
-    """Make `size` distinct sentences of one split, the same ones for the same arguments.
+    """Generate `size` distinct sentences of one split, the same ones for the same arguments.
 
-    Half are acceptable and half are not, half are about word order and the other phenomena share the rest (to within a
-    pair), and every word form is as frequent in acceptable sentences as in unacceptable ones, up to the last block of
-    each phenomenon.
+    Half are acceptable; half are about word order, and the other phenomena share the rest (to within a pair). Every
+    word form is as frequent in acceptable as in unacceptable sentences, up to the last block of each phenomenon.
 
     Raises:
         ValueError: `split` is neither "train" nor "test", or `size` is below 1 or above `MAXIMUM_SIZE`.

@@ -95,8 +95,8 @@ class Images:
 def splits(source: str) -> dict[str, Records]:
     """Return the rows of a source by split, with the columns ``image`` and ``label``.
 
-    A folder of images has a folder for each class, perhaps within folders ``train``, ``validation`` and ``test``. Images
-    that lie in no class's folder have no label. Everything else is as ``sources.splits`` reads it.
+    A folder of images has a folder for each class, perhaps within folders ``train``, ``validation`` and ``test``. An
+    image outside of them has no label. Every other source is read by ``sources.splits``.
 
     Raises:
         SubspaceError: there is no such source, a folder has no images, or the source cannot be read.
@@ -147,17 +147,24 @@ def pictures(records: Records, column: str) -> tuple[Picture, ...]:
         records.refuse(empty, f"column {column!r} has no image", "give one, or take the row away")
     found = tuple(_picture(records, row, value, column) for row, value in enumerate(values))
     for row, picture in enumerate(found):
-        try:
-            opened(picture.content())
-        except Exception as error:  # a damaged file makes Pillow raise errors of any type
-            # What Pillow cannot identify it names by the address of a buffer.
-            told = "its format is not known" if isinstance(error, Image.UnidentifiedImageError) else described(error)
-            records.refuse([row], f"it is no image that can be read: {told}", "save it anew, or take it away")
+        if damage := _damage(picture):
+            records.refuse([row], f"it is no image that can be read: {damage}", "save it again, or take it away")
     return found
 
 
+def _damage(picture: Picture) -> str | None:
+    """Return why an image cannot be decoded, or None."""
+    try:
+        opened(picture.content())
+    except Image.UnidentifiedImageError:  # its own text has the address of a buffer
+        return "its format is not known"
+    except Exception as error:  # a damaged file makes Pillow raise errors of any type
+        return described(error)
+    return None
+
+
 def _picture(records: Records, row: int, value: Any, column: str) -> Picture:
-    """Return the image in a cell: a path, seen from the table's folder; a file's content; or both, as datasets has it."""
+    """Return the image in a cell: a path relative to the table, a file's content, or datasets' pair of both."""
     match value:
         case Path():
             return Picture(str(value), path=str(value))

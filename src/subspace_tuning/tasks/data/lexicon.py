@@ -112,7 +112,7 @@ class Lexicon:
     """Past tense, takes an embedded question that is a fact, so that it cannot be read as quoted."""
 
     def content_words(self) -> frozenset[str]:
-        """Every form of every content word, in lower case."""
+        """Return every form of every content word, in lower case."""
         leaves = _leaves(getattr(self, field.name) for field in fields(self))
         return frozenset(word.lower() for word in leaves) - FUNCTION_WORDS
 
@@ -236,7 +236,7 @@ class Draw:
         return self.rng.choice(options)
 
     def people(self, count: int) -> list[Noun]:
-        """Distinct people, a third of them with an adjective, which keeps distances between words from being fixed."""
+        """Return distinct people, a third of them with an adjective, so that distances between words vary."""
         nouns = self.rng.sample(self.words.people, count)
         adjectives = self.rng.sample(self.words.person_adjectives, count)
         return [
@@ -245,7 +245,7 @@ class Draw:
         ]
 
     def persons(self, count: int) -> list[str]:
-        """Distinct people in the singular."""
+        """Return distinct people in the singular."""
         return [noun.singular for noun in self.people(count)]
 
     def thing(self) -> str:

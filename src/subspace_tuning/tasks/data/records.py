@@ -1,6 +1,6 @@
-"""Rows of a person's own files, as they stand there: any columns, and where each row is found again.
+"""Rows of own files as written: any columns, and the place of each row.
 
-Everything is read as text where the format knows nothing else, so that a class "01" stays "01".
+Everything is read as text if the format has no types, so that a class "01" stays "01".
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Records:
     """Rows by column.
 
     Attributes:
-        where: the file or data set, as messages call it.
-        columns: a value per row, None where there is none, by the column's name.
-        numbers: the line of the file in which each row begins, or its number, from 1; of a folder the names of files.
-        unit: "line", "row" or "file", as ``numbers`` have it.
+        where: the file or data set, as named in messages.
+        columns: by column name, a value per row, or None.
+        numbers: the line of the file in which each row begins, or its number, from 1; in a folder, the file's name.
+        unit: "line", "row" or "file": what ``numbers`` counts.
     """
 
     where: str
@@ -47,10 +47,10 @@ class Records:
 
         Args:
             name: the column.
-            key: the key of the config that names it.
+            key: the config key that names it.
 
         Raises:
-            SubspaceError: there are no rows, or there is no such column; the message has the nearest names.
+            SubspaceError: there are no rows or no such column; the message has the nearest names.
         """
         if not len(self):
             raise SubspaceError(f"{self.where} has no rows")
@@ -60,13 +60,13 @@ class Records:
         for separator, word in _SEPARATORS.items() if len(others) == 1 else ():
             if separator in others[0]:
                 raise SubspaceError(
-                    f"{self.where} has one column, {others[0]!r}: its cells seem to stand between {word}; save it "
+                    f"{self.where} has one column, {others[0]!r}: its cells seem to be separated by {word}; save it "
                     "with commas as .csv, or with tabs as .tsv"
                 )
         raise SubspaceError(f"{self.where} has no column {name!r}, {nearest(name, others)}; {key} names the column")
 
     def refuse(self, rows: Sequence[int], what: str, way_out: str) -> NoReturn:
-        """Raise SubspaceError about rows that cannot be used, the first of them by its place."""
+        """Raise SubspaceError about unusable rows, naming the place of the first."""
         more = f" (and so in {len(rows) - 1} more)" if len(rows) > 1 else ""
         raise SubspaceError(f"{self.where}, {self.unit} {self.numbers[rows[0]]}: {what}{more}; {way_out}")
 
@@ -74,24 +74,26 @@ class Records:
         """Return a column of texts. Raises SubspaceError as ``column``, and if a row has no text there."""
         column = self.column(name, key)
         if empty := [row for row, value in enumerate(column) if is_missing(value)]:
-            self.refuse(empty, f"column {name!r} has no text", "write one, or take the row away")
+            self.refuse(empty, f"column {name!r} has no text", "write one, or remove the row")
         for row, value in enumerate(column):
             if not isinstance(value, str):
-                self.refuse([row], f"column {name!r} is {shown(value)}, which is no text", "put it in quotation marks")
+                self.refuse(
+                    [row], f"column {name!r} is {shown(value)}, which is not a text", "put it in quotation marks"
+                )
             check_text(self, row, value)
         return tuple(column)
 
 
 def check_text(records: Records, row: int, text: str) -> None:
-    """Raise SubspaceError if a text holds what no file in UTF-8 can hold."""
+    """Raise SubspaceError if a text cannot be encoded in UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        records.refuse([row], "a text has half a surrogate pair, which UTF-8 cannot hold", "take it away")
+        records.refuse([row], "a text has half a surrogate pair, which UTF-8 cannot hold", "remove it")
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a value stands for none: null, NaN or nothing but white space."""
+    """Return whether a value is missing: null, NaN or only white space."""
     return (
         value is None
         or (isinstance(value, float) and math.isnan(value))
@@ -100,11 +102,11 @@ def is_missing(value: Any) -> bool:
 
 
 def as_list(value: Any, separator: str | None = None) -> list[Any] | None:
-    """Return a value that stands for several: a list, its JSON, or a text with separators; None if it is none of these.
+    """Return the entries of a list, its JSON, or a text with separators; None if the value is none of these.
 
     Args:
-        value: as it was read.
-        separator: what stands between the entries of a text; None for white space.
+        value: the value as read.
+        separator: the separator between the entries of a text; None for white space.
     """
     if isinstance(value, str):
         if value.lstrip().startswith("["):
@@ -117,16 +119,14 @@ def as_list(value: Any, separator: str | None = None) -> list[Any] | None:
 
 
 def read(path: Path) -> Records:
-    """Return the rows of a file, which its ending says how to read.
+    """Return the rows of a file, read according to its ending.
 
     Raises:
-        SubspaceError: the file is empty, binary, in another encoding than UTF-8 or damaged, or has another ending.
+        SubspaceError: the file is empty, binary, not in UTF-8 or damaged, or its ending is unknown.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise SubspaceError(
-            f"{path} ends in {path.suffix or 'nothing'!r}: what can be read ends in {', '.join(READERS)}"
-        )
+        raise SubspaceError(f"{path} ends in {path.suffix or 'nothing'!r}: readable files end in {', '.join(READERS)}")
     with reading(str(path)):
         if path.stat().st_size == 0:
             raise SubspaceError(f"{path} is empty")
@@ -134,7 +134,7 @@ def read(path: Path) -> Records:
 
 
 def lines_of_json(text: str) -> tuple[list[int], list[Any]]:
-    """Return the numbers of the lines that are not empty, from 1, and what they hold. Raises ValueError."""
+    """Return the numbers, from 1, and the content of the lines that are not empty. Raises ValueError."""
     lines = enumerate(text.split("\n"), start=1)  # not splitlines: a text may hold other line separators
     found = [(number, _json(number, line)) for number, line in lines if line.strip()]
     return [number for number, _ in found], [content for _, content in found]
@@ -153,7 +153,7 @@ def _text(path: Path) -> str:
         raise SubspaceError(f"{path} is in UTF-16: save it in UTF-8, or `iconv -f UTF-16 -t UTF-8`")
     if b"\0" in data:
         line = data[: data.index(b"\0")].count(b"\n") + 1
-        raise SubspaceError(f"{path}, line {line}: it holds a null byte, so it is no text file")
+        raise SubspaceError(f"{path}, line {line}: it contains a null byte, so it is not a text file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -206,20 +206,20 @@ def _read_json(path: Path) -> Records:
 def _of_objects(where: str, numbers: Sequence[int], rows: Sequence[Any], unit: str) -> Records:
     for number, row in zip(numbers, rows, strict=True):
         if not isinstance(row, dict):
-            raise SubspaceError(f"{where}, {unit} {number}: {shown(row)} is no object with the columns as keys")
+            raise SubspaceError(f"{where}, {unit} {number}: {shown(row)} is not an object with the columns as keys")
     names = dict.fromkeys(name for row in rows for name in row)
     return Records(where, {name: [row.get(name) for row in rows] for name in names}, numbers, unit)
 
 
 def _read_parquet(path: Path) -> Records:
     import pyarrow.parquet
-    from datasets import Dataset  # knows the names of classes where a data set was written
+    from datasets import Dataset  # knows the class names if datasets wrote the file
 
     return of_dataset(Dataset(pyarrow.parquet.read_table(path)), str(path))
 
 
 def of_dataset(dataset: Any, where: str) -> Records:
-    """Return the rows of a ``datasets.Dataset``, classes by their names."""
+    """Return the rows of a ``datasets.Dataset``, with classes by name."""
     features = dataset.features
     columns = {name: _named(features[name], values) for name, values in dataset.to_dict().items()}
     return Records(where, columns, range(1, len(dataset) + 1))
@@ -228,7 +228,7 @@ def of_dataset(dataset: Any, where: str) -> Records:
 def _named(feature: Any, values: Iterable[Any]) -> list[Any]:
     from datasets import ClassLabel, List
 
-    if isinstance(feature, ClassLabel):  # -1 stands for no label
+    if isinstance(feature, ClassLabel):  # -1 means no label
         return [feature.int2str(value) if value is not None and value >= 0 else None for value in values]
     if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
         return [None if value is None else _named(feature.feature, value) for value in values]
@@ -244,12 +244,12 @@ READERS: Mapping[str, Callable[[Path], Records]] = MappingProxyType(
         ".parquet": _read_parquet,
     }
 )
-"""By a file's ending what reads it."""
+"""The readers by file ending."""
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
 
 def shown(value: Any) -> str:
-    """Return a value as Python writes it, in one line of bounded length."""
+    """Return a value's Python representation, in one line of bounded length."""
     return " ".join(_REPR.repr(value).split())

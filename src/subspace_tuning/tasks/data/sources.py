@@ -1,4 +1,4 @@
-"""Where a person's own rows are: a file, a folder of files, a saved data set, or a data set on the hub."""
+"""Sources of own rows: a file, a folder of files, a saved data set, or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ...errors import SubspaceError, described, nearest, reading
 from .records import READERS, Records, of_dataset, read
 
 SPLITS = ("train", "validation", "test")
-_SAVED = ("dataset_dict.json", "state.json")  # what `datasets` writes into a folder
+_SAVED = ("dataset_dict.json", "state.json")  # files that `datasets` writes into a folder
 
 
 def splits(source: str) -> dict[str, Records]:
-    """Return the rows of a source by split; those of a file are "train".
+    """Return the rows of a source by split; a file is the split "train".
 
     Raises:
         SubspaceError: there is no such source, or it cannot be read.
@@ -34,7 +34,7 @@ def splits(source: str) -> dict[str, Records]:
 
 
 def one(found: Mapping[str, Records]) -> Records:
-    """Return the rows to evaluate on or to predict, of those of a source by split: the test split if there are several."""
+    """Return a source's rows for evaluation or prediction: the test split if there are several."""
     return found[next(split for split in ("test", "validation", "train") if split in found)]
 
 
@@ -76,13 +76,13 @@ def _saved(folder: Path) -> dict[str, Records]:
 
 
 def _hub(name: str) -> dict[str, Records]:
-    import datasets  # takes a second to import, and local files do without
+    import datasets  # takes a second to import, and local files do not need it
 
     try:
         found = datasets.load_dataset(name)
-    except Exception as error:  # the hub's own, of many kinds
+    except Exception as error:  # errors of the hub have many types
         raise SubspaceError(
-            f"there is no file or folder {name!r}, and the hub does not give such data: {described(error)}; give a "
+            f"there is no file or folder {name!r}, and the hub has no such data: {described(error)}; give a "
             "file or a folder"
         ) from error
     return _of_datasets(found, name)

@@ -1,7 +1,7 @@
-"""Rows of a task from a local folder or from the hub, checked before anything is made of them.
+"""Rows of a task from a local folder or from the hub, checked before use.
 
 A folder holds one file per split, named as the hub names the split: `train.jsonl`, `validation.jsonl`; also `.json`,
-`.tsv`, `.csv` and `.parquet`. The columns are those of the hub's `glue` data sets; further columns are left alone.
+`.tsv`, `.csv` and `.parquet`. The columns are those of the hub's `glue` data sets; other columns are ignored.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..base import Values
 from .records import lines_of_json, shown
 
 HUB = "glue"
-"""The word in a config that stands for the hub's GLUE."""
+"""The name in a config for the hub's GLUE."""
 _HUB_NAME = "nyu-mll/glue"
 
 
 class Labelled(Protocol):
-    """What a table must know of its task: the columns, the splits, and what a label is."""
+    """What a table needs to know about its task: the columns, the splits, and the labels."""
 
     @property
     def name(self) -> str: ...
@@ -65,12 +65,12 @@ class Table:
 
     @property
     def known(self) -> Values:
-        """The labels of rows that have them."""
+        """The labels, of rows that have them."""
         assert self.labels is not None
         return self.labels
 
     def fingerprint(self) -> str:
-        """SHA-256 over texts and labels: two runs with the same one saw the same rows in the same order."""
+        """Return SHA-256 over texts and labels: runs with the same one used the same rows in the same order."""
         digest = hashlib.sha256()
         for column in self.texts:
             for text in column:
@@ -81,7 +81,7 @@ class Table:
 
 
 def _read_json(path: Path) -> pd.DataFrame:
-    # Not pandas' own reader, which takes a sentence that looks like a date or a number for one.
+    # Not pandas' own reader, which converts sentences that look like dates or numbers.
     text = path.read_text(encoding="utf-8")
     rows = json.loads(text) if text.lstrip().startswith("[") else lines_of_json(text)[1]
     if not all(isinstance(row, dict) for row in rows):
@@ -90,12 +90,12 @@ def _read_json(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    # A sentence may well be "null" or "NA".
+    # A sentence may be "null" or "NA".
     return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:
-    # GLUE's own TSV files quote nothing: a quotation mark is part of the sentence.
+    # GLUE's own TSV files have no quoting: a quotation mark is part of the sentence.
     return pd.read_csv(path, sep="\t", quoting=3, dtype=str, keep_default_na=False, encoding="utf-8")
 
 
@@ -107,17 +107,18 @@ _READERS: Mapping[str, Callable[[Path], pd.DataFrame]] = MappingProxyType(
 def load(
     task: Labelled, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
 ) -> dict[str, Table]:
-    """Return all splits that a run of `task` reads, by split name.
+    """Return all splits of a run of `task`, by split name.
 
     Args:
         task: the task whose columns and labels the data must have.
         source: a folder, or "glue" for the hub's data.
-        train_rows, eval_rows: keep only that many first rows of the training and of each evaluation split.
+        train_rows: keep only this many first rows of the training split.
+        eval_rows: keep only this many first rows of each evaluation split.
 
     Raises:
-        SubspaceError: a folder, file or column is not there, a file cannot be read, or a row cannot be used.
+        SubspaceError: a folder, file or column is missing, a file cannot be read, or a row cannot be used.
     """
-    # A folder of that name wins: it is what stands in front of the person, and the hub stays reachable from elsewhere.
+    # A folder of that name wins; the hub can still be reached from another directory.
     local = source != HUB or Path(source).is_dir()
     read = _from_folder if local else _from_hub
     tables = {}
@@ -148,7 +149,7 @@ def _from_folder(task: Labelled, source: str, split: str) -> tuple[pd.DataFrame,
 def _read(path: Path) -> pd.DataFrame:
     try:
         return _READERS[path.suffix](path)
-    except Exception as error:  # a damaged file makes its reader fail in any way
+    except Exception as error:  # a damaged file can raise anything in its reader
         raise SubspaceError(f"cannot read {path}: {described(error)}") from error
 
 
@@ -156,16 +157,16 @@ def load_file(task: Labelled, source: str, *, labelled: bool = True) -> Table:
     """Return the rows of one file in the columns of `task`, with labels or without. Raises SubspaceError as `load`."""
     path = Path(source).expanduser()
     if path.suffix not in _READERS or not path.is_file():
-        raise SubspaceError(f"{source!r} is no file that ends in {', '.join(_READERS)}")
+        raise SubspaceError(f"{source!r} is not a file that ends in {', '.join(_READERS)}")
     return check(task, _read(path), source, labelled=labelled)
 
 
 def _from_hub(task: Labelled, source: str, split: str) -> tuple[pd.DataFrame, str]:
-    import datasets  # takes a second to import, and a local folder does without
+    import datasets  # takes a second to import, and a local folder does not need it
 
     try:
         frame = datasets.load_dataset(_HUB_NAME, task.name, split=split).to_pandas()
-    except Exception as error:  # the hub's own, of many kinds
+    except Exception as error:  # errors of the hub have many types
         raise SubspaceError(
             f"cannot get {_HUB_NAME}/{task.name} from the hub: {described(error)}; give a local folder as task.data"
         ) from error
@@ -176,9 +177,9 @@ def check(task: Labelled, frame: pd.DataFrame, where: str, *, labelled: bool = T
     """Return the rows of `frame` as a table of `task`.
 
     Args:
-        task: says which columns there must be and what a label is.
-        frame: the rows; further columns are left alone.
-        where: what to call the data in an error, such as its path.
+        task: the task, which determines the columns and labels.
+        frame: the rows; other columns are ignored.
+        where: the name of the data in an error, such as its path.
         labelled: whether the labels are read.
 
     Raises:
@@ -216,7 +217,7 @@ def _labels(task: Labelled, column: pd.Series, where: str) -> Values:
     by_name = {name: number for number, name in enumerate(task.labels)}
     numbers = np.array([_number(label, by_name) for label in column], dtype=np.float64)
     low, high = task.bounds or (0.0, len(task.labels) - 1.0)
-    wrong = ~((numbers >= low) & (numbers <= high))  # written so that NaN is wrong, too
+    wrong = ~((numbers >= low) & (numbers <= high))  # written so that NaN fails, too
     if not task.regression:
         wrong |= numbers != np.floor(numbers)
     if wrong.any():
@@ -229,7 +230,7 @@ def _labels(task: Labelled, column: pd.Series, where: str) -> Values:
 
 
 def _number(label: Any, by_name: Mapping[str, int]) -> float:
-    """Return a label as a number, by its name if it is one; NaN if it is neither."""
+    """Return a label as a number, looking up class names; NaN if it is neither."""
     if isinstance(label, str) and label in by_name:
         return by_name[label]
     try:

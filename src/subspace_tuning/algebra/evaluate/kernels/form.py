@@ -18,8 +18,8 @@ class Parts(NamedTuple):
 
     ``left`` has n numbers, ``right`` and ``bias`` m. ``lows`` are n x k and ``highs`` k x m, with k below both; side by
     side and one below the other they are two matrices, with the nonlinearity ``function`` and ``scale`` between them.
-    ``right_scales_low_rank`` says whether ``right`` scales their product, too, or only that with W. If ``unit``, the columns of what
-    ``right`` scales are divided by their norms first, which are constants to the gradient.
+    ``right_scales_low_rank`` says whether ``right`` scales their product, too, or only that with W. If ``unit``, the
+    columns of what ``right`` scales are divided by their norms first, which are constants to the gradient.
     """
 
     weight: Tensor
@@ -123,7 +123,7 @@ def scaled_sum(y: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def scales_weight(rows: Tensor, weight: Tensor, width: int) -> bool:
-    """Return whether a scale of the rows is applied to W instead, which has fewer numbers; ``width`` is the product's."""
+    """Return whether a scale of the rows goes to W instead, which has fewer numbers; ``width`` is the product's."""
     return len(rows) > width and can_fold(weight)
 
 

@@ -1,7 +1,7 @@
 """Narrow products, and sums over columns.
 
-On the CPU a BLAS runs narrow float32 products on one thread, so they are split into chunks of rows. The narrow tensor is
-then stored transposed: chunks x k x rows per chunk. Without chunks it is stored as rows x k.
+On the CPU a BLAS runs narrow float32 products on one thread, so they are split into chunks of rows. The narrow tensor
+is then stored transposed: chunks x k x rows per chunk. Without chunks it is stored as rows x k.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def methods(
     latex: Annotated[bool, typer.Option("--latex", help="Print the formulas in LaTeX.")] = False,
 ) -> None:
     """List the methods with their formulas, parameters and sources."""
-    from .. import methods as catalogue
+    from subspace_tuning import methods as catalogue
 
     if name is not None and not (markdown or latex):
         known = catalogue.named(name)
@@ -23,12 +23,12 @@ def methods(
         return
     chosen = list(catalogue.every()) if name is None else [catalogue.get(name)]
     if markdown:
-        from ..methods.catalogue import page
+        from subspace_tuning.methods.catalogue import page
 
         typer.echo(page() if name is None else page(chosen), nl=False)
         return
     if latex:
-        from ..algebra.latex import latex as in_latex
+        from subspace_tuning.algebra.latex import latex as in_latex
 
         for known in chosen:
             typer.echo(

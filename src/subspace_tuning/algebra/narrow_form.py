@@ -1,8 +1,8 @@
 """A formula's matrix as a sum of products: W between diagonals, and chains with a narrow place.
 
-Sums and column normalisations around W are expanded, with unit(X) as X times the inverse of its norms. One term must then
-be W between diagonals, and the others chains, which are cut in two where they are narrowest.
-``unit(W + s * A @ B) @ D`` is (W + A @ (s * B)) @ d, with d = D over the column norms of W + s * A @ B.
+Sums and column normalisations around W are expanded, with unit(X) as X times the inverse of its norms. One term must
+then be W between diagonals, and the others chains, which are cut in two where they are narrowest. ``unit(W + s * A @ B)
+@ D`` is (W + A @ (s * B)) @ d, with d = D over the column norms of W + s * A @ B.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import SubspaceError
 from .console import show, silence_libraries, table_of
 from .evaluate import BASE, BATCH, RUN
+from .refuse import UsageError
 
 _SHOWN = 60  # characters of a text in the table
 
@@ -33,17 +33,17 @@ def predict(
 
     Labels are given by name, with their probabilities. Without --output the answers are printed as a table.
     """
-    from ..training.runtime import quiet
-    from ..training.use import finished, outputs_of
+    from subspace_tuning.training.runtime import quiet
+    from subspace_tuning.training.use import finished, outputs_of
 
     silence_libraries()
     if bool(text) == (file is not None):
-        raise SubspaceError("give texts with --text, or rows with --file")
+        raise UsageError("give texts with --text, or rows with --file")
     if output is not None:
         output = _checked(output)
     for number, one in enumerate(text or (), start=1):
         if not one.strip():
-            raise SubspaceError(f"--text number {number} has no text")
+            raise UsageError(f"--text number {number} has no text")
     with quiet(bars=False):
         made = finished(run, base)
         rows = made.task.rows_of(text) if text else made.task.read(str(file), labelled=False)
@@ -64,15 +64,15 @@ def tell_cut(cut: int, count: int, length: int) -> None:
 
 
 def _checked(output: Path) -> Path:
-    from ..files import check_file
+    from subspace_tuning.files import check_file
 
     if output.suffix not in (".csv", ".jsonl"):
-        raise SubspaceError(f"--output {str(output)!r} is a file that ends in .csv or .jsonl")
+        raise UsageError(f"--output {str(output)!r} is a file that ends in .csv or .jsonl")
     return check_file(output)
 
 
 def _write(output: Path, answers: Sequence[Mapping[str, Any]]) -> None:
-    from ..files import written
+    from subspace_tuning.files import written
 
     with written(output) as temporary:
         if output.suffix == ".jsonl":

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..extras import needs
 from .console import show, table_of
 
 
@@ -26,9 +25,11 @@ def demo(
     One of them is a formula written on the spot. The task: tell acceptable English sentences from unacceptable ones,
     with content words never seen in training.
     """
+    from subspace_tuning.extras import needs
+
     needs("the demo", "demo")
-    from ..report.demo import plot
-    from ..training.demo import ENTRIES, FIGURE, demo
+    from subspace_tuning.report.demo import plot
+    from subspace_tuning.training.demo import ENTRIES, FIGURE, demo
 
     results = []
     for entry, result in zip(ENTRIES, demo(output, seed, overwrite=overwrite, progress=not quiet), strict=True):

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import SubspaceError
 from .console import shortened, show, silence_libraries, table_of
 from .progress import progress_bar
+from .refuse import UsageError
 
 if TYPE_CHECKING:
-    from ..adapters.adapter import Adapter
-    from ..adapters.convert import ConvertedAdapter
-    from ..models.checkpoint import Checkpoint
+    from subspace_tuning.adapters.adapter import Adapter
+    from subspace_tuning.adapters.convert import ConvertedAdapter
+    from subspace_tuning.models.checkpoint import Checkpoint
 
 _BASE = "The base model, if the factors alone do not determine the change."
 _UNEVEN = "With peft-lora: keep each matrix's own rank instead of padding all to one."
@@ -39,8 +39,8 @@ def convert(
     The conversion is exact if possible; otherwise its error is reported. --to peft-lora writes an adapter that peft
     loads without this package.
     """
-    from ..adapters.convert import convert_adapter
-    from ..adapters.files import check_output, read_adapter
+    from subspace_tuning.adapters.convert import convert_adapter
+    from subspace_tuning.adapters.files import check_output, read_adapter
 
     silence_libraries()
     check_output(output, overwrite)
@@ -50,7 +50,7 @@ def convert(
         result = convert_adapter(found, to, rank, model, lambda: bar.one_of("matrices", len(found.layers)))
     worst = max(result.layers, key=lambda layer: layer.error)
     if tolerance is not None and worst.error > tolerance:
-        raise SubspaceError(
+        raise UsageError(
             f"{worst.module} would lose {worst.error:.3g} of its change, more than {tolerance:g}: raise --rank or "
             "--tolerance"
         )
@@ -76,8 +76,8 @@ def combine(
     uneven: Annotated[bool, typer.Option("--uneven", help=_UNEVEN)] = False,
 ) -> None:
     """Combine adapters into the weighted sum of their changes."""
-    from ..adapters.combine import combine_adapters
-    from ..adapters.files import check_output, read_adapter
+    from subspace_tuning.adapters.combine import combine_adapters
+    from subspace_tuning.adapters.files import check_output, read_adapter
 
     silence_libraries()
     check_output(output, overwrite)
@@ -91,7 +91,7 @@ def combine(
 
 
 def _base(name: str | None) -> Checkpoint | None:
-    from ..models.checkpoint import Checkpoint
+    from subspace_tuning.models.checkpoint import Checkpoint
 
     return None if name is None else Checkpoint(name)
 
@@ -102,14 +102,14 @@ def _weights(text: str | None, count: int) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise SubspaceError(f"--weights {text!r} are not comma-separated numbers") from None
+        raise UsageError(f"--weights {text!r} are not comma-separated numbers") from None
 
 
 def _finish(
     result: ConvertedAdapter, to: str, output: Path, overwrite: bool, base: Checkpoint | None, uneven: bool
 ) -> None:
-    from ..adapters.convert import PEFT_LORA
-    from ..adapters.files import write_adapter, write_lora
+    from subspace_tuning.adapters.convert import PEFT_LORA
+    from subspace_tuning.adapters.files import write_adapter, write_lora
 
     adapter: Adapter = result.adapter
     if to == PEFT_LORA:

@@ -1,13 +1,17 @@
-"""The command `subspace`. Its extras are only checked when it is called."""
+"""The command `subspace`.
+
+It is a separate package because importing ``subspace_tuning`` imports torch, peft and transformers. Help and usage
+errors need none of them.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
-from ..extras import needs
-from .refuse import drawn, message_of
+from .refuse import UsageError, drawn, message_of
 
 _INTERRUPTED = 130
 
@@ -22,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words after `subspace`; by default the process's own.
     """
     try:
-        needs("the command", "cli")
+        missing = [name for name in ("rich", "typer") if find_spec(name) is None]
+        if missing:
+            raise UsageError(f"the command needs {', '.join(missing)}: pip install 'subspace-tuning[cli]'")
         from .app import run
 
         code = run(arguments)

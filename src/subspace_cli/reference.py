@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..documented import Setting
+    from subspace_tuning.documented import Setting
 
 _BAR = "\\|"  # within a table
 _INTRODUCTION = """\
@@ -33,11 +33,11 @@ def reference() -> None:
 
 def page() -> str:
     """Return the page."""
-    from ..documented import settings
-    from ..methods.schedules import SCHEDULES
-    from ..training.sections import SECTIONS, RunConfig
-    from ..training.template import as_yaml
-    from ..tuner import SubspaceConfig
+    from subspace_tuning.documented import settings
+    from subspace_tuning.methods.schedules import SCHEDULES
+    from subspace_tuning.training.sections import SECTIONS, RunConfig
+    from subspace_tuning.training.template import as_yaml
+    from subspace_tuning.tuner import SubspaceConfig
 
     lines = [*_INTRODUCTION.splitlines(), "", "## SubspaceConfig", "", *_settings("field", settings(SubspaceConfig))]
     lines += ["## Schedules", "", "The options in `schedule`, by the name of the method's schedule.", ""]
@@ -58,7 +58,7 @@ def page() -> str:
 def _settings(
     what: str, found: Iterable[Setting], prefix: str = "", written: Callable[[object], str] = repr
 ) -> Iterator[str]:
-    from ..training.sections import MISSING
+    from subspace_tuning.training.sections import MISSING
 
     yield from (f"| {what} | type | default | range | meaning |", "|---|---|---|---|---|")
     for one in found:

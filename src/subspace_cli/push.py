@@ -23,7 +23,7 @@ def push(
 
     The token comes from `hf auth login` or HF_TOKEN; HF_ENDPOINT selects another hub.
     """
-    from ..training.push import push
+    from subspace_tuning.training.push import push
 
     silence_libraries()
     typer.echo(push(run, repository, base, private=private))

@@ -10,12 +10,12 @@ import typer
 from .console import silence_libraries
 
 if TYPE_CHECKING:
-    from ..training.run import Outcome
+    from subspace_tuning.training.run import Outcome
 
 
 def _template(wanted: bool) -> None:
     if wanted:
-        from ..training.template import template
+        from subspace_tuning.training.template import template
 
         typer.echo(template(), nl=False)
         raise typer.Exit
@@ -23,7 +23,7 @@ def _template(wanted: bool) -> None:
 
 def _preset(task: str | None) -> None:
     if task is not None:
-        from ..training.template import preset
+        from subspace_tuning.training.template import preset
 
         typer.echo(preset(task), nl=False)
         raise typer.Exit
@@ -60,8 +60,8 @@ def train(
     Run the same command again to resume an interrupted run from its last checkpoint; a finished run is not repeated.
     `subspace train --template > run.yaml` writes a config to start from; `subspace reference` explains its keys.
     """
-    from ..training import config as configs
-    from ..training.run import run
+    from subspace_tuning.training import config as configs
+    from subspace_tuning.training.run import run
 
     # Warnings of transformers and peft about future releases are not for users.
     silence_libraries()

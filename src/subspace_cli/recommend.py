@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import SubspaceError
 from .console import show, silence_libraries, table_of
 from .progress import progress_bar
+from .refuse import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,20 +36,20 @@ def recommend(
     whole change, over all the matrices that any method adapts. It measures what a method can express, not how well it
     trains.
     """
-    from .. import methods as catalogue
-    from ..adapters.recommend import as_rows, candidates, without_place
-    from ..adapters.recommend import recommend as rank_methods
-    from ..files import check_file, write_json
+    from subspace_tuning import methods as catalogue
+    from subspace_tuning.adapters.recommend import as_rows, candidates, without_place
+    from subspace_tuning.adapters.recommend import recommend as rank_methods
+    from subspace_tuning.files import check_file, write_json
 
     silence_libraries()
     if (tuned is None) == (task is None):
-        raise SubspaceError("give the evidence: --tuned MODEL or --task NAME")
+        raise UsageError("give the evidence: --tuned MODEL or --task NAME")
     if output is not None:
         output = check_file(output)
     chosen = [catalogue.get(name) for name in method] if method else candidates()
     for one in chosen:
         if not one.formula.is_linear or one.formula.wraps_norm or one.formula.names_bias:
-            raise SubspaceError(f"method {one.name!r} has no dense phi(W) to rank: {one.formula}")
+            raise UsageError(f"method {one.name!r} has no dense phi(W) to rank: {one.formula}")
     base, moves, evidence = _tuned(model, tuned) if tuned is not None else _gradients(model, task or "", data, rows)
     with progress_bar() as bar:
         found = rank_methods(base, moves, budget, chosen, bar.at)
@@ -68,8 +68,8 @@ def recommend(
 
 
 def _tuned(model: str, tuned: str) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]], str]:
-    from ..adapters.recommend import from_tuned
-    from ..models.checkpoint import Checkpoint
+    from subspace_tuning.adapters.recommend import from_tuned
+    from subspace_tuning.models.checkpoint import Checkpoint
 
     other = Checkpoint(tuned)
     return other.model, from_tuned(Checkpoint(model), other), f"the fine-tune {tuned}"
@@ -78,11 +78,11 @@ def _tuned(model: str, tuned: str) -> tuple[nn.Module, dict[str, tuple[Tensor, T
 def _gradients(model: str, name: str, data: str, rows: int) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]], str]:
     import transformers
 
-    from ..adapters.recommend import from_gradients
-    from ..models.load import load
-    from ..models.meta import architecture_of
-    from ..tasks import get
-    from ..training.runtime import quiet
+    from subspace_tuning.adapters.recommend import from_gradients
+    from subspace_tuning.models.load import load
+    from subspace_tuning.models.meta import architecture_of
+    from subspace_tuning.tasks import get
+    from subspace_tuning.training.runtime import quiet
 
     task = get(name)
     train = task.load(data, train_rows=rows)["train"]

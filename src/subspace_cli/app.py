@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -52,9 +53,7 @@ app.command("reference")(reference.reference)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from .. import __version__
-
-        typer.echo(f"subspace-tuning {__version__}")
+        typer.echo(f"subspace-tuning {importlib.metadata.version('subspace-tuning')}")
         raise typer.Exit
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import SubspaceError
 from .console import show, silence_libraries, table_of
+from .refuse import UsageError
 
 
 def params(
@@ -31,18 +31,19 @@ def params(
     silence_libraries()
     if paper:
         if method or formula or budget:
-            raise SubspaceError("--paper has its own rows: leave --method, --formula and --budget out")
+            raise UsageError("--paper has its own rows: leave --method, --formula and --budget out")
         _paper(model)
         return
     _methods(model, method or [], formula or [], rank, budget)
 
 
 def _methods(model: str, names: list[str], formulas: list[str], rank: int, budget: str | None) -> None:
-    from .. import methods as catalogue
-    from ..counting.count import budget_in, count_of
-    from ..models.meta import architecture_of
-    from ..tuner import SubspaceConfig
-    from ..tuner.hosting import config_of
+    from subspace_tuning import methods as catalogue
+    from subspace_tuning.counting.count import budget_in, count_of
+    from subspace_tuning.errors import SubspaceError
+    from subspace_tuning.models.meta import architecture_of
+    from subspace_tuning.tuner import SubspaceConfig
+    from subspace_tuning.tuner.hosting import config_of
 
     every = not names and not formulas
     if every:
@@ -76,7 +77,7 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
 
 
 def _paper(model: str) -> None:
-    from ..counting.paper import compare
+    from subspace_tuning.counting.paper import compare
 
     figures = ["budget r", "trainable", "per mille", "paper", "difference", "agrees"]
     table = table_of("row of the paper", figures=figures)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import SubspaceError
 from .console import silence_libraries
 from .evaluate import BASE, RUN
+from .refuse import UsageError
 
 
 def merge(
@@ -23,22 +23,22 @@ def merge(
     transformers loads the result without this package. It is read back and compared with the adapter on random inputs,
     and the largest difference is printed.
     """
-    from ..files import check_folder
-    from ..training.merge import LENGTH, ROWS, merge
-    from ..training.runtime import quiet
-    from ..training.use import TASK, finished
+    from subspace_tuning.files import check_folder
+    from subspace_tuning.training.merge import LENGTH, ROWS, merge
+    from subspace_tuning.training.runtime import quiet
+    from subspace_tuning.training.use import TASK, finished
 
     silence_libraries()
     output = check_folder(output)
     if output.exists() and any(output.iterdir()):
         if not (output / TASK).is_file():
-            raise SubspaceError(f"{output} is not empty and holds no merged model: choose another --output")
+            raise UsageError(f"{output} is not empty and has no merged model: choose another --output")
         if not overwrite:
-            raise SubspaceError(f"{output} holds a model: choose another --output, or give --overwrite")
+            raise UsageError(f"{output} holds a model: choose another --output, or give --overwrite")
     with quiet(bars=False):
         made = finished(run, base, quantise=False)
         if output.resolve() == made.folder.resolve():
-            raise SubspaceError(f"{output} is the run's own result: choose another --output")
+            raise UsageError(f"{output} is the run's own result: choose another --output")
         merged = merge(made, output)
     loader = made.task.model_class.__name__
     typer.echo(

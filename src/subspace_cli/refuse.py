@@ -9,9 +9,6 @@ import json
 import traceback
 from typing import Any
 
-from ..algebra import FormulaError
-from ..errors import SubspaceError, described
-
 _FORMATS = {  # by name, since importing the libraries takes seconds
     "safetensors": ("SafetensorError",),
     "yaml": ("YAMLError",),
@@ -23,8 +20,20 @@ _MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "Unabl
 _READERS = ("json", "yaml", "omegaconf")
 
 
+class UsageError(Exception):
+    """A call whose arguments do not fit together; the message is one line."""
+
+
 def message_of(error: BaseException) -> str | None:
     """Return the one-line message for an error of the input or the machine, or None for a bug."""
+    if isinstance(error, UsageError):
+        return _line(str(error))
+    # typer has its own copy of click, without a public name for its errors.
+    words: Any = getattr(error, "format_message", None)
+    if words is not None:
+        return _line(words())
+    from subspace_tuning.errors import SubspaceError, described
+
     if isinstance(error, SubspaceError):
         return _line(str(error))
     if isinstance(error, OSError):
@@ -37,21 +46,20 @@ def message_of(error: BaseException) -> str | None:
         return "this machine does not have enough memory: choose a smaller model, rank or batch"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's, of ~somebody
         return described(error)
-    # A usage error. typer has its own copy of click, without a public name for its errors.
-    words: Any = getattr(error, "format_message", None)
-    return None if words is None else _line(words())
+    return None
 
 
 def drawn(error: BaseException) -> str | None:
     """Return a formula error in several lines for a terminal, with the place underlined; None for any other error."""
-    if not isinstance(error, FormulaError) or not error.formula:
+    if not getattr(error, "formula", ""):  # which formula errors have; importing their class takes seconds
         return None
     from rich.cells import cell_len
 
-    before, place, after = error.parts
-    way = error.hint.removeprefix("; ")
+    found: Any = error
+    before, place, after = found.parts
+    way = found.hint.removeprefix("; ")
     lines = [
-        f"{error.of}{error.reason}",
+        f"{found.of}{found.reason}",
         f"  {before}{place}{after}",
         f"  {' ' * cell_len(before)}{'^' * max(1, cell_len(place))}",
     ]

@@ -28,9 +28,10 @@ def evaluate(
 
     They need the columns of the run's own rows. If the data have several splits, the test split is used.
     """
-    from ..files import check_file, write_json
-    from ..training.runtime import quiet
-    from ..training.use import evaluate, finished
+    from subspace_tuning.files import check_file, write_json
+    from subspace_tuning.training.runtime import quiet
+    from subspace_tuning.training.use import evaluate, finished
+
     from .predict import tell_cut
 
     silence_libraries()

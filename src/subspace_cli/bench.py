@@ -5,17 +5,20 @@ from __future__ import annotations
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from ..bench.choices import BenchPrecision, Curve
 from .console import show, table_of
 from .progress import Bar, progress_bar
 
 if TYPE_CHECKING:
-    from ..bench.settings import ModelShape
+    from subspace_tuning.bench.settings import ModelShape
+
+# The values of bench.choices, which would import torch.
+PrecisionName = Literal["float32", "autocast", "bfloat16"]
+CurveName = Literal["rows", "width", "rank", "adapters"]
 
 
 def bench(
@@ -23,8 +26,8 @@ def bench(
         str, typer.Option("--shape", "-s", help="a: MiniLM, b: RoBERTa width, c: a Llama block pair.")
     ] = "a",
     precision: Annotated[
-        BenchPrecision, typer.Option(help="float32; autocast to bfloat16; or frozen weights in bfloat16.")
-    ] = BenchPrecision.float32,
+        PrecisionName, typer.Option(help="float32; autocast to bfloat16; or frozen weights in bfloat16.")
+    ] = "float32",
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="A method; repeat for several. Default: all.")
     ] = None,
@@ -35,7 +38,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=2, help="Steps of each arm.")] = 20,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: torch's choice.")] = None,
     curve: Annotated[
-        Curve | None, typer.Option(help="Instead of one table: how a step grows with this.", show_default=False)
+        CurveName | None, typer.Option(help="Instead of one table: how a step grows with this.", show_default=False)
     ] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Also measure each arm's peak memory.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Also run each arm compiled by torch.")] = False,
@@ -51,18 +54,18 @@ def bench(
     """
     import torch
 
-    from ..bench.arms import check, default_methods
-    from ..bench.settings import shape_of
-    from ..files import check_file, write_json
-    from ..jobs.units import measured
-    from ..provenance import provenance
-    from ..training.runtime import threads as computing_with
+    from subspace_tuning.bench.arms import check, default_methods
+    from subspace_tuning.bench.settings import shape_of
+    from subspace_tuning.files import check_file, write_json
+    from subspace_tuning.jobs.units import measured
+    from subspace_tuning.provenance import provenance
+    from subspace_tuning.training.runtime import threads as computing_with
 
     warnings.filterwarnings("ignore", module="transformers|peft|torch")
     output = check_file(output, overwrite)
     chosen = shape_of(shape)
     check(method or [])
-    job: dict[str, Any] = {"precision": precision.value, "rounds": rounds}
+    job: dict[str, Any] = {"precision": precision, "rounds": rounds}
     with computing_with(threads), progress_bar() as bar:
         if curve is None:
             size = {"rank": None, "budget": budget} if budget else {"rank": rank, "budget": None}
@@ -70,7 +73,7 @@ def bench(
             job |= {"compiled": compiled}
             kind, units, measure = "rows", {"table": chosen}, partial(_table, bar, job)
         else:
-            job |= {"curve": curve.value, "methods": method or ["ssb", "lora", "dora"]}
+            job |= {"curve": curve, "methods": method or ["ssb", "lora", "dora"]}
             kind, units, measure = "points", _pieces(curve, job["methods"]), partial(_curve, bar, job)
         with measured(output, job | {"threads": torch.get_num_threads()}, units, measure) as parts:
             found = [one for part in parts.values() for one in part[kind]]
@@ -80,8 +83,9 @@ def bench(
 
 
 def _table(bar: Bar, job: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
-    from ..bench.arms import arms
-    from ..bench.measure import WARM_UP, table
+    from subspace_tuning.bench.arms import arms
+    from subspace_tuning.bench.choices import BenchPrecision
+    from subspace_tuning.bench.measure import WARM_UP, table
 
     matching = (shape, job["budget"]) if job["budget"] else None
     chosen = arms(job["methods"], job["rank"], matching, job["compiled"])
@@ -112,16 +116,19 @@ def _drawn_table(job: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def _pieces(curve: Curve, names: list[str]) -> dict[str, Any]:
+def _pieces(name: str, methods: list[str]) -> dict[str, Any]:
     """Return the units of a curve: its values, or the methods for many adapters, which accumulate."""
-    from ..bench.curves import CURVES
+    from subspace_tuning.bench.choices import Curve
+    from subspace_tuning.bench.curves import CURVES
 
-    return {str(piece): piece for piece in (names if curve is Curve.adapters else CURVES[curve])}
+    curve = Curve(name)
+    return {str(piece): piece for piece in (methods if curve is Curve.adapters else CURVES[curve])}
 
 
 def _curve(bar: Bar, job: dict[str, Any], piece: Any) -> dict[str, Any]:
-    from ..bench.curves import CURVES, growth, many_adapters
-    from ..bench.measure import WARM_UP
+    from subspace_tuning.bench.choices import BenchPrecision, Curve
+    from subspace_tuning.bench.curves import CURVES, growth, many_adapters
+    from subspace_tuning.bench.measure import WARM_UP
 
     curve, names, rounds = Curve(job["curve"]), job["methods"], job["rounds"]
     if curve is Curve.adapters:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import SubspaceError
 from .console import silence_libraries, text_width
+from .refuse import UsageError
 
 if TYPE_CHECKING:
-    from ..methods import Explanation
+    from subspace_tuning.methods import Explanation
 
 
 def explain(
@@ -43,18 +43,18 @@ def explain(
     silence_libraries()
     if watch or (formula is None and sys.stdin.isatty()):
         if formula is not None or as_json:
-            raise SubspaceError("--watch reads formulas line by line: leave the formula and --json out")
+            raise UsageError("--watch reads formulas line by line: leave the formula and --json out")
         _watch(shape, rank, rows)
         return
     if formula is None:
-        raise SubspaceError("give a formula or the name of a method, or --watch to read formulas line by line")
+        raise UsageError("give a formula or the name of a method, or --watch to read formulas line by line")
     if model is not None and shape is not None:
-        raise SubspaceError("give a model or --shape, not both: a model has its own shapes")
+        raise UsageError("give a model or --shape, not both: a model has its own shapes")
     found = _explained(formula, shape, rank, rows) if model is None else _in_model(formula, model, rank, rows)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
-    from ..methods.rendering import rendered
+    from subspace_tuning.methods.rendering import rendered
 
     typer.echo(rendered(found, text_width()))
     if model is not None and found.model is None:
@@ -62,16 +62,16 @@ def explain(
 
 
 def _explained(formula: str, shape: str | None, rank: int, rows: int) -> Explanation:
-    from ..methods import explain
+    from subspace_tuning.methods import explain
 
     return explain(formula, _numbers(shape), rank, rows)
 
 
 def _in_model(formula: str, name: str, rank: int, rows: int) -> Explanation:
-    from ..counting.explained import explain_in
-    from ..methods.explanation import method_of
-    from ..models.meta import architecture_of
-    from ..tuner import SubspaceConfig
+    from subspace_tuning.counting.explained import explain_in
+    from subspace_tuning.methods.explanation import method_of
+    from subspace_tuning.models.meta import architecture_of
+    from subspace_tuning.tuner import SubspaceConfig
 
     method = method_of(formula)
     architecture = architecture_of(name)
@@ -88,20 +88,20 @@ def _numbers(shape: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", shape)
     if match is None:
-        raise SubspaceError(f"--shape {shape!r} is not two numbers such as 768x3072")
+        raise UsageError(f"--shape {shape!r} is not two numbers such as 768x3072")
     return int(match[1]), int(match[2])
 
 
 def _watch(shape: str | None, rank: int, rows: int) -> None:
     """Print for each line the shapes, or the error."""
-
     _explained("lora", shape, rank, rows)  # refuse numbers that are out of range at once, not line by line
     for line in _lines():
         typer.echo(_answer(line, shape, rank, rows))
 
 
 def _answer(line: str, shape: str | None, rank: int, rows: int) -> str:
-    from ..methods.rendering import brief
+    from subspace_tuning.errors import SubspaceError
+    from subspace_tuning.methods.rendering import brief
 
     try:
         return brief(_explained(line, shape, rank, rows), text_width())

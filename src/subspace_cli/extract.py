@@ -12,7 +12,7 @@ from .console import shortened, show, silence_libraries, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from ..adapters.measures import ReportRow
+    from subspace_tuning.adapters.measures import ReportRow
 
 _LEFT_OUT = 8  # tensors listed on the screen
 
@@ -40,9 +40,9 @@ def extract(
     Matrices are read one at a time, so memory holds only one of them. Run the command again to resume an interrupted
     extraction.
     """
-    from ..adapters.extract import LEFT_OUT, Extraction, extract
-    from ..models.checkpoint import Checkpoint
-    from ..tuner import SubspaceConfig
+    from subspace_tuning.adapters.extract import LEFT_OUT, Extraction, extract
+    from subspace_tuning.models.checkpoint import Checkpoint
+    from subspace_tuning.tuner import SubspaceConfig
 
     silence_libraries()
     named = {"method": method} if method.isidentifier() else {"formula": method}

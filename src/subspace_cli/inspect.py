@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import SubspaceError
-from ..extras import needs
 from .console import shortened, show, silence_libraries, table_of
 from .progress import progress_bar
+from .refuse import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,33 +61,35 @@ def inspect(
     """Show what an adapter did to a model, or a method's plan.
 
     The table has one line per matrix. An overlap is the mean squared cosine of the angles between the leading singular
-    subspaces of the change and of W, beside that of random subspaces. The reconstruction share is the part of the change
-    within W's leading subspace; the rest is extension. Intruders are leading singular vectors of phi(W) that are close to
-    none of W's.
+    subspaces of the change and of W, beside that of random subspaces. The reconstruction share is the part of the
+    change within W's leading subspace; the rest is extension. Intruders are leading singular vectors of phi(W) that are
+    close to none of W's.
 
-    With --plan, show instead how a method would be evaluated in the model, which is built without its weights. A cost is
-    an estimate in floating-point operations that includes moving numbers; the first plan of each size is the one used.
+    With --plan, show instead how a method would be evaluated in the model, which is built without its weights. A cost
+    is an estimate in floating-point operations that includes moving numbers; the first plan of each size is the one
+    used.
     """
     silence_libraries()
     if plan:
         if adapter is not None:
-            raise SubspaceError("--plan is for a method: leave the adapter out")
+            raise UsageError("--plan is for a method: leave the adapter out")
         _plan(model, method, formula, rank, budget, rows, evaluation)
         return
     if adapter is None:
-        raise SubspaceError("give an adapter of the model, or --plan to see how matrices are evaluated")
+        raise UsageError("give an adapter of the model, or --plan to see how matrices are evaluated")
     _diagnose(model, adapter, against, leading, output, figures)
 
 
 def _diagnose(
     model: str, path: Path, against: Path | None, leading: int, output: Path | None, figures: Path | None
 ) -> None:
-    from ..adapters.diagnose import frame
-    from ..adapters.files import read_adapter
-    from ..files import check_folder
-    from ..models.checkpoint import Checkpoint
-    from ..report.figures import Spectra, draw
-    from ..report.tables import check_table, write_table
+    from subspace_tuning.adapters.diagnose import frame
+    from subspace_tuning.adapters.files import read_adapter
+    from subspace_tuning.extras import needs
+    from subspace_tuning.files import check_folder
+    from subspace_tuning.models.checkpoint import Checkpoint
+    from subspace_tuning.report.figures import Spectra, draw
+    from subspace_tuning.report.tables import check_table, write_table
 
     file = None if output is None else check_table(output)
     if figures is not None:
@@ -133,13 +134,13 @@ def _table(data: pd.DataFrame, besides: str | None) -> Table:
 def _plan(
     model: str, method: str | None, formula: str | None, rank: int, budget: str | None, rows: int, evaluation: bool
 ) -> None:
-    from ..counting.count import budget_in, matched
-    from ..counting.plans import plans_in
-    from ..models.meta import architecture_of
-    from ..tuner import SubspaceConfig
+    from subspace_tuning.counting.count import budget_in, matched
+    from subspace_tuning.counting.plans import plans_in
+    from subspace_tuning.models.meta import architecture_of
+    from subspace_tuning.tuner import SubspaceConfig
 
     if method is not None and formula is not None:
-        raise SubspaceError("give --method or --formula, not both")
+        raise UsageError("give --method or --formula, not both")
     config = SubspaceConfig(method=None if formula else method or "lora", formula=formula, r=rank)
     architecture = architecture_of(model)
     if budget is not None:
