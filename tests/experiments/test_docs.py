@@ -294,7 +294,7 @@ def test_the_columns_of_inspect_are_those_of_its_page(
     assert ended.value.code == 0
     header = capsys.readouterr().out.splitlines()[0]
     page = (ROOT / "docs/extract.md").read_text(encoding="utf-8")
-    rows = page.partition("| printed | in the file | what |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    rows = page.partition("| printed | in the file | meaning |\n")[2].partition("\n\n")[0].splitlines()[1:]
     cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
     printed = [name.partition(",")[0] if name.startswith("intruders") else name for name, *_ in cells]
     printed = list(dict.fromkeys(one for names in printed for one in names.split(", ") if one))

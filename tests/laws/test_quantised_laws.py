@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from subspace_tuning import SubspaceConfig, SubspaceError, methods
+from subspace_tuning import SubspaceConfig, SubspaceError, SubspaceLayer, methods
 from subspace_tuning.tuner.entries import Needs, need_of
 from subspace_tuning.tuner.quantised import door_of
 
@@ -215,3 +215,15 @@ def test_the_table_of_the_page_is_the_rule() -> None:
     told = {row[1]: set(row[2].replace("`", "").split()) for row in rows if row[1] in {need.value for need in Needs}}
     known = [one for one in packaged() if not one.formula.wraps_norm]
     assert told == {need.value: {one.name for one in known if need_of(one) is need} for need in Needs}
+
+
+@pytest.mark.parametrize("form", QUICK)
+def test_rows_of_several_adapters_on_a_quantised_base(form: str) -> None:
+    model, x, names = adapted(quantised(form), methods.get("lora")), inputs()[:3], ["default", "second", "third"]
+    for name in names[1:]:
+        model.add_adapter(name, SubspaceConfig(method="lora", r=4, target_modules=["0", "2"], init_weights=False))
+    with torch.no_grad():
+        rows = [model.eval()(row, adapter_names=[name]) for row, name in zip(x.split(1), names, strict=True)]
+        for _ in range(2):
+            torch.testing.assert_close(model(x, adapter_names=names), torch.cat(rows), rtol=1e-4, atol=1e-4)
+    assert all(part._mixtures for part in model.modules() if isinstance(part, SubspaceLayer))

@@ -79,7 +79,7 @@ class Formula:
 
     @property
     def bias(self) -> Expression | None:
-        """The bias of the formula, None if the layer's own stays as it is."""
+        """The bias of the formula, or None if the layer's own is unchanged."""
         return self.collected.bias if isinstance(self.collected, Affine) else None
 
     @cached_property

@@ -31,12 +31,12 @@ _KEPT_AS = frozenset(dir(nn.ParameterDict()))  # attributes of the module that h
 
 
 def is_diagonal(name: str) -> bool:
-    """Return whether the name stands for a diagonal matrix."""
+    """Return whether the name is that of a diagonal matrix."""
     return _DIAGONAL.fullmatch(started(name) or name) is not None
 
 
 def is_mask(name: str) -> bool:
-    """Return whether the name stands for the positions of sparse entries."""
+    """Return whether the name is that of a mask, the positions of sparse entries."""
     return _MASK.fullmatch(name) is not None
 
 
@@ -47,13 +47,13 @@ def start_of(name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def started(name: str) -> str | None:
-    """Return the factor whose frozen start the name stands for; None for a name of another kind."""
+    """Return the factor whose frozen start has this name; None for a name of another kind."""
     stems = (name.removesuffix("_0"), name.removesuffix("0"))
     return next((stem for stem in stems if stem and stem != name and start_of(stem) == name), None)
 
 
 def is_start(name: str) -> bool:
-    """Return whether the name stands for the frozen start of a factor."""
+    """Return whether the name is that of a factor's frozen start."""
     return started(name) is not None
 
 

@@ -45,7 +45,7 @@ class Hosted(AnyMethod):
         )
 
     def facts(self) -> dict[str, str]:
-        """Return what there is to tell of the method, by keyword."""
+        """Return the method's properties, by keyword."""
         return {
             "method": self.name,
             "formula": self.formula,

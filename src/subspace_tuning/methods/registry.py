@@ -134,12 +134,12 @@ def named(name: str) -> AnyMethod:
 
 
 def get(name: str) -> Method:
-    """Return a registered method. Raises SubspaceError with the nearest known names, or if it is no formula."""
+    """Return a registered method. Raises SubspaceError with the nearest known names, or if it is not a formula."""
     return named(name).on_matrices
 
 
 def find(name: str | None) -> Method | None:
-    """Return a registered method, None if there is none of that name."""
+    """Return a registered method, or None if none has that name."""
     return None if name is None else _REGISTRY.get(name)
 
 

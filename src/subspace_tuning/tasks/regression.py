@@ -127,7 +127,7 @@ class Regression(OwnTextTask):
 
 
 def _number(value: Any) -> float:
-    """Return a value as a number; NaN if it is none."""
+    """Return a value as a number; NaN if it is not one."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number beyond every float

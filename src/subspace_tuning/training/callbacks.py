@@ -38,7 +38,7 @@ class SaveWithinEpoch(TrainerCallback):
 
 
 class EvaluateWithinEpoch(TrainerCallback):
-    """Requests an evaluation with a checkpoint every `steps` steps, except at the end of an epoch, which has its own."""
+    """Requests an evaluation with a checkpoint every `steps` steps, except at an epoch's end, which has its own."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps

@@ -33,7 +33,7 @@ _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
 RESULTS = ("adapter", "model")
 """The possible names of a result; a run makes one of them."""
 
-_ANEW = "--overwrite starts anew"
+_ANEW = "--overwrite starts again"
 _MOVABLE = ("output",)  # the folder's own name is ignored: it may be moved
 _STARTED_FIELDS: Fields = {"config": {}}
 _RECORD_FIELDS: Fields = {

@@ -43,7 +43,7 @@ def calibrate(
     """
     method = config.resolved
     if not method.needs_calibration:
-        raise SubspaceError(f"method {method.name!r} chooses nothing from data: use its config as it is")
+        raise SubspaceError(f"method {method.name!r} chooses nothing from data: use its config directly")
     config = copy.copy(config)
     place(model, config)
     check_targets(model, config)

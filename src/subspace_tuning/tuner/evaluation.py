@@ -29,7 +29,7 @@ from .weights import is_offloaded
 if TYPE_CHECKING:
     from .running import RunningLayer
 
-_KEPT_SHARE = 4  # tensors with fewer entries than W over this are kept between calls; larger ones cost memory
+KEPT_SHARE = 4  # tensors with fewer entries than W over this are kept between calls; larger ones cost memory
 
 
 class Evaluation:
@@ -123,7 +123,7 @@ class Evaluation:
         # A bound evaluation keeps its results, but neither for autograd nor in a CUDA graph's own memory.
         keeps = self.keeps and self.layer._evaluation is self and not torch.is_grad_enabled()
         if not keeps or functorch_is_active() or (x.is_cuda and is_current_stream_capturing()):
-            return self._at(x, *self._environment())
+            return self._at(x, *self.environment())
         return self._by_kept(x)
 
     def _at(self, x: Tensor, env: dict[str, Any], bias: Tensor | None) -> Tensor:
@@ -136,9 +136,9 @@ class Evaluation:
         if fused is not None:
             return fused.apply(x, env)
         if self.repeats and torch.is_grad_enabled():
-            run = partial(self._by_nodes, expression=stage.expression, env=env, bias=bias)
+            run = partial(self.by_nodes, expression=stage.expression, env=env, bias=bias)
             return checkpoint(run, x, use_reentrant=False)  # type: ignore[no-any-return]
-        return self._by_nodes(x, stage.expression, env, bias)
+        return self.by_nodes(x, stage.expression, env, bias)
 
     def _stage(self, x: Tensor, weight: Tensor) -> tuple[Stage, Fused | None]:
         """Return the plan's expression for an input, and the kernel's form if it can be used."""
@@ -148,7 +148,7 @@ class Evaluation:
             self._shape, self._dtype, self._found = x.shape, weight.dtype, (stage, stage.fused if fuses else None)
         return self._found
 
-    def _environment(self) -> tuple[dict[str, Any], Tensor | None]:
+    def environment(self) -> tuple[dict[str, Any], Tensor | None]:
         """Return the formula's environment, and the frozen bias."""
         layer, tensors, parameters = self.layer, self.base._parameters, self.factors._parameters
         try:
@@ -174,23 +174,32 @@ class Evaluation:
             env["b"] = bias
         return env, bias
 
-    def _by_nodes(self, x: Tensor, expression: Expression, env: Environment, bias: Tensor | None) -> Tensor:
-        kind, base, layer = self.kind, self.base, self.layer
-        if self.plan.adds_to_base_output:
-            frozen = layer._plain(x)
+    @property
+    def needs_frozen(self) -> bool:
+        """Whether ``by_nodes`` needs the frozen output: to add to it, or to keep some of its rows."""
+        return self.plan.adds_to_base_output or self.keeps_rows
+
+    def by_nodes(
+        self, x: Tensor, expression: Expression, env: Environment, bias: Tensor | None, frozen: Tensor | None = None
+    ) -> Tensor:
+        """Return the output by a stage's expression; ``frozen`` is the frozen output, if it is known."""
+        kind, base = self.kind, self.base
+        if frozen is None and self.needs_frozen:
+            frozen = self.layer._plain(x)
+        if frozen is not None and self.plan.adds_to_base_output:
             change = kind.run(base, expression, x, env, None).to(frozen.dtype)
             return frozen + (
                 kind.keep_outputs(base, x, change, torch.zeros_like(change)) if self.keeps_rows else change
             )
         y = kind.run(base, expression, x, env, bias if self.adds_bias else None)
-        return kind.keep_outputs(base, x, y, layer._plain(x)) if self.keeps_rows else y
+        return kind.keep_outputs(base, x, y, frozen) if frozen is not None and self.keeps_rows else y
 
     # In evaluation, what follows from factors and W alone is kept until one of them changes
 
     def _by_kept(self, x: Tensor) -> Tensor:
         tensors = self.factors._parameters.values(), self.constants._buffers.values(), self.base._parameters.values()
         if not unchanged(tensors, self._seen):
-            env, bias = self._environment()  # which follows W
+            env, bias = self.environment()  # which follows W
             seen = [Seen.of(tensor) for own in tensors for tensor in own if tensor is not None]
             if None in seen:
                 return self._at(x, env, bias)
@@ -208,7 +217,12 @@ class Evaluation:
         key = stage.rows, None
         if key not in kept:
             shape = NodeShapes(self.method.formula.shapes, self.state.sizes)
-            prepared = prepare(stage.expression, shape, env["W"].numel() // _KEPT_SHARE)
-            kept[key] = prepared.expression, prepared.environment(env)
+            prepared = prepare(stage.expression, shape, env["W"].numel() // KEPT_SHARE)
+            kept[key] = prepared.expression, env | prepared.values(env)
         expression, env = kept[key]
-        return self._by_nodes(x, expression, env, bias)
+        return self.by_nodes(x, expression, env, bias)
+
+
+def at_strength(y: Tensor, frozen: Tensor, strength: Tensor | float) -> Tensor:
+    """Return an adapted output with its change of the frozen one times a strength."""
+    return frozen + (strength.to(y.dtype) if isinstance(strength, Tensor) else strength) * (y - frozen)

@@ -47,7 +47,7 @@ class SubspaceLayer(RunningLayer):
         self.subspace_constants = nn.ModuleDict()
         self.adapters: dict[str, AdapterState] = {}
         self._watch = Watch()
-        self._evaluation = None
+        self._forget()
         self._given = set()
         self._disable_adapters = False
         self.merged_adapters = []
@@ -141,16 +141,25 @@ class SubspaceLayer(RunningLayer):
             plan(method.formula, sizes, training=False, device=device, opaque=self.kind.opaque),
         )
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, and what was kept of it."""
+        self._forget()
+        super().delete_adapter(adapter_name)
+
+    def _forget(self) -> None:
+        """Forget what was kept from one call to the next."""
+        self._evaluation, self._mixtures = None, {}
+
     def train(self, mode: bool = True) -> SubspaceLayer:
         """Set the mode. Whatever evaluation kept is discarded, even if the mode stays the same."""
-        self._evaluation = None
+        self._forget()
         super().train(mode)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SubspaceLayer:
         """Move or cast the layer; another type of device needs other plans."""
         before = self.frozen_matrix.device.type
-        self._evaluation = None
+        self._forget()
         super()._apply(fn, recurse)
         if self.frozen_matrix.device.type != before:
             for name, state in self.adapters.items():
@@ -226,7 +235,7 @@ class SubspaceLayer(RunningLayer):
         return self._effective(names)["bias"] if names else getattr(self.get_base_layer(), "bias", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_evaluation": None}  # a copy shares no bound evaluation with this layer
+        return self.__dict__ | {"_evaluation": None, "_mixtures": {}}  # a copy shares nothing bound to this layer
 
     def factor(self, name: str, adapter_name: str = "default") -> Tensor:
         """Return the value of a factor in the formula: its parameter, or its anchor plus the parameter."""

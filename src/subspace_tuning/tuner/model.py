@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -33,6 +33,7 @@ from .naming import check_name
 from .reach import forget_unreached, warn_of_unreached
 from .requantised import tell
 from .sharding import leave_out_of_broadcasts
+from .strength import strengths
 from .targets import by_pattern, check_targets, modules_of, place, rank_of, targets
 from .transaction import undone_on_failure
 from .tying import keep_scale, separate
@@ -204,6 +205,19 @@ class SubspaceModel(BaseTuner):
         """Activate these adapters."""
         set_adapter(Outside(self.model), adapter_name, inference_mode, self.tuner_layer_cls)
         self.active_adapter = adapter_name
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], weights: float | Sequence[float | None] | None = None
+    ) -> None:
+        """Make adapters the active ones at these strengths, as diffusers' models do (see :func:`.strengths`).
+
+        Every layer's weight is W + t (phi(W) - W), with several adapters the sum of the changes. It is not saved.
+        """
+        chosen = strengths(adapter_names, weights, self.peft_config)
+        self.set_adapter(list(chosen))
+        for _, layer in layers_of(self.model):
+            for name, strength in chosen.items():
+                layer.set_scale(name, strength)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         for module in Outside(self.model).modules() if autocast_adapter_dtype else ():

@@ -73,8 +73,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return optimiser groups in which some factors have a learning rate of their own.
 
-    ``b_ratio`` is LoRA+ (arXiv 2402.12354), for any method with a low-rank term: B is the factor that leads back up from
-    the rank, whatever its name. The authors recommend a ratio of about 16.
+    ``b_ratio`` is LoRA+ (arXiv 2402.12354), for any method with a low-rank term: B is the factor that leads back up
+    from the rank, whatever its name. The authors recommend a ratio of about 16.
 
     Args:
         model: the model with its adapters.

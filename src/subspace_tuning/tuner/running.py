@@ -23,7 +23,8 @@ from .calling import (
     tensors_replaced,
     the_input,
 )
-from .evaluation import Evaluation
+from .evaluation import Evaluation, at_strength
+from .lanes import Mixture, mixed
 from .switching import SwitchingLayer
 from .weights import bring_back, is_offloaded, whole
 
@@ -34,6 +35,7 @@ class RunningLayer(SwitchingLayer):
     base_layer: nn.Module
     reached: bool  # called, or read in place of a call
     _evaluation: Evaluation | None  # of the state at the last call
+    _mixtures: dict[tuple[str, ...], Mixture]  # of the last batches with ``adapter_names``, by these
     _knows_forward: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,8 +155,7 @@ class RunningLayer(SwitchingLayer):
         y, strength = self._adapted(x, name), self.adapters[name].strength
         if strength == 1.0:
             return y
-        frozen = self._plain(x)
-        return frozen + strength * (y - frozen)
+        return at_strength(y, self._plain(x), strength)
 
     def _adapted(self, x: Tensor, name: str) -> Tensor:
         """Return the output with one adapter."""
@@ -175,7 +176,7 @@ class RunningLayer(SwitchingLayer):
                     "Length of `adapter_names` should be the same as the number of inputs, but got "
                     f"{len(wanted)} and {len(x)} respectively."
                 )
-            return by_adapter(wanted, lambda names, rows: self._outputs(chosen_rows(x, rows), names))
+            return mixed(self, wanted, x)
 
         return self._called(compute, lambda *args, **kwargs: self._mixed_through(wanted, args, kwargs), args, kwargs)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..algebra import Plan, Sizes
+from ..errors import SubspaceError
 from ..methods import Method
 from .frozen import FrozenLayer
+from .strength import strength
 
 
 @dataclass(frozen=True)
@@ -120,19 +122,27 @@ class StatedLayer(FrozenLayer):
     # Strength: peft's and diffusers' calls to weigh an adapter. It is not saved.
 
     def set_scale(self, adapter: str, scale: float) -> None:
-        """Set an adapter's strength: the layer's weight is W + scale * (phi(W) - W). A merged weight is unchanged."""
+        """Set an adapter's strength: the layer's weight is W + scale * (phi(W) - W). A merged weight is unchanged.
+
+        Does nothing if the layer has no such adapter. Raises SubspaceError if the scale is not finite.
+        """
         if adapter in self.adapters:
-            self._change(adapter, strength=float(scale))
+            self._change(adapter, strength=strength(scale))
 
     def scale_layer(self, scale: float) -> None:
-        """Multiply the strength of the active adapters."""
+        """Multiply the strength of the active adapters. Raises SubspaceError if the scale is not finite."""
         for name in self._active():
-            self._change(name, strength=self.adapters[name].strength * scale)
+            self._change(name, strength=self.adapters[name].strength * strength(scale))
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the strength of the active adapters, or reset it to 1 without ``scale``."""
+        """Divide the strength of the active adapters, or reset it to 1 without ``scale``.
+
+        Raises SubspaceError if the scale is 0 or not finite.
+        """
+        if scale == 0:
+            raise SubspaceError("a strength cannot be divided by 0; unscale_layer() resets it to 1")
         for name in self._active():
-            self._change(name, strength=1.0 if scale is None else self.adapters[name].strength / scale)
+            self._change(name, strength=1.0 if scale is None else self.adapters[name].strength / strength(scale))
 
     def _active(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.adapters]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..narrow_form import ShapeOf
 from ..nodes import Diagonal, Environment, Expression, Leaf, Matrix
 
@@ -15,9 +18,11 @@ class Prepared(NamedTuple):
     expression: Expression
     held: Mapping[str, Expression]
 
-    def environment(self, env: Environment) -> Environment:
-        """Return an environment that also holds the parts taken out."""
-        return {**env, **{name: node.compact(env) for name, node in self.held.items()}}
+    def values(self, env: Environment) -> dict[str, Tensor]:
+        """Return the parts taken out. Autocast does not act on them: they also serve calls without it."""
+        device = next(value.device.type for value in env.values() if isinstance(value, Tensor))
+        with torch.autocast(device, enabled=False):
+            return {name: node.compact(env) for name, node in self.held.items()}
 
 
 def prepare(expression: Expression, shape: ShapeOf, largest: int) -> Prepared:

@@ -214,7 +214,7 @@ def _dense_and_narrow(terms: list[_Split]) -> list[_Split]:
 
 
 def _split(term: Expression, env: Environment) -> _Split:
-    """Return a term as a product of low rank, or as it is."""
+    """Return a term as a low-rank product, or unchanged."""
     if isinstance(term, Scale) and isinstance(term.node, Product):
         left, right = _split(term.node, env)
         return left, right * term.value(env)
