@@ -57,8 +57,11 @@ NOT_RUN = {
     ("README.md", "subspace demo"): "takes minutes",
     ("README.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
     ("counts.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
+    ("extract.md", "subspace convert ADAPTER --to diffusers-lora"): "needs a pipeline's; test_diffusion.py has it",
     ("explain.md", "subspace explain --watch"): "reads a terminal or a pipe; test_explain_command.py has it",
     ("first-hour.md", "subspace train run.yaml"): "trains on the hub's MRPC",
+    ("own-data.md", "subspace train examples/own_images.yaml"): "needs the hub's ViT; test_image_runs.py has it",
+    ("own-data.md", "subspace predict runs/photos"): "uses that run; test_image_runs.py has it",
     ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",
     ("speed.md", "subspace bench"): "takes minutes",
 }
