@@ -126,7 +126,7 @@ def adapted(part: str, folder: Path, **fields: Any) -> Any:
     """A pipeline with an adapter that changes its images, which is saved in the folder."""
     pipeline = KINDS[part].make()
     config = SubspaceConfig(r=2, target_modules=KINDS[part].targets, init_weights=False, **fields)
-    peft.get_peft_model(getattr(pipeline, part), config).save_pretrained(str(folder))
+    peft.get_peft_model(getattr(pipeline, part), config).eval().save_pretrained(str(folder))
     return pipeline
 
 
@@ -143,15 +143,15 @@ def test_a_pipeline_reads_what_is_converted(part: str, method: str, tmp_path: Pa
     kind = KINDS[part]
     kind.make().save_pretrained(tmp_path / "pipeline")
     with_ours = images(adapted(part, tmp_path / "adapter", method=method), kind)
-    base = ["--base", tmp_path / "pipeline"] if method == "ssb" else []
+    base = ["--base", tmp_path / "pipeline", "--rank", "16"] if method != "lora" else []  # no matrix has a higher rank
     assert call("convert", tmp_path / "adapter", "--to", "diffusers-lora", "-o", tmp_path / "new", *base) == 0
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["pytorch_lora_weights.safetensors"]
     pipeline = kind.make()
     before = images(pipeline, kind)
     pipeline.load_lora_weights(str(tmp_path / "new"), weight_name="pytorch_lora_weights.safetensors")
     after = images(pipeline, kind)
-    assert np.abs(before - with_ours).max() > 1e-2
-    assert np.abs(after - with_ours).max() < 1e-4
+    changed, wrong = (float(np.abs(one - with_ours).max()) for one in (before, after))
+    assert changed > 1e-3 and wrong < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -160,7 +160,7 @@ def test_a_saved_adapter_is_loaded_again(tmp_path: Path) -> None:
         pipeline = adapted(part, tmp_path / part, formula="D1 @ W @ D2 + s * A @ B")
         other = kind.make()
         peft.PeftModel.from_pretrained(getattr(other, part), str(tmp_path / part))
-        assert np.array_equal(images(other, kind), images(pipeline, kind))
+        assert images(other, kind).tobytes() == images(pipeline, kind).tobytes()
 
 
 @pytest.mark.filterwarnings("ignore")
