@@ -21,7 +21,7 @@ from subspace_tuning.bench.measure import Ratio, interleaved
 from subspace_tuning.files import write_json, write_text
 from subspace_tuning.jobs.script import one_line_errors, parser
 from subspace_tuning.jobs.units import measured
-from subspace_tuning.provenance import circumstances
+from subspace_tuning.provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 WIDTH, ROWS, RANK = 768, 100, 8
@@ -95,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)
     output, job = options.results / "results.json", {"rounds": options.rounds}
     with measured(output, job, TOKENS, partial(batch, rounds=options.rounds)) as found:
-        results = {**circumstances(), **job, "batches": list(found.values())}
+        results = {**provenance(), **job, "batches": list(found.values())}
         write_json(output, results)
     write_text(options.results / "results.md", page(results))
 

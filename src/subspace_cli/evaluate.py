@@ -26,7 +26,8 @@ def evaluate(
 ) -> None:
     """Score the result of a run on other rows.
 
-    They need the columns of the run's own rows. If the data have several splits, the test split is used.
+    They need the columns of the run's own rows. If the data have several splits, the test split is used. With --output,
+    scoring by generation resumes after an interruption.
     """
     from subspace_tuning.files import check_file, write_json
     from subspace_tuning.training.runtime import quiet
@@ -40,7 +41,7 @@ def evaluate(
     with quiet(bars=False):
         made = finished(run, base)
         rows = made.task.read(data)
-        figures, seen = evaluate(made, rows, batch_size)
+        figures, seen = evaluate(made, rows, batch_size, output)
     tell_cut(seen.cut, len(rows), made.max_length)
     if output is not None:
         write_json(output, {"run": str(run), "data": data, "rows": len(rows), "cut": seen.cut, **figures})

@@ -47,7 +47,7 @@ def predict(
     with quiet(bars=False):
         made = finished(run, base)
         rows = made.task.rows_of(text) if text else made.task.read(str(file), labelled=False)
-        seen = outputs_of(made, rows, batch_size)
+        seen = outputs_of(made, rows, batch_size, output)
     tell_cut(seen.cut, len(rows), made.max_length)
     answers = made.task.answers(rows, seen.encoded, seen.outputs)
     if output is None:

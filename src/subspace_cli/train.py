@@ -60,14 +60,24 @@ def train(
     Run the same command again to resume an interrupted run from its last checkpoint; a finished run is not repeated.
     `subspace train --template > run.yaml` writes a config to start from; `subspace reference` explains its keys.
     """
+    from subspace_tuning.errors import ReportedElsewhereError
     from subspace_tuning.training import config as configs
+    from subspace_tuning.training.processes import is_first, joined, together
     from subspace_tuning.training.run import run
 
     # Warnings of transformers and peft about future releases are not for users.
     silence_libraries()
     alone = "=" in config and not Path(config).exists()
-    settings = configs.load(None if alone else config, [*([config] if alone else ()), *(overrides or ())])
-    _report(run(settings, overwrite=overwrite, progress=not quiet))
+    words = [*([config] if alone else ()), *(overrides or ())]
+    try:
+        with joined():
+            with together():
+                settings = configs.load(None if alone else config, words)
+            outcome = run(settings, overwrite=overwrite, progress=not quiet)
+            if is_first():
+                _report(outcome)
+    except ReportedElsewhereError:
+        raise typer.Exit(2) from None
 
 
 def _report(outcome: Outcome) -> None:

@@ -11,6 +11,10 @@ class SubspaceError(ValueError):
     """Bad input: the message says in one line what is wrong, where, and the way out."""
 
 
+class ReportedElsewhereError(SubspaceError):
+    """Raised in place of an error that another process of the same run raises and reports."""
+
+
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     """Return a hint such as ``did you mean lora, flora? known: ...`` for a name that is not among ``known``."""
     names = sorted(known)

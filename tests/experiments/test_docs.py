@@ -62,10 +62,11 @@ NOT_RUN = {
     ("first-hour.md", "subspace train run.yaml"): "trains on the hub's MRPC",
     ("own-data.md", "subspace train examples/own_images.yaml"): "needs the hub's ViT; test_image_runs.py has it",
     ("own-data.md", "subspace predict runs/photos"): "uses that run; test_image_runs.py has it",
+    ("language-models.md", "subspace"): "needs a model from the hub; test_language_runs.py has it on a tiny one",
     ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",
     ("speed.md", "subspace bench"): "takes minutes",
 }
-OTHER_PROGRAMS = {"make", "pip"}
+OTHER_PROGRAMS = {"accelerate", "make", "pip", "torchrun"}
 
 
 def _reason(page: str, words: list[str]) -> str | None:

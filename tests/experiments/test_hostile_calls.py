@@ -439,14 +439,14 @@ def test_something_of_the_other_kind_in_a_run_folder(
     refused(calls["train"](out), tmp_path, capfd)
 
 
-def test_a_launcher_of_several_processes_is_refused(
+def test_a_process_without_its_launcher_is_refused(
     calls: dict[str, Callable[[Path], Words]],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "takes one process" in refused(calls["train"](tmp_path / "out"), tmp_path, capfd)
+    assert "start them with torchrun" in refused(calls["train"](tmp_path / "out"), tmp_path, capfd)
 
 
 # The place where errors are told

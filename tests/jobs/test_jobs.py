@@ -128,7 +128,7 @@ def test_a_folder_belongs_to_one_description(tmp_path: Path) -> None:
 
 def test_what_belongs_to_no_job_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(SubspaceError, match="holds no results"), owned(tmp_path, {}):
+    with pytest.raises(SubspaceError, match="has no results"), owned(tmp_path, {}):
         pass
     file = tmp_path / "file"
     file.touch()
@@ -227,7 +227,7 @@ def test_a_result_that_was_not_written_whole_is_never_read(tmp_path: Path) -> No
     found = perform(tmp_path, UNITS, work)
     assert found["unit 0"]["figures"] == work(0)["figures"]
     (tmp_path / "unit 0.json").write_text('{"unit": 0, "figures": [0', encoding="utf-8")
-    with pytest.raises(SubspaceError, match=r"unit 0\.json cannot be read: .*; remove it to have it made again"):
+    with pytest.raises(SubspaceError, match=r"unit 0\.json cannot be read: .*; remove it to compute it again"):
         perform(tmp_path, UNITS, work)
 
 

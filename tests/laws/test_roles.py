@@ -136,7 +136,7 @@ def trained(name: str, folder: Path) -> dict[str, Any]:
     def scores() -> dict[str, Tensor]:
         return {site.name: torch.rand(site.weight.shape, generator=generator) for site in sites(model)}
 
-    plan = schedule(model, STEPS, scores)
+    factor_schedule = schedule(model, STEPS, scores)
     second = list(second_factors(model))
     groups = parameter_groups(model, 1e-2, b_ratio=16.0 if second else 1.0)
     optimizer = torch.optim.AdamW(groups)
@@ -147,7 +147,7 @@ def trained(name: str, folder: Path) -> dict[str, Any]:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
-        plan.step(step, optimizer)
+        factor_schedule.step(step, optimizer)
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     factors = [
@@ -156,7 +156,7 @@ def trained(name: str, folder: Path) -> dict[str, Any]:
     return {
         "losses": losses,
         "faster": [tuple(parameter.shape) for parameter in groups[1]["params"]],
-        "report": plan.report(),
+        "report": factor_schedule.report(),
         "counts": counted(model),
         "orthogonality": orthogonality(model),
         "factors": factors,
@@ -274,30 +274,30 @@ def test_schedules_of_the_rank_prune_any_diagonal(text: str, name: str) -> None:
     options = {"target_rank": 2, "interval": 1}
     config = SubspaceConfig(method="own", r=4, schedule=options, target_modules=["first", "second"])
     model: Any = get_peft_model(Net(), config)
-    plan, optimizer = schedule(model, STEPS), torch.optim.AdamW(model.parameters(), lr=1e-2)
+    factor_schedule, optimizer = schedule(model, STEPS), torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
         model.train()(torch.randn(6, 10), labels=torch.randn(6, 8))["loss"].backward()
         optimizer.step()
-        plan.step(step, optimizer)
+        factor_schedule.step(step, optimizer)
     zeros = 0
     for layer in (layer for layer in model.modules() if isinstance(layer, SubspaceLayer)):
         diagonal = layer.factor("D4" if "D4" in text else "l")
         zeros += int((diagonal == 0).sum())
-    assert zeros == 4 and sum(plan.report()["ranks"].values()) == 4
+    assert zeros == 4 and sum(factor_schedule.report()["ranks"].values()) == 4
 
 
 @pytest.mark.usefixtures("registry")
 def test_the_launch_counts_all_that_stands_in_the_low_rank_terms() -> None:
     text = "W + s * P @ G @ Q + U_k @ diag(d) @ V_k.T"
     model = attached(text, schedule={"directions": 3, "launch": 1})
-    plan = schedule(model, STEPS)
-    plan.step(1)
+    factor_schedule = schedule(model, STEPS)
+    factor_schedule.step(1)
     for site in sites(model):
         P, G, Q = (site.value(name).double() for name in "PGQ")
         U, S, V = torch.linalg.svd(site.weight.double(), full_matrices=False)
         rates = (U.T @ P @ G @ Q @ V.T).diagonal().abs() / (S + 1e-6)
-        chosen = plan.report()["directions"][site.name]
+        chosen = factor_schedule.report()["directions"][site.name]
         assert set(chosen) == set(rates.topk(3).indices.tolist())
 
 

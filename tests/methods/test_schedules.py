@@ -45,14 +45,14 @@ def scores_of(model: Any, step: int) -> dict[str, Tensor]:
     return {site.name: torch.rand(site.weight.shape, generator=generator) for site in sites(model)}
 
 
-def run(model: Any, first: int, last: int, plan: Any, optimizer: Any) -> None:
+def run(model: Any, first: int, last: int, factor_schedule: Any, optimizer: Any) -> None:
     for step in range(first, last + 1):
         generator = torch.Generator().manual_seed(step)
         x, y = torch.randn(16, 10, generator=generator), torch.randn(16, 8, generator=generator)
         optimizer.zero_grad()
         (model(x) - y).square().mean().backward()
         optimizer.step()
-        plan.step(step, optimizer)
+        factor_schedule.step(step, optimizer)
 
 
 def begin(method: str, **options: float) -> tuple[Any, Any, Any]:
@@ -64,9 +64,9 @@ def begin(method: str, **options: float) -> tuple[Any, Any, Any]:
         clock["step"] += 1
         return scores_of(model, 100)
 
-    plan = schedule(model, STEPS, scores)
+    factor_schedule = schedule(model, STEPS, scores)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    return model, plan, optimizer
+    return model, factor_schedule, optimizer
 
 
 SCHEDULED = [known.name for known in methods.every() if known.schedule]
@@ -83,19 +83,19 @@ def test_every_schedule_is_a_methods() -> None:
 @pytest.mark.parametrize("method", SCHEDULED)
 @pytest.mark.parametrize("cut", [3, 7, 12, 25])
 def test_interrupted_and_resumed_is_the_same_bit_for_bit(method: str, cut: int) -> None:
-    model, plan, optimizer = begin(method, **options_of(method))
-    run(model, 1, STEPS, plan, optimizer)
-    half, plan_1, optimizer_1 = begin(method, **options_of(method))
-    run(half, 1, cut, plan_1, optimizer_1)
-    again, plan_2, optimizer_2 = begin(method, **options_of(method))
+    model, factor_schedule, optimizer = begin(method, **options_of(method))
+    run(model, 1, STEPS, factor_schedule, optimizer)
+    half, schedule_1, optimizer_1 = begin(method, **options_of(method))
+    run(half, 1, cut, schedule_1, optimizer_1)
+    again, schedule_2, optimizer_2 = begin(method, **options_of(method))
     again.load_state_dict(half.state_dict())
     optimizer_2.load_state_dict(optimizer_1.state_dict())
-    plan_2.load_state_dict({name: tensor.clone() for name, tensor in plan_1.state_dict().items()})
-    run(again, cut + 1, STEPS, plan_2, optimizer_2)
+    schedule_2.load_state_dict({name: tensor.clone() for name, tensor in schedule_1.state_dict().items()})
+    run(again, cut + 1, STEPS, schedule_2, optimizer_2)
     ended = again.state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, ended[name]), name
-    assert plan.report() == plan_2.report()
+    assert factor_schedule.report() == schedule_2.report()
 
 
 @pytest.mark.parametrize("method", SCHEDULED)
@@ -107,7 +107,7 @@ def test_a_schedule_longer_than_the_run_is_refused(method: str) -> None:
 
 def test_adalora_prunes_the_triplets_that_peft_prunes() -> None:
     """The same gradients, step by step, give the same zeros."""
-    ours, plan, optimizer = begin("adalora", target_rank=2, t_init=4, t_final=8, interval=2)
+    ours, factor_schedule, optimizer = begin("adalora", target_rank=2, t_init=4, t_final=8, interval=2)
     torch.manual_seed(0)
     config = AdaLoraConfig(
         init_r=6, target_r=2, tinit=4, tfinal=8, deltaT=2, total_step=STEPS, target_modules=["first", "second"]
@@ -118,12 +118,12 @@ def test_adalora_prunes_the_triplets_that_peft_prunes() -> None:
     pruned = 0
     for step in range(1, STEPS + 1):
         moved: dict[Any, Tensor] = {}
-        plan_step = plan.step
+        schedule_step = factor_schedule.step
 
-        def remember(number: int, _: Any, plan_step: Any = plan_step, moved: dict[Any, Tensor] = moved) -> None:
+        def remember(number: int, _: Any, schedule_step: Any = schedule_step, moved: dict[Any, Tensor] = moved) -> None:
             for layer in names.values():  # what the schedule sees: the factors right after the optimiser's step
                 moved.update({p: p.detach().clone() for p in layer.subspace_params["default"].values()})
-            plan_step(number)
+            schedule_step(number)
 
         run(ours, step, step, type("Spy", (), {"step": staticmethod(remember)})(), optimizer)
         for layer, peft_layer in pairs:  # the state and gradient of our step, as peft names it
@@ -145,25 +145,25 @@ def _as_peft(name: str, tensor: Tensor) -> Tensor:
 
 
 def test_adalora_keeps_its_budget() -> None:
-    model, plan, optimizer = begin("adalora", target_rank=3, t_init=5, t_final=10, interval=1)
-    budgets = [plan.budget(step) for step in range(1, STEPS + 1)]
+    model, factor_schedule, optimizer = begin("adalora", target_rank=3, t_init=5, t_final=10, interval=1)
+    budgets = [factor_schedule.budget(step) for step in range(1, STEPS + 1)]
     assert budgets[0] == 12 and budgets[19:] == [6] * 11
     assert all(a >= b for a, b in itertools.pairwise(budgets))
-    run(model, 1, STEPS, plan, optimizer)
-    assert sum(plan.report()["ranks"].values()) == 6
+    run(model, 1, STEPS, factor_schedule, optimizer)
+    assert sum(factor_schedule.report()["ranks"].values()) == 6
 
 
 def test_flexlora_moves_rank_both_ways_and_keeps_the_sum() -> None:
-    model, plan, optimizer = begin("flexlora", target_rank=3, t_init=2, t_final=4, interval=1)
+    model, factor_schedule, optimizer = begin("flexlora", target_rank=3, t_init=2, t_final=4, interval=1)
     with torch.no_grad():
         for index, site in enumerate(sites(model)):  # one uses a single direction, the other all alike
             site.parameters["D"].copy_(torch.tensor([1.0, 1e-3, 1e-3, 0, 0, 0]) if index else torch.ones(6))
-    run(model, 1, 3, plan, optimizer)
-    assert list(plan.report()["ranks"].values()) == [4, 2]
+    run(model, 1, 3, factor_schedule, optimizer)
+    assert list(factor_schedule.report()["ranks"].values()) == [4, 2]
     for site in sites(model):
-        assert int((site.parameters["D"] != 0).sum()) <= plan.report()["ranks"][site.name]
-    run(model, 4, STEPS, plan, optimizer)
-    ranks = plan.report()["ranks"].values()
+        assert int((site.parameters["D"] != 0).sum()) <= factor_schedule.report()["ranks"][site.name]
+    run(model, 4, STEPS, factor_schedule, optimizer)
+    ranks = factor_schedule.report()["ranks"].values()
     assert sum(ranks) == 6 and min(ranks) >= 1
 
 
@@ -192,15 +192,15 @@ def test_a_renewed_mask_keeps_the_places_of_what_stays() -> None:
 
 
 def test_lora_dash_is_lora_until_its_launch() -> None:
-    dash, plan, optimizer = begin("lora_dash", launch=7, directions=3)
+    dash, factor_schedule, optimizer = begin("lora_dash", launch=7, directions=3)
     torch.manual_seed(0)
     lora = get_peft_model(Net(), SubspaceConfig(method="lora", r=6, alpha=12.0, target_modules=["first", "second"]))
     other = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=1e-2)
-    run(dash, 1, 7, plan, optimizer)
+    run(dash, 1, 7, factor_schedule, optimizer)
     run(lora, 1, 7, type("None", (), {"step": lambda self, step, optimizer: None})(), other)
     for ours, theirs in zip(layers_of(dash).values(), layers_of(lora).values(), strict=True):
         for name in ("A", "B"):
             torch.testing.assert_close(ours.factor(name), theirs.factor(name), rtol=1e-6, atol=1e-7)
         assert not ours.factor("d").any()
-    run(dash, 8, 9, plan, optimizer)
+    run(dash, 8, 9, factor_schedule, optimizer)
     assert all(bool(layer.factor("d").all()) for layer in layers_of(dash).values())

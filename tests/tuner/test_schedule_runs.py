@@ -75,18 +75,18 @@ def optimizer_of(model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 
 
-def trained(model: Any, plan: Any, optimizer: Any, steps: Any) -> None:
+def trained(model: Any, factor_schedule: Any, optimizer: Any, steps: Any) -> None:
     for step in steps:
         optimizer.zero_grad()
         loss_of(model, step).backward()
         optimizer.step()
-        plan.step(step, optimizer)
+        factor_schedule.step(step, optimizer)
 
 
 @pytest.mark.parametrize("method", SCHEDULED)
 def test_a_schedule_made_before_the_model_changes_its_precision_goes_on(method: str) -> None:
     model = adapted(method)
-    plan = schedule(model, STEPS, scores_of(model))
+    factor_schedule = schedule(model, STEPS, scores_of(model))
     model.double()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for step in range(1, STEPS + 1):
@@ -95,34 +95,34 @@ def test_a_schedule_made_before_the_model_changes_its_precision_goes_on(method: 
         x, y = (torch.randn(4, width, generator=drawn).double() for width in (10, 8))
         model(x=x, labels=y)["loss"].backward()
         optimizer.step()
-        plan.step(step, optimizer)
-    assert plan.sites[0].weight.dtype == torch.float64
-    assert plan.report()
+        factor_schedule.step(step, optimizer)
+    assert factor_schedule.sites[0].weight.dtype == torch.float64
+    assert factor_schedule.report()
 
 
 @pytest.mark.parametrize("method", SCHEDULED)
 def test_a_step_that_a_loss_scaler_skips_is_not_remembered(method: str) -> None:
     """With infinite gradients in the second step, all that a schedule remembers stays finite."""
     model = adapted(method)
-    plan, optimizer = schedule(model, STEPS, scores_of(model)), optimizer_of(model)
+    factor_schedule, optimizer = schedule(model, STEPS, scores_of(model)), optimizer_of(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
         scaler.scale(loss_of(model, step) * (float("inf") if step == 2 else 1.0)).backward()
         scaler.step(optimizer)
         scaler.update()
-        plan.step(step, optimizer)
-    assert all(torch.isfinite(tensor).all() for tensor in plan.state_dict().values())
+        factor_schedule.step(step, optimizer)
+    assert all(torch.isfinite(tensor).all() for tensor in factor_schedule.state_dict().values())
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
 def test_a_run_whose_first_steps_are_skipped_prunes_later() -> None:
     model = adapted("adalora")
-    plan = schedule(model, STEPS)
+    factor_schedule = schedule(model, STEPS)
     (loss_of(model) * float("nan")).backward()
-    plan.step(1)
-    plan.step(2)
-    assert plan.state_dict() == {}
+    factor_schedule.step(1)
+    factor_schedule.step(2)
+    assert factor_schedule.state_dict() == {}
     unseen = schedule(adapted("adalora"), STEPS)
     unseen.step(1)
     with pytest.raises(SubspaceError, match="has seen no gradient: call its step after the optimiser's"):
@@ -224,20 +224,20 @@ def test_a_schedule_that_nobody_makes_warns_once(method: str) -> None:
 
 def test_a_schedule_that_nobody_steps_warns_when_it_is_saved(tmp_path: Path) -> None:
     model = adapted("adalora")
-    plan = schedule(model, STEPS)
+    factor_schedule = schedule(model, STEPS)
     loss_of(model).backward()
     with pytest.warns(UserWarning, match="nothing stepped it in 1 training passes"):
         model.save_pretrained(tmp_path)
-    assert not plan.stepped
+    assert not factor_schedule.stepped
 
 
 @pytest.mark.parametrize("method", SCHEDULED)
 def test_a_schedule_that_is_stepped_warns_nobody(method: str, tmp_path: Path) -> None:
     model = adapted(method)
-    plan, optimizer = schedule(model, 60, scores_of(model)), optimizer_of(model)
+    factor_schedule, optimizer = schedule(model, 60, scores_of(model)), optimizer_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        trained(model, plan, optimizer, range(1, 61))
+        trained(model, factor_schedule, optimizer, range(1, 61))
         model.save_pretrained(tmp_path)
 
 
@@ -246,9 +246,9 @@ def test_a_method_without_a_schedule_has_steps_that_do_nothing(method: str) -> N
     torch.manual_seed(0)
     model: Any = get_peft_model(Net(), SubspaceConfig(method=method, r=2, target_modules=["first"]))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plan = schedule(model, 3)
-    plan.step(1)
-    assert plan.report() == {} and plan.state_dict() == {}
+    factor_schedule = schedule(model, 3)
+    factor_schedule.step(1)
+    assert factor_schedule.report() == {} and factor_schedule.state_dict() == {}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from ..errors import SubspaceError
 from ..models.load import Processor
@@ -39,31 +40,52 @@ class Rows(Protocol):
 R = TypeVar("R", bound=Rows)
 
 
+@dataclass(frozen=True)
+class Training:
+    """The trainer of a task.
+
+    Attributes:
+        trainer: its class; a run adds its own order of rows, schedules and records.
+        arguments: the class of its arguments.
+        settings: further arguments, set by the task.
+        counts_labels: whether the loss is a mean over labels, so that accumulated batches count by their labels.
+    """
+
+    trainer: type[Trainer] = Trainer
+    arguments: type[TrainingArguments] = TrainingArguments
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    counts_labels: bool = False
+
+
 class Task(ABC, Generic[R]):
     """A task: its data, the model it needs, and how predictions are scored.
 
     Attributes:
         name: the name of the task in a config.
-        primary: the figure by which runs are compared, one of the first evaluation split's; larger is better.
+        primary: the figure by which runs are compared, one of the first evaluation split's.
+        larger_is_better: whether a larger primary figure is better.
         evaluation: the splits scored during training, each with the prefix of its figures.
         model_class: the class of transformers that loads the model, such as ``AutoModelForSequenceClassification``.
         task_type: peft's name for this kind of model; None if it has none.
         loss: the task's own loss, a function of the model and a batch that returns the loss and the model's outputs;
             None for the loss that the model computes from ``labels``.
         generate: a function of the model and a batch that returns a tensor of predictions, rows first, which are scored
-            instead of the model's outputs; None if the outputs of a forward pass are scored.
+            instead of the model's outputs, without a loss; None if the outputs of a forward pass are scored.
+        truth: the column of a batch with which predictions are compared.
         varied: a function of an encoded training row and a seed of the row's own in each epoch that returns the row as
             that epoch shows it; None if every epoch shows the rows as they are.
     """
 
     name: str
     primary: str
+    larger_is_better: bool = True
     evaluation: tuple[tuple[str, str], ...] = (("", "validation"),)
     model_class: ClassVar[Any]
     task_type: ClassVar[TaskType | None]
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Any]] | None = None
     generate: Callable[[nn.Module, Batch], Tensor] | None = None
     varied: Callable[[dict[str, Any], int], dict[str, Any]] | None = None
+    truth: str = "labels"
 
     @property
     def preset(self) -> Mapping[str, Any]:
@@ -84,6 +106,11 @@ class Task(ABC, Generic[R]):
         for name in options:
             raise SubspaceError(f"task.{name} has no meaning with task {self.name}: leave it out")
         return self
+
+    @property
+    def training(self) -> Training:
+        """The trainer of the task; the Trainer of transformers unless the task names another."""
+        return Training()
 
     @property
     def model_settings(self) -> Mapping[str, Any]:
@@ -127,6 +154,18 @@ class Task(ABC, Generic[R]):
 
         They have ``labels`` if the rows do.
         """
+
+    def for_training(self, encoded: Dataset, max_length: int) -> Dataset:
+        """Return encoded rows in the form used for training, such as packed."""
+        return encoded
+
+    def ready(self, model: nn.Module, processor: Processor, max_length: int) -> Task[R]:
+        """Return the task completed by the model, with its adapter, and its tokenizer or image processor.
+
+        Raises:
+            SubspaceError: they cannot be used for the task.
+        """
+        return self
 
     def collator(self, processor: Processor) -> Callable[[list[Any]], Any]:
         """Return the function that makes a batch of encoded rows; by default they are padded to the longest."""
@@ -187,8 +226,9 @@ class Task(ABC, Generic[R]):
         return None if own is None else lambda model, batch: own(model, batch)[0]
 
     def batches(self, rows: R, processor: Processor, max_length: int, size: int) -> Iterator[dict[str, Any]]:
-        """Yield the rows as batches of ``size``, in order."""
-        encoded, collate = self.encode(rows, processor, max_length), self.collator(processor)
+        """Yield the rows in the form used for training, as batches of ``size``, in order."""
+        encoded = self.for_training(self.encode(rows, processor, max_length), max_length)
+        collate = self.collator(processor)
         for start in range(0, len(encoded), size):
             yield dict(collate([encoded[i] for i in range(start, min(start + size, len(encoded)))]))
 

@@ -56,14 +56,14 @@ class OwnTask(Task[R]):
     @property
     def options(self) -> dict[str, Any]:
         """The fields that differ from their defaults."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        given = {field.name: getattr(self, field.name) for field in self._own()}
+        defaults = {field.name: field.default for field in self._own()}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
         return {name: value for name, value in plain.items() if given[name] != defaults[name]}
 
     def configured(self, options: Mapping[str, Any]) -> OwnTask[R]:
         """Return the task with these options."""
-        known = {field.name for field in dataclasses.fields(self)}
+        known = {field.name for field in self._own()}
         super().configured({name: value for name, value in options.items() if name not in known})
         given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         hints = get_type_hints(type(self))
@@ -74,6 +74,10 @@ class OwnTask(Task[R]):
         if made.validation is not None and made.held_out is not None:
             raise SubspaceError("task.validation and task.held_out are both given: leave one out")
         return made
+
+    def _own(self) -> list[dataclasses.Field[Any]]:
+        """Return the fields that are options."""
+        return [field for field in dataclasses.fields(self) if field.metadata.get("option", True)]
 
     def sources(self, source: str) -> dict[str, Records]:
         """Return the rows of a source by split. Raises SubspaceError if it cannot be found or read."""

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import (
@@ -15,15 +16,17 @@ from transformers.integrations.integration_utils import (
 
 from ..errors import SubspaceError, nearest
 from ..tasks import Task
+from ..tuner import SubspaceConfig
 from ..tuner.optim import parameter_groups
 from ..tuner.scheduling import schedule
-from .runtime import resolved
-from .sections import Device, Keep, Precision, Scheduler, TrainingSection
+from .processes import count, is_sharded
+from .runtime import on_cpu, resolved
+from .sections import Keep, Precision, Scheduler, TrainingSection
 
 
 def total_steps(training: TrainingSection, rows: int) -> int:
-    """Return the optimiser steps of a run over `rows` training rows."""
-    batches = math.ceil(rows / training.batch_size)
+    """Return the optimiser steps of a run over `rows` training rows, which its processes share."""
+    batches = math.ceil(math.ceil(rows / training.batch_size) / count())
     return training.max_steps or training.epochs * math.ceil(batches / training.gradient_accumulation)
 
 
@@ -33,7 +36,7 @@ def arguments(
     """Return the Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
     constant = training.scheduler is Scheduler.constant
     precision = resolved(training.precision, training.device)
-    args = TrainingArguments(
+    args = task.training.arguments(
         output_dir=checkpoints,
         learning_rate=learning_rate,
         num_train_epochs=training.epochs,
@@ -49,7 +52,7 @@ def arguments(
         seed=training.seed,
         bf16=precision is Precision.bfloat16,
         fp16=precision is Precision.float16,
-        use_cpu=training.device is Device.cpu or not torch.accelerator.is_available(),
+        use_cpu=on_cpu(training.device),
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="steps" if training.log_steps else "epoch",
@@ -57,7 +60,7 @@ def arguments(
         logging_nan_inf_filter=False,
         save_total_limit=1,
         metric_for_best_model=f"eval_{task.primary_key}",
-        greater_is_better=True,
+        greater_is_better=task.larger_is_better,
         load_best_model_at_end=training.keep is Keep.best,
         restore_callback_states_from_checkpoint=True,
         dataloader_pin_memory=False,
@@ -66,6 +69,7 @@ def arguments(
         label_names=["labels"],
         disable_tqdm=not progress,
         report_to=training.report_to or [],
+        **task.training.settings,
     )
     # With several devices the Trainer would split each batch among them and take fewer steps than planned.
     args._n_gpu = min(args.n_gpu, 1)
@@ -87,7 +91,14 @@ def check_training(model: nn.Module, training: TrainingSection, rows: int) -> No
         except Exception as error:  # the compiler may be missing, or fail in many ways
             reason = str(error).strip().splitlines()[0]
             raise SubspaceError(f"training.compile is true, and torch.compile fails here: {reason}") from error
-    schedule(model, total_steps(training, rows), dict)
+    looks_at_examples = schedule(model, total_steps(training, rows), dict).looks_at_examples
+    if is_sharded():
+        if looks_at_examples:
+            raise SubspaceError(
+                "the method needs gradients of W in training, and FSDP shards W: launch without --use_fsdp"
+            )
+        if isinstance(model, PeftModel) and not isinstance(model.peft_config["default"], SubspaceConfig):
+            raise SubspaceError("peft's own methods do not run here under FSDP: launch without --use_fsdp")
     parameter_groups(model, 1.0, training.lora_plus_ratio or 1.0, training.rates)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
+from .sampler import EpochSampler
+
 NO_FIGURES = ("runtime", "per_second")  # the Trainer's own timings
 
 
@@ -67,6 +69,18 @@ class Clock(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
         return {"args": {"seconds": self.total()}, "attributes": {}}
+
+
+class EpochOrder(TrainerCallback):
+    """Sets the epoch of the sampler, which the Trainer does not reach when several processes resume within an epoch."""
+
+    def __init__(self, order: EpochSampler) -> None:
+        self.order = order
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.order.set_epoch(int(state.epoch or 0))
 
 
 class RecentBatches(TrainerCallback):

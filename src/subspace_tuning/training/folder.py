@@ -91,6 +91,13 @@ class RunFolder:
                 f"{self.path} holds a run of another config: {change}; choose another output or --overwrite"
             )
 
+    def check_shared(self) -> None:
+        """Refuse an open folder that this process does not see, because it is on another host."""
+        if not (self.path / _STARTED).is_file():
+            raise SubspaceError(
+                f"output folder {self.path} is not seen by every process: choose one that all hosts share"
+            )
+
     def _check_writable(self) -> None:
         existing = next(path for path in (self.path, *self.path.parents) if path.exists())
         if not existing.is_dir():

@@ -36,7 +36,7 @@ def build(
         extra: further entries, such as "seconds" and "steps".
     """
     key = task.primary_key
-    best = max(history, key=lambda entry: entry[key])
+    best = (max if task.larger_is_better else min)(history, key=lambda entry: entry[key])
     return {
         "config": config.resolved(),
         "task": task.name,

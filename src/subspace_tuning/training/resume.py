@@ -19,11 +19,13 @@ from transformers import Trainer, TrainerState
 
 from ..errors import SubspaceError, reading
 from ..jobs.fields import Fields, check_fields
+from . import processes
 from .folder import step_of
 
 _STATE = "trainer_state.json"
 _ADAPTER, _MODEL = "adapter_model.safetensors", "model.safetensors"
-_RANDOM, _OPTIMISER = "rng_state.pth", ("optimizer.pt", "scheduler.pt")
+_OPTIMISER = ("optimizer.pt", "scheduler.pt")
+_SHARDED = ("pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt")
 _FIELDS: Fields = {
     "global_step": int,
     "max_steps": int,
@@ -57,10 +59,16 @@ def check_checkpoint(folder: Path, trainer: Trainer, steps: int) -> TrainerState
     for checkpoint in wanted or [folder]:
         check_weights(checkpoint, trainer.model)
     if not ended:
-        for name in (*_OPTIMISER, _RANDOM):
+        optimiser = _SHARDED if processes.is_sharded() else _OPTIMISER
+        for name in (*optimiser, *map(random_state, range(processes.count()))):
             if not (folder / name).is_file():
                 raise SubspaceError(f"{folder} has no {name}: {HINT}")
     return state
+
+
+def random_state(process: int) -> str:
+    """Return the name of the file with the random state of a process of the run."""
+    return "rng_state.pth" if processes.count() == 1 else f"rng_state_{process}.pth"
 
 
 def has_ended(state: TrainerState) -> bool:

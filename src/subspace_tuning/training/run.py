@@ -1,13 +1,13 @@
 """One run from a config to a saved adapter: `run` checks everything first, then trains, then saves.
 
 Every error in the input is reported before the output folder is made. From then on the run can be interrupted at any
-moment and resumed by the same call; on a CPU the result is the same bit for bit.
+moment and resumed by the same call; on a CPU the result is the same bit for bit. Under a launcher of several processes
+all of them call `run`: see `processes`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from typing import Any
 import transformers
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerState
 from transformers.training_args import OptimizerNames
 
 from .. import tasks
-from ..errors import SubspaceError
 from ..files import replaced
 from ..models.load import Processor, load
 from ..models.locate import locate
@@ -28,8 +28,8 @@ from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, prefixed
 from ..tuner import SubspaceConfig
 from ..tuner.penalties import orthogonality
+from . import processes, runtime
 from . import record as records
-from . import runtime
 from .arguments import arguments, check_training, total_steps
 from .attach import Counts, attach, default_learning_rate, trained_head
 from .card import card
@@ -71,6 +71,8 @@ class _Parts:
     rows: Mapping[str, Rows]
     model: PreTrainedModel | PeftModel
     processor: Processor
+    encoded: Mapping[str, Dataset]
+    cut: Mapping[str, int]
     counts: Counts
     learning_rate: float
 
@@ -86,35 +88,42 @@ def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) ->
     Raises:
         SubspaceError: the input cannot be used, the output folder holds something else, or the training diverged.
     """
-    validate(config)
-    _check_alone()
+    with processes.joined():
+        return _run(config, overwrite, progress and processes.is_first())
+
+
+def _run(config: RunConfig, overwrite: bool, progress: bool) -> Outcome:
+    with processes.together():
+        validate(config)
+        cpu, quantise = runtime.on_cpu(config.training.device), config.quantise is not None
+        processes.check_launcher(cpu=cpu, quantised=quantise)
     folder = RunFolder(config.output)
-    folder.check(config.resolved(), overwrite=overwrite)
-    done = None if overwrite else folder.record()
+    done = processes.decided(lambda: _finished(folder, config, overwrite))
     if done is not None:
         return Outcome(done, folder.path / done["result"], repeated=True)
     with runtime.threads(config.training.threads), runtime.quiet(bars=progress):
-        parts = _prepare(config)
-        started = {
+        with processes.together():
+            parts = _prepare(config)
+        started: dict[str, Any] = {
             "config": config.resolved(),
             "task": parts.task.options,
             "data": {split: {"rows": len(t), "sha256": t.fingerprint()} for split, t in parts.rows.items()},
+            "processes": processes.count(),
         }
-        with folder.open(started, overwrite=overwrite):
-            done = folder.record()  # another process may have finished the run while this one was loading its model
+        with processes.owned(folder.open(started, overwrite=overwrite)):
+            with processes.together():
+                folder.check_shared()
+            # Another call may have finished the run while this one was loading its model.
+            done = processes.decided(folder.record)
             if done is not None:
                 return Outcome(done, folder.path / done["result"], repeated=True)
             return _train(parts, folder, started["data"], progress)
 
 
-def _check_alone() -> None:
-    """Refuse several processes, each of which would train the whole run into the same folder."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes.isdigit() and int(processes) > 1:
-        raise SubspaceError(
-            f"a run uses one process, but a launcher has started {processes}: call `subspace train` directly, or "
-            "train with the Trainer and SubspaceConfig under the launcher"
-        )
+def _finished(folder: RunFolder, config: RunConfig, overwrite: bool) -> dict[str, Any] | None:
+    """Return the record of the run if it is finished. Raises SubspaceError if the folder cannot be used."""
+    folder.check(config.resolved(), overwrite=overwrite)
+    return None if overwrite else folder.record()
 
 
 def _prepare(config: RunConfig) -> _Parts:
@@ -129,21 +138,23 @@ def _prepare(config: RunConfig) -> _Parts:
     if config.quantise is not None:
         cpu = config.training.device is Device.cpu
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
-    base, processor = load(config.model, task.model_class, settings, config.task.max_length)
+    length = config.task.max_length
+    base, processor = load(config.model, task.model_class, settings, length)
+    encoded, cut = _encoded(task, rows, processor, length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
-        return task.batches(seen, processor, config.task.max_length, config.training.batch_size)
+        return task.batches(seen, processor, length, config.training.batch_size)
 
     tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective)
-    check_training(tuned, config.training, len(rows["train"]))
-    return _Parts(config, task, rows, tuned, processor, counts, learning_rate)
+    check_training(tuned, config.training, len(encoded["train"]))
+    task = task.ready(tuned, processor, length)
+    return _Parts(config, task, rows, tuned, processor, encoded, cut, counts, learning_rate)
 
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
     training = parts.config.training
-    encoded, cut = _encoded(parts)
-    count = len(encoded["train"])
+    count = len(parts.encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
     if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
         args.optim = OptimizerNames.PAGED_ADAMW
@@ -151,9 +162,10 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
-    trainer = build(parts.model, parts.processor, parts.task, encoded, args, training, head, folder.logs)
-    checkpoint = folder.last_checkpoint()
-    start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
+    trainer = build(parts.model, parts.processor, parts.task, parts.encoded, args, training, head, folder.logs)
+    checkpoint = processes.decided(folder.last_checkpoint)
+    with processes.together():
+        start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
     state = _fit(trainer, checkpoint, start)
     result = "adapter" if isinstance(parts.model, PeftModel) else "model"
     record = records.build(
@@ -165,34 +177,42 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
         _baseline(parts),
         {
             "precision": precision,
+            "processes": processes.count(),
             "steps": state.global_step,
             "resumed_from_step": None if start is None else start.global_step,
             "seconds": round(trainer.seconds(), 2),
             "data": data,
-            "cut": cut,
+            "cut": dict(parts.cut),
             "options": dict(parts.task.options),
             "result": result,
             "schedule": trainer.scheduling.schedule.report(),
             "orthogonality": {name: found._asdict() for name, found in orthogonality(parts.model).items()},
         },
     )
-    _save(parts, folder.path / result, record)
-    folder.finish(record)
-    return Outcome(record, folder.path / result, repeated=False)
+    weights = trainer.whole_weights()
+
+    def finish() -> dict[str, Any]:
+        _save(parts, folder.path / result, record, weights)
+        folder.finish(record)
+        return record
+
+    return Outcome(processes.decided(finish), folder.path / result, repeated=False)
 
 
-def _encoded(parts: _Parts) -> tuple[dict[str, Dataset], dict[str, int]]:
+def _encoded(
+    task: Task[Any], rows: Mapping[str, Rows], processor: Processor, length: int
+) -> tuple[dict[str, Dataset], dict[str, int]]:
     """Return the encoded rows of each split, and how many of them are truncated."""
-    length, encoded, cut = parts.config.task.max_length, {}, {}
-    for split, rows in parts.rows.items():
-        encoded[split] = parts.task.encode(rows, parts.processor, length)
-        cut[split] = cut_rows(parts.task, rows, encoded[split], parts.processor, length)
+    encoded, cut = {}, {}
+    for split, part in rows.items():
+        encoded[split] = task.encode(part, processor, length)
+        cut[split] = cut_rows(task, part, encoded[split], processor, length)
         if cut[split]:
             logger.warning(
                 "%d of the %d %s rows are longer than task.max_length = %d tokens and are truncated",
-                *(cut[split], len(rows), split, length),
+                *(cut[split], len(part), split, length),
             )
-    return encoded, cut
+    return encoded | {"train": task.for_training(encoded["train"], length)}, cut
 
 
 def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | None) -> TrainerState:
@@ -221,9 +241,10 @@ def _baseline(parts: _Parts) -> dict[str, float]:
     }
 
 
-def _save(parts: _Parts, path: Path, record: Mapping[str, Any]) -> None:
+def _save(parts: _Parts, path: Path, record: Mapping[str, Any], weights: dict[str, Tensor] | None) -> None:
+    """Write the result; `weights` are those of a sharded model."""
     with replaced(path) as temporary:
-        parts.model.save_pretrained(str(temporary))
+        parts.model.save_pretrained(str(temporary), state_dict=weights)
         parts.processor.save_pretrained(str(temporary))
         save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model, parts.config.quantise)
         card(parts.config, parts.task, record, _formula(parts.model)).save(temporary / "README.md")

@@ -27,14 +27,18 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def on_cpu(device: Device) -> bool:
+    """Return whether a run computes on the CPU."""
+    return device is Device.cpu or not torch.accelerator.is_available()
+
+
 def resolved(precision: Precision, device: Device) -> Precision:
     """Return the precision of products; `auto` is bfloat16 if the machine has instructions for it.
 
     Raises:
         SubspaceError: float16 is requested without an accelerator.
     """
-    accelerated = device is Device.auto and torch.accelerator.is_available()
-    if precision is Precision.float16 and not accelerated:
+    if precision is Precision.float16 and on_cpu(device):
         raise SubspaceError("training.precision is float16, which needs an accelerator: take bfloat16")
     if precision is not Precision.auto:
         return precision

@@ -80,8 +80,9 @@ class TaskSection:
 
     name: str = _key(
         MISSING,
-        "the task: classification, regression, multi_label, token_classification or image_classification of your own "
-        "rows, one of GLUE's (mrpc, cola, ...), or one that your own module registers",
+        "the task: classification, regression, multi_label, token_classification, image_classification, "
+        "instruction, commonsense or maths on your own rows, one of GLUE's (mrpc, cola, ...), or one that your own "
+        "module registers",
     )
     data: str = _key(
         "glue",
@@ -94,7 +95,9 @@ class TaskSection:
     train_rows: int | None = _key(None, "keep only this many of the first training rows; null: all", _COUNT)
     eval_rows: int | None = _key(None, "keep only this many of the first validation rows; null: all", _COUNT)
     text: str | None = _key(
-        None, "for your own rows: the column of the text, or of the words; null: text, or tokens for words"
+        None,
+        "for your own rows: the column of the text, or of the words; null: text, or tokens for words, messages or "
+        "prompt for instruction, instruction or question for commonsense and maths",
     )
     image: str | None = _key(None, "the column of the image, if the rows are no folder of images; null: image")
     augment: list[str] | None = _key(
@@ -102,12 +105,42 @@ class TaskSection:
         "how training images vary in each epoch: crop cuts out at least half, flip mirrors half of them; null: not",
     )
     text_pair: str | None = _key(None, "the column of a second text, if a row has two")
-    label: str | None = _key(None, "for your own rows: the column of the label; null: label, or tags for words")
+    label: str | None = _key(
+        None,
+        "for your own rows: the column of the label; null: label, or tags for words, answer for language models",
+    )
     classes: list[str] | None = _key(
         None, "the names of the classes, in the order of their numbers; null: those in the training file"
     )
     separator: str | None = _key(None, "the separator between the labels of a row that are one text; null: a comma")
     class_weights: bool | None = _key(None, "give rarer classes more weight in the loss; null: no")
+    template: str | None = _key(
+        None,
+        "for language models: the chat template: alpaca, own for the tokenizer's, a file in Jinja, or its text; "
+        "null: own for instruction, alpaca for commonsense and maths",
+    )
+    packing: bool | None = _key(
+        None, "for language models: pack several short rows into one; no row attends to another; null: no"
+    )
+    max_new_tokens: int | None = _key(
+        None, "for language models: the most tokens that are generated per row; null: 256, for commonsense 32", _COUNT
+    )
+    input: str | None = _key(
+        None, "for commonsense and maths: the column of an instruction's optional input; null: input"
+    )
+    output: str | None = _key(
+        None,
+        "for commonsense and maths: the column of the text to learn; null: output, or the answer if there is no such "
+        "column",
+    )
+    scoring: str | None = _key(
+        None,
+        "for commonsense: likelihood for the most probable choice, generation for the first choice that the generated "
+        "text names; null: likelihood",
+    )
+    choices: list[str] | None = _key(
+        None, "for commonsense: the choices for rows that name none; null: the answers in the training file"
+    )
     validation: str | None = _key(None, "the validation rows, from any source that data takes; null: those of data")
     held_out: float | None = _key(
         None,
@@ -160,7 +193,9 @@ class AdapterSection:
     rank_pattern: dict[str, int] | None = _of_config("rank_pattern")
     alpha_pattern: dict[str, float] | None = _of_config("alpha_pattern")
     head: list[str] | None = _key(
-        None, "the modules trained beside the adapter; null: the model's classification head and pooler"
+        None,
+        "the modules trained beside the adapter; null: the model's classification head and pooler; none in a language "
+        "model",
     )
 
 

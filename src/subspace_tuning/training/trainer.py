@@ -7,7 +7,7 @@ same rows as an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
 from ..tuner.optim import ratios
 from ..tuner.scheduling import ScheduleCallback, adapted
-from .callbacks import Clock, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
-from .resume import HINT, check_optimizer
+from .callbacks import Clock, EpochOrder, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
+from .processes import count, together
+from .resume import HINT, check_optimizer, random_state
 from .sampler import EpochSampler, VariedRows
 from .sections import TrainingSection
 
@@ -66,7 +67,7 @@ class SeededTrainer(Trainer):
         self.scheduling = ScheduleCallback(kwargs["model"], self.scores)
         # Classification heads average over their rows and ignore the count that the Trainer passes; if the Trainer
         # assumed that they use it, it would sum the losses of accumulated batches instead of averaging them.
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = task.training.counts_labels
 
     def seconds(self) -> float:
         """Return the seconds of training so far, including those before an interruption."""
@@ -110,12 +111,12 @@ class SeededTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the Trainer's step; if a task generates, its predictions replace the outputs."""
-        loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if self.task.generate is not None:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.task.generate(model, self._prepare_inputs(inputs))
-        return loss, outputs, labels
+        """Run the Trainer's step, or generate if the task does."""
+        if self.task.generate is None:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return None, self.task.generate(model, inputs), inputs[self.task.truth]
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return the Fisher information of every adapted W on the half of the step's examples with the largest loss."""
@@ -125,34 +126,51 @@ class SeededTrainer(Trainer):
             examples = hardest(model, self.recent, 0.5, loss)
             return fisher(adapted(model), lambda: (loss_of(model, example, loss) for example in examples))
 
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """Return the weights gathered in the first process, if FSDP has sharded the model; a collective call."""
+        weights: dict[str, torch.Tensor] | None = None
+        if self.is_fsdp_enabled:
+            weights = self.accelerator.get_state_dict(self.model)
+        return weights
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with reading(resume_from_checkpoint, HINT):
+        with together(), reading(resume_from_checkpoint, HINT):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with reading(f"the optimiser of {checkpoint}", HINT):
+        with together(), reading(f"the optimiser of {checkpoint}", HINT):
             super()._load_optimizer_and_scheduler(checkpoint)
             if checkpoint is not None:
                 assert self.optimizer is not None
                 check_optimizer(self.optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(f"{checkpoint}: rng_state.pth", HINT):
+        with together(), reading(f"{checkpoint}: {random_state(self.args.process_index)}", HINT):
             super()._load_rng_state(checkpoint)
 
     def _load_callback_state(self) -> None:
-        with reading("the callbacks in trainer_state.json", HINT):
+        with together(), reading("the callbacks in trainer_state.json", HINT):
             super()._load_callback_state()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The first process writes next what completes a checkpoint, which holds a file of every process.
+        self.accelerator.wait_for_everyone()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order
+
+
+def _seeded(trainer: type[Trainer]) -> type[SeededTrainer]:
+    """Return a subclass of `trainer` with the additions of `SeededTrainer`."""
+    return SeededTrainer if trainer is Trainer else type(f"Seeded{trainer.__name__}", (SeededTrainer, trainer), {})
 
 
 def build(
     model: PreTrainedModel | PeftModel,
     processor: Processor,
     task: Task[Any],
-    data: dict[str, datasets.Dataset],
+    data: Mapping[str, datasets.Dataset],
     args: TrainingArguments,
     training: TrainingSection,
     head: Sequence[nn.Parameter],
@@ -173,8 +191,9 @@ def build(
     train = data["train"]
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    group = training.batch_size * training.gradient_accumulation if training.group_by_length else None
-    callbacks: list[TrainerCallback] = [Clock()]
+    group = count() * training.batch_size * training.gradient_accumulation if training.group_by_length else None
+    order = EpochSampler(task.lengths(train), group, training.seed)
+    callbacks: list[TrainerCallback] = [Clock(), EpochOrder(order)]
     if training.save_steps:
         callbacks.append(SaveWithinEpoch(training.save_steps))
     if training.eval_steps:
@@ -182,8 +201,7 @@ def build(
     if training.patience:
         callbacks.append(EarlyStoppingCallback(training.patience))
     evaluation = {prefix: data[split] for prefix, split in task.evaluation}
-    order = EpochSampler(task.lengths(train), group, training.seed)
-    trainer = SeededTrainer(
+    trainer = _seeded(task.training.trainer)(
         task=task,
         order=order,
         head=head,
@@ -212,8 +230,11 @@ def _figures(task: Task[Any], processor: Processor) -> Callable[[EvalPrediction]
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         found = prediction.predictions
         outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
-        if not np.isfinite(outputs).all():
-            raise DivergedError("training diverged: the model's outputs are NaN or infinite; try a lower learning rate")
+        with together():  # each process has the outputs of all
+            if not np.isfinite(outputs).all():
+                raise DivergedError(
+                    "training diverged: the model's outputs are NaN or infinite; try a lower learning rate"
+                )
         return task.figures(outputs, np.asarray(prediction.label_ids), processor)
 
     return compute

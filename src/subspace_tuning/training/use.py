@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import peft
 import torch
 from datasets import Dataset
@@ -20,6 +21,8 @@ from .. import tasks
 from ..errors import SubspaceError, reading
 from ..files import write_json
 from ..jobs.fields import Fields, read_object
+from ..jobs.folder import parts
+from ..jobs.units import perform
 from ..models.load import Processor, load, processor_of
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, Values
@@ -105,7 +108,8 @@ def finished(path: str | Path, base: str | None = None, *, quantise: bool = True
             model = _adapted(loaded, folder)
     if not packed and torch.accelerator.is_available():  # packed weights are on their device
         model = model.to(torch.accelerator.current_accelerator())
-    return Finished(task, model.eval(), processor, content["max_length"], name, folder)
+    task = task.ready(model.eval(), processor, content["max_length"])
+    return Finished(task, model, processor, content["max_length"], name, folder)
 
 
 def _head(folder: Path) -> list[str] | None:
@@ -168,39 +172,95 @@ class Seen:
     cut: int
 
 
+def outputs_of(made: Finished, rows: Rows, batch_size: int, keep: Path | None = None) -> Seen:
+    """Return the outputs of a model for rows, in order and in float32. Batches hold rows of similar length.
+
+    Args:
+        made: the model with its task.
+        rows: its inputs.
+        batch_size: rows per batch.
+        keep: the file for the final result, if any. If the task generates, each batch is saved beside it, and a call
+            that was killed resumes from there.
+    """
+    encoded = made.task.encode(rows, made.processor, made.max_length)
+    lengths = made.task.lengths(encoded)
+    order = sorted(range(len(encoded)), key=lambda row: -lengths[row])
+    batches = {f"{start:08}": order[start : start + batch_size] for start in range(0, len(order), batch_size)}
+
+    def see(numbers: list[int]) -> tuple[Any, Any]:
+        return _seen(made, [encoded[number] for number in numbers])
+
+    if keep is None or made.task.generate is None:
+        found = [see(numbers) for numbers in batches.values()]
+    else:
+        found = _resumed(keep, _job(made, rows, batch_size), batches, see)
+    outputs, labels = (_joined([one for one in side if one is not None], order) for side in zip(*found, strict=True))
+    assert outputs is not None
+    cut = cut_rows(made.task, rows, encoded, made.processor, made.max_length)
+    return Seen(encoded, outputs, labels, cut)
+
+
 @torch.no_grad()
-def outputs_of(made: Finished, rows: Rows, batch_size: int) -> Seen:
-    """Return the outputs of a model for rows, in order and in float32."""
-    task = made.task
-    encoded = task.encode(rows, made.processor, made.max_length)
-    device = next(made.model.parameters()).device
-    collate = task.collator(made.processor)
-    outputs: list[Any] = []
-    labels: list[Any] = []
-    for start in range(0, len(encoded), batch_size):
-        batch = collate([encoded[i] for i in range(start, min(start + batch_size, len(encoded)))])
-        known = batch.pop("labels", None)
-        batch = {name: value.to(device) for name, value in batch.items()}
-        found = made.model(**batch).logits if task.generate is None else task.generate(made.model, batch)
-        outputs.append(found.double().cpu().numpy())
-        if known is not None:
-            labels.append(known.numpy())
-    cut = cut_rows(task, rows, encoded, made.processor, made.max_length)
-    return Seen(encoded, _joined(outputs), _joined(labels) if labels else None, cut)
+def _seen(made: Finished, rows: list[Any]) -> tuple[Any, Any]:
+    """Return the outputs of a batch, and its labels if it has any."""
+    task, device = made.task, next(made.model.parameters()).device
+    batch = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in task.collator(made.processor)(rows).items()
+    }
+    labels = batch.get(task.truth)
+    if task.generate is None:
+        outputs = made.model(**{name: value for name, value in batch.items() if name != task.truth}).logits
+    else:
+        outputs = task.generate(made.model, batch)
+    return outputs.double().cpu().numpy(), None if labels is None else labels.cpu().numpy()
 
 
-def _joined(parts: Sequence[Any]) -> Values:
-    """Concatenate batches, padded if their rows have different lengths."""
+def _resumed(
+    keep: Path, job: Mapping[str, Any], batches: Mapping[str, list[int]], see: Callable[[list[int]], tuple[Any, Any]]
+) -> list[tuple[Any, Any]]:
+    """Return the outputs and labels of batches, those that an earlier call has finished from its files."""
+
+    def measure(numbers: list[int]) -> dict[str, Any]:
+        outputs, labels = see(numbers)
+        if not np.isfinite(outputs).all():
+            raise SubspaceError("the model's outputs are NaN or infinite")
+        return {"outputs": outputs.tolist(), "labels": None if labels is None else labels.tolist()}
+
+    with parts(keep, job) as folder:
+        kept = perform(folder, batches, measure)
+        return [
+            (np.array(one["outputs"], dtype=np.float64), None if one["labels"] is None else np.array(one["labels"]))
+            for one in kept.values()
+        ]
+
+
+def _job(made: Finished, rows: Rows, batch_size: int) -> dict[str, Any]:
+    """Return everything that the outputs for rows depend on."""
+    files = sorted(file for file in made.folder.iterdir() if file.is_file())
+    return {
+        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "base": made.base,
+        "task": dict(made.task.options),
+        "rows": rows.fingerprint(),
+        "batch_size": batch_size,
+    }
+
+
+def _joined(batches: Sequence[Any], order: Sequence[int]) -> Values | None:
+    """Concatenate batches in the order of the rows, padded if their rows have different lengths."""
 
     def join(one: Any, other: Any) -> Any:
         return nested_concat(one, other, padding_index=_IGNORED)  # type: ignore[no-untyped-call]
 
-    return cast("Values", reduce(join, parts))
+    if not batches:
+        return None
+    return cast("Values", reduce(join, batches)[np.argsort(order)])
 
 
-def evaluate(made: Finished, rows: Rows, batch_size: int) -> tuple[Mapping[str, float], Seen]:
-    """Return the task's figures for rows with labels."""
-    seen = outputs_of(made, rows, batch_size)
+def evaluate(made: Finished, rows: Rows, batch_size: int, keep: Path | None = None) -> tuple[Mapping[str, float], Seen]:
+    """Return the task's figures for rows with labels; ``keep`` as for ``outputs_of``."""
+    seen = outputs_of(made, rows, batch_size, keep)
     assert seen.labels is not None
     return made.task.figures(seen.outputs, seen.labels, made.processor), seen
 

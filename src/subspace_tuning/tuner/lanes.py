@@ -1,8 +1,8 @@
 """Many adapters in one batch: the adapters of one form are the lanes of one evaluation.
 
-Adapters are of one form if they differ in numbers alone. Their tensors are stacked, and ``torch.vmap`` makes batched
-products of what the plan does with those of one. Where that would stack matrices of W's size, and where the base layer
-is called with each weight, the adapters run one after the other.
+Adapters have one form if they differ only in their numbers. Their tensors are stacked, and ``torch.vmap`` turns the
+plan of one adapter into batched products. If that would stack matrices of W's size, or if the base layer must be called
+with each weight, the adapters run one after the other.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .weights import is_offloaded
 if TYPE_CHECKING:
     from .running import RunningLayer
 
-_KEPT = 2  # batches of which a layer keeps what it stacked: a prompt and the tokens after it may differ
+_KEPT = 2  # batches whose stacked tensors a layer keeps: a prompt and the tokens after it may differ
 _FROZEN = ("W", "N", "b")  # what all adapters share
-_STRENGTH = "<t>"  # no name of a formula
+_STRENGTH = "<t>"  # not a valid name in a formula
 
 
 def mixed(layer: RunningLayer, wanted: Sequence[str], x: Tensor) -> Tensor:
-    """Return the output for a batch in which each row has its adapter, or none for ``__base__``.
+    """Return the output for a batch with an adapter per row, or none for ``__base__``.
 
-    Without gradients, what is stacked is kept for the next call with the same adapters, until one of them changes.
+    Without gradients, stacked tensors are kept for the next call with the same adapters, until one of them changes.
     """
     traced = torch.compiler.is_compiling() or functorch_is_active() or (x.is_cuda and is_current_stream_capturing())
     if traced or torch.is_grad_enabled():
@@ -51,7 +51,7 @@ def mixed(layer: RunningLayer, wanted: Sequence[str], x: Tensor) -> Tensor:
 
 
 class Mixture:
-    """A batch of certain adapters: its rows, sorted so that those of one form stand together, and what is stacked."""
+    """A batch with its adapters: its rows, grouped by form, and the stacked tensors."""
 
     def __init__(self, layer: RunningLayer, wanted: Sequence[str], device: torch.device) -> None:
         self.layer, self.base = layer, layer.get_base_layer()
@@ -72,7 +72,7 @@ class Mixture:
         self.seen: list[Seen] = []
 
     def _read(self) -> Iterator[Sequence[Tensor | None]]:
-        """Yield the tensors from which something is stacked: of a quantised layer all but its weight."""
+        """Yield the tensors from which others are stacked; for a quantised layer, all except its weight."""
         layer, opaque = self.layer, self.layer.kind.opaque
         for name in self.evaluations:
             for part in (layer.subspace_params._modules[name], layer.subspace_constants._modules[name]):
@@ -80,13 +80,13 @@ class Mixture:
         yield [tensor for name, tensor in self.base._parameters.items() if not (opaque and name == "weight")]
 
     def remember(self) -> bool:
-        """Remember the state of what is read, and return whether every change of it can be seen."""
+        """Record the state of the tensors read, and return whether every change of them can be detected."""
         seen = [Seen.of(tensor) for tensors in self._read() for tensor in tensors if tensor is not None]
         self.seen = [one for one in seen if one is not None]
         return len(self.seen) == len(seen) and (self.layer.kind.opaque or "weight" in self.base._parameters)
 
     def holds(self) -> bool:
-        """Return whether the layer, its weight and these adapters are as they were."""
+        """Return whether the layer, its weight and these adapters are unchanged."""
         layer, adapters = self.layer, self.layer.adapters
         return (
             layer.training is self.training
@@ -103,7 +103,7 @@ class Mixture:
 
 
 def _form(evaluation: Evaluation) -> Hashable | None:
-    """Return what adapters have in common that can be evaluated together; None for one that is evaluated alone."""
+    """Return the key shared by adapters that can be evaluated together; None for one that is evaluated alone."""
     state, base, factors = evaluation.state, evaluation.base, evaluation.factors
     tensors = {**factors._parameters, **evaluation.constants._buffers}
     if (
@@ -121,7 +121,7 @@ def _form(evaluation: Evaluation) -> Hashable | None:
 
 
 class _Stacked(NamedTuple):
-    """A stage of a plan with its tensors: those that the adapters share, and those that have one entry for each."""
+    """A stage of a plan with its tensors: those shared by the adapters, and those with one entry per adapter."""
 
     expression: Expression
     shared: dict[str, Any]
@@ -130,7 +130,7 @@ class _Stacked(NamedTuple):
 
 
 class _Part:
-    """As many rows for each of some adapters of one form."""
+    """An equal number of rows for each of several adapters of one form."""
 
     def __init__(self, layer: RunningLayer, evaluations: Sequence[Evaluation | None], rows: int) -> None:
         self.layer, self.rows, self.size = layer, rows, rows * len(evaluations)
@@ -163,7 +163,7 @@ class _Part:
         return each(x.unflatten(0, shape), frozen, stacked.own).flatten(0, 1)
 
     def _stack(self, stage: Stage) -> _Stacked | None:
-        """Return a stage with the tensors of all adapters; None if some are too large to be stacked."""
+        """Return a stage with the tensors of all adapters; None if some are too large to stack."""
         first, weight = self.evaluations[0], self.layer.frozen_matrix
         n, m = weight.shape
         largest = (m if self.layer.kind.only_bias else n) * m // KEPT_SHARE  # a normalisation goes from m to m

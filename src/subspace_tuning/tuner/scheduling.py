@@ -148,15 +148,15 @@ class ScheduleCallback(TrainerCallback):
 STATE = "schedule.safetensors"
 
 
-def keep(plan: Schedule, folder: Path) -> str:
+def keep(factor_schedule: Schedule, folder: Path) -> str:
     """Write a schedule's state to a checkpoint's folder, and return its key."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in plan.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in factor_schedule.state_dict().items()}
     key = uuid.uuid4().hex
     save_file(tensors, folder / STATE, metadata={"key": key})
     return key
 
 
-def restore(plan: Schedule, folders: Path | Sequence[Path], key: str | None = None) -> None:
+def restore(factor_schedule: Schedule, folders: Path | Sequence[Path], key: str | None = None) -> None:
     """Restore what ``keep`` wrote, from the first folder that has it (with this key, if given).
 
     Raises:
@@ -167,7 +167,7 @@ def restore(plan: Schedule, folders: Path | Sequence[Path], key: str | None = No
         if (folder / STATE).is_file():
             with safe_open(folder / STATE, framework="pt") as file:
                 if key is None or (file.metadata() or {}).get("key") == key:
-                    plan.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                    factor_schedule.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
                     return
     which = f"no {STATE}" if key is None else f"no {STATE} of this run"
     raise SubspaceError(

@@ -62,7 +62,8 @@ def sample(tensor: Tensor) -> np.ndarray[Any, Any]:
     own = tensor.detach()
     if own.dtype is torch.bfloat16:  # unknown to NumPy
         own = own.view(torch.int16)
-    flat: np.ndarray[Any, Any] = own.numpy().ravel("K")  # in memory order
+    # Through DLPack, since torch fixes the size of a storage once `numpy` has shared it, and FSDP frees its own.
+    flat: np.ndarray[Any, Any] = np.from_dlpack(own).ravel("K")  # in memory order
     return flat[:: _step(flat.size)]
 
 

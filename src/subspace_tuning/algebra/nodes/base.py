@@ -4,8 +4,7 @@ An expression is an immutable tree over *names*. It holds no tensors: they come 
 ``{name: tensor}``, so one expression serves every layer. As a map on rows it takes x (T x n) to x @ phi (T x m).
 
 A node that lacks a rule cannot be instantiated: each rule is an abstract member of :class:`Expression`, or has a
-default that holds for every node. The rest of the library derives what it needs from the rules and names no special
-node:
+default for every node. The rest of the library derives what it needs from them and names no special node:
 
 * evaluation from ``apply`` and ``compact``, printing from ``str`` and ``latex``;
 * the planner from ``shape``, ``step`` and ``form_step``;
