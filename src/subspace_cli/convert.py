@@ -24,9 +24,7 @@ _UNEVEN = "With peft-lora or diffusers-lora: keep each matrix's own rank instead
 
 def convert(
     adapter: Annotated[Path, typer.Argument(help="The adapter's folder; peft's LoRA, too.", show_default=False)],
-    to: Annotated[
-        str, typer.Option("--to", help="A method, a formula, peft-lora, or diffusers-lora.", show_default=False)
-    ],
+    to: Annotated[str, typer.Option("--to", help=_TO, show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new adapter's folder.", show_default=False)],
     rank: Annotated[
         int | None, typer.Option("--rank", "-r", min=1, help="The rank; by default the lowest that loses nothing.")

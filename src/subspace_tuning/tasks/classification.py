@@ -12,9 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
-
-from .base import Values
+from .base import Seen
 from .data.tables import Table
 from .one_class import OneClassTask
 from .own_texts import OwnTextTask
@@ -28,9 +26,9 @@ class Classification(OneClassTask[Table], OwnTextTask):
 
     name = "classification"
 
-    def answers(self, rows: Table, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Table]) -> list[dict[str, Any]]:
         """Return each row's texts with its class and the probabilities of all."""
-        return self.beside_texts(rows, by_class(outputs, self.names))
+        return self.beside_texts(seen.rows, by_class(seen.outputs, self.names))
 
 
 register(Classification())

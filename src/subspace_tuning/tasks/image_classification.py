@@ -24,7 +24,7 @@ from transformers import AutoModelForImageClassification
 
 from ..errors import SubspaceError, nearest
 from ..models.load import Processor
-from .base import Values
+from .base import Seen
 from .data import images
 from .data.images import Images, Picture
 from .data.records import Records
@@ -107,9 +107,9 @@ class ImageClassification(OneClassTask[Images]):
         image = images.opened(Picture("", held["path"], held["bytes"]).content())
         return augmented(image, self.augment, np.random.default_rng(row[_SEED])) if _SEED in row else image
 
-    def answers(self, rows: Images, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Images]) -> list[dict[str, Any]]:
         """Return each image's name with its class and the probabilities of all."""
-        told = zip(rows.pictures, by_class(outputs, self.names), strict=True)
+        told = zip(seen.rows.pictures, by_class(seen.outputs, self.names), strict=True)
         return [{"image": picture.name, **answer} for picture, answer in told]
 
 
