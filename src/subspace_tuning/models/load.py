@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
 from .locate import cannot_load, locate
+from .meta import takes_images
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +85,3 @@ def processor_of(model: PreTrainedModel, source: str) -> Processor:
     """Return the tokenizer in a folder or on the hub, or the image processor if the model's inputs are pixels."""
     auto: Any = transformers.AutoImageProcessor if takes_images(model) else transformers.AutoTokenizer
     return auto.from_pretrained(source)
-
-
-def takes_images(model: PreTrainedModel) -> bool:
-    """Return whether a model's inputs are pixels."""
-    return model.main_input_name == "pixel_values"

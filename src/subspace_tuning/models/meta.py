@@ -43,8 +43,13 @@ def without_weights(architecture: PretrainedConfig) -> PreTrainedModel:
             model = transformers.AutoModelForSequenceClassification.from_config(architecture)  # type: ignore[no-untyped-call]
         except ValueError:
             model = transformers.AutoModel.from_config(architecture)  # type: ignore[no-untyped-call]
-            if model.main_input_name == "pixel_values":
+            if takes_images(model):
                 with suppress(ValueError):
                     model = transformers.AutoModelForImageClassification.from_config(architecture)  # type: ignore[no-untyped-call]
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def takes_images(model: PreTrainedModel) -> bool:
+    """Return whether a model's inputs are pixels."""
+    return model.main_input_name == "pixel_values"

@@ -65,7 +65,7 @@ class ImageClassification(OneClassTask[Images]):
             raise SubspaceError(f"task.augment has {unknown[0]!r}: {nearest(unknown[0], AUGMENTATIONS)}")
         return made
 
-    def sources(self, source: str) -> dict[str, Records]:
+    def records_of(self, source: str) -> dict[str, Records]:
         """Return the images of a source by split."""
         return images.splits(source)
 
