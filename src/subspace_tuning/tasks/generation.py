@@ -265,7 +265,7 @@ class Generation(OwnTask[Texts]):
         return [{self.text: one, "predicted": text} for one, text in zip(seen.rows.inputs, texts, strict=True)]
 
     def _texts(self, seen: Seen[Texts]) -> list[str]:
-        of = dict(zip(seen.encoded["row"], texts_of(seen.outputs, seen.tokenizer), strict=True))
+        of = dict(zip(seen.encoded["row"], texts_of(seen.outputs, seen.processor), strict=True))
         return [of[row] for row in range(len(seen.rows))]
 
     def baseline(self, train: Texts, rows: Texts) -> dict[str, float]:
