@@ -91,6 +91,7 @@ def test_a_subject_is_learnt_shown_and_scored(script: Any, places: dict[str, Pat
         script.main(_words(places, tmp_path / "run", method="ssb"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_run_goes_on_bit_for_bit(
     script: Any, places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -168,7 +168,7 @@ def test_what_a_method_trains_is_counted(trained: Trained, tiny_vit: Path, capfd
     assert f"{trained.outcome.record['parameters']['adapter']:,}" in printed
 
 
-@pytest.mark.parametrize("step", [2, pytest.param(5, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("step", [pytest.param(step, marks=pytest.mark.slow) for step in (2, 5)] + [8])
 def test_a_run_goes_on_where_it_stopped(
     step: int, settings: Settings, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +211,9 @@ def test_an_image_lost_meanwhile_ends_the_run_before_it_starts(
     assert not Path(settings["output"]).exists()
 
 
-@pytest.mark.parametrize("method", ["ssb", "full", "head", "fishmask"])
+@pytest.mark.parametrize(
+    "method", ["ssb", "full", *(pytest.param(one, marks=pytest.mark.slow) for one in ("head", "fishmask"))]
+)
 def test_methods_of_every_kind_train_on_images(method: str, settings: Settings, write: Write) -> None:
     settings["adapter"]["method"] = method
     settings["training"]["max_steps"] = 2
