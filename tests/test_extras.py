@@ -249,6 +249,7 @@ COMMANDS = {
     "train none.yaml": "train",
     "evaluate none --data none": "train",
     "predict none --text word": "train",
+    "generate none --text word": "train",
     "merge none -o other": "train",
     "train --template": "train",
     "reference": "train",

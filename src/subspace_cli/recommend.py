@@ -84,7 +84,7 @@ def _gradients(model: str, name: str, data: str, rows: int) -> tuple[nn.Module, 
     from subspace_tuning.tasks import get
     from subspace_tuning.training.runtime import quiet
 
-    task = get(name)
+    task = get(name).for_model(architecture_of(model))
     train = task.load(data, train_rows=rows)["train"]
     transformers.set_seed(0)  # the head is drawn
     length = min(_LENGTH, getattr(architecture_of(model), "max_position_embeddings", _LENGTH))

@@ -43,6 +43,8 @@ from subspace_tuning.training.sections import (
 )
 from subspace_tuning.training.template import template
 
+from ..tasks.own_files import TEXT_ROWS, write
+from .language import t5
 from .snippets import CODE, SHELL, SHOWN, commands, fences, placed, run_python
 
 ROOT = Path(__file__).parents[2]
@@ -168,9 +170,17 @@ def stand_ins(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
     news.task = TaskSection("classification", str(ROOT / "examples/data/news.csv"), max_length=32, label="category")
     news.adapter, news.training = AdapterSection("ssb"), TrainingSection(max_steps=1, device=Device.cpu)
     run(news, progress=False)
+    language = t5(folder / "language")
+    inputs = write(folder, "csv", TEXT_ROWS["generation"], "inputs")
+    texts = RunConfig(str(language), str(folder / "texts"), task=TaskSection("generation", inputs, max_length=16))
+    texts.adapter, texts.training = news.adapter, news.training
+    run(texts, progress=False)
     return {
         **dict.fromkeys(("runs/news", "RUN"), news.output),
         "ROWS": str(ROOT / "examples/data/news_test.csv"),
+        "GENERATOR": texts.output,
+        "INPUTS": inputs,
+        "model=MODEL": f"model={language}",
         **{word: str(folder / name) for word, name in adapters.items()},
         **dict.fromkeys(("BASE", "MODEL"), str(folder / "base")),
         "TUNED": str(folder / "tuned"),

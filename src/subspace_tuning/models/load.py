@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
 from .locate import cannot_load, locate
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -27,7 +30,8 @@ def load(
         max_length: the length of the inputs, in tokens.
 
     Raises:
-        SubspaceError: the model cannot be found or loaded, holds NaN, or has fewer positions than `max_length`.
+        SubspaceError: the model cannot be found or loaded, holds NaN, has fewer positions than `max_length`, or has
+            neither a pad nor an eos token.
     """
     source = locate(name)
     try:
@@ -47,7 +51,22 @@ def load(
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise SubspaceError(f"task.max_length is {max_length}, but model {name!r} has {positions} positions")
+    _set_ends(name, model, tokenizer)
+    return model, tokenizer
+
+
+def _set_ends(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a model the tokenizer's pad and eos tokens; without a pad token, the eos token takes its place."""
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise SubspaceError(f"the tokenizer of model {name!r} has neither a pad token nor an eos token")
+        logger.warning("the tokenizer of model %r has no pad token: %s is used instead", name, tokenizer.eos_token)
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        ends = generation.eos_token_id
+        known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.eos_token_id = list(dict.fromkeys([*own, *known])) or None

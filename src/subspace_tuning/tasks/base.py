@@ -15,7 +15,13 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
 
 from ..errors import SubspaceError
 from ..tuner.calibration import Batch, Loss
@@ -54,6 +60,25 @@ class Training:
     arguments: type[TrainingArguments] = TrainingArguments
     settings: Mapping[str, Any] = field(default_factory=dict)
     counts_labels: bool = False
+
+
+@dataclass(frozen=True)
+class Seen(Generic[R]):
+    """A model's outputs for rows.
+
+    Attributes:
+        rows: the rows.
+        encoded: the result of ``encode`` for them.
+        outputs: an entry for each encoded row: the model's outputs, or the result of ``generate``.
+        labels: the labels of the encoded rows, if they have any.
+        tokenizer: the model's tokenizer.
+    """
+
+    rows: R
+    encoded: Dataset
+    outputs: Values
+    labels: Values | None
+    tokenizer: PreTrainedTokenizerBase
 
 
 class Task(ABC, Generic[R]):
@@ -126,6 +151,14 @@ class Task(ABC, Generic[R]):
             SubspaceError: the data cannot be found, read or used.
         """
 
+    def for_model(self, architecture: PretrainedConfig) -> Task[R]:
+        """Return the task for a model of this configuration, such as with the class that loads the model.
+
+        Raises:
+            SubspaceError: no model of this architecture can do the task.
+        """
+        return self
+
     def prepare(
         self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
     ) -> tuple[Task[R], dict[str, R]]:
@@ -148,7 +181,11 @@ class Task(ABC, Generic[R]):
     def encode(self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """Return the rows encoded for a model, truncated to ``max_length`` tokens and not padded.
 
-        They have ``labels`` if the rows do.
+        They have ``labels`` if the rows do. If a row gives several entries, or the order changes, a column of the
+        task's own holds the row of each entry.
+
+        Raises:
+            SubspaceError: a row cannot be encoded in this length.
         """
 
     def for_training(self, encoded: Dataset, max_length: int) -> Dataset:
@@ -171,17 +208,30 @@ class Task(ABC, Generic[R]):
         """Return the length of each encoded row, by which rows are grouped into batches."""
         return [len(tokens) for tokens in encoded["input_ids"]]
 
-    @abstractmethod
+    def cut(self, rows: R, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+        """Return how many of the encoded rows are longer than ``max_length`` tokens and were cut."""
+        if max(self.lengths(encoded), default=0) < max_length:
+            return 0
+        return sum(length > max_length for length in self.lengths(self.encode(rows, tokenizer, max_length + 1)))
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return a model's outputs for a batch, rows first; labels in the batch are left out."""
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", self.truth)}
+        outputs: Tensor = model(**inputs).logits
+        return outputs
+
     def predict(self, outputs: Values) -> Values:
         """Return one prediction per row from the model's outputs, or from what ``generate`` returned."""
+        return outputs
 
     @abstractmethod
-    def score(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return the figures of predictions, by name, ``primary`` among them."""
+    def score(self, predictions: Any, labels: Any) -> dict[str, float]:
+        """Return the figures of predictions, one for each row, by name, ``primary`` among them."""
 
-    def figures(self, outputs: Values, labels: Values, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        """Return the figures of an evaluation. A task that scores texts overrides this to decode tokens first."""
-        return self.score(self.predict(outputs), labels)
+    def figures(self, seen: Seen[R]) -> dict[str, float]:
+        """Return the figures of an evaluation. A task whose predictions are texts overrides this."""
+        assert seen.labels is not None
+        return self.score(self.predict(seen.outputs), seen.labels)
 
     def values(self, outputs: Values) -> Values:
         """Return a model's outputs in the task's own units; ``stand_alone`` makes a model return these itself."""
@@ -191,15 +241,9 @@ class Task(ABC, Generic[R]):
         """Make a model's outputs the task's own ``values``, in place, and return the task of that model."""
         return self
 
-    def answers(self, rows: R, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
-        """Return each row with its prediction, as plain data for JSON.
-
-        Args:
-            rows: the rows, without labels.
-            encoded: the result of ``encode`` for them.
-            outputs: the model's outputs, in the same order.
-        """
-        return [{"predicted": prediction} for prediction in self.predict(outputs).tolist()]
+    def answers(self, seen: Seen[R]) -> list[dict[str, Any]]:
+        """Return each row with its prediction, as plain data for JSON."""
+        return [{"predicted": prediction} for prediction in self.predict(seen.outputs).tolist()]
 
     @abstractmethod
     def baseline(self, train: R, rows: R) -> dict[str, float]:

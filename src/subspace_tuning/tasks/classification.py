@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from .base import Values
+from .base import Seen, Values
 from .classes import ClassesTask, balanced, class_name
 from .data.records import Records, shown
 from .data.tables import Table
@@ -63,9 +62,9 @@ class Classification(ClassesTask[Table], OwnTextTask):
             "matthews_correlation": float(matthews_corrcoef(labels, predictions)),
         }
 
-    def answers(self, rows: Table, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Table]) -> list[dict[str, Any]]:
         """Return each row's texts with its class and the probabilities of all."""
-        return self.beside_texts(rows, by_class(outputs, self.names))
+        return self.beside_texts(seen.rows, by_class(seen.outputs, self.names))
 
     def baseline(self, train: Table, rows: Table) -> dict[str, float]:
         """Return the figures of the most frequent class of the training rows."""

@@ -12,6 +12,7 @@ from peft import TaskType
 from ..models.locate import locate
 from ..tasks import Task
 from ..tuner.card import TAG
+from .attach import adapter_type
 from .sections import Keep, RunConfig
 
 PIPELINES: Mapping[TaskType, str] = {
@@ -84,11 +85,19 @@ def _use(task: Task[Any], adapter: bool) -> list[str]:
     # By default peft takes the base model's own number of labels.
     outputs = task.model_settings.get("num_labels", 2)
     labels = f", num_labels={outputs}" if adapter and outputs != 2 else ""
+    lines = [f"from {owner} import {loader}\n", f"model = {loader}.from_pretrained(FOLDER{labels})"]
+    if (
+        adapter and adapter_type(task.task_type) is not task.task_type
+    ):  # AutoPeftModel accepts the task's own type alone
+        base = task.model_class.__name__
+        lines = [
+            f"from peft import PeftModel\nfrom transformers import {base}\n",
+            f"model = PeftModel.from_pretrained({base}.from_pretrained(BASE), FOLDER)",
+        ]
     return [
         "```python",
         *(["import subspace_tuning  # registers the adapter's type with peft"] if adapter else []),
-        f"from {owner} import {loader}\n",
-        f"model = {loader}.from_pretrained(FOLDER{labels})",
+        *lines,
         "```\n",
         "`task.json` has the task and the meaning of the outputs; `subspace predict FOLDER --text TEXT` uses both.\n",
     ]

@@ -11,6 +11,7 @@ from peft import PeftModel
 
 from ..errors import SubspaceError, reading
 from ..files import replaced
+from ..tasks import Task
 from .use import Finished, save_task
 
 ROWS, LENGTH = 32, 24
@@ -41,7 +42,7 @@ def merge(made: Finished, output: Path) -> Merged:
         SubspaceError: the method has no dense form that could be merged.
     """
     batch = _drawn(made)
-    wanted = made.task.values(_outputs(made.model, batch))
+    wanted = made.task.values(_outputs(made.task, made.model, batch))
     model: Any = made.model
     if isinstance(model, PeftModel):
         try:
@@ -55,7 +56,7 @@ def merge(made: Finished, output: Path) -> Merged:
         save_task(temporary, task, made.max_length, made.base)
         with reading(f"the merged model in {output}"):
             loaded = task.model_class.from_pretrained(str(temporary), dtype=torch.float32)
-    found = task.values(_outputs(loaded.to(next(made.model.parameters()).device).eval(), batch))
+    found = task.values(_outputs(task, loaded.to(next(made.model.parameters()).device).eval(), batch))
     return Merged(float(abs(found - wanted).max()), float(abs(wanted).max()))
 
 
@@ -74,5 +75,5 @@ def _drawn(made: Finished) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _outputs(model: Any, batch: dict[str, torch.Tensor]) -> Any:
-    return model(**batch).logits.double().cpu().numpy()
+def _outputs(task: Task[Any], model: Any, batch: dict[str, torch.Tensor]) -> Any:
+    return task.forward(model, batch).double().cpu().numpy()

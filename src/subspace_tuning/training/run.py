@@ -24,7 +24,7 @@ from .. import tasks
 from ..errors import SubspaceError
 from ..files import replaced
 from ..models.load import load
-from ..models.locate import locate
+from ..models.meta import architecture_of
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, prefixed
 from ..tuner import SubspaceConfig
@@ -40,7 +40,7 @@ from .record import history
 from .resume import check_checkpoint, has_ended
 from .sections import Device, Precision, RunConfig
 from .trainer import SeededTrainer, build
-from .use import cut_rows, save_task
+from .use import save_task
 
 logger = logging.getLogger(__name__)
 
@@ -132,12 +132,12 @@ def _prepare(config: RunConfig) -> _Parts:
     # Quick checks come first, since data and model can take minutes to load; this one also resolves the method.
     learning_rate = default_learning_rate(config.adapter)
     learning_rate = config.training.learning_rate or learning_rate
+    task = task.for_model(architecture_of(config.model))
     if task.generate is not None and processes.is_sharded():
         raise SubspaceError(
             f"task {task.name!r} generates texts of unequal lengths, for which FSDP's processes would wait: launch "
             "without --use_fsdp"
         )
-    locate(config.model)
     task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     transformers.set_seed(config.training.seed)  # from here on the head and the factors are drawn
     settings = dict(task.model_settings)
@@ -168,7 +168,8 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
-    trainer = build(parts.model, parts.tokenizer, parts.task, parts.encoded, args, training, head, folder.logs)
+    data_of = {split: (parts.rows[split], encoded) for split, encoded in parts.encoded.items()}
+    trainer = build(parts.model, parts.tokenizer, parts.task, data_of, args, training, head, folder.logs)
     checkpoint = processes.decided(folder.last_checkpoint)
     with processes.together():
         start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
@@ -212,7 +213,7 @@ def _encoded(
     encoded, cut = {}, {}
     for split, part in rows.items():
         encoded[split] = task.encode(part, tokenizer, length)
-        cut[split] = cut_rows(task, part, encoded[split], tokenizer, length)
+        cut[split] = task.cut(part, encoded[split], tokenizer, length)
         if cut[split]:
             logger.warning(
                 "%d of the %d %s rows are longer than task.max_length = %d tokens and are truncated",
