@@ -233,7 +233,7 @@ def test_another_number_of_processes_does_not_go_on(place: Place, tmp_path: Path
     "launcher",
     [
         ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"],
-        ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--mixed_precision=no", "--module"],
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--module"],
     ],
     ids=["torchrun", "accelerate"],
 )
@@ -244,7 +244,9 @@ def test_launchers(launcher: list[str], place: Place) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("saved in") == 1
-    agree(place.alone("lora")["history"], place.record(path.stem)["history"])
+    record = place.record(path.stem)
+    assert record["processes"] == PROCESSES
+    agree(place.alone("lora")["history"], record["history"])
 
 
 REFUSED = {

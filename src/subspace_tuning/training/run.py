@@ -132,12 +132,12 @@ def _prepare(config: RunConfig) -> _Parts:
     # Quick checks come first, since data and model can take minutes to load; this one also resolves the method.
     learning_rate = default_learning_rate(config.adapter)
     learning_rate = config.training.learning_rate or learning_rate
+    task = task.for_model(architecture_of(config.model))
     if task.generate is not None and processes.is_sharded():
         raise SubspaceError(
             f"task {task.name!r} generates texts of unequal lengths, for which FSDP's processes would wait: launch "
             "without --use_fsdp"
         )
-    task = task.for_model(architecture_of(config.model))
     task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     transformers.set_seed(config.training.seed)  # from here on the head and the factors are drawn
     settings = dict(task.model_settings)

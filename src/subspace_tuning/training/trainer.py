@@ -140,8 +140,11 @@ class SeededTrainer(Trainer):
         """Return the task's figures for the split under evaluation."""
         found = prediction.predictions
         outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
-        if not np.isfinite(outputs).all():
-            raise DivergedError("training diverged: the model's outputs are NaN or infinite; try a lower learning rate")
+        with together():  # each process has the outputs of all
+            if not np.isfinite(outputs).all():
+                raise DivergedError(
+                    "training diverged: the model's outputs are NaN or infinite; try a lower learning rate"
+                )
         processor: Any = self.processing_class
         return self.task.figures(Seen(*self.evaluated, outputs, np.asarray(prediction.label_ids), processor))
 
