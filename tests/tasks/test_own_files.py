@@ -240,7 +240,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
     "empty": ("rows.csv", "", {}, "rows.csv is empty"),
     "no rows": ("rows.csv", "text,label\n", {}, "rows.csv has no rows"),
     "blank": ("rows.jsonl", "\n\n", {}, "rows.jsonl has no rows"),
-    "binary": ("rows.csv", b"text,label\nba,\x00x\n", {}, "rows.csv, line 2: it holds a null byte"),
+    "binary": ("rows.csv", b"text,label\nba,\x00x\n", {}, "rows.csv, line 2: it contains a null byte"),
     "another encoding": ("rows.csv", b"text,label\nba,x\nK\xe4se,y\n", {}, "line 3: byte 0xe4 is not UTF-8: save"),
     "UTF-16": ("rows.csv", TABLE.encode("utf-16"), {}, "rows.csv is in UTF-16: save it in UTF-8"),
     "ending": ("rows.xlsx", "PK", {}, r"rows.xlsx ends in '.xlsx': readable files end in .csv, .tsv"),
@@ -334,7 +334,7 @@ def test_rows_that_a_kind_cannot_use_are_told(case: str, tmp_path: Path) -> None
 def test_a_label_of_the_validation_rows_that_training_has_not_is_told(tmp_path: Path) -> None:
     source = write(tmp_path, "csv", ROWS["classification"])
     other = write(tmp_path, "csv", [{"text": "ba", "label": "Kase"}], "other")
-    with pytest.raises(SubspaceError, match=r"other\.csv, line 2: .* 'Kase', which is none .*; did you mean Käse"):
+    with pytest.raises(SubspaceError, match=r"other\.csv, line 2: .* 'Kase', which is not one .*; did you mean Käse"):
         tasks.get("classification").configured({"validation": other}).prepare(source)
 
 
@@ -350,7 +350,7 @@ def test_data_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(SubspaceError, match="folder has no train, validation or test file"):
         classification.prepare("folder")
     monkeypatch.setattr(datasets, "load_dataset", lambda name: (_ for _ in ()).throw(ConnectionError("no network")))
-    with pytest.raises(SubspaceError, match=r"no file or folder 'me/mine', and the hub does not .*: no network; give"):
+    with pytest.raises(SubspaceError, match=r"no file or folder 'me/mine', and the hub has no such data: no network; give"):
         classification.prepare("me/mine")
 
 
