@@ -43,7 +43,7 @@ OF_RING = {
     "tasks": "train, language",
     "training": "train",
     "bench": "train",
-    "models": "demo, quantised",
+    "models": "demo, quantised, diffusion",
     "report": "report",
     "cli": "cli",
 }
@@ -249,6 +249,7 @@ COMMANDS = {
     "train none.yaml": "train",
     "evaluate none --data none": "train",
     "predict none --text word": "train",
+    "generate none --text word": "train",
     "merge none -o other": "train",
     "train --template": "train",
     "reference": "train",

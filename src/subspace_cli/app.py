@@ -16,6 +16,7 @@ from . import (
     evaluate,
     explain,
     extract,
+    generate,
     inspect,
     merge,
     methods,
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("generate")(generate.generate)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)
 app.command("methods")(methods.methods)

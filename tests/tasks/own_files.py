@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 def _plain(value: Any) -> Any:
     """A value as a cell of a text file has it."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
 def _separated(separator: str) -> Callable[[Path, Rows], Path]:
@@ -97,3 +97,23 @@ ROWS: Mapping[str, Rows] = {
     ],
 }
 """Rows by the kind of task."""
+
+
+def _question(number: int) -> dict[str, Any]:
+    """A question about two sentences of made-up words, about each of which two are asked; every fifth has no answer."""
+    words = _sentence(number // 2) + _sentence(number // 2 + 1)
+    word = number % len(words)
+    start = len(" ".join([*words[:word], ""]))
+    none = number % 5 == 0
+    answers = {"text": [] if none else [words[word]], "answer_start": [] if none else [start]}
+    return {"context": " ".join(words), "question": WORDS[number % 7], "answers": answers}
+
+
+TEXT_ROWS: Mapping[str, Rows] = {
+    "question_answering": [_question(n) for n in range(30)],
+    # Every third input is there twice.
+    "generation": [
+        {"input": " ".join(_sentence(n - n % 3 // 2)), "output": " ".join(_sentence(n)[:2])} for n in range(30)
+    ],
+}
+"""Rows by the kind of task whose answers are texts."""

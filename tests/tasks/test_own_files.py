@@ -19,9 +19,15 @@ from subspace_tuning import tasks
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.tasks.data import records
 
-from .own_files import ROWS, WRITERS, Rows, write
+from .own_files import ROWS, TEXT_ROWS, WRITERS, Rows, write
 
-OWN = tuple(ROWS)
+OWN_ROWS = {**ROWS, **TEXT_ROWS}
+OWN = tuple(OWN_ROWS)
+# Tasks whose rows are no plain table have files of their own.
+ELSEWHERE = {
+    "image_classification": "test_images.py",
+    **dict.fromkeys(("instruction", "commonsense", "maths"), "test_language.py"),
+}
 FRESH = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
 
 
@@ -32,19 +38,21 @@ def _prints(kind: str, source: str, **options: Any) -> tuple[Any, dict[str, str]
 
 def test_every_task_on_own_files_is_tested() -> None:
     own = {task.name for task in tasks.every() if "held_out" in getattr(task, "__dataclass_fields__", {})}
-    assert own == set(OWN) and len(own) == 4
+    assert own == {*OWN, *ELSEWHERE} and len(own) == len(OWN) + len(ELSEWHERE)
+    for name, file in ELSEWHERE.items():
+        assert f'"{name}"' in (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", OWN)
 def test_every_form_of_file_gives_the_same_rows_and_classes(kind: str, tmp_path: Path) -> None:
-    found = [_prints(kind, write(tmp_path, form, ROWS[kind])) for form in WRITERS]
+    found = [_prints(kind, write(tmp_path, form, OWN_ROWS[kind])) for form in WRITERS]
     assert len(found) == 8 and all(one == found[0] for one in found)
     assert found[0][1]["train"] != found[0][1]["validation"]
 
 
 @pytest.mark.parametrize("kind", OWN)
 def test_what_settles_a_task_makes_it_again(kind: str, tmp_path: Path) -> None:
-    source = write(tmp_path, "jsonl", ROWS[kind])
+    source = write(tmp_path, "jsonl", OWN_ROWS[kind])
     task, _ = tasks.get(kind).prepare(source)
     again = tasks.get(kind).configured(task.options)
     assert again == task and again.model_settings == task.model_settings
@@ -174,18 +182,21 @@ def test_rarer_classes_count_more(tmp_path: Path) -> None:
 
 
 def test_a_perfect_prediction_has_the_best_figure() -> None:
-    labels = {
-        "classification": (np.array([0, 1, 2, 1]), {"classes": ["a", "b", "c"]}),
+    classes = {"classes": ["a", "b", "c"]}
+    numbers: dict[str, tuple[Any, dict[str, Any]]] = {
+        "classification": (np.array([0, 1, 2, 1]), classes),
         "regression": (np.array([1.0, 2.0, 4.0]), {}),
-        "multi_label": (np.array([[1, 0], [1, 1], [0, 0]]), {"classes": ["a", "b"]}),
-        "token_classification": (np.array([[0, 1, -100], [1, -100, 0]]), {"classes": ["a", "b"]}),
+        "multi_label": (np.array([[1, 0, 0], [1, 1, 1], [0, 0, 0]]), classes),
+        "token_classification": (np.array([[0, 1, -100], [1, -100, 0]]), classes),
     }
-    assert set(labels) == set(OWN)
-    for kind, (wanted, options) in labels.items():
+    cases = {kind: (wanted, np.zeros_like(wanted), wanted, options) for kind, (wanted, options) in numbers.items()}
+    cases["question_answering"] = (["the ba", ""], ["ba", "ba"], [["Ba.", "de"], []], {})
+    cases["generation"] = (["ba de fi go", "ne"], ["ba ba ba", "go"], [["lu", "ba de fi go"], ["ne"]], {})
+    assert set(cases) == set(OWN)
+    for kind, (right, wrong, wanted, options) in cases.items():
         task = tasks.get(kind).configured(options)
-        figures = task.score(wanted, wanted)
-        assert figures[task.primary] == pytest.approx(1.0)
-        worse = task.score(np.zeros_like(wanted), wanted)
+        assert task.score(right, wanted)[task.primary] == pytest.approx(1.0)
+        worse = task.score(wrong, wanted)
         assert worse[task.primary] < 1.0 and all(math.isfinite(figure) for figure in worse.values())
 
 
@@ -217,7 +228,7 @@ def test_a_words_class_stands_at_its_first_piece() -> None:
     encoded = task.encode(rows, _Pieces(), 6)
     assert encoded["labels"] == [[-100, 0, -100, 2, 3, -100]]
     logits = np.array([[[0, 9], [9, 0], [0, 9], [0, 9], [9, 0], [0, 9]]], dtype=float)
-    [answer] = task.answers(rows, encoded, logits)
+    [answer] = task.answers(tasks.Seen(rows, encoded, logits, None, _Pieces()))
     assert answer["tokens"] == ["ab", "!", "c", "de"] and answer["predicted"] == ["O", None, "K", "O"]
     assert task.encode(rows, _Pieces(), 4)["labels"] == [[-100, 0, -100, 2]]
 
@@ -229,7 +240,7 @@ BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
     "empty": ("rows.csv", "", {}, "rows.csv is empty"),
     "no rows": ("rows.csv", "text,label\n", {}, "rows.csv has no rows"),
     "blank": ("rows.jsonl", "\n\n", {}, "rows.jsonl has no rows"),
-    "binary": ("rows.csv", b"text,label\nba,\x00x\n", {}, "rows.csv, line 2: it holds a null byte"),
+    "binary": ("rows.csv", b"text,label\nba,\x00x\n", {}, "rows.csv, line 2: it contains a null byte"),
     "another encoding": ("rows.csv", b"text,label\nba,x\nK\xe4se,y\n", {}, "line 3: byte 0xe4 is not UTF-8: save"),
     "UTF-16": ("rows.csv", TABLE.encode("utf-16"), {}, "rows.csv is in UTF-16: save it in UTF-8"),
     "ending": ("rows.xlsx", "PK", {}, r"rows.xlsx ends in '.xlsx': readable files end in .csv, .tsv"),
@@ -323,7 +334,7 @@ def test_rows_that_a_kind_cannot_use_are_told(case: str, tmp_path: Path) -> None
 def test_a_label_of_the_validation_rows_that_training_has_not_is_told(tmp_path: Path) -> None:
     source = write(tmp_path, "csv", ROWS["classification"])
     other = write(tmp_path, "csv", [{"text": "ba", "label": "Kase"}], "other")
-    with pytest.raises(SubspaceError, match=r"other\.csv, line 2: .* 'Kase', which is none .*; did you mean Käse"):
+    with pytest.raises(SubspaceError, match=r"other\.csv, line 2: .* 'Kase', which is not one .*; did you mean Käse"):
         tasks.get("classification").configured({"validation": other}).prepare(source)
 
 
@@ -339,7 +350,7 @@ def test_data_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(SubspaceError, match="folder has no train, validation or test file"):
         classification.prepare("folder")
     monkeypatch.setattr(datasets, "load_dataset", lambda name: (_ for _ in ()).throw(ConnectionError("no network")))
-    with pytest.raises(SubspaceError, match=r"no file or folder 'me/mine', and the hub does not .*: no network; give"):
+    with pytest.raises(SubspaceError, match=r"no file or folder 'me/mine', and the hub has no such data: no network; give"):
         classification.prepare("me/mine")
 
 

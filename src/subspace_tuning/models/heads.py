@@ -13,13 +13,18 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     """Return the modules trained beside any method: those that the task's class adds, and the encoder's pooler.
 
     A checkpoint of the bare encoder has a pooler trained for another purpose, or none, so the pooler counts as head.
+    A language model's output layer is pretrained and does not.
     """
+    vocabulary = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    own = {id(part) for part in vocabulary.modules()} if isinstance(vocabulary, nn.Module) else set()
     if model.base_model is model:  # not wrapped by a task's class, or the class is the encoder itself
-        outside = [name for name, child in model.named_children() if _is_projection(name, child)]
+        outside = [name for name, child in model.named_children() if _is_projection(child)]
     else:
         outside = [
             name for name, child in model.named_children() if name != model.base_model_prefix and parameter_count(child)
         ]
+    children = dict(model.named_children())
+    outside = [name for name in outside if not own & {id(part) for part in children[name].modules()}]
     pooler = getattr(model.base_model, "pooler", None)
     inside = ["pooler"] if isinstance(pooler, nn.Module) and parameter_count(pooler) else []
     return outermost(model, [*outside, *inside])
@@ -53,7 +58,7 @@ def ending(model: nn.Module, ends: Sequence[str]) -> list[str]:
     return [name for name, _ in model.named_modules() if any(f".{name}".endswith(f".{end}") for end in ends)]
 
 
-def _is_projection(name: str, module: nn.Module) -> bool:
+def _is_projection(module: nn.Module) -> bool:
     """Return whether a child of a model is a head: linear layers, not a stack of blocks."""
     owners = [part for part in module.modules() if next(part.parameters(recurse=False), None) is not None]
     blocks = any(isinstance(part, nn.ModuleList) for part in module.modules())

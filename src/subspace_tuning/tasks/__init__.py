@@ -6,7 +6,7 @@ from ..extras import needs
 
 needs("a task", "train")
 
-from .base import Rows, Task, Training, Values, prefixed
+from .base import Rows, Seen, Task, Training, Values, prefixed
 from .registry import every, get, register, unregister
 
-__all__ = ["Rows", "Task", "Training", "Values", "every", "get", "prefixed", "register", "unregister"]
+__all__ = ["Rows", "Seen", "Task", "Training", "Values", "every", "get", "prefixed", "register", "unregister"]

@@ -15,9 +15,15 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    PretrainedConfig,
+    Trainer,
+    TrainingArguments,
+)
 
 from ..errors import SubspaceError
+from ..models.load import Processor
 from ..tuner.calibration import Batch, Loss
 
 Values: TypeAlias = NDArray[np.floating] | NDArray[np.integer]
@@ -56,6 +62,25 @@ class Training:
     counts_labels: bool = False
 
 
+@dataclass(frozen=True)
+class Seen(Generic[R]):
+    """A model's outputs for rows.
+
+    Attributes:
+        rows: the rows.
+        encoded: the result of ``encode`` for them.
+        outputs: an entry for each encoded row: the model's outputs, or the result of ``generate``.
+        labels: the labels of the encoded rows, if they have any.
+        processor: the model's tokenizer or image processor.
+    """
+
+    rows: R
+    encoded: Dataset
+    outputs: Values
+    labels: Values | None
+    processor: Processor
+
+
 class Task(ABC, Generic[R]):
     """A task: its data, the model it needs, and how predictions are scored.
 
@@ -65,12 +90,14 @@ class Task(ABC, Generic[R]):
         larger_is_better: whether a larger primary figure is better.
         evaluation: the splits scored during training, each with the prefix of its figures.
         model_class: the class of transformers that loads the model, such as ``AutoModelForSequenceClassification``.
-        task_type: peft's name for this kind of model.
+        task_type: peft's name for this kind of model; None if it has none.
         loss: the task's own loss, a function of the model and a batch that returns the loss and the model's outputs;
             None for the loss that the model computes from ``labels``.
         generate: a function of the model and a batch that returns a tensor of predictions, rows first, which are scored
             instead of the model's outputs, without a loss; None if the outputs of a forward pass are scored.
         truth: the column of a batch with which predictions are compared.
+        varied: a function of an encoded training row and a seed of the row's own in each epoch that returns the row as
+            that epoch shows it; None if every epoch shows the rows as they are.
     """
 
     name: str
@@ -78,9 +105,10 @@ class Task(ABC, Generic[R]):
     larger_is_better: bool = True
     evaluation: tuple[tuple[str, str], ...] = (("", "validation"),)
     model_class: ClassVar[Any]
-    task_type: ClassVar[TaskType]
+    task_type: ClassVar[TaskType | None]
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Any]] | None = None
     generate: Callable[[nn.Module, Batch], Tensor] | None = None
+    varied: Callable[[dict[str, Any], int], dict[str, Any]] | None = None
     truth: str = "labels"
 
     @property
@@ -126,6 +154,14 @@ class Task(ABC, Generic[R]):
             SubspaceError: the data cannot be found, read or used.
         """
 
+    def for_model(self, architecture: PretrainedConfig) -> Task[R]:
+        """Return the task for a model of this configuration, such as with the class that loads the model.
+
+        Raises:
+            SubspaceError: no model of this architecture can do the task.
+        """
+        return self
+
     def prepare(
         self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
     ) -> tuple[Task[R], dict[str, R]]:
@@ -145,43 +181,60 @@ class Task(ABC, Generic[R]):
         raise SubspaceError(f"a row of task {self.name} is not one text: give the rows as a file")
 
     @abstractmethod
-    def encode(self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    def encode(self, rows: R, processor: Processor, max_length: int) -> Dataset:
         """Return the rows encoded for a model, truncated to ``max_length`` tokens and not padded.
 
-        They have ``labels`` if the rows do.
+        They have ``labels`` if the rows do. If a row gives several entries, or the order changes, a column of the
+        task's own holds the row of each entry.
+
+        Raises:
+            SubspaceError: a row cannot be encoded in this length.
         """
 
     def for_training(self, encoded: Dataset, max_length: int) -> Dataset:
         """Return encoded rows in the form used for training, such as packed."""
         return encoded
 
-    def ready(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Task[R]:
-        """Return the task completed by the model, with its adapter, and the tokenizer.
+    def ready(self, model: nn.Module, processor: Processor, max_length: int) -> Task[R]:
+        """Return the task completed by the model, with its adapter, and its tokenizer or image processor.
 
         Raises:
             SubspaceError: they cannot be used for the task.
         """
         return self
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
+    def collator(self, processor: Processor) -> Callable[[list[Any]], Any]:
         """Return the function that makes a batch of encoded rows; by default they are padded to the longest."""
-        return DataCollatorWithPadding(tokenizer)
+        return DataCollatorWithPadding(processor)
 
     def lengths(self, encoded: Dataset) -> Sequence[int]:
         """Return the length of each encoded row, by which rows are grouped into batches."""
         return [len(tokens) for tokens in encoded["input_ids"]]
 
-    @abstractmethod
+    def cut(self, rows: R, encoded: Dataset, processor: Processor, max_length: int) -> int:
+        """Return how many of the encoded rows are longer than ``max_length`` tokens and were cut."""
+        if max(self.lengths(encoded), default=0) < max_length:
+            return 0
+        return sum(length > max_length for length in self.lengths(self.encode(rows, processor, max_length + 1)))
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return a model's outputs for a batch, rows first; labels in the batch are left out."""
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", self.truth)}
+        outputs: Tensor = model(**inputs).logits
+        return outputs
+
     def predict(self, outputs: Values) -> Values:
         """Return one prediction per row from the model's outputs, or from what ``generate`` returned."""
+        return outputs
 
     @abstractmethod
-    def score(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return the figures of predictions, by name, ``primary`` among them."""
+    def score(self, predictions: Any, labels: Any) -> dict[str, float]:
+        """Return the figures of predictions, one for each row, by name, ``primary`` among them."""
 
-    def figures(self, outputs: Values, labels: Values, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        """Return the figures of an evaluation. A task that scores texts overrides this to decode tokens first."""
-        return self.score(self.predict(outputs), labels)
+    def figures(self, seen: Seen[R]) -> dict[str, float]:
+        """Return the figures of an evaluation. A task whose predictions are texts overrides this."""
+        assert seen.labels is not None
+        return self.score(self.predict(seen.outputs), seen.labels)
 
     def values(self, outputs: Values) -> Values:
         """Return a model's outputs in the task's own units; ``stand_alone`` makes a model return these itself."""
@@ -191,15 +244,9 @@ class Task(ABC, Generic[R]):
         """Make a model's outputs the task's own ``values``, in place, and return the task of that model."""
         return self
 
-    def answers(self, rows: R, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
-        """Return each row with its prediction, as plain data for JSON.
-
-        Args:
-            rows: the rows, without labels.
-            encoded: the result of ``encode`` for them.
-            outputs: the model's outputs, in the same order.
-        """
-        return [{"predicted": prediction} for prediction in self.predict(outputs).tolist()]
+    def answers(self, seen: Seen[R]) -> list[dict[str, Any]]:
+        """Return each row with its prediction, as plain data for JSON."""
+        return [{"predicted": prediction} for prediction in self.predict(seen.outputs).tolist()]
 
     @abstractmethod
     def baseline(self, train: R, rows: R) -> dict[str, float]:
@@ -221,12 +268,10 @@ class Task(ABC, Generic[R]):
         own = self.loss
         return None if own is None else lambda model, batch: own(model, batch)[0]
 
-    def batches(
-        self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int, size: int
-    ) -> Iterator[dict[str, Any]]:
+    def batches(self, rows: R, processor: Processor, max_length: int, size: int) -> Iterator[dict[str, Any]]:
         """Yield the rows in the form used for training, as batches of ``size``, in order."""
-        encoded = self.for_training(self.encode(rows, tokenizer, max_length), max_length)
-        collate = self.collator(tokenizer)
+        encoded = self.for_training(self.encode(rows, processor, max_length), max_length)
+        collate = self.collator(processor)
         for start in range(0, len(encoded), size):
             yield dict(collate([encoded[i] for i in range(start, min(start + size, len(encoded)))]))
 

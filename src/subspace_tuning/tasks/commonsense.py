@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import SubspaceError, nearest
 from ..tuner.calibration import Batch
 from .answered import AnsweredTask
-from .base import Values
+from .base import Seen, Values
 from .data.chats import Chats, Message, without_answer
 from .data.records import Records
 from .intervals import accuracy_figures
@@ -176,8 +176,9 @@ class Commonsense(AnsweredTask):
         """Return the accuracy with its interval."""
         return accuracy_figures(int((predictions == labels).sum()), len(labels))
 
-    def answers(self, rows: Chats, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Chats]) -> list[dict[str, Any]]:
         """Return each row's question with its choice, and what the choices score."""
+        rows, outputs = seen.rows, seen.outputs
         assert rows.choices is not None
         found = zip(chat_fields(rows), rows.choices, self.predict(outputs).tolist(), outputs, strict=True)
         return [

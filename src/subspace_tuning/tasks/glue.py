@@ -19,12 +19,11 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
-from datasets import Dataset
 from numpy.typing import DTypeLike
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from .base import Values
+from .base import Seen, Values
 from .data import tables
 from .data.tables import Table
 from .registry import register
@@ -153,11 +152,11 @@ class GlueTask(TextTask):
         """Return the figures, between -1 and 1, for one prediction and one label per row."""
         return self.metric(predictions, labels)
 
-    def answers(self, rows: Table, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Table]) -> list[dict[str, Any]]:
         """Return each row's texts with its class and the probabilities of all, or with its score."""
         if self.regression:
-            return self.beside_texts(rows, [{"predicted": float(score)} for score in self.predict(outputs)])
-        return self.beside_texts(rows, by_class(outputs, self.labels))
+            return self.beside_texts(seen.rows, [{"predicted": float(score)} for score in self.predict(seen.outputs)])
+        return self.beside_texts(seen.rows, by_class(seen.outputs, self.labels))
 
     def baseline(self, train: Table, rows: Table) -> dict[str, float]:
         """Return the figures of a constant: the most frequent class of the training labels, or their mean."""

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from torch import Tensor, nn
 
 from ..tuner.calibration import Batch
-from .base import Values
+from .base import Seen, Values
 from .data.chats import Chats, chats_of, check_answered, places_of, without_answer
 from .data.records import Records
 from .language import LanguageTask, chat_fields
@@ -91,10 +90,10 @@ class Instruction(LanguageTask):
         loss, tokens = np.asarray(predictions, dtype=np.float64).sum(0).tolist()
         return _figures(loss / tokens)
 
-    def answers(self, rows: Chats, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Chats]) -> list[dict[str, Any]]:
         """Return each row's last question with the answer."""
-        texts = self.texts_of(outputs)
-        return [fields | {"predicted": text} for fields, text in zip(chat_fields(rows), texts, strict=True)]
+        texts = self.texts_of(seen.outputs)
+        return [fields | {"predicted": text} for fields, text in zip(chat_fields(seen.rows), texts, strict=True)]
 
     def baseline(self, train: Chats, rows: Chats) -> dict[str, float]:
         """Return the figures of the uniform distribution over the vocabulary."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from datasets import Dataset
 from peft import TaskType
@@ -22,7 +21,7 @@ from . import sft
 from .base import Training, Values
 from .data.chats import Chats, without_answer
 from .data.records import Records
-from .decoding import end_tokens, generate_batches
+from .decoding import Decoding, end_tokens, generate, left_padded, texts_of, until_end
 from .own import OwnTask
 from .templates import IGNORED, chat_template, prompt, read_template, written
 
@@ -163,14 +162,17 @@ class LanguageTask(OwnTask[Chats]):
         asked = prompts_of(batch)
         room = _positions(model)
         new = self.max_new_tokens if room is None else min(self.max_new_tokens, room - max(map(len, asked)))
-        found = generate_batches(model, self.tokenizer, asked, new, len(asked))
-        return _padded(found).to(batch["input_ids"].device)
+        device, pad = batch["input_ids"].device, self.tokenizer.pad_token_id
+        assert isinstance(pad, int)
+        prompts = left_padded([torch.tensor(tokens, device=device) for tokens in asked], pad)
+        ends = end_tokens(model)
+        found = generate(model, prompts, Decoding(new), decoder=True).tolist()
+        return _padded([until_end(tokens, ends) for tokens in found]).to(device)
 
     def texts_of(self, outputs: Values) -> list[str]:
         """Return the output of ``written_by`` as texts."""
         assert self.tokenizer is not None
-        rows = [[int(token) for token in row if token >= 0] for row in np.asarray(outputs)]
-        return [str(text).strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        return texts_of(outputs, self.tokenizer)
 
     @abstractmethod
     def rows(self, records: Records, labels: list[Any] | None) -> Chats:

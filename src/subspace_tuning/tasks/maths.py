@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..tuner.calibration import Batch
 from .answered import AnsweredTask
-from .base import Values
+from .base import Seen, Values
 from .data.chats import Chats
 from .data.records import Records, shown
 from .intervals import accuracy_figures
@@ -101,11 +101,11 @@ class Maths(AnsweredTask):
         figures = accuracy_figures(int(right.sum()), len(right))
         return figures | {"without_number": float(np.isnan(predictions).mean())}
 
-    def answers(self, rows: Chats, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Chats]) -> list[dict[str, Any]]:
         """Return each row's problem with the number and the text that it is in."""
-        texts = self.texts_of(outputs)
+        texts = self.texts_of(seen.outputs)
         numbers = [None if math.isnan(number := number_in(text)) else number for text in texts]
-        fields = zip(chat_fields(rows), numbers, texts, strict=True)
+        fields = zip(chat_fields(seen.rows), numbers, texts, strict=True)
         return [one | {"predicted": number, "written": text} for one, number, text in fields]
 
     def baseline(self, train: Chats, rows: Chats) -> dict[str, float]:

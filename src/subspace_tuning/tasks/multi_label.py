@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from datasets import Dataset
 from numpy.typing import DTypeLike
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
 from ..errors import SubspaceError
-from .base import Values
+from .base import Seen, Values
 from .classes import ClassesTask, class_name
 from .data.records import Records, as_list
 from .data.tables import Table
@@ -88,17 +87,17 @@ class MultiLabel(ClassesTask[Table], OwnTextTask):
             "exact_match": float(accuracy_score(labels, predictions)),
         }
 
-    def answers(self, rows: Table, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Table]) -> list[dict[str, Any]]:
         """Return each row's texts with its classes and the probability of each."""
-        chances = expit(outputs)
+        chances = expit(seen.outputs)
         answers = [
             {
                 "predicted": [name for name, has in zip(self.names, row, strict=True) if has],
                 "probabilities": dict(zip(self.names, map(float, chance), strict=True)),
             }
-            for row, chance in zip(self.predict(outputs), chances, strict=True)
+            for row, chance in zip(self.predict(seen.outputs), chances, strict=True)
         ]
-        return self.beside_texts(rows, answers)
+        return self.beside_texts(seen.rows, answers)
 
     def baseline(self, train: Table, rows: Table) -> dict[str, float]:
         """Return the figures of the classes that most training rows have."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -79,6 +79,14 @@ class OwnTask(Task[R]):
         """Return the fields that are options."""
         return [field for field in dataclasses.fields(self) if field.metadata.get("option", True)]
 
+    def unfolded(self, records: Records) -> Records:
+        """Return the records with one entry per row of the task; by default they are unchanged."""
+        return records
+
+    def records_of(self, source: str) -> dict[str, Records]:
+        """Return the rows of a source by split. Raises SubspaceError if it cannot be found or read."""
+        return sources.splits(source)
+
     @abstractmethod
     def raw_labels(self, records: Records) -> list[Any]:
         """Return the labels of records as the task reads them, before they are looked up in a list of classes."""
@@ -99,7 +107,7 @@ class OwnTask(Task[R]):
         self, source: str, *, train_rows: int | None = None, eval_rows: int | None = None
     ) -> tuple[OwnTask[R], dict[str, R]]:
         """Return the task with its classes, and the training and the validation rows."""
-        found = self._splits(source)
+        found = {split: self.unfolded(records) for split, records in self._splits(source).items()}
         labels = self.raw_labels(found["train"])
         task = self.settled(found["train"], labels)
         train = task.rows(found["train"], labels)
@@ -117,29 +125,39 @@ class OwnTask(Task[R]):
     def _splits(self, source: str) -> dict[str, Records]:
         if source == _NO_DATA and not Path(source).exists():
             raise SubspaceError(f"task {self.name} needs task.data: a file, a folder, or a data set's name on the hub")
-        found = sources.splits(source)
+        found = self.records_of(source)
         if "train" not in found:
             raise SubspaceError(f"data {source!r} has no training rows: it has {', '.join(found)}")
         if self.validation is not None:
-            found["validation"] = sources.one(self.validation)
+            found["validation"] = sources.one(self.records_of(self.validation))
         elif "validation" in found and self.held_out is not None:
             raise SubspaceError(f"data {source!r} already has validation rows: leave task.held_out out")
         return found
 
+    def groups(self, rows: R) -> Sequence[Hashable]:
+        """Return a key for each row; rows with equal keys are held out together. By default all keys differ."""
+        return range(len(rows))
+
     def _parted(self, rows: R, where: str) -> tuple[R, R]:
         share = HELD_OUT if self.held_out is None else self.held_out
-        if len(rows) * share < 1 or len(rows) * (1 - share) < 1:
+        groups = self.groups(rows)
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        if len(numbers) * share < 1 or len(numbers) * (1 - share) < 1:
+            shared = "" if len(numbers) == len(rows) else f" in {len(numbers)} groups that stay together"
             raise SubspaceError(
-                f"{where} has {len(rows)} rows: none is left to train or to validate with if {share:g} of them are "
-                "held out; give more rows, or task.validation"
+                f"{where} has {len(rows)} rows{shared}: none is left to train or to validate with if {share:g} of them "
+                "are held out; give more rows, or task.validation"
             )
-        parts = train_test_split(np.arange(len(rows)), test_size=share, random_state=self.held_out_seed)
-        train, validation = (rows.select(sorted(part.tolist())) for part in parts)
-        return train, validation
+        parts = train_test_split(np.arange(len(numbers)), test_size=share, random_state=self.held_out_seed)
+        held_out = set(parts[1].tolist())
+        sides: dict[bool, list[int]] = {False: [], True: []}
+        for row, group in enumerate(groups):
+            sides[numbers[group] in held_out].append(row)
+        return rows.select(sides[False]), rows.select(sides[True])
 
     def read(self, source: str, *, labelled: bool = True) -> R:
         """Return the rows of a file, a folder or a data set; if there are several splits, those of the test split."""
-        records = sources.one(source)
+        records = self.unfolded(sources.one(self.records_of(source)))
         return self.rows(records, self.raw_labels(records) if labelled else None)
 
 

@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from numpy.typing import DTypeLike
 from scipy import stats
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
-from .base import Values
+from .base import Seen, Values
 from .data.records import Records, shown
 from .data.tables import Table
 from .own import labelled
@@ -101,9 +99,10 @@ class Regression(OwnTextTask):
         """Return one number per row, in the file's units."""
         return self.values(outputs.reshape(-1))
 
-    def figures(self, outputs: Values, labels: Values, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    def figures(self, seen: Seen[Table]) -> dict[str, float]:
         """Return the figures of an evaluation, whose labels are in the model's units."""
-        return self.score(self.predict(outputs), self.values(labels.reshape(-1)))
+        assert seen.labels is not None
+        return self.score(self.predict(seen.outputs), self.values(seen.labels.reshape(-1)))
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
         """Return the share of variance explained, correlations, and errors in the file's units."""
@@ -116,9 +115,9 @@ class Regression(OwnTextTask):
             "spearman": float(stats.spearmanr(predictions, labels).statistic) if moving else 0.0,
         }
 
-    def answers(self, rows: Table, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Table]) -> list[dict[str, Any]]:
         """Return each row's texts with its number."""
-        return self.beside_texts(rows, [{"predicted": float(number)} for number in self.predict(outputs)])
+        return self.beside_texts(seen.rows, [{"predicted": float(number)} for number in self.predict(seen.outputs)])
 
     def baseline(self, train: Table, rows: Table) -> dict[str, float]:
         """Return the figures of the training labels' mean."""

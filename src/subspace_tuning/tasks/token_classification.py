@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ..errors import SubspaceError
-from .base import Values
+from .base import Seen, Values
 from .classes import ClassesTask, balanced, class_name
 from .data.records import Records, as_list, check_text
 from .registry import register
@@ -165,10 +165,10 @@ class TokenClassification(ClassesTask[Sentences]):
             "accuracy": float(accuracy_score(wanted, found)),
         }
 
-    def answers(self, rows: Sentences, encoded: Dataset, outputs: Values) -> list[dict[str, Any]]:
+    def answers(self, seen: Seen[Sentences]) -> list[dict[str, Any]]:
         """Return each row's words with their classes and probabilities, null for truncated words."""
         answers = []
-        for words, numbers, logits in zip(rows.words, encoded["labels"], outputs, strict=True):
+        for words, numbers, logits in zip(seen.rows.words, seen.encoded["labels"], seen.outputs, strict=True):
             predicted: list[str | None] = [None] * len(words)
             probability: list[float | None] = [None] * len(words)
             for word, chances in zip(numbers, softmax(logits[: len(numbers)], axis=-1), strict=True):

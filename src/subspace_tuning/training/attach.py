@@ -50,7 +50,7 @@ def trained_head(model: PreTrainedModel | peft.PeftModel, adapter: AdapterSectio
 def attach(
     model: PreTrainedModel,
     adapter: AdapterSection,
-    task_type: peft.TaskType,
+    task_type: peft.TaskType | None,
     batches: Callable[[], Iterable[Batch]] | None = None,
     loss: Loss | None = None,
 ) -> tuple[PreTrainedModel | peft.PeftModel, Counts]:
@@ -59,7 +59,7 @@ def attach(
     Args:
         model: the model with its head.
         adapter: the method and its options.
-        task_type: peft's name for the type of model.
+        task_type: peft's name for the type of model; None if it has none.
         batches: returns training rows for methods that choose from data what they train.
         loss: the loss of such a batch; by default the model's own.
 
@@ -68,7 +68,7 @@ def attach(
     """
     head = fresh_modules(model) if adapter.head is None else adapter.head
     parameters = head_parameters(model, head)
-    if not parameters and (adapter.head or adapter.method == HEAD):
+    if not parameters and (adapter.head is not None or adapter.method == HEAD):
         raise SubspaceError(
             f"adapter.head {head} matches no module with weights; the model's own: {head_modules(model)}"
         )
@@ -117,7 +117,16 @@ def build_adapter(
     """
     own = ("head", "calibration_rows", "parameters")
     given = {name: value for name, value in asdict(adapter).items() if value is not None and name not in own}
-    return config_of(given, {"task_type": task_type, "modules_to_save": list(head)})
+    return config_of(given, {"task_type": adapter_type(task_type), "modules_to_save": list(head) or None})
+
+
+def adapter_type(task_type: peft.TaskType | None) -> peft.TaskType | None:
+    """Return the type that an adapter's config has for a task's: its own, except for questions.
+
+    peft 0.21's class of type QUESTION_ANS drops ``token_type_ids``, by which BERT tells a question from its context.
+    The class of type FEATURE_EXTRACTION passes all arguments on.
+    """
+    return peft.TaskType.FEATURE_EXTRACTION if task_type is peft.TaskType.QUESTION_ANS else task_type
 
 
 def default_learning_rate(adapter: AdapterSection) -> float:

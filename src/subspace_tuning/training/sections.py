@@ -80,27 +80,42 @@ class TaskSection:
 
     name: str = _key(
         MISSING,
-        "the task: classification, regression, multi_label, token_classification, instruction, commonsense or maths on "
-        "your own rows, one of GLUE's (mrpc, cola, ...), or one that your own module registers",
+        "the task: classification, regression, multi_label, token_classification, question_answering, generation, "
+        "image_classification, instruction, commonsense or maths on your own rows, one of GLUE's (mrpc, cola, ...), or "
+        "one that your own module registers",
     )
     data: str = _key(
         "glue",
         "a file (.csv, .tsv, .jsonl, .json, .parquet), a folder with a train file and perhaps a validation file, a "
-        "folder saved by datasets, or a hub name; for a GLUE task: glue for the hub's data, or a folder with "
+        "folder saved by datasets, or a hub name; for images also a folder with a folder of images for each class, "
+        "perhaps within folders train and validation; for a GLUE task: glue for the hub's data, or a folder with "
         "train and validation files with the hub's columns",
     )
-    max_length: int = _key(128, "the most tokens of a row; longer rows are truncated", _COUNT)
+    max_length: int = _key(
+        128,
+        "the most tokens of a row, or of an input for generation; longer rows are truncated, and the texts of "
+        "question_answering are read in windows of this length",
+        _COUNT,
+    )
     train_rows: int | None = _key(None, "keep only this many of the first training rows; null: all", _COUNT)
     eval_rows: int | None = _key(None, "keep only this many of the first validation rows; null: all", _COUNT)
     text: str | None = _key(
         None,
-        "for your own rows: the column of the text, or of the words; null: text, or tokens for words, messages or "
-        "prompt for instruction, instruction or question for commonsense and maths",
+        "for your own rows: the column of the text, the words, the context of a question, or the input; null: text, "
+        "tokens, context or input; messages or prompt for instruction; instruction or question for commonsense and "
+        "maths",
+    )
+    question: str | None = _key(None, "the column of the questions; null stands for question")
+    image: str | None = _key(None, "the column of the image, if the rows are no folder of images; null: image")
+    augment: list[str] | None = _key(
+        None,
+        "how training images vary in each epoch: crop cuts out at least half, flip mirrors half of them; null: not",
     )
     text_pair: str | None = _key(None, "the column of a second text, if a row has two")
     label: str | None = _key(
         None,
-        "for your own rows: the column of the label; null: label, or tags for words, answer for language models",
+        "for your own rows: the column of the label, the labels of words, the answers, or the output; null: label, "
+        "tags, answers or output; answer for instruction, commonsense and maths",
     )
     classes: list[str] | None = _key(
         None, "the names of the classes, in the order of their numbers; null: those in the training file"
@@ -116,7 +131,10 @@ class TaskSection:
         None, "for language models: pack several short rows into one; no row attends to another; null: no"
     )
     max_new_tokens: int | None = _key(
-        None, "for language models: the most tokens that are generated per row; null: 256, for commonsense 32", _COUNT
+        None,
+        "for language models: the most tokens that are generated per row; null: 256, for generation 64, for "
+        "commonsense 32",
+        _COUNT,
     )
     input: str | None = _key(
         None, "for commonsense and maths: the column of an instruction's optional input; null: input"
@@ -134,6 +152,17 @@ class TaskSection:
     choices: list[str] | None = _key(
         None, "for commonsense: the choices for rows that name none; null: the answers in the training file"
     )
+    stride: int | None = _key(
+        None, "tokens shared by two windows of a context; null: a third of max_length", _FROM_ZERO
+    )
+    max_answer_tokens: int | None = _key(None, "the most tokens of an answer to a question; null: 30", _COUNT)
+    n_best: int | None = _key(None, "how many answers to each question are reported; null: 5", _COUNT)
+    prompt: str | None = _key(
+        None,
+        "for generation: the text that the model reads, with {input} in place of the input; null: the input alone, "
+        "followed by a line break for a decoder-only model",
+    )
+    num_beams: int | None = _key(None, "beams of a beam search; null: 1, greedy decoding", _COUNT)
     validation: str | None = _key(None, "the validation rows, from any source that data takes; null: those of data")
     held_out: float | None = _key(
         None,
@@ -180,6 +209,9 @@ class AdapterSection:
         None, "the number of training rows from which methods such as fishmask choose what to train; null: 64", _COUNT
     )
     target_modules: list[str] | str | None = _of_config("target_modules")
+    target_parameters: list[str] | None = _of_config("target_parameters")
+    transposed_parameters: list[str] | None = _of_config("transposed_parameters")
+    parts: dict[str, list[str]] | None = _of_config("parts")
     exclude_modules: list[str] | str | None = _of_config("exclude_modules")
     layers_to_transform: list[int] | None = _of_config("layers_to_transform")
     layers_pattern: str | None = _of_config("layers_pattern")

@@ -7,20 +7,19 @@ same rows as an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import datasets
 import numpy as np
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -29,7 +28,8 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import SubspaceError, reading
-from ..tasks import Task
+from ..models.load import Processor
+from ..tasks import Rows, Seen, Task
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
 from ..tuner.optim import ratios
@@ -37,8 +37,11 @@ from ..tuner.scheduling import ScheduleCallback, adapted
 from .callbacks import Clock, EpochOrder, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
 from .processes import count, together
 from .resume import HINT, check_optimizer, random_state
-from .sampler import EpochSampler
+from .sampler import EpochSampler, VariedRows
 from .sections import TrainingSection
+
+EncodedRows: TypeAlias = tuple[Rows, Dataset]
+"""The rows of a split, and their encoded form."""
 
 
 class DivergedError(SubspaceError):
@@ -52,13 +55,23 @@ class SeededTrainer(Trainer):
         self,
         *,
         task: Task[Any],
+        data: Mapping[str, EncodedRows],
         order: EpochSampler,
         head: Sequence[nn.Parameter],
         training: TrainingSection,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        train: Any = data["train"][1]
+        evaluation = {prefix: data[split][1] for prefix, split in task.evaluation}
+        super().__init__(
+            train_dataset=train if task.varied is None else VariedRows(train, task.varied, order),
+            eval_dataset=evaluation if len(evaluation) > 1 else next(iter(evaluation.values())),
+            compute_metrics=self.figures,
+            **kwargs,
+        )
         self.task = task
+        self.data = data
+        self.evaluated = data["train"]  # the split under evaluation
         self.order = order
         self.head = head
         self.training = training
@@ -118,6 +131,23 @@ class SeededTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             return None, self.task.generate(model, inputs), inputs[self.task.truth]
 
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the Trainer's loop on one of the splits."""
+        self.evaluated = next(part for part in self.data.values() if part[1] is dataloader.dataset)
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def figures(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Return the task's figures for the split under evaluation."""
+        found = prediction.predictions
+        outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
+        with together():  # each process has the outputs of all
+            if not np.isfinite(outputs).all():
+                raise DivergedError(
+                    "training diverged: the model's outputs are NaN or infinite; try a lower learning rate"
+                )
+        processor: Any = self.processing_class
+        return self.task.figures(Seen(*self.evaluated, outputs, np.asarray(prediction.label_ids), processor))
+
     def scores(self) -> dict[str, torch.Tensor]:
         """Return the Fisher information of every adapted W on the half of the step's examples with the largest loss."""
         model, loss = self.model, self.task.objective
@@ -168,9 +198,9 @@ def _seeded(trainer: type[Trainer]) -> type[SeededTrainer]:
 
 def build(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     task: Task[Any],
-    data: Mapping[str, datasets.Dataset],
+    data: Mapping[str, EncodedRows],
     args: TrainingArguments,
     training: TrainingSection,
     head: Sequence[nn.Parameter],
@@ -180,15 +210,15 @@ def build(
 
     Args:
         model: the model.
-        tokenizer: its tokenizer.
+        processor: its tokenizer or image processor.
         task: the task.
-        data: a dataset per split.
+        data: the rows of each split, and their encoded form.
         args: the Trainer's arguments.
         training: the section of the config that they come from.
         head: the parameters of the model's head.
         logs: the folder for TensorBoard's files.
     """
-    train = data["train"]
+    _, train = data["train"]
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     group = count() * training.batch_size * training.gradient_accumulation if training.group_by_length else None
@@ -200,19 +230,16 @@ def build(
         callbacks.append(EvaluateWithinEpoch(training.eval_steps))
     if training.patience:
         callbacks.append(EarlyStoppingCallback(training.patience))
-    evaluation = {prefix: data[split] for prefix, split in task.evaluation}
     trainer = _seeded(task.training.trainer)(
         task=task,
+        data=data,
         order=order,
         head=head,
         training=training,
         model=model,
         args=args,
-        train_dataset=train,
-        eval_dataset=evaluation if len(evaluation) > 1 else next(iter(evaluation.values())),
-        data_collator=task.collator(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=_figures(task, tokenizer),
+        data_collator=task.collator(processor),
+        processing_class=processor,
         callbacks=callbacks,
     )
     for reporter in trainer.callback_handler.callbacks:
@@ -224,17 +251,3 @@ def build(
     if not args.disable_tqdm:
         trainer.add_callback(Progress(trainer.pace))
     return trainer
-
-
-def _figures(task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        found = prediction.predictions
-        outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
-        with together():  # each process has the outputs of all
-            if not np.isfinite(outputs).all():
-                raise DivergedError(
-                    "training diverged: the model's outputs are NaN or infinite; try a lower learning rate"
-                )
-        return task.figures(outputs, np.asarray(prediction.label_ids), tokenizer)
-
-    return compute

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
 import peft
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import nested_concat
 
 from .. import tasks
@@ -23,9 +23,9 @@ from ..files import write_json
 from ..jobs.fields import Fields, read_object
 from ..jobs.folder import parts
 from ..jobs.units import perform
-from ..models.load import load
+from ..models.load import Processor, load, processor_of
 from ..models.quantise import Quantise, quantised
-from ..tasks import Rows, Task, Values
+from ..tasks import Rows, Seen, Task, Values
 from ..tuner.mam import load_mam
 from .folder import RESULTS, RunFolder
 
@@ -44,7 +44,7 @@ class Finished:
     Attributes:
         task: the run's task, with its classes.
         model: the model in evaluation mode, with its adapter if it has one.
-        tokenizer: the model's tokenizer.
+        processor: the model's tokenizer or image processor.
         max_length: the most tokens of a row; longer rows are truncated.
         base: the model's name in the config.
         folder: the folder from which it was read.
@@ -52,7 +52,7 @@ class Finished:
 
     task: Task[Any]
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
     max_length: int
     base: str
     folder: Path
@@ -73,13 +73,20 @@ def save_task(folder: Path, task: Task[Any], max_length: int, model: str, quanti
     write_json(folder / TASK, content)
 
 
-def finished(path: str | Path, base: str | None = None, *, quantise: bool = True) -> Finished:
+def finished(
+    path: str | Path,
+    base: str | None = None,
+    *,
+    quantise: bool = True,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Finished:
     """Return the result of a run.
 
     Args:
         path: the run's folder, or the folder of its adapter or model.
         base: the place of the base model, if it has moved since the run.
         quantise: whether to load the base's weights in the run's format instead of float32.
+        options: options of the task that override the run's own.
 
     Raises:
         SubspaceError: there is no finished run, one of its files is damaged, or the base model is a different one.
@@ -89,6 +96,11 @@ def finished(path: str | Path, base: str | None = None, *, quantise: bool = True
     assert content is not None
     with reading(f"the task in {folder / TASK}"):
         task = tasks.get(content["task"]).configured(content["options"])
+    if options and task.generate is None:
+        raise SubspaceError(
+            f"the run in {folder} is of task {task.name}, which does not generate text: use `subspace predict`"
+        )
+    task = task.configured({**content["options"], **options})
     has_adapter = (folder / _ADAPTER).is_file()
     if base is not None and not has_adapter:
         raise SubspaceError(f"{folder} is a whole model without a base: leave --base out")
@@ -98,17 +110,18 @@ def finished(path: str | Path, base: str | None = None, *, quantise: bool = True
     if packed:
         settings |= quantised(Quantise(content["quantise"]), name, task.model_class, settings, _head(folder), cpu=False)
     loaded, own = load(name, task.model_class, settings, content["max_length"])
-    model, tokenizer = cast("nn.Module", loaded), own
+    model, processor = cast("nn.Module", loaded), own
     if has_adapter:
-        with reading(f"the tokenizer in {folder}"):
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        _check_vocabulary(folder, tokenizer, name, own)
+        with reading(f"the tokenizer or image processor in {folder}"):
+            processor = processor_of(loaded, str(folder))
+        if isinstance(processor, PreTrainedTokenizerBase):
+            _check_vocabulary(folder, processor, name, own)
         with reading(f"the adapter in {folder} on model {name!r}", "--base names the model that it was trained on"):
             model = _adapted(loaded, folder)
     if not packed and torch.accelerator.is_available():  # packed weights are on their device
         model = model.to(torch.accelerator.current_accelerator())
-    task = task.ready(model.eval(), tokenizer, content["max_length"])
-    return Finished(task, model, tokenizer, content["max_length"], name, folder)
+    task = task.ready(model.eval(), processor, content["max_length"])
+    return Finished(task, model, processor, content["max_length"], name, folder)
 
 
 def _head(folder: Path) -> list[str] | None:
@@ -154,24 +167,7 @@ def _adapted(model: Any, folder: Path) -> PeftModel:
     return loaded
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A model's outputs for rows.
-
-    Attributes:
-        encoded: the encoded rows.
-        outputs: an entry for each row.
-        labels: the labels, if the rows have them.
-        cut: the number of truncated rows.
-    """
-
-    encoded: Dataset
-    outputs: Values
-    labels: Values | None
-    cut: int
-
-
-def outputs_of(made: Finished, rows: Rows, batch_size: int, keep: Path | None = None) -> Seen:
+def outputs_of(made: Finished, rows: Rows, batch_size: int, keep: Path | None = None) -> Seen[Any]:
     """Return the outputs of a model for rows, in order and in float32. Batches hold rows of similar length.
 
     Args:
@@ -181,7 +177,7 @@ def outputs_of(made: Finished, rows: Rows, batch_size: int, keep: Path | None = 
         keep: the file for the final result, if any. If the task generates, each batch is saved beside it, and a call
             that was killed resumes from there.
     """
-    encoded = made.task.encode(rows, made.tokenizer, made.max_length)
+    encoded = made.task.encode(rows, made.processor, made.max_length)
     lengths = made.task.lengths(encoded)
     order = sorted(range(len(encoded)), key=lambda row: -lengths[row])
     batches = {f"{start:08}": order[start : start + batch_size] for start in range(0, len(order), batch_size)}
@@ -195,8 +191,7 @@ def outputs_of(made: Finished, rows: Rows, batch_size: int, keep: Path | None = 
         found = _resumed(keep, _job(made, rows, batch_size), batches, see)
     outputs, labels = (_joined([one for one in side if one is not None], order) for side in zip(*found, strict=True))
     assert outputs is not None
-    cut = cut_rows(made.task, rows, encoded, made.tokenizer, made.max_length)
-    return Seen(encoded, outputs, labels, cut)
+    return Seen(rows, encoded, outputs, labels, made.processor)
 
 
 @torch.no_grad()
@@ -205,13 +200,10 @@ def _seen(made: Finished, rows: list[Any]) -> tuple[Any, Any]:
     task, device = made.task, next(made.model.parameters()).device
     batch = {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in task.collator(made.tokenizer)(rows).items()
+        for name, value in task.collator(made.processor)(rows).items()
     }
     labels = batch.get(task.truth)
-    if task.generate is None:
-        outputs = made.model(**{name: value for name, value in batch.items() if name != task.truth}).logits
-    else:
-        outputs = task.generate(made.model, batch)
+    outputs = (task.generate or task.forward)(made.model, batch)
     return outputs.double().cpu().numpy(), None if labels is None else labels.cpu().numpy()
 
 
@@ -257,15 +249,14 @@ def _joined(batches: Sequence[Any], order: Sequence[int]) -> Values | None:
     return cast("Values", reduce(join, batches)[np.argsort(order)])
 
 
-def evaluate(made: Finished, rows: Rows, batch_size: int, keep: Path | None = None) -> tuple[Mapping[str, float], Seen]:
-    """Return the task's figures for rows with labels; ``keep`` as for ``outputs_of``."""
+def evaluate(
+    made: Finished, rows: Rows, batch_size: int, keep: Path | None = None
+) -> tuple[Mapping[str, float], Seen[Any]]:
+    """Return the task's figures for rows with labels, and the outputs behind them; ``keep`` as for ``outputs_of``."""
     seen = outputs_of(made, rows, batch_size, keep)
-    assert seen.labels is not None
-    return made.task.figures(seen.outputs, seen.labels, made.tokenizer), seen
+    return made.task.figures(seen), seen
 
 
-def cut_rows(task: Task[Any], rows: Rows, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-    """Return how many of the encoded rows were truncated to ``max_length`` tokens."""
-    if max(task.lengths(encoded), default=0) < max_length:
-        return 0
-    return sum(length > max_length for length in task.lengths(task.encode(rows, tokenizer, max_length + 1)))
+def cut_of(made: Finished, seen: Seen[Any]) -> int:
+    """Return how many rows were truncated."""
+    return made.task.cut(seen.rows, seen.encoded, made.processor, made.max_length)

@@ -30,13 +30,13 @@ class Records:
     Attributes:
         where: the file or data set, as named in messages.
         columns: by column name, a value per row, or None.
-        numbers: the line of the file in which each row begins, or its number, from 1.
-        unit: "line" or "row": what ``numbers`` counts.
+        numbers: the line of the file in which each row begins, or its number, from 1, or its own name.
+        unit: "line", "row" or another name for what ``numbers`` counts.
     """
 
     where: str
     columns: Mapping[str, Sequence[Any]]
-    numbers: Sequence[int]
+    numbers: Sequence[int | str]
     unit: str = "row"
 
     def __len__(self) -> int:
@@ -65,10 +65,14 @@ class Records:
                 )
         raise SubspaceError(f"{self.where} has no column {name!r}, {nearest(name, others)}; {key} names the column")
 
+    def place(self, row: int) -> str:
+        """Return where a row is found again."""
+        return f"{self.where}, {self.unit} {self.numbers[row]}"
+
     def refuse(self, rows: Sequence[int], what: str, way_out: str) -> NoReturn:
         """Raise SubspaceError about unusable rows, naming the place of the first."""
         more = f" (and so in {len(rows) - 1} more)" if len(rows) > 1 else ""
-        raise SubspaceError(f"{self.where}, {self.unit} {self.numbers[rows[0]]}: {what}{more}; {way_out}")
+        raise SubspaceError(f"{self.place(rows[0])}: {what}{more}; {way_out}")
 
     def texts(self, name: str, key: str) -> tuple[str, ...]:
         """Return a column of texts. Raises SubspaceError as ``column``, and if a row has no text there."""
@@ -197,10 +201,19 @@ def _separated(dialect: str) -> Callable[[Path], Records]:
 
 def _read_json(path: Path) -> Records:
     text = _text(path)
-    if text.lstrip().startswith("["):
-        rows = json.loads(text)
-        return _of_objects(str(path), range(1, len(rows) + 1), rows, "row")
+    whole = json.loads(text) if text.lstrip().startswith("[") else _data_of(text)
+    if whole is not None:
+        return _of_objects(str(path), range(1, len(whole) + 1), whole, "row")
     return _of_objects(str(path), *lines_of_json(text), "line")
+
+
+def _data_of(text: str) -> list[Any] | None:
+    """Return the list under the key "data" of a file that is one object, as that of SQuAD is; None of another file."""
+    with contextlib.suppress(ValueError):
+        whole = json.loads(text)
+        data = whole.get("data") if isinstance(whole, dict) else None
+        return data if isinstance(data, list) else None
+    return None
 
 
 def _of_objects(where: str, numbers: Sequence[int], rows: Sequence[Any], unit: str) -> Records:
