@@ -43,7 +43,7 @@ OF_RING = {
     "tasks": "train, language",
     "training": "train",
     "bench": "train",
-    "models": "demo, quantised",
+    "models": "demo, quantised, diffusion",
     "report": "report",
     "cli": "cli",
 }

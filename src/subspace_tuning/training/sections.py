@@ -81,13 +81,14 @@ class TaskSection:
     name: str = _key(
         MISSING,
         "the task: classification, regression, multi_label, token_classification, question_answering, generation, "
-        "instruction, commonsense or maths on "
-        "your own rows, one of GLUE's (mrpc, cola, ...), or one that your own module registers",
+        "image_classification, instruction, commonsense or maths on your own rows, one of GLUE's (mrpc, cola, ...), or "
+        "one that your own module registers",
     )
     data: str = _key(
         "glue",
         "a file (.csv, .tsv, .jsonl, .json, .parquet), a folder with a train file and perhaps a validation file, a "
-        "folder saved by datasets, or a hub name; for a GLUE task: glue for the hub's data, or a folder with "
+        "folder saved by datasets, or a hub name; for images also a folder with a folder of images for each class, "
+        "perhaps within folders train and validation; for a GLUE task: glue for the hub's data, or a folder with "
         "train and validation files with the hub's columns",
     )
     max_length: int = _key(
@@ -105,6 +106,11 @@ class TaskSection:
         "maths",
     )
     question: str | None = _key(None, "the column of the questions; null stands for question")
+    image: str | None = _key(None, "the column of the image, if the rows are no folder of images; null: image")
+    augment: list[str] | None = _key(
+        None,
+        "how training images vary in each epoch: crop cuts out at least half, flip mirrors half of them; null: not",
+    )
     text_pair: str | None = _key(None, "the column of a second text, if a row has two")
     label: str | None = _key(
         None,
