@@ -237,7 +237,7 @@ def test_compiled_without_a_break() -> None:
 
 @pytest.mark.parametrize("case", [case for case in METHODS if case not in FIT and case.schedule is None], ids=method_id)
 def test_what_needs_rows_is_refused_by_name(case: Method) -> None:
-    config = SubspaceConfig(**options(case), target_parameters=TARGETS).chosen()
+    config = SubspaceConfig(**options(case), target_parameters=TARGETS).with_choice()
     base = mixture("mixtral")
     with pytest.raises(SubspaceError, match=r"gate_up_proj") as told:
         get_peft_model(base, config)

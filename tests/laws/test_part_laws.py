@@ -205,7 +205,7 @@ def test_rows_methods_and_two_adapters() -> None:
 def test_what_is_refused(name: str, options: dict[str, Any], message: str) -> None:
     def attached() -> PeftModel:
         fields = {"method": "lora", "r": 2, "target_modules": ["qkv_proj", "o_proj", "query_key_value"], **options}
-        return get_peft_model(built(name), SubspaceConfig(**fields).chosen())
+        return get_peft_model(built(name), SubspaceConfig(**fields).with_choice())
 
     with pytest.raises(SubspaceError, match=message):
         attached()

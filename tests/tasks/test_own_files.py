@@ -350,7 +350,9 @@ def test_data_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(SubspaceError, match="folder has no train, validation or test file"):
         classification.prepare("folder")
     monkeypatch.setattr(datasets, "load_dataset", lambda name: (_ for _ in ()).throw(ConnectionError("no network")))
-    with pytest.raises(SubspaceError, match=r"no file or folder 'me/mine', and the hub has no such data: no network"):
+    with pytest.raises(
+        SubspaceError, match=r"no file or folder 'me/mine', and the hub has no such data: no network; give"
+    ):
         classification.prepare("me/mine")
 
 
