@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from subspace_tuning.models.checkpoint import Checkpoint
 
 _BASE = "The base model, if the factors alone do not determine the change."
-_UNEVEN = "With peft-lora: keep each matrix's own rank instead of padding all to one."
+_TO = "A method, a formula, peft-lora, or diffusers-lora."
+_SUM = "A method of one low-rank term, peft-lora, or diffusers-lora."
+_UNEVEN = "With peft-lora or diffusers-lora: keep each matrix's own rank instead of padding all to one."
 
 
 def convert(
     adapter: Annotated[Path, typer.Argument(help="The adapter's folder; peft's LoRA, too.", show_default=False)],
-    to: Annotated[str, typer.Option("--to", help="A method, a formula, or peft-lora.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help=_TO, show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new adapter's folder.", show_default=False)],
     rank: Annotated[
         int | None, typer.Option("--rank", "-r", min=1, help="The rank; by default the lowest that loses nothing.")
@@ -37,7 +39,7 @@ def convert(
     """Turn an adapter into another method's.
 
     The conversion is exact if possible; otherwise its error is reported. --to peft-lora writes an adapter that peft
-    loads without this package.
+    loads without this package, and --to diffusers-lora a file that a pipeline of diffusers loads.
     """
     from subspace_tuning.adapters.convert import convert_adapter
     from subspace_tuning.adapters.files import check_output, read_adapter
@@ -64,7 +66,7 @@ def combine(
         str | None,
         typer.Option("--weights", "-w", help="Comma-separated numbers, one per adapter; by default equal shares."),
     ] = None,
-    to: Annotated[str, typer.Option("--to", help="A method of one low-rank term, or peft-lora.")] = "lora",
+    to: Annotated[str, typer.Option("--to", help=_SUM)] = "lora",
     rank: Annotated[
         int | None, typer.Option("--rank", "-r", min=1, help="The rank; by default the lowest that loses nothing.")
     ] = None,
@@ -91,9 +93,9 @@ def combine(
 
 
 def _base(name: str | None) -> Checkpoint | None:
-    from subspace_tuning.models.checkpoint import Checkpoint
+    from subspace_tuning.models.pipeline import checkpoint_of
 
-    return None if name is None else Checkpoint(name)
+    return None if name is None else checkpoint_of(name)
 
 
 def _weights(text: str | None, count: int) -> list[float]:
@@ -108,12 +110,15 @@ def _weights(text: str | None, count: int) -> list[float]:
 def _finish(
     result: ConvertedAdapter, to: str, output: Path, overwrite: bool, base: Checkpoint | None, uneven: bool
 ) -> None:
-    from subspace_tuning.adapters.convert import PEFT_LORA
-    from subspace_tuning.adapters.files import write_adapter, write_lora
+    from subspace_tuning.adapters.convert import DIFFUSERS_LORA, PEFT_LORA
+    from subspace_tuning.adapters.files import write_adapter
+    from subspace_tuning.adapters.lora import write_diffusers_lora, write_lora
 
     adapter: Adapter = result.adapter
     if to == PEFT_LORA:
         write_lora(output, adapter, overwrite, base=base, uneven=uneven)
+    elif to == DIFFUSERS_LORA:
+        write_diffusers_lora(output, adapter, overwrite, base=base, uneven=uneven)
     else:
         write_adapter(output, adapter, overwrite)
     table = table_of("matrix", figures=("n x m", "rank", "lost", "how"))

@@ -17,6 +17,10 @@ def params(
     ] = None,
     formula: Annotated[list[str] | None, typer.Option("--formula", "-f", help="Also a formula of your own.")] = None,
     rank: Annotated[int, typer.Option("--rank", "-r", help="The rank, or the width of a bottleneck.")] = 8,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", help="Adapt this parameter, such as experts.down_proj; repeat for several."),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Instead of a rank: match 300k or 0.3permille parameters.")
     ] = None,
@@ -30,14 +34,16 @@ def params(
     """
     silence_libraries()
     if paper:
-        if method or formula or budget:
-            raise UsageError("--paper has its own rows: leave --method, --formula and --budget out")
+        if method or formula or budget or parameter:
+            raise UsageError("--paper has its own rows: leave --method, --formula, --parameter and --budget out")
         _paper(model)
         return
-    _methods(model, method or [], formula or [], rank, budget)
+    _methods(model, method or [], formula or [], rank, budget, parameter or [])
 
 
-def _methods(model: str, names: list[str], formulas: list[str], rank: int, budget: str | None) -> None:
+def _methods(
+    model: str, names: list[str], formulas: list[str], rank: int, budget: str | None, parameters: list[str]
+) -> None:
     from subspace_tuning import methods as catalogue
     from subspace_tuning.counting.count import budget_in, count_of
     from subspace_tuning.errors import SubspaceError
@@ -49,8 +55,12 @@ def _methods(model: str, names: list[str], formulas: list[str], rank: int, budge
     if every:
         names = [known.name for known in catalogue.listed()]
     # Parse all before counting the first, so that a wrong name is reported at once.
-    configs = [(name, config_of({"method": name, "r": rank}, {})) for name in names]
-    own = [SubspaceConfig(formula=text, r=rank) for text in formulas]
+    placed = {"target_parameters": parameters} if parameters else {}
+    configs = [
+        (name, config_of({"method": name, "r": rank} | ({} if name in catalogue.HOSTED else placed), {}))
+        for name in names
+    ]
+    own = [SubspaceConfig(formula=text, r=rank, target_parameters=parameters or None) for text in formulas]
     configs += [(str(config.resolved.formula), config) for config in own]
     architecture = architecture_of(model)
     wanted = None if budget is None else budget_in(architecture, budget)

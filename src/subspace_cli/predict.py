@@ -50,12 +50,12 @@ def ask(
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Print or write a run's answers for new rows; ``options`` override those of the run's task."""
+    if bool(text) == (file is not None):
+        raise UsageError("give texts with --text, or rows with --file")
     from subspace_tuning.training.runtime import quiet
     from subspace_tuning.training.use import cut_of, finished, outputs_of
 
     silence_libraries()
-    if bool(text) == (file is not None):
-        raise UsageError("give texts with --text, or rows with --file")
     if output is not None:
         output = _checked(output)
     for number, one in enumerate(text or (), start=1):

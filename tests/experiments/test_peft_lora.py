@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from subspace_tuning import SubspaceConfig, SubspaceError
 from subspace_tuning.adapters.convert import convert_adapter
-from subspace_tuning.adapters.files import read_adapter, write_adapter, write_lora
+from subspace_tuning.adapters.files import read_adapter, write_adapter
+from subspace_tuning.adapters.lora import write_lora
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(6, 5),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.training import config as configs
 from subspace_tuning.training import run as train
+from subspace_tuning.training.callbacks import EpochOrder
 from subspace_tuning.training.folder import RunFolder
 from subspace_tuning.training.sampler import EpochSampler
 
@@ -231,7 +233,7 @@ def test_another_number_of_processes_does_not_go_on(place: Place, tmp_path: Path
     "launcher",
     [
         ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"],
-        ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--mixed_precision=no", "--module"],
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--module"],
     ],
     ids=["torchrun", "accelerate"],
 )
@@ -242,7 +244,9 @@ def test_launchers(launcher: list[str], place: Place) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("saved in") == 1
-    agree(place.alone("lora")["history"], place.record(path.stem)["history"])
+    record = place.record(path.stem)
+    assert record["processes"] == PROCESSES
+    agree(place.alone("lora")["history"], record["history"])
 
 
 REFUSED = {
@@ -266,10 +270,6 @@ def test_what_a_launcher_asks_for_in_vain_is_refused(name: str, place: Place, mo
 
 def test_processes_that_resume_have_the_order_of_their_epoch() -> None:
     """Its order is set in the sampler itself: accelerate's shards of it pass no epoch on when they skip batches."""
-    from types import SimpleNamespace
-
-    from subspace_tuning.training.callbacks import EpochOrder
-
     orders = []
     for epoch in (0.0, 0.5, 1.0, 1.5):
         order = EpochSampler([1] * 20, None, seed=0)

@@ -340,7 +340,7 @@ BAD_ROWS = {
     ),
     "no input": ('{"output": "de"}\n', "has no column 'input', did you mean output"),
     "an empty list": ('{"input": "ba", "output": []}\n', "line 1: column 'output' has no text; write one"),
-    "a number": ('{"input": "ba", "output": 7}\n', "line 1: column 'output' is 7, which is no text"),
+    "a number": ('{"input": "ba", "output": 7}\n', "line 1: column 'output' is 7, which is not a text"),
     "nothing": ("\n", "rows.jsonl has no rows"),
 }
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from subspace_tuning import SubspaceConfig, SubspaceError, SubspaceLayer, method, methods, orthogonality, penalty
 from subspace_tuning.adapters.convert import PEFT_LORA, convert_adapter
-from subspace_tuning.adapters.files import read_adapter, write_lora
+from subspace_tuning.adapters.files import read_adapter
+from subspace_tuning.adapters.lora import write_lora
 from subspace_tuning.algebra import Sizes, names, parse
 from subspace_tuning.methods import Method, patterns
 from subspace_tuning.theory.convert import convert

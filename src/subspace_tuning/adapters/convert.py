@@ -22,6 +22,8 @@ from .adapter import Adapter, SavedLayer, layer_base, persistent
 
 PEFT_LORA = "peft-lora"
 """The value of `--to` for LoRA in peft's own files."""
+DIFFUSERS_LORA = "diffusers-lora"
+"""The value of `--to` for LoRA in the file of a pipeline of diffusers."""
 
 
 _Sized = tuple[Sizes, Conversion]
@@ -58,8 +60,12 @@ class ConvertedAdapter:
 
 
 def target_config(to: str, r: int = 8) -> SubspaceConfig:
-    """Return the config for a target: a method's name, peft-lora, or a formula. Raises SubspaceError if unknown."""
-    name = "lora" if to == PEFT_LORA else to
+    """Return the config for a target: a method's name, a LoRA of other libraries, or a formula.
+
+    Raises:
+        SubspaceError: it is unknown.
+    """
+    name = "lora" if to in (PEFT_LORA, DIFFUSERS_LORA) else to
     known = name.isidentifier()
     return SubspaceConfig(method=name if known else None, formula=None if known else name, r=r, alpha=float(r))
 
@@ -75,7 +81,7 @@ def convert_adapter(
 
     Args:
         adapter: the adapter.
-        to: a method's name, a formula, or "peft-lora".
+        to: a method's name, a formula, "peft-lora" or "diffusers-lora".
         rank: the rank of the result; by default the lowest that keeps the whole change.
         base: the base model; needed if the factors alone do not determine the change, or the new form involves W.
         on_progress: called after each matrix.
@@ -151,7 +157,7 @@ def result_of(adapter: Adapter, to: str, found: Mapping[str, _Sized], base: Chec
     config.target_modules = exactly(
         sorted(found), () if base is None else (name for name, _ in base.model.named_modules())
     )
-    config.layouts = adapter.config.layouts
+    config.layouts, config.auto_mapping = adapter.config.layouts, adapter.config.auto_mapping
     config.modules_to_save, config.task_type = adapter.config.modules_to_save, adapter.config.task_type
     if target.formula.has_rank:
         config.rank_pattern = {module: r for module, (r, _) in numbers.items() if r != highest}

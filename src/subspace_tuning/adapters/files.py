@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,18 @@ from torch import Tensor
 from .. import methods
 from ..errors import SubspaceError, reading
 from ..files import check_folder, recover, replaced
-from ..models.checkpoint import Checkpoint
 from ..tuner import SubspaceConfig
 from ..tuner.exact import exactly
-from ..tuner.lora_form import LINEAR, Layout, from_peft, to_peft
+from ..tuner.lora_form import Layout, from_peft
 from .adapter import Adapter, SavedLayer, dimensions_of
-from .strict import check_factors
+from .strict import check_factors, check_modules
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""With which peft begins the names of an adapter's tensors."""
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
+DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"
+"""The file in which pipelines of diffusers look for LoRA."""
 # Options of peft's LoRA that change its formula, and starts that change W.
 _BEYOND = (
     "use_dora",
@@ -82,7 +83,7 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
     constants: dict[str, dict[str, Tensor]] = {}
     saved = {}
     for key, tensor in tensors.items():
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         for part, held in zip(_PARTS, (parameters, constants), strict=True):
             module, found, factor = name.partition(part)
             if found:
@@ -92,6 +93,7 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
             saved[name] = tensor
     layers = {}
     method = config.resolved
+    check_modules(config.target_parameters or (), source)
     for module, factors in parameters.items():
         # For a method with singular triples, a narrow matrix has fewer of them than the config's rank.
         r = dimensions_of(config.resolved, factors).get("r") or _pattern(config.rank_pattern, module, config.r)
@@ -103,7 +105,7 @@ def _own(config: SubspaceConfig, tensors: Mapping[str, Tensor], source: str) -> 
     return Adapter(config, layers, saved, config.base_model_name_or_path, source)
 
 
-def _pair(method: methods.Method) -> tuple[str, str]:
+def pair(method: methods.Method) -> tuple[str, str]:
     """Return the names of a LoRA's factors A and B."""
     (term,) = method.formula.low_rank
     return str(term.down), str(term.up)
@@ -114,14 +116,14 @@ def _from_lora(config: LoraConfig, tensors: Mapping[str, Tensor], source: str) -
     pairs: dict[str, dict[str, Tensor]] = {}
     saved = {}
     for key, tensor in tensors.items():
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         module, found, end = name.partition(".lora_")
         if found:
             pairs.setdefault(module, {})[f"lora_{end}"] = tensor
         else:
             saved[name] = tensor
     lora = methods.get("lora")
-    down, up = _pair(lora)
+    down, up = pair(lora)
     layers, layouts = {}, {}
     for module, factors in pairs.items():
         try:
@@ -182,79 +184,8 @@ def write_adapter(
     tensors: dict[str, Tensor] = {}
     for module, layer in adapter.layers.items():
         for part, held in zip(_PARTS, (layer.parameters, layer.constants), strict=True):
-            tensors |= {f"{_PREFIX}{module}{part}{name}": _stored(tensor) for name, tensor in held.items()}
-    _write(path, adapter.config, tensors, adapter, overwrite, also)
-
-
-def write_lora(
-    path: str | Path,
-    adapter: Adapter,
-    overwrite: bool = False,
-    *,
-    base: Checkpoint | None = None,
-    uneven: bool = False,
-) -> None:
-    """Write an adapter whose method is LoRA in peft's own format, which peft loads without this package.
-
-    Args:
-        path: the folder.
-        adapter: the adapter.
-        overwrite: replace an existing adapter.
-        base: the base model, for adapters that do not record the kinds of their layers.
-        uneven: keep the separate ranks. Otherwise the factors are padded with zeros to one rank, for programs that read
-            a single rank and alpha.
-
-    Raises:
-        SubspaceError: a layer has an unknown kind, or a change that peft's LoRA cannot express.
-    """
-    layouts = {module: _layout(adapter, module, base) for module in adapter.layers}
-    ranks = {module: layouts[module].rank(layer.r) for module, layer in adapter.layers.items()}
-    r = max((rank for module, rank in ranks.items() if layouts[module].groups == 1), default=max(ranks.values()))
-    if not uneven:  # kernels of a grouped convolution are already sparse, and padding would multiply them
-        ranks = {module: r if layouts[module].groups == 1 else rank for module, rank in ranks.items()}
-    tensors: dict[str, Tensor] = {}
-    for module, layer in adapter.layers.items():
-        A, B = (layer.parameters[name].double() for name in _pair(layer.method))
-        try:
-            parts = to_peft(layouts[module], A, B * layer.scale, ranks[module])
-        except SubspaceError as error:
-            raise SubspaceError(f"{module}: {error}") from None
-        tensors |= {f"{_PREFIX}{module}.{name}": _stored(tensor) for name, tensor in parts.items()}
-    _write(path, _lora_config(adapter, ranks, r, base), tensors, adapter, overwrite)
-
-
-def _lora_config(adapter: Adapter, ranks: Mapping[str, int], r: int, base: Checkpoint | None) -> LoraConfig:
-    return LoraConfig(
-        r=r,
-        lora_alpha=r,
-        target_modules=_listed(adapter.layers, base),
-        rank_pattern={name: rank for name, rank in ranks.items() if rank != r},
-        alpha_pattern={name: rank for name, rank in ranks.items() if rank != r},
-        modules_to_save=adapter.config.modules_to_save,
-        task_type=adapter.config.task_type,
-        inference_mode=True,
-    )
-
-
-def _layout(adapter: Adapter, module: str, base: Checkpoint | None) -> Layout:
-    if base is not None:
-        return Layout.of(base.module(module))
-    if adapter.config.layouts is None:
-        raise SubspaceError(
-            f"{module}: the adapter does not record whether this is a linear layer, an embedding or a convolution, "
-            "which peft stores differently: give --base"
-        )
-    return Layout.read(adapter.config.layouts.get(module, [LINEAR]))
-
-
-def _listed(modules: Iterable[str], base: Checkpoint | None) -> list[str] | str:
-    """Return the targets as a list, which other programs can read, unless peft would match more modules by it."""
-    names = sorted(modules)
-    every = set() if base is None else {name for name, _ in base.model.named_modules()}
-    if not every.issuperset(names):  # names within a repeated block are not suffixes of other modules' names
-        return names if all(re.search(r"\.\d+\.", name) for name in names) else exactly(names)
-    matched = {name for name in every if any(name == end or name.endswith(f".{end}") for end in names)}
-    return names if matched == set(names) else exactly(names, every)
+            tensors |= {f"{PREFIX}{module}{part}{name}": stored(tensor) for name, tensor in held.items()}
+    write_files(path, adapter.config, tensors, adapter, overwrite, also)
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:
@@ -262,14 +193,14 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
     folder = check_folder(Path(path))
     recover(folder)
     if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / _CONFIG).is_file():
+        if not any((folder / name).is_file() for name in (_CONFIG, DIFFUSERS_LORA)):
             raise SubspaceError(f"output {str(path)!r} is not empty and has no adapter: choose another")
         if not overwrite:
             raise SubspaceError(f"output {str(path)!r} holds an adapter: choose another, or --overwrite")
     return folder
 
 
-def _write(
+def write_files(
     path: str | Path,
     config: PeftConfig,
     tensors: Mapping[str, Tensor],
@@ -277,11 +208,16 @@ def _write(
     overwrite: bool,
     also: Callable[[Path], None] | None = None,
 ) -> None:
+    """Write a config with its tensors and an adapter's modules saved whole, as peft names its files.
+
+    Raises:
+        SubspaceError: the path exists and must not be replaced.
+    """
     folder = check_output(path, overwrite)
     config = dataclasses.replace(config)
     config.base_model_name_or_path = adapter.base
     config.inference_mode = True
-    saved = {f"{_PREFIX}{name}": _stored(tensor) for name, tensor in adapter.saved.items()}
+    saved = {f"{PREFIX}{name}": stored(tensor) for name, tensor in adapter.saved.items()}
     with replaced(folder) as temporary:
         save_file({**tensors, **saved}, temporary / _WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(temporary))
@@ -293,5 +229,6 @@ def _pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     return patterns.get(get_pattern_key(list(patterns), module), default)
 
 
-def _stored(tensor: Tensor) -> Tensor:
+def stored(tensor: Tensor) -> Tensor:
+    """Return a tensor as files have it: contiguous, and in float32 at most."""
     return (tensor.float() if tensor.dtype == torch.float64 else tensor).contiguous().clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from ..theory.budget import parameters, read_budget, spread_ranks, uniform_rank
 from ..tuner import SubspaceConfig
 from ..tuner.calibration import Batch, Loss, evaluating, loss_of
 from ..tuner.kinds import kind_of
+from ..tuner.parameters import unadapted
+from ..tuner.recognise import in_short
 from ..tuner.targets import place, targets
 from .pairs import check_alike, spectrum
 
@@ -105,6 +108,8 @@ def matrices(model: nn.Module) -> list[str]:
     """Return the names of the matrices that any method adapts: those of LoRA's placement."""
     config = SubspaceConfig(method=_EVENLY)
     place(model, config)
+    if missed := unadapted(model, set()):
+        warnings.warn(f"left out: {in_short(missed)}, since only linear layers are compared", stacklevel=2)
     return [name for name, _ in targets(model, config)]
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
 from ..algebra.names import started
 from ..errors import SubspaceError
 from ..methods import Method
+
+
+def check_modules(parameters: Collection[str], source: str) -> None:
+    """Raise SubspaceError if an adapter is on parameters, whose factors may be stacks of matrices."""
+    if parameters:
+        raise SubspaceError(
+            f"adapter {source!r} is on parameters, such as {min(parameters)}, and only modules are read from files: "
+            "attach it to its model with PeftModel.from_pretrained"
+        )
 
 
 def check_factors(

@@ -74,7 +74,8 @@ def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
     layers = adapt(model, config).values()
     trainable = sum(parameter.numel() for layer in layers for parameter in layer.subspace_params.parameters())
     method = config.resolved
-    return Count(method.name, config.r if method.formula.has_rank else None, len(layers), trainable, total)
+    matrices = sum(layer.copies for layer in layers)
+    return Count(method.name, config.r if method.formula.has_rank else None, matrices, trainable, total)
 
 
 def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:

@@ -22,9 +22,6 @@ from ..tuner.kinds import kind_of
 from .locate import cannot_load, locate
 from .meta import without_weights
 
-_WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-
 
 class Checkpoint:
     """The checkpoint of a model, whose weights are read from disk on demand.
@@ -43,10 +40,7 @@ class Checkpoint:
             self.architecture: PretrainedConfig = AutoConfig.from_pretrained(str(self.folder))
         except Exception as error:  # a damaged configuration can raise anything in the library
             raise SubspaceError(cannot_load(name, str(self.folder), error)) from error
-        self.files = _files(self.folder)
-        for file in sorted(set(self.files.values())):
-            if not (self.folder / file).is_file():
-                raise SubspaceError(f"model {name!r}: the shard {file} is missing in {self.folder}")
+        self.files = files_of(name, self.folder)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -210,19 +204,35 @@ def _folder(name: str) -> Path:
         raise SubspaceError(cannot_load(name, source, error)) from error
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """Return the file of each tensor."""
-    index = folder / _INDEX
-    if index.is_file():
-        with reading(f"{index}, an index of shards,"):
-            files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            if not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
-                raise ValueError("weight_map does not map tensors to files beside it")
-        return files
-    if not (folder / _WHOLE).is_file():
-        raise SubspaceError(f"{folder} has no {_WHOLE} and no {_INDEX}: save the model with save_pretrained first")
+def files_of(name: str, folder: Path, stem: str = "model") -> dict[str, str]:
+    """Return the file of each tensor of a model in a folder.
+
+    Args:
+        name: the model, as messages call it.
+        folder: where its files are.
+        stem: how their names begin.
+
+    Raises:
+        SubspaceError: there are no safetensors, a shard is missing, or a file is damaged.
+    """
+    whole, index = f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return _of_one(folder, whole, index.name)
+    with reading(f"{index}, an index of shards,"):
+        files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
+            raise ValueError("weight_map does not map tensors to files beside it")
+    for file in sorted(set(files.values())):
+        if not (folder / file).is_file():
+            raise SubspaceError(f"model {name!r}: the shard {file} is missing in {folder}")
+    return files
+
+
+def _of_one(folder: Path, whole: str, index: str) -> dict[str, str]:
+    if not (folder / whole).is_file():
+        raise SubspaceError(f"{folder} has no {whole} and no {index}: save the model with save_pretrained first")
     try:
-        with safe_open(folder / _WHOLE, framework="pt") as file:
-            return dict.fromkeys(file.keys(), _WHOLE)
+        with safe_open(folder / whole, framework="pt") as file:
+            return dict.fromkeys(file.keys(), whole)
     except (OSError, SafetensorError) as error:
-        raise SubspaceError(f"{folder / _WHOLE} cannot be read: {error}") from error
+        raise SubspaceError(f"{folder / whole} cannot be read: {error}") from error

@@ -1,10 +1,10 @@
-"""A pretrained model with its tokenizer."""
+"""A pretrained model with its tokenizer or image processor."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -12,14 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
 from .locate import cannot_load, locate
+from .meta import takes_images
 
 logger = logging.getLogger(__name__)
+
+Processor: TypeAlias = Any
+"""What makes a model's inputs: a tokenizer, or an image processor."""
 
 
 def load(
     name: str, model_class: Any, settings: Mapping[str, Any], max_length: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a pretrained model in float32 and its tokenizer.
+) -> tuple[PreTrainedModel, Processor]:
+    """Return a pretrained model in float32 and its tokenizer, or its image processor if its inputs are pixels.
 
     Parameters missing from the checkpoint, such as a task's head, are drawn from torch's generator.
 
@@ -27,32 +31,37 @@ def load(
         name: a hub name, a local folder or ``minilm``.
         model_class: a class of transformers with ``from_pretrained``.
         settings: further arguments of ``from_pretrained``, such as ``num_labels`` and ``quantization_config``.
-        max_length: the length of the inputs, in tokens.
+        max_length: the length of the inputs, in tokens; images have none.
 
     Raises:
-        SubspaceError: the model cannot be found or loaded, holds NaN, has fewer positions than `max_length`, or has
-            neither a pad nor an eos token.
+        SubspaceError: the model cannot be found or loaded, holds NaN, has fewer positions than `max_length`, has
+            neither a pad nor an eos token, or takes no images in colour.
     """
     source = locate(name)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         model: PreTrainedModel = model_class.from_pretrained(
             source,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # a head made for another task is replaced by a fresh one
             **settings,
         )
+        processor = processor_of(model, source)
     except Exception as error:  # damaged files can raise anything in the library
         raise SubspaceError(cannot_load(name, source, error)) from error
     for parameter_name, parameter in model.named_parameters():
         plain = type(parameter.data) is torch.Tensor  # torchao's tensors do not support it
         if plain and not torch.isfinite(parameter).all():
             raise SubspaceError(f"model {name!r} holds NaN or infinity in {parameter_name}")
+    if takes_images(model):
+        channels = getattr(model.config, "num_channels", 3)
+        if channels != 3:
+            raise SubspaceError(f"model {name!r} takes images of {channels} channels, and images are read in 3: RGB")
+        return model, processor
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise SubspaceError(f"task.max_length is {max_length}, but model {name!r} has {positions} positions")
-    _set_ends(name, model, tokenizer)
-    return model, tokenizer
+    _set_ends(name, model, processor)
+    return model, processor
 
 
 def _set_ends(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -68,6 +77,12 @@ def _set_ends(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         generation.pad_token_id = tokenizer.pad_token_id
         generation.eos_token_id = list(dict.fromkeys([*own, *end_tokens(model)])) or None
+
+
+def processor_of(model: PreTrainedModel, source: str) -> Processor:
+    """Return the tokenizer in a folder or on the hub, or the image processor if the model's inputs are pixels."""
+    auto: Any = transformers.AutoImageProcessor if takes_images(model) else transformers.AutoTokenizer
+    return auto.from_pretrained(source)
 
 
 def end_tokens(model: Any) -> list[int]:

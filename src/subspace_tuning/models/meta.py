@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
 import torch
 import transformers
@@ -34,7 +35,7 @@ def architecture_of(name: str) -> PretrainedConfig:
 
 
 def without_weights(architecture: PretrainedConfig) -> PreTrainedModel:
-    """Return the model without weights, with a two-label head if there is such a class."""
+    """Return the model without weights, with a head of two labels for texts or images if there is such a class."""
     architecture = copy.deepcopy(architecture)
     architecture.num_labels = 2
     with reading(f"the configuration of a {architecture.model_type}"), torch.device("meta"):
@@ -42,5 +43,13 @@ def without_weights(architecture: PretrainedConfig) -> PreTrainedModel:
             model = transformers.AutoModelForSequenceClassification.from_config(architecture)  # type: ignore[no-untyped-call]
         except ValueError:
             model = transformers.AutoModel.from_config(architecture)  # type: ignore[no-untyped-call]
+            if takes_images(model):
+                with suppress(ValueError):
+                    model = transformers.AutoModelForImageClassification.from_config(architecture)  # type: ignore[no-untyped-call]
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def takes_images(model: PreTrainedModel) -> bool:
+    """Return whether a model's inputs are pixels."""
+    return model.main_input_name == "pixel_values"

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import (
     DataCollatorWithPadding,
     PretrainedConfig,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
 )
 
 from ..errors import SubspaceError
+from ..models.load import Processor
 from ..tuner.calibration import Batch, Loss
 
 Values: TypeAlias = NDArray[np.floating] | NDArray[np.integer]
@@ -71,14 +71,14 @@ class Seen(Generic[R]):
         encoded: the result of ``encode`` for them.
         outputs: an entry for each encoded row: the model's outputs, or the result of ``generate``.
         labels: the labels of the encoded rows, if they have any.
-        tokenizer: the model's tokenizer.
+        processor: the model's tokenizer or image processor.
     """
 
     rows: R
     encoded: Dataset
     outputs: Values
     labels: Values | None
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
 
 
 class Task(ABC, Generic[R]):
@@ -90,12 +90,14 @@ class Task(ABC, Generic[R]):
         larger_is_better: whether a larger primary figure is better.
         evaluation: the splits scored during training, each with the prefix of its figures.
         model_class: the class of transformers that loads the model, such as ``AutoModelForSequenceClassification``.
-        task_type: peft's name for this kind of model.
+        task_type: peft's name for this kind of model; None if it has none.
         loss: the task's own loss, a function of the model and a batch that returns the loss and the model's outputs;
             None for the loss that the model computes from ``labels``.
         generate: a function of the model and a batch that returns a tensor of predictions, rows first, which are scored
             instead of the model's outputs, without a loss; None if the outputs of a forward pass are scored.
         truth: the column of a batch with which predictions are compared.
+        varied: a function of an encoded training row and a seed of the row's own in each epoch that returns the row as
+            that epoch shows it; None if every epoch shows the rows as they are.
     """
 
     name: str
@@ -103,9 +105,10 @@ class Task(ABC, Generic[R]):
     larger_is_better: bool = True
     evaluation: tuple[tuple[str, str], ...] = (("", "validation"),)
     model_class: ClassVar[Any]
-    task_type: ClassVar[TaskType]
+    task_type: ClassVar[TaskType | None]
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Any]] | None = None
     generate: Callable[[nn.Module, Batch], Tensor] | None = None
+    varied: Callable[[dict[str, Any], int], dict[str, Any]] | None = None
     truth: str = "labels"
 
     @property
@@ -178,7 +181,7 @@ class Task(ABC, Generic[R]):
         raise SubspaceError(f"a row of task {self.name} is not one text: give the rows as a file")
 
     @abstractmethod
-    def encode(self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    def encode(self, rows: R, processor: Processor, max_length: int) -> Dataset:
         """Return the rows encoded for a model, truncated to ``max_length`` tokens and not padded.
 
         They have ``labels`` if the rows do. If a row gives several entries, or the order changes, a column of the
@@ -192,27 +195,27 @@ class Task(ABC, Generic[R]):
         """Return encoded rows in the form used for training, such as packed."""
         return encoded
 
-    def ready(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Task[R]:
-        """Return the task completed by the model, with its adapter, and the tokenizer.
+    def ready(self, model: nn.Module, processor: Processor, max_length: int) -> Task[R]:
+        """Return the task completed by the model, with its adapter, and its tokenizer or image processor.
 
         Raises:
             SubspaceError: they cannot be used for the task.
         """
         return self
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], Any]:
+    def collator(self, processor: Processor) -> Callable[[list[Any]], Any]:
         """Return the function that makes a batch of encoded rows; by default they are padded to the longest."""
-        return DataCollatorWithPadding(tokenizer)
+        return DataCollatorWithPadding(processor)
 
     def lengths(self, encoded: Dataset) -> Sequence[int]:
         """Return the length of each encoded row, by which rows are grouped into batches."""
         return [len(tokens) for tokens in encoded["input_ids"]]
 
-    def cut(self, rows: R, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    def cut(self, rows: R, encoded: Dataset, processor: Processor, max_length: int) -> int:
         """Return how many of the encoded rows are longer than ``max_length`` tokens and were cut."""
         if max(self.lengths(encoded), default=0) < max_length:
             return 0
-        return sum(length > max_length for length in self.lengths(self.encode(rows, tokenizer, max_length + 1)))
+        return sum(length > max_length for length in self.lengths(self.encode(rows, processor, max_length + 1)))
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return a model's outputs for a batch, rows first; labels in the batch are left out."""
@@ -265,12 +268,10 @@ class Task(ABC, Generic[R]):
         own = self.loss
         return None if own is None else lambda model, batch: own(model, batch)[0]
 
-    def batches(
-        self, rows: R, tokenizer: PreTrainedTokenizerBase, max_length: int, size: int
-    ) -> Iterator[dict[str, Any]]:
+    def batches(self, rows: R, processor: Processor, max_length: int, size: int) -> Iterator[dict[str, Any]]:
         """Yield the rows in the form used for training, as batches of ``size``, in order."""
-        encoded = self.for_training(self.encode(rows, tokenizer, max_length), max_length)
-        collate = self.collator(tokenizer)
+        encoded = self.for_training(self.encode(rows, processor, max_length), max_length)
+        collate = self.collator(processor)
         for start in range(0, len(encoded), size):
             yield dict(collate([encoded[i] for i in range(start, min(start + size, len(encoded)))]))
 

@@ -1,6 +1,7 @@
 """One class per row, from own files.
 
 Examples:
+    >>> import numpy as np
     >>> task = Classification(classes=("bad", "good"))
     >>> task.score(np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))["accuracy"]
     0.75
@@ -8,67 +9,26 @@ Examples:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
-from .base import Seen, Values
-from .classes import ClassesTask, balanced, class_name
-from .data.records import Records, shown
+from .base import Seen
 from .data.tables import Table
-from .own import labelled
+from .one_class import OneClassTask
 from .own_texts import OwnTextTask
 from .registry import register
 from .texts import by_class
 
 
 @dataclass(frozen=True)
-class Classification(ClassesTask[Table], OwnTextTask):
+class Classification(OneClassTask[Table], OwnTextTask):
     """One of several classes per row."""
 
     name = "classification"
-    primary = "accuracy"
-    problem_type = "single_label_classification"
-
-    def raw_labels(self, records: Records) -> list[str]:
-        """Return the names of the rows' classes."""
-        values = labelled(records, self.label)
-        if several := [row for row, value in enumerate(values) if not isinstance(value, (str, bool, int, float))]:
-            reason = f"column {self.label!r} is {shown(values[several[0]])}, which is not one class"
-            records.refuse(several, reason, "use task.name=multi_label for several")
-        return [class_name(value) for value in values]
-
-    def weights_of(self, records: Records, labels: list[str]) -> tuple[float, ...]:
-        """Return the inverse of each class's share of the rows."""
-        return balanced(self.numbers(records, labels), len(self.names))
-
-    def numbers(self, records: Records, labels: Sequence[str]) -> Values:
-        """Return the numbers of the rows' classes."""
-        return np.array(self.numbers_of(records, [[name] for name in labels]), dtype=np.int64).reshape(-1)
-
-    def predict(self, outputs: Values) -> Values:
-        """Return one class number per row."""
-        return np.asarray(outputs.reshape(-1, len(self.names)).argmax(axis=1))
-
-    def score(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return the accuracy, the mean of the classes' F1, and Matthews' correlation."""
-        known = np.unique(labels)
-        return {
-            "accuracy": float(accuracy_score(labels, predictions)),
-            "f1_macro": float(f1_score(labels, predictions, labels=known, average="macro", zero_division=0.0)),
-            "matthews_correlation": float(matthews_corrcoef(labels, predictions)),
-        }
 
     def answers(self, seen: Seen[Table]) -> list[dict[str, Any]]:
         """Return each row's texts with its class and the probabilities of all."""
         return self.beside_texts(seen.rows, by_class(seen.outputs, self.names))
-
-    def baseline(self, train: Table, rows: Table) -> dict[str, float]:
-        """Return the figures of the most frequent class of the training rows."""
-        return self.score(np.full(len(rows), np.bincount(train.known).argmax()), rows.known)
 
 
 register(Classification())

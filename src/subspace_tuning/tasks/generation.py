@@ -107,10 +107,10 @@ class Generation(OwnTask[Texts]):
         for row, value in enumerate(records.column(self.label, "task.label")):
             outputs = value if isinstance(value, list) else [value]
             if not outputs or any(map(is_missing, outputs)):
-                records.refuse([row], f"column {self.label!r} has no text", "write one, or take the row away")
+                records.refuse([row], f"column {self.label!r} has no text", "write one, or remove the row")
             for output in outputs:
                 if not isinstance(output, str):
-                    told = f"column {self.label!r} is {shown(output)}, which is no text"
+                    told = f"column {self.label!r} is {shown(output)}, which is not a text"
                     records.refuse([row], told, "put it in quotation marks")
                 check_text(records, row, output)
             found.append(tuple(outputs))
@@ -266,7 +266,7 @@ class Generation(OwnTask[Texts]):
         return [{self.text: one, "predicted": text} for one, text in zip(seen.rows.inputs, texts, strict=True)]
 
     def _texts(self, seen: Seen[Texts]) -> list[str]:
-        of = dict(zip(seen.encoded["row"], texts_of(seen.outputs, seen.tokenizer), strict=True))
+        of = dict(zip(seen.encoded["row"], texts_of(seen.outputs, seen.processor), strict=True))
         return [of[row] for row in range(len(seen.rows))]
 
     def baseline(self, train: Texts, rows: Texts) -> dict[str, float]:

@@ -83,6 +83,10 @@ class OwnTask(Task[R]):
         """Return the records with one entry per row of the task; by default they are unchanged."""
         return records
 
+    def records_of(self, source: str) -> dict[str, Records]:
+        """Return the rows of a source by split. Raises SubspaceError if it cannot be found or read."""
+        return sources.splits(source)
+
     @abstractmethod
     def raw_labels(self, records: Records) -> list[Any]:
         """Return the labels of records as the task reads them, before they are looked up in a list of classes."""
@@ -121,11 +125,11 @@ class OwnTask(Task[R]):
     def _splits(self, source: str) -> dict[str, Records]:
         if source == _NO_DATA and not Path(source).exists():
             raise SubspaceError(f"task {self.name} needs task.data: a file, a folder, or a data set's name on the hub")
-        found = sources.splits(source)
+        found = self.records_of(source)
         if "train" not in found:
             raise SubspaceError(f"data {source!r} has no training rows: it has {', '.join(found)}")
         if self.validation is not None:
-            found["validation"] = sources.one(self.validation)
+            found["validation"] = sources.one(self.records_of(self.validation))
         elif "validation" in found and self.held_out is not None:
             raise SubspaceError(f"data {source!r} already has validation rows: leave task.held_out out")
         return found
@@ -153,7 +157,7 @@ class OwnTask(Task[R]):
 
     def read(self, source: str, *, labelled: bool = True) -> R:
         """Return the rows of a file, a folder or a data set; if there are several splits, those of the test split."""
-        records = self.unfolded(sources.one(source))
+        records = self.unfolded(sources.one(self.records_of(source)))
         return self.rows(records, self.raw_labels(records) if labelled else None)
 
 

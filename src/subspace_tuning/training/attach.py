@@ -50,7 +50,7 @@ def trained_head(model: PreTrainedModel | peft.PeftModel, adapter: AdapterSectio
 def attach(
     model: PreTrainedModel,
     adapter: AdapterSection,
-    task_type: peft.TaskType,
+    task_type: peft.TaskType | None,
     batches: Callable[[], Iterable[Batch]] | None = None,
     loss: Loss | None = None,
 ) -> tuple[PreTrainedModel | peft.PeftModel, Counts]:
@@ -59,7 +59,7 @@ def attach(
     Args:
         model: the model with its head.
         adapter: the method and its options.
-        task_type: peft's name for the type of model.
+        task_type: peft's name for the type of model; None if it has none.
         batches: returns training rows for methods that choose from data what they train.
         loss: the loss of such a batch; by default the model's own.
 

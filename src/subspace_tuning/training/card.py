@@ -15,15 +15,16 @@ from ..tuner.card import TAG
 from .attach import adapter_type
 from .sections import Keep, RunConfig
 
-PIPELINES: Mapping[TaskType, str] = {
+PIPELINES: Mapping[TaskType | None, str] = {
     TaskType.SEQ_CLS: "text-classification",
     TaskType.TOKEN_CLS: "token-classification",
     TaskType.QUESTION_ANS: "question-answering",
     TaskType.CAUSAL_LM: "text-generation",
     TaskType.SEQ_2_SEQ_LM: "text2text-generation",
     TaskType.FEATURE_EXTRACTION: "feature-extraction",
+    None: "image-classification",
 }
-"""The hub's name for what a model of each of peft's kinds does."""
+"""The hub's name for what a model of each of peft's kinds does; peft has no kind for images."""
 
 
 def card(config: RunConfig, task: Task[Any], record: Mapping[str, Any], formula: str | None) -> ModelCard:
@@ -80,11 +81,12 @@ def _told(config: RunConfig, record: Mapping[str, Any], formula: str | None) -> 
 
 
 def _use(task: Task[Any], adapter: bool) -> list[str]:
-    owner, prefix = ("peft", "AutoPeftModel") if adapter else ("transformers", "AutoModel")
+    owner, prefix = ("peft", "AutoPeftModel") if adapter and task.task_type else ("transformers", "AutoModel")
     loader = prefix + task.model_class.__name__.removeprefix("AutoModel")
     # By default peft takes the base model's own number of labels.
     outputs = task.model_settings.get("num_labels", 2)
     labels = f", num_labels={outputs}" if adapter and outputs != 2 else ""
+    rows = "--text TEXT" if task.task_type else "--file IMAGES"
     lines = [f"from {owner} import {loader}\n", f"model = {loader}.from_pretrained(FOLDER{labels})"]
     if (
         adapter and adapter_type(task.task_type) is not task.task_type
@@ -99,5 +101,5 @@ def _use(task: Task[Any], adapter: bool) -> list[str]:
         *(["import subspace_tuning  # registers the adapter's type with peft"] if adapter else []),
         *lines,
         "```\n",
-        "`task.json` has the task and the meaning of the outputs; `subspace predict FOLDER --text TEXT` uses both.\n",
+        f"`task.json` has the task and the meaning of the outputs; `subspace predict FOLDER {rows}` uses both.\n",
     ]

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import SubspaceError, reading
 from ..files import replaced
@@ -15,7 +17,7 @@ from ..tasks import Task
 from .use import Finished, save_task
 
 ROWS, LENGTH = 32, 24
-"""The inputs on which a merged model is compared with the adapter: random tokens, rows x length."""
+"""The inputs on which a merged model is compared with the adapter: random tokens, rows x length, or random images."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def merge(made: Finished, output: Path) -> Merged:
     task = made.task.stand_alone(model)
     with replaced(output) as temporary:
         model.save_pretrained(str(temporary))
-        made.tokenizer.save_pretrained(str(temporary))
+        made.processor.save_pretrained(str(temporary))
         save_task(temporary, task, made.max_length, made.base)
         with reading(f"the merged model in {output}"):
             loaded = task.model_class.from_pretrained(str(temporary), dtype=torch.float32)
@@ -68,9 +70,13 @@ def _why(error: Exception) -> str:
 
 def _drawn(made: Finished) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    length = min(LENGTH, made.max_length)
-    tokens = torch.randint(len(made.tokenizer), (ROWS, length), generator=generator)
     device = next(made.model.parameters()).device
+    if not isinstance(made.processor, PreTrainedTokenizerBase):
+        noise = torch.randint(256, (ROWS, LENGTH, LENGTH, 3), generator=generator, dtype=torch.uint8)
+        batch = made.processor([Image.fromarray(image) for image in noise.numpy()], return_tensors="pt")
+        return {name: value.to(device) for name, value in batch.items()}
+    length = min(LENGTH, made.max_length)
+    tokens = torch.randint(len(made.processor), (ROWS, length), generator=generator)
     return {"input_ids": tokens.to(device), "attention_mask": torch.ones_like(tokens).to(device)}
 
 

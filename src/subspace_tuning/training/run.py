@@ -17,12 +17,13 @@ import transformers
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedModel, TrainerState
 from transformers.training_args import OptimizerNames
 
 from .. import tasks
+from ..errors import SubspaceError
 from ..files import replaced
-from ..models.load import load
+from ..models.load import Processor, load
 from ..models.meta import architecture_of
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Task, prefixed
@@ -70,7 +71,7 @@ class _Parts:
     task: Task[Any]
     rows: Mapping[str, Rows]
     model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
     encoded: Mapping[str, Dataset]
     cut: Mapping[str, int]
     counts: Counts
@@ -132,6 +133,11 @@ def _prepare(config: RunConfig) -> _Parts:
     learning_rate = default_learning_rate(config.adapter)
     learning_rate = config.training.learning_rate or learning_rate
     task = task.for_model(architecture_of(config.model))
+    if task.generate is not None and processes.is_sharded():
+        raise SubspaceError(
+            f"task {task.name!r} generates texts of unequal lengths, for which FSDP's processes would wait: launch "
+            "without --use_fsdp"
+        )
     task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     transformers.set_seed(config.training.seed)  # from here on the head and the factors are drawn
     settings = dict(task.model_settings)
@@ -139,17 +145,17 @@ def _prepare(config: RunConfig) -> _Parts:
         cpu = config.training.device is Device.cpu
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
     length = config.task.max_length
-    base, tokenizer = load(config.model, task.model_class, settings, length)
-    encoded, cut = _encoded(task, rows, tokenizer, length)
+    base, processor = load(config.model, task.model_class, settings, length)
+    encoded, cut = _encoded(task, rows, processor, length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
-        return task.batches(seen, tokenizer, length, config.training.batch_size)
+        return task.batches(seen, processor, length, config.training.batch_size)
 
     tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective)
     check_training(tuned, config.training, len(encoded["train"]))
-    task = task.ready(tuned, tokenizer, length)
-    return _Parts(config, task, rows, tuned, tokenizer, encoded, cut, counts, learning_rate)
+    task = task.ready(tuned, processor, length)
+    return _Parts(config, task, rows, tuned, processor, encoded, cut, counts, learning_rate)
 
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
@@ -163,13 +169,30 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
     data_of = {split: (parts.rows[split], encoded) for split, encoded in parts.encoded.items()}
-    trainer = build(parts.model, parts.tokenizer, parts.task, data_of, args, training, head, folder.logs)
+    trainer = build(parts.model, parts.processor, parts.task, data_of, args, training, head, folder.logs)
     checkpoint = processes.decided(folder.last_checkpoint)
     with processes.together():
         start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
     state = _fit(trainer, checkpoint, start)
-    result = "adapter" if isinstance(parts.model, PeftModel) else "model"
-    record = records.build(
+    record = _record(parts, trainer, state, start, data)
+    weights = trainer.whole_weights()
+
+    path = folder.path / str(record["result"])
+
+    def finish() -> dict[str, Any]:
+        _save(parts, path, record, weights)
+        folder.finish(record)
+        return record
+
+    return Outcome(processes.decided(finish), path, repeated=False)
+
+
+def _record(
+    parts: _Parts, trainer: SeededTrainer, state: TrainerState, start: TrainerState | None, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the record of a finished training; ``start`` is the state that it resumed from."""
+    training = parts.config.training
+    return records.build(
         parts.config,
         parts.task,
         parts.counts,
@@ -177,7 +200,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
         history(state),
         _baseline(parts),
         {
-            "precision": precision,
+            "precision": runtime.resolved(training.precision, training.device).value,
             "processes": processes.count(),
             "steps": state.global_step,
             "resumed_from_step": None if start is None else start.global_step,
@@ -185,29 +208,21 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
             "data": data,
             "cut": dict(parts.cut),
             "options": dict(parts.task.options),
-            "result": result,
+            "result": "adapter" if isinstance(parts.model, PeftModel) else "model",
             "schedule": trainer.scheduling.schedule.report(),
             "orthogonality": {name: found._asdict() for name, found in orthogonality(parts.model).items()},
         },
     )
-    weights = trainer.whole_weights()
-
-    def finish() -> dict[str, Any]:
-        _save(parts, folder.path / result, record, weights)
-        folder.finish(record)
-        return record
-
-    return Outcome(processes.decided(finish), folder.path / result, repeated=False)
 
 
 def _encoded(
-    task: Task[Any], rows: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, length: int
+    task: Task[Any], rows: Mapping[str, Rows], processor: Processor, length: int
 ) -> tuple[dict[str, Dataset], dict[str, int]]:
     """Return the encoded rows of each split, and how many of them are truncated."""
     encoded, cut = {}, {}
     for split, part in rows.items():
-        encoded[split] = task.encode(part, tokenizer, length)
-        cut[split] = task.cut(part, encoded[split], tokenizer, length)
+        encoded[split] = task.encode(part, processor, length)
+        cut[split] = task.cut(part, encoded[split], processor, length)
         if cut[split]:
             logger.warning(
                 "%d of the %d %s rows are longer than task.max_length = %d tokens and are truncated",
@@ -246,7 +261,7 @@ def _save(parts: _Parts, path: Path, record: Mapping[str, Any], weights: dict[st
     """Write the result; `weights` are those of a sharded model."""
     with replaced(path) as temporary:
         parts.model.save_pretrained(str(temporary), state_dict=weights)
-        parts.tokenizer.save_pretrained(str(temporary))
+        parts.processor.save_pretrained(str(temporary))
         save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model, parts.config.quantise)
         card(parts.config, parts.task, record, _formula(parts.model)).save(temporary / "README.md")
 

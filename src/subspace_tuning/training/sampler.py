@@ -1,11 +1,14 @@
-"""The order of the training rows, as a function of the seed and the epoch."""
+"""The order of the training rows and how they vary, as functions of the seed and the epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -46,3 +49,26 @@ class EpochSampler(Sampler[int]):
                 self.lengths, self.group, generator=generator
             )
         return iter(order)
+
+
+class VariedRows(TorchDataset[dict[str, Any]]):
+    """Training rows as each epoch shows them, whenever and in whatever order they are read.
+
+    Args:
+        rows: the encoded rows.
+        varied: a task's function of a row and a seed.
+        order: tells the run's seed and the epoch, from which with the row's number the seed follows.
+    """
+
+    def __init__(
+        self, rows: Dataset, varied: Callable[[dict[str, Any], int], dict[str, Any]], order: EpochSampler
+    ) -> None:
+        self.rows = rows
+        self.varied = varied
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.varied(self.rows[row], derived_seed(self.order.seed, self.order.epoch, row))

@@ -20,7 +20,6 @@ from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -29,6 +28,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import SubspaceError, reading
+from ..models.load import Processor
 from ..tasks import Rows, Seen, Task
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
@@ -37,7 +37,7 @@ from ..tuner.scheduling import ScheduleCallback, adapted
 from .callbacks import Clock, EpochOrder, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
 from .processes import count, together
 from .resume import HINT, check_optimizer, random_state
-from .sampler import EpochSampler
+from .sampler import EpochSampler, VariedRows
 from .sections import TrainingSection
 
 EncodedRows: TypeAlias = tuple[Rows, Dataset]
@@ -61,9 +61,10 @@ class SeededTrainer(Trainer):
         training: TrainingSection,
         **kwargs: Any,
     ) -> None:
+        train: Any = data["train"][1]
         evaluation = {prefix: data[split][1] for prefix, split in task.evaluation}
         super().__init__(
-            train_dataset=data["train"][1],
+            train_dataset=train if task.varied is None else VariedRows(train, task.varied, order),
             eval_dataset=evaluation if len(evaluation) > 1 else next(iter(evaluation.values())),
             compute_metrics=self.figures,
             **kwargs,
@@ -139,10 +140,13 @@ class SeededTrainer(Trainer):
         """Return the task's figures for the split under evaluation."""
         found = prediction.predictions
         outputs = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float64)
-        if not np.isfinite(outputs).all():
-            raise DivergedError("training diverged: the model's outputs are NaN or infinite; try a lower learning rate")
-        tokenizer: Any = self.processing_class
-        return self.task.figures(Seen(*self.evaluated, outputs, np.asarray(prediction.label_ids), tokenizer))
+        with together():  # each process has the outputs of all
+            if not np.isfinite(outputs).all():
+                raise DivergedError(
+                    "training diverged: the model's outputs are NaN or infinite; try a lower learning rate"
+                )
+        processor: Any = self.processing_class
+        return self.task.figures(Seen(*self.evaluated, outputs, np.asarray(prediction.label_ids), processor))
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return the Fisher information of every adapted W on the half of the step's examples with the largest loss."""
@@ -194,7 +198,7 @@ def _seeded(trainer: type[Trainer]) -> type[SeededTrainer]:
 
 def build(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     task: Task[Any],
     data: Mapping[str, EncodedRows],
     args: TrainingArguments,
@@ -206,7 +210,7 @@ def build(
 
     Args:
         model: the model.
-        tokenizer: its tokenizer.
+        processor: its tokenizer or image processor.
         task: the task.
         data: the rows of each split, and their encoded form.
         args: the Trainer's arguments.
@@ -234,8 +238,8 @@ def build(
         training=training,
         model=model,
         args=args,
-        data_collator=task.collator(tokenizer),
-        processing_class=tokenizer,
+        data_collator=task.collator(processor),
+        processing_class=processor,
         callbacks=callbacks,
     )
     for reporter in trainer.callback_handler.callbacks:

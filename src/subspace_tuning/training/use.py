@@ -14,7 +14,7 @@ import peft
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import nested_concat
 
 from .. import tasks
@@ -23,7 +23,7 @@ from ..files import write_json
 from ..jobs.fields import Fields, read_object
 from ..jobs.folder import parts
 from ..jobs.units import perform
-from ..models.load import load
+from ..models.load import Processor, load, processor_of
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Seen, Task, Values
 from ..tuner.mam import load_mam
@@ -44,7 +44,7 @@ class Finished:
     Attributes:
         task: the run's task, with its classes.
         model: the model in evaluation mode, with its adapter if it has one.
-        tokenizer: the model's tokenizer.
+        processor: the model's tokenizer or image processor.
         max_length: the most tokens of a row; longer rows are truncated.
         base: the model's name in the config.
         folder: the folder from which it was read.
@@ -52,7 +52,7 @@ class Finished:
 
     task: Task[Any]
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
     max_length: int
     base: str
     folder: Path
@@ -110,17 +110,18 @@ def finished(
     if packed:
         settings |= quantised(Quantise(content["quantise"]), name, task.model_class, settings, _head(folder), cpu=False)
     loaded, own = load(name, task.model_class, settings, content["max_length"])
-    model, tokenizer = cast("nn.Module", loaded), own
+    model, processor = cast("nn.Module", loaded), own
     if has_adapter:
-        with reading(f"the tokenizer in {folder}"):
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        _check_vocabulary(folder, tokenizer, name, own)
+        with reading(f"the tokenizer or image processor in {folder}"):
+            processor = processor_of(loaded, str(folder))
+        if isinstance(processor, PreTrainedTokenizerBase):
+            _check_vocabulary(folder, processor, name, own)
         with reading(f"the adapter in {folder} on model {name!r}", "--base names the model that it was trained on"):
             model = _adapted(loaded, folder)
     if not packed and torch.accelerator.is_available():  # packed weights are on their device
         model = model.to(torch.accelerator.current_accelerator())
-    task = task.ready(model.eval(), tokenizer, content["max_length"])
-    return Finished(task, model, tokenizer, content["max_length"], name, folder)
+    task = task.ready(model.eval(), processor, content["max_length"])
+    return Finished(task, model, processor, content["max_length"], name, folder)
 
 
 def _head(folder: Path) -> list[str] | None:
@@ -176,7 +177,7 @@ def outputs_of(made: Finished, rows: Rows, batch_size: int, keep: Path | None = 
         keep: the file for the final result, if any. If the task generates, each batch is saved beside it, and a call
             that was killed resumes from there.
     """
-    encoded = made.task.encode(rows, made.tokenizer, made.max_length)
+    encoded = made.task.encode(rows, made.processor, made.max_length)
     lengths = made.task.lengths(encoded)
     order = sorted(range(len(encoded)), key=lambda row: -lengths[row])
     batches = {f"{start:08}": order[start : start + batch_size] for start in range(0, len(order), batch_size)}
@@ -190,7 +191,7 @@ def outputs_of(made: Finished, rows: Rows, batch_size: int, keep: Path | None = 
         found = _resumed(keep, _job(made, rows, batch_size), batches, see)
     outputs, labels = (_joined([one for one in side if one is not None], order) for side in zip(*found, strict=True))
     assert outputs is not None
-    return Seen(rows, encoded, outputs, labels, made.tokenizer)
+    return Seen(rows, encoded, outputs, labels, made.processor)
 
 
 @torch.no_grad()
@@ -199,7 +200,7 @@ def _seen(made: Finished, rows: list[Any]) -> tuple[Any, Any]:
     task, device = made.task, next(made.model.parameters()).device
     batch = {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in task.collator(made.tokenizer)(rows).items()
+        for name, value in task.collator(made.processor)(rows).items()
     }
     labels = batch.get(task.truth)
     outputs = (task.generate or task.forward)(made.model, batch)
@@ -258,4 +259,4 @@ def evaluate(
 
 def cut_of(made: Finished, seen: Seen[Any]) -> int:
     """Return how many rows were truncated."""
-    return made.task.cut(seen.rows, seen.encoded, made.tokenizer, made.max_length)
+    return made.task.cut(seen.rows, seen.encoded, made.processor, made.max_length)

@@ -110,6 +110,9 @@ def _inside(tower: str, *architectures: dict[str, str]) -> dict[str, str]:
 
 _OPT = {role: names for role, names in _BART_BEFORE.items() if role != CROSS_ATTENTION}
 
+TRANSPOSED_EXPERTS = frozenset({"llama4", "llama4_text"})
+"""Model types whose stacked experts are in x out although no ``is_transposed`` of their module says so."""
+
 ARCHITECTURES: dict[str, dict[str, str]] = {
     "albert": _names(
         ["attention.query", "attention.key", "attention.value", "attention.dense"],

@@ -11,6 +11,7 @@ from ..errors import SubspaceError
 from .config import SubspaceConfig
 from .kinds import kind_of
 from .layer import SubspaceLayer
+from .part import ParameterPart
 from .weights import outline
 
 
@@ -35,11 +36,16 @@ def budget_of(config: SubspaceConfig, total: int) -> int:
 
 
 def matrix_shape(module: nn.Module) -> tuple[int, int]:
-    """Return n and m of a module's W."""
+    """Return n and m of a module's W, or of each W of a stack."""
     kind = kind_of(module)
     assert kind is not None
-    n, m = kind.held(module).shape if kind.opaque else kind.matrix(outline(module.weight)).shape  # type: ignore[arg-type]
+    *_, n, m = kind.held(module).shape if kind.opaque else kind.matrix(outline(module.weight)).shape  # type: ignore[arg-type]
     return n, m
+
+
+def copies(module: nn.Module) -> int:
+    """Return how many matrices a module holds: the experts of one parameter, else 1."""
+    return len(module.weight) if isinstance(module, ParameterPart) and module.weight.dim() == 3 else 1
 
 
 def entries_in(config: SubspaceConfig, name: str, layer: SubspaceLayer) -> int:

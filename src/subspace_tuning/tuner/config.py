@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
+from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from .. import methods
@@ -129,7 +130,17 @@ class SubspaceConfig(PeftConfig):
         metadata={"help": "module name suffixes, a regex, or 'all-linear'; None: the method's placement in this model"},
     )
     target_parameters: list[str] | None = field(
-        default=None, metadata={"help": "not supported: parameters without a module, such as stacked experts"}
+        default=None, metadata={"help": "suffixes of parameters that no linear layer holds, such as experts.down_proj"}
+    )
+    transposed_parameters: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "which target_parameters are in x out; None: as known of the model's type, else as Linear, out x in"
+        },
+    )
+    parts: dict[str, list[str]] | None = field(
+        default=None,
+        metadata={"help": "of fused projections the parts to adapt, by module name or regex: {qkv_proj: [q, v]}"},
     )
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names or a regex to leave out"})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "indices of adapted layers"})
@@ -267,6 +278,11 @@ class SubspaceConfig(PeftConfig):
                 raise SubspaceError(
                     f"{option.name} = {given!r} is an option of peft's LoRA, which SubspaceConfig does not have"
                 )
+
+    def parts_of(self, name: str) -> list[str] | None:
+        """Return the parts of a module that are adapted, None if it is adapted as a whole."""
+        patterns = self.parts or {}
+        return patterns.get(get_pattern_key(list(patterns), name))
 
     def scale(self, alpha: float, r: int) -> float:
         """Return s for a matrix."""

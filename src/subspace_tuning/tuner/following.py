@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..methods import computed_constants
 from .parametrised import compute
+from .stacks import constants_of_each
 from .state import StatedLayer
 from .watch import readable
 
@@ -74,7 +75,12 @@ class FollowingLayer(StatedLayer):
             constants[key] = tensor.to(constants[key].dtype)  # which casting the model may have narrowed
 
     def _computed(self, method: Method, sizes: Sizes, scale: float, matrix: Tensor) -> dict[str, Tensor]:
-        return computed_constants(method, matrix, sizes.r, one_hot=self.kind.one_hot, scale=scale, window=sizes.window)
+        return constants_of_each(
+            lambda W: computed_constants(
+                method, W, sizes.r, one_hot=self.kind.one_hot, scale=scale, window=sizes.window
+            ),
+            matrix,
+        )
 
     def expect(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Prepare for a state dict: a new weight needs an unmerged layer, and may come with its constants."""

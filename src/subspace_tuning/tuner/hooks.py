@@ -21,7 +21,7 @@ from .walking import layers_of
 def penalise(model: nn.Module, adapter: str, config: SubspaceConfig) -> None:
     """Make an adapter's penalties act in training: in the model's own loss, or otherwise at the optimiser's step."""
     sites = list(penalised(model, adapter))
-    counted = sum(site.pattern_weight > 0 and site.layer.adapters[adapter].r > 0 for site in sites)
+    counted = sum(site.layer.copies for site in sites if site.pattern_weight > 0 and site.layer.adapters[adapter].r > 0)
     for site in sites:
         record(site.layer)
         if config.pattern_reduction == MEAN and counted:

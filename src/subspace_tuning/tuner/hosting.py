@@ -36,8 +36,17 @@ def config_of(fields: Mapping[str, Any], common: Mapping[str, Any]) -> peft.Peft
 
 
 def with_adapter(model: nn.Module, config: peft.PeftConfig, method: str | None = None) -> peft.PeftModel:
-    """Return the model with a new adapter, from a config made by ``config_of``."""
+    """Return the model with a new adapter, from a config made by ``config_of``.
+
+    Raises:
+        SubspaceError: one of peft's own methods is wanted, all of which are for texts, and the config has no
+            ``task_type``, such as that of an image model.
+    """
     known = _hosted(method)
+    if known is not None and config.task_type is None:
+        raise SubspaceError(
+            f"method {known.name!r} adds tokens to texts, which this model does not read: choose another"
+        )
     if known is not None and known.parallel:
         return mam_model(model, config)  # type: ignore[arg-type]  # of prefix tuning
     return peft.get_peft_model(model, config)

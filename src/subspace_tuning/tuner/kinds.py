@@ -1,7 +1,8 @@
 """The kinds of modules: how each stores W (n x m), and how its input becomes rows.
 
 torch stores a Linear's weight as m x n, transformers' Conv1D as n x m, an embedding as n x m (one row per token), a
-convolution as m x (inputs per group) x window: there n is the size of a patch. No other file knows these layouts.
+convolution as m x (inputs per group) x window: there n is the size of a patch. Experts that share a parameter are a
+stack of matrices. No other file knows these layouts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from ..algebra.rows import Rows
 from ..errors import SubspaceError
 from .kind import Kind
+from .part import ParameterPart
 from .quantised import Door, door_of
 from .rows import OneHot, Patches
 
@@ -208,6 +210,25 @@ class GroupNormKind(NormKind):
         return bias.view(-1, *(1 for _ in range(dimensions - 2)))
 
 
+class ParameterKind(Kind):
+    """A parameter that its module reads in a forward of its own: one matrix, or a stack of them, one of each expert."""
+
+    def __init__(self, transposed: bool) -> None:
+        self.transposed = transposed
+
+    def hosts(self, module: nn.Module) -> bool:
+        return isinstance(module, ParameterPart) and module.transposed is self.transposed
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight if self.transposed else weight.mT
+
+    def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        return matrix if self.transposed else matrix.mT
+
+    def knows(self, module: nn.Module) -> bool:
+        return True
+
+
 _KINDS: tuple[Kind, ...] = (
     QuantisedKind(),
     LinearKind(),
@@ -216,6 +237,8 @@ _KINDS: tuple[Kind, ...] = (
     ConvKind(),
     NormKind(),
     GroupNormKind(),
+    ParameterKind(transposed=False),
+    ParameterKind(transposed=True),
 )
 
 

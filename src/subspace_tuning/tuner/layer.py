@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from ..methods import Method, initial_factors
 from .calling import CalledOnly
 from .compat import BufferDict
 from .following import follow_loaded
-from .kinds import ConvKind, EmbeddingKind, kind_of
+from .kinds import ConvKind, EmbeddingKind, ParameterKind, kind_of
 from .parametrised import compute
 from .quantised import Settings
 from .running import RunningLayer
+from .stacks import factors_of_each
 from .state import AdapterState
 from .watch import Watch
 
@@ -56,7 +58,8 @@ class SubspaceLayer(RunningLayer):
         self.quantisation, self.requantised = quantisation or {}, None
         self.reached = False  # called, or read in place of a call
         self._knows_forward = kind.knows(base_layer)
-        self.in_features, self.out_features = self.frozen_matrix.shape
+        *stack, self.in_features, self.out_features = self.frozen_matrix.shape
+        self.stacked, self.copies = bool(stack), stack[0] if stack else 1
         self.register_load_state_dict_post_hook(follow_loaded)  # type: ignore[no-untyped-call]
         self.train(base_layer.training)  # a second adapter may be added to a model in evaluation mode
 
@@ -89,10 +92,10 @@ class SubspaceLayer(RunningLayer):
         if init_weights:
             method.check_start(r, one_hot)
         sizes = Sizes(self.in_features, self.out_features, r, entries, directions, window)
-        factors = initial_factors(
+        start = partial(
+            initial_factors,
             method,
-            weight,
-            r,
+            rank=r,
             one_hot=one_hot,
             random=not init_weights,
             scale=scale,
@@ -101,6 +104,7 @@ class SubspaceLayer(RunningLayer):
             window=window,
             positions=positions,
         )
+        factors = factors_of_each(start, weight)
         parameters = {name: tensor.to(weight.dtype) for name, tensor in factors.parameters.items()}  # peft may raise it
         # Pairs keep the formula's order, in which norms are summed; a dict would be sorted by name.
         self.subspace_params[adapter_name] = nn.ParameterDict(parameters.items())
@@ -118,6 +122,7 @@ class SubspaceLayer(RunningLayer):
             gate_weight=gate_weight,
             computed=self.names_computed(method, sizes, scale),
             awaits_mask=chosen_from_data and positions is None and init_weights and entries > 0,
+            copies=self.copies,
         )
         constants = BufferDict(factors.constants, persistent=save_constants)
         # What can only be restored from the file: drawn starts, masks, chosen directions.
@@ -269,9 +274,19 @@ class SubspaceNorm(SubspaceLayer):
     """A layer on a normalisation, whose bias is adapted."""
 
 
+class SubspaceParameter(SubspaceLayer):
+    """A layer on a parameter that its module reads in a forward of its own. Nobody calls it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise SubspaceError: there are no rows here, only ``weight``."""
+        raise SubspaceError("a parameter is not called: call the module that reads it")
+
+
 def layer_class(module: nn.Module) -> type[SubspaceLayer]:
     """Return the class of the layer for a module."""
     kind = kind_of(module)
+    if isinstance(kind, ParameterKind):
+        return SubspaceParameter
     if kind is not None and kind.only_bias:
         return SubspaceNorm
     if isinstance(kind, EmbeddingKind):

@@ -11,7 +11,6 @@ import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
-from ..algebra import dense
 from ..algebra.nodes import Affine, Matrix
 from ..algebra.rows import wide
 from ..errors import SubspaceError
@@ -19,7 +18,10 @@ from .following import FollowingLayer
 from .parametrised import is_computed, plain_copy
 from .quantised import Door, Settings
 from .requantised import Requantised
+from .stacks import dense_each
 from .weights import check_writable
+
+_W = Matrix("W")
 
 
 class MergingLayer(FollowingLayer):
@@ -34,6 +36,7 @@ class MergingLayer(FollowingLayer):
     subspace_params: nn.ModuleDict
     merged_adapters: list[str]
     called_elsewhere: bool  # the base layer also occurs elsewhere in the model
+    stacked: bool  # W is a stack of matrices, and so are all tensors of its adapters
     quantisation: Settings  # how the model was quantised
     requantised: Requantised | None  # while merged into a quantised weight
 
@@ -112,7 +115,7 @@ class MergingLayer(FollowingLayer):
     def check_merge(self, name: str) -> None:
         """Raise SubspaceError if an adapter cannot be merged into this layer."""
         self._check_dense(name)
-        if isinstance(self.frozen_matrix, Door) and self.adapters[name].method.formula.matrix != Matrix("W"):
+        if isinstance(self.frozen_matrix, Door) and self.adapters[name].method.formula.matrix != _W:
             self.frozen_matrix.check_requantising(self.quantisation)
 
     def _check_dense(self, name: str) -> None:
@@ -154,8 +157,8 @@ class MergingLayer(FollowingLayer):
                 delta = strength * self._bias_delta(name, env)
                 changed["bias"] = changed["bias"] + delta if "bias" in changed else delta
                 expression = expression.matrix
-            if expression != Matrix("W"):
-                phi = self.kind.keep_rows(self.get_base_layer(), dense(expression, env), W)
+            if expression != _W:
+                phi = self.kind.keep_rows(self.get_base_layer(), dense_each(expression, env, self.stacked), W)
                 matrix = phi if matrix is W and strength == 1.0 else matrix + strength * (phi - W)
         changed["weight"] = self.kind.weight(matrix, frozen["weight"].shape)
         dtypes = {key: frozen.get(key, frozen["weight"]).dtype for key in changed}

@@ -10,14 +10,25 @@ from typing import Any
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ..errors import SubspaceError
 from .calling import BASE
 from .layer import SubspaceLayer
-from .walking import Outside
+from .part import Part
+from .walking import Outside, layers_of
 
 
 @contextmanager
 def rows_named(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
-    """Pass the name of every row's adapter to the layers of a model called in the body."""
+    """Pass the name of every row's adapter to the layers of a model called in the body.
+
+    Raises SubspaceError if one of these adapters is on parts of modules, which are the same for all rows.
+    """
+    for name, layer in layers_of(model):
+        if isinstance(layer.get_base_layer(), Part) and layer.adapters.keys() & set(adapter_names):
+            raise SubspaceError(
+                f"adapter_names gives every row its own adapter, and {name} is a parameter or a part of a module, "
+                "which all rows share: use set_adapter"
+            )
     hook = partial(_pass_names, adapter_names=list(adapter_names))
     handles = [
         module.register_forward_pre_hook(hook, with_kwargs=True)

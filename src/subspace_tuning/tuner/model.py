@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -12,32 +12,36 @@ from peft import PeftConfig
 from peft.functional import cast_adapter_dtype, delete_adapter, set_adapter
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.integrations import init_empty_weights
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import SubspaceError, nearest
-from .budget import allocate, entries_in, entries_of
+from .budget import entries_of
 from .calling import BASE
 from .card import TAG
 from .compat import check_adapters_not_merged, include_all_linear_layers
 from .config import SubspaceConfig
 from .entries import check_method
+from .fused import parts_of
+from .giving import give
 from .hooks import count_passes, penalise, remove_hooks
 from .layer import SubspaceLayer, layer_class
 from .loading import check_fit
-from .lora_form import Layout
 from .merging import check_merge
 from .mixing import rows_named
 from .naming import check_name
+from .owner import PartedModule, layer_of
+from .parameters import parameters, quiet_of_parameters
 from .reach import forget_unreached, warn_of_unreached
 from .requantised import tell
 from .sharding import leave_out_of_broadcasts
 from .strength import strengths
-from .targets import by_pattern, check_targets, modules_of, place, rank_of, targets
+from .targets import check_choice, check_targets, place
 from .transaction import undone_on_failure
 from .tying import keep_scale, separate
-from .walking import Outside, layers_of
+from .walking import Outside, layers_of, modules_of
 from .weights import agree, check_weight, is_partitioned, whole
 
 
@@ -74,7 +78,7 @@ class SubspaceModel(BaseTuner):
         # Those whose flags peft changes temporarily.
         touched = {adapter_name, *self.active_adapters}.union(*(layer.unfrozen for _, layer in layers_of(model)))
         try:
-            with undone_on_failure(Outside(self, touched)):
+            with undone_on_failure(Outside(self, touched)), quiet_of_parameters(config):
                 self._inject(model, adapter_name, touched, *args, **kwargs)
         except BaseException:
             self.peft_config.pop(adapter_name)
@@ -87,10 +91,9 @@ class SubspaceModel(BaseTuner):
         check_name(adapter_name, self.peft_config)
         config.check_assigned()
         place(model, config)
-        state = kwargs.get("state_dict")
-        if state is None:
+        if (state := kwargs.get("state_dict")) is None:
             check_targets(model, config)
-            self._check_choice(model, config)
+            check_choice(model, config)
         else:
             include_all_linear_layers(config, model)  # given an Outside, peft would not know the model's class
             places = {key.partition(f".{self.prefix}")[0] for key in state}
@@ -122,7 +125,15 @@ class SubspaceModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        base = target.get_base_layer() if isinstance(target, SubspaceLayer) else target
+        config = _own(peft_config)
+        base = target.get_base_layer() if isinstance(target, (SubspaceLayer, PartedModule)) else target
+        if (parts := parts_of(self.model, config, current_key, base)) is not None:
+            for name, part in parts.items():
+                self._give(config, adapter_name, layer_of(self.model, name, part), name)
+            warn_of_unreached(self.model)
+            return
+        if isinstance(target, PartedModule):
+            raise SubspaceError(f"{current_key} is adapted in parts by another adapter, so it cannot be as a whole")
         partitioned = is_partitioned(getattr(base, "weight", None))
         with whole(base):
             layer = self._adapt(peft_config, adapter_name, target, target_name, parent, current_key)
@@ -139,48 +150,30 @@ class SubspaceModel(BaseTuner):
         parent: nn.Module,
         current_key: str,
     ) -> SubspaceLayer:
-        config, layer = _own(peft_config), target
-        layout = Layout.of(target.get_base_layer() if isinstance(target, SubspaceLayer) else target)
-        config.layouts = (config.layouts or {}) | ({} if layout == Layout() else {current_key: layout.written()})
-        if not isinstance(target, SubspaceLayer):
+        layer = target
+        if not isinstance(layer, SubspaceLayer):
             layer = layer_class(target)(target, self._places[target] > 1, get_quantization_kwargs(self.model))
             self._replace_module(parent, target_name, layer, target)
             warn_of_unreached(self.model)
-        assert isinstance(layer, SubspaceLayer)
-        method, entries = config.resolved, entries_in(config, current_key, layer)
-        rank = method.rank_in(layer.in_features, layer.out_features, rank_of(config, current_key))
-        alpha = by_pattern(config.alpha_pattern, current_key, config.alpha)
-        layer.update_layer(
-            adapter_name,
-            method,
-            r=rank,
-            alpha=alpha,
-            scale=config.scale(alpha, rank),
-            dropout=config.dropout,
-            patterns=config.patterns,
-            pattern_weight=config.penalty_weight,
-            gate_weight=config.gate_weight if method.formula.has_gates else 0.0,
-            entries=entries,
-            directions=min(config.directions, layer.in_features, layer.out_features),
-            positions=None if config.positions is None else config.positions[current_key],
-            init_weights=config.init_weights,
-            save_constants=config.save_constants,
-            inference_mode=bool(config.inference_mode),
-        )
-        if adapter_name not in self.active_adapters:
-            layer.set_requires_grad(adapter_name, False)
+        self._give(_own(peft_config), adapter_name, layer, current_key)
         return layer
 
-    def _check_choice(self, model: nn.Module, config: SubspaceConfig) -> None:
-        """Make a choice that needs no data, and refuse a config that still needs one from data."""
-        method = config.resolved
-        if method.needs_calibration and not config.calibrated:
-            raise SubspaceError(
-                f"method {method.name!r} chooses what it trains from data: config = calibrate(model, config, batches) "
-                "with a few batches, then use that config"
-            )
-        if method.chooses_by_weight and config.entries is None:
-            config.entries = allocate(config, targets(model, config))
+    def _give(self, config: SubspaceConfig, adapter_name: str, layer: SubspaceLayer, name: str) -> None:
+        give(layer, adapter_name, config, name)
+        if adapter_name not in self.active_adapters:
+            layer.set_requires_grad(adapter_name, False)
+
+    def _inject_parameters(
+        self, peft_config: PeftConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        """Put an adapter on the parameters that its config names, in layers beside the module that reads them."""
+        config = _own(peft_config)
+        found = parameters(self.model, config)
+        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+            for name, part in found:
+                self._give(config, adapter_name, layer_of(self.model, name, part), name)
+        warn_of_unreached(self.model)
+        return [name for name, _ in found]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; in training, the penalties of patterns and gates are added to the loss in the outputs.
@@ -287,7 +280,8 @@ class SubspaceModel(BaseTuner):
         """Allow merging tied weights, about which peft warns: the other holders keep the frozen one."""
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, AuxiliaryTrainingWrapper):  # saved whole: it may be a head of several modules
+        # What is saved whole may be a head of several modules; neither it nor a module with parts has one weight.
+        if isinstance(child, (AuxiliaryTrainingWrapper, PartedModule)):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)

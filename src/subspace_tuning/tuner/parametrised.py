@@ -10,12 +10,16 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .part import Part
+
 _HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 
 
 def is_computed(module: nn.Module) -> bool:
     """Return whether the weight or the bias of a module is computed from other parameters."""
-    return any(getattr(module, key, None) is not None and key not in module._parameters for key in ("weight", "bias"))
+    return not isinstance(module, Part) and any(
+        getattr(module, key, None) is not None and key not in module._parameters for key in ("weight", "bias")
+    )
 
 
 @torch.no_grad()

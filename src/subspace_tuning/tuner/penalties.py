@@ -10,13 +10,14 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ..algebra.nodes import Gate, dense, expected_open
+from ..algebra.nodes import Gate, expected_open
 from ..errors import SubspaceError, nearest
 from ..methods import patterns
 from ..methods.patterns import Orthogonality, read_patterns
 from .layer import SubspaceLayer
 from .reached import Penalised, note_backward
 from .sharding import gathered, partitioned, whole
+from .stacks import dense_each
 from .walking import Outside, layers_of
 
 Pair = tuple[Tensor, Tensor]
@@ -30,6 +31,7 @@ class Factored(NamedTuple):
     adapter: str
     pairs: list[Pair]
     enabled: bool
+    matrices: int = 1
 
 
 def penalty(
@@ -124,18 +126,23 @@ def gate_penalty(site: Penalised) -> Tensor | None:
     total: Tensor | None = None
     for node in site.layer.adapters[site.adapter].method.formula.expression.walk():
         if isinstance(node, Gate):
-            opened = site.gate_weight * expected_open(dense(node.node, values_of(site.layer, site.adapter, node.names)))
+            logits = dense_each(node.node, values_of(site.layer, site.adapter, node.names), site.layer.stacked)
+            opened = site.gate_weight * expected_open(logits)
             total = opened if total is None else total + opened
     return total
 
 
 def pairs_of(layer: SubspaceLayer, adapter: str) -> list[Pair]:
-    """Return A and B of every low-rank term of an adapter, gathered from all processes if they are sharded."""
+    """Return A and B of every low-rank term of an adapter, in every matrix of a stack.
+
+    They are gathered from all processes if they are sharded.
+    """
     terms = patterns.pairs(layer.adapters[adapter].method.formula)
     # Not a set, whose order differs between processes: all of them gather each name at the same time.
     names = dict.fromkeys(name for term in terms for name in (*term.down.names, *term.up.names))
     env = values_of(layer, adapter, names)
-    return [(dense(term.down, env), dense(term.up, env)) for term in terms]
+    found = [tuple(dense_each(side, env, layer.stacked) for side in (term.down, term.up)) for term in terms]
+    return [pair for A, B in found for pair in (zip(A, B, strict=True) if layer.stacked else [(A, B)])]
 
 
 def values_of(layer: SubspaceLayer, adapter: str, names: Iterable[str]) -> dict[str, Any]:
@@ -181,7 +188,7 @@ def factored(model: nn.Module) -> Iterator[Factored]:
             for adapter in module.active_adapters:
                 if adapter in module.subspace_params and patterns.has_pair(module.adapters[adapter].method.formula):
                     enabled = Penalised(module, adapter).enabled()
-                    yield Factored(name, adapter, pairs_of(module, adapter), enabled)
+                    yield Factored(name, adapter, pairs_of(module, adapter), enabled, module.copies)
         elif isinstance(module, LoraLayer):
             for adapter in module.active_adapters:
                 found = _lora(module, adapter)
@@ -195,16 +202,18 @@ def _overridden(
     """Yield the penalty of every module for a pattern and a weight that are given instead of the config's."""
     if wanted is None:
         found = [
-            (site.adapter, pairs_of(site.layer, site.adapter), site.patterns, site.enabled())
+            (site.adapter, pairs_of(site.layer, site.adapter), site.patterns, site.enabled(), site.layer.copies)
             for site in penalised(model)
             if site.pattern_weight
         ]
     else:
-        found = [(one.adapter, one.pairs, wanted, one.enabled) for one in factored(model)]
+        found = [(one.adapter, one.pairs, wanted, one.enabled, one.matrices) for one in factored(model)]
         if not found:
             raise SubspaceError("a pattern is given, but no active adapter of the model has factors A and B")
-    counts = Counter(adapter for adapter, *_ in found)
-    for adapter, pairs, names, enabled in found:
+    counts: Counter[str] = Counter()
+    for adapter, *_, matrices in found:
+        counts[adapter] += matrices
+    for adapter, pairs, names, enabled, _ in found:
         if enabled and set(names) & set(patterns.PENALTIES):
             share = (1.0 if weight is None else weight) / (counts[adapter] if reduction == patterns.MEAN else 1)
             yield share * _penalty_on(pairs, names)

@@ -178,7 +178,9 @@ def restore(factor_schedule: Schedule, folders: Path | Sequence[Path], key: str 
 
 def sites(model: nn.Module, adapter_name: str = "default") -> list[LayerSite]:
     """Return the adapted matrices of an adapter."""
-    return [LayerSite(name, layer, adapter_name) for name, layer in adapted(model, adapter_name).items()]
+    return [
+        site for name, layer in adapted(model, adapter_name).items() for site in LayerSite.of(name, layer, adapter_name)
+    ]
 
 
 def _mean_over_processes(scores: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

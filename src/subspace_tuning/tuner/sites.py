@@ -22,11 +22,19 @@ _PARTS: WeakKeyDictionary[SubspaceLayer, dict[tuple[str, str], tuple[Tensor, int
 
 @dataclass(frozen=True)
 class LayerSite:
-    """One adapter in one layer, as a ``Site`` of a schedule."""
+    """One adapter in one layer, or one of a stack's matrices there, as a ``Site`` of a schedule."""
 
     name: str
     layer: SubspaceLayer
     adapter: str
+    index: int | None = None  # in the stack
+
+    @classmethod
+    def of(cls, name: str, layer: SubspaceLayer, adapter: str) -> list[LayerSite]:
+        """Return the sites of an adapter in a layer, one for each of its matrices."""
+        if not layer.stacked:
+            return [cls(name, layer, adapter)]
+        return [cls(f"{name}.{index}", layer, adapter, index) for index in range(layer.copies)]
 
     def __post_init__(self) -> None:
         _PARTS.setdefault(self.layer, {})
@@ -45,13 +53,14 @@ class LayerSite:
     def constants(self) -> Mapping[str, Tensor]:
         """The frozen tensors of the method, by name."""
         self.layer.follow_moves(self.adapter)
-        return self.layer.subspace_constants[self.adapter]._buffers  # type: ignore[return-value]
+        buffers: Mapping[str, Tensor] = self.layer.subspace_constants[self.adapter]._buffers  # type: ignore[assignment]
+        return {name: self._own(tensor) for name, tensor in buffers.items()}
 
     @property
     def weight(self) -> Tensor:
         """The frozen W (n x m)."""
         with whole_module(self.layer.get_base_layer()):
-            return self.layer.kind.matrix(whole(self.layer.frozen_weight.detach()))
+            return self._own(self.layer.kind.matrix(whole(self.layer.frozen_weight.detach())))
 
     @property
     def scale(self) -> float:
@@ -66,7 +75,7 @@ class LayerSite:
     def value(self, factor: str) -> Tensor:
         """Return the value of a factor in the formula."""
         parameter = self.parameters[factor]
-        held = zero.read(parameter) if zero.in_zero(parameter) else whole(parameter.detach())
+        held = self._own(zero.read(parameter) if zero.in_zero(parameter) else whole(parameter.detach()))
         anchor = self._anchor(factor)
         return held if anchor is None else anchor + held
 
@@ -75,7 +84,7 @@ class LayerSite:
         parameter = self.parameters[factor]
         if zero.in_zero(parameter) and parameter.grad is None:
             return zero.summed(parameter, _PARTS[self.layer].get((self.adapter, factor)))
-        return None if parameter.grad is None else whole(parameter.grad)
+        return None if parameter.grad is None else self._own(whole(parameter.grad))
 
     @torch.no_grad()
     def write(self, factor: str, value: Tensor) -> None:
@@ -85,7 +94,7 @@ class LayerSite:
         if zero.in_zero(parameter):
             zero.write(parameter, value)
         else:
-            write(parameter, value)
+            self._write(parameter, value)
 
     def _anchor(self, factor: str) -> Tensor | float | None:
         """Return the anchor from which the parameter is the offset, or None if it is the value itself."""
@@ -102,7 +111,17 @@ class LayerSite:
             return
         for held in optimizer.state.get(parameter, {}).values():
             if isinstance(held, Tensor) and held.shape == parameter.shape and held.is_floating_point():
-                write(held, whole(held).masked_fill(moved.to(held.device), 0.0))
+                self._write(held, self._own(whole(held)).masked_fill(moved.to(held.device), 0.0))
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        return tensor if self.index is None else tensor[self.index]
+
+    def _write(self, tensor: Tensor, value: Tensor) -> None:
+        """Overwrite what is the site's own of a tensor."""
+        if self.index is not None:
+            index = torch.tensor([self.index], device=tensor.device)
+            value = whole(tensor).index_copy(0, index, value[None].to(tensor))
+        write(tensor, value)
 
 
 def keep_parts(optimizer: Optimizer) -> None:

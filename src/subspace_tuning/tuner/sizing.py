@@ -13,7 +13,7 @@ from ..algebra import Sizes
 from ..errors import SubspaceError
 from ..methods import Hosted
 from ..theory.budget import uniform_rank
-from .budget import matrix_shape
+from .budget import copies, matrix_shape
 from .config import SubspaceConfig
 from .targets import place, targets
 
@@ -30,8 +30,8 @@ def sized(model: PreTrainedModel, config: SubspaceConfig, budget: int) -> Subspa
         return config
     placed = replace(config, r=1)
     place(model, placed)
-    shapes = [matrix_shape(module) for _, module in targets(model, placed)]
-    rank = uniform_rank(method, [Sizes(n, m, 1) for n, m in shapes], budget)
+    sizes = [Sizes(*matrix_shape(module), 1) for _, module in targets(model, placed) for _ in range(copies(module))]
+    rank = uniform_rank(method, sizes, budget)
     return replace(config, r=rank, alpha=config.alpha * rank / config.r)
 
 

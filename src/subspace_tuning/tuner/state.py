@@ -33,6 +33,7 @@ class AdapterState:
         strength: t in W + t (phi(W) - W).
         computed: the names of the constants computed from W.
         awaits_mask: the mask was chosen from data and is not loaded yet.
+        copies: how many matrices there are, each with its own factors: the experts in one parameter, else 1.
     """
 
     method: Method
@@ -48,6 +49,7 @@ class AdapterState:
     strength: float = 1.0
     computed: tuple[str, ...] = ()
     awaits_mask: bool = False
+    copies: int = 1
 
     def __str__(self) -> str:
         formula = self.method.formula
@@ -55,7 +57,8 @@ class AdapterState:
             str(formula),
             *([f"r={self.r}"] if formula.has_rank else []),
             *([f"s={self.scale:g}"] if "s" in formula.expression.names else []),
-            f"{formula.count(self.sizes):,} trained",  # from the shapes: a factor may be offloaded or partitioned
+            # From the shapes: a factor may be offloaded or partitioned.
+            f"{self.copies * formula.count(self.sizes):,} trained",
             *([f"pattern={'+'.join(self.patterns)}"] if self.patterns else []),
         ]
         return ", ".join(parts)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
-from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import get_pattern_key
 from torch import nn
@@ -18,18 +17,20 @@ from ..algebra.nodes import Affine, Matrix
 from ..errors import SubspaceError
 from ..methods import EVERY_BIAS
 from ..methods.roles import FFN_GATE, FFN_IN, FFN_OUT
-from .budget import matrix_shape
+from .budget import allocate, matrix_shape
 from .calling import own_forward_problem
 from .compat import include_all_linear_layers
 from .config import SubspaceConfig
 from .entries import check_method
 from .exact import exactly
+from .fused import check_part, parts_of
 from .kinds import kind_of, supported
-from .layer import SubspaceLayer
+from .parameters import check_parameter, parameters, unadapted
+from .part import Columns, ParameterPart
 from .placement import by_role
 from .recognise import in_short
 from .validate import check_rank
-from .walking import Outside
+from .walking import modules_of
 from .weights import check_weight, whole
 
 _FFN = {FFN_IN, FFN_GATE, FFN_OUT}
@@ -40,16 +41,25 @@ class NothingToAdaptError(SubspaceError, NoMatchingPeftModuleError):
 
 
 def targets(model: nn.Module, config: SubspaceConfig) -> list[tuple[str, nn.Module]]:
-    """Return the modules that a config with ``target_modules`` adapts, with their names."""
-    return [(name, module) for name, module in modules_of(model) if check_target_module_exists(config, name)]
+    """Return the modules and the parameters that a config with ``target_modules`` adapts, with their names."""
+    modules = [(name, module) for name, module in modules_of(model) if check_target_module_exists(config, name)]
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in modules:
+        parts = parts_of(model, config, name, module)
+        found += [(name, module)] if parts is None else parts.items()
+    return [*found, *parameters(model, config)]
 
 
 def place(model: nn.Module, config: SubspaceConfig) -> None:
     """Set a config's ``target_modules``, if missing, to its method's placement in this model.
 
-    Limits to some layers become part of the expression and are removed from the config.
+    A config that names parameters gets none. Limits to some layers become part of the expression and are removed from
+    the config.
     """
     if config.target_modules is not None:
+        return
+    if config.target_parameters:
+        config.target_modules = set()  # type: ignore[assignment]  # as peft expects
         return
     chosen = placement(model, config)
     if isinstance(chosen, str):
@@ -96,21 +106,38 @@ def check_targets(model: nn.Module, config: SubspaceConfig) -> None:
     found = targets(model, config)
     if not found:
         given = config.target_modules or ()
-        shown = given if isinstance(given, str) else sorted(given)
+        shown = given if isinstance(given, str) else sorted([*given, *(config.target_parameters or ())])
         raise NothingToAdaptError(
             f"Target modules {shown} not found in the base model{_limits(config)}. {_known(model)}"
         )
     uncalled = _uncalled(model)
     for name, module in found:
-        if name.startswith(uncalled):
+        if isinstance(module, ParameterPart):
+            check_parameter(name, module, config)
+        elif isinstance(module, Columns):
+            check_part(name, module, config)
+        elif name.startswith(uncalled):
             raise SubspaceError(
                 f"{name} is part of a MultiheadAttention, which reads its weight without calling it; leave it "
                 "out with exclude_modules"
             )
         with whole(module):
             _check_target(name, module, config)
-    _warn_of_left_out(model, config, [name for name, _ in found], everything)
+    whole_names = [name.rpartition(".")[0] if isinstance(module, Columns) else name for name, module in found]
+    _warn_of_left_out(model, config, whole_names, everything)
     _warn_of_ranks(found, config)
+
+
+def check_choice(model: nn.Module, config: SubspaceConfig) -> None:
+    """Choose what needs no data, and refuse what should have been chosen from data and was not."""
+    method = config.resolved
+    if method.needs_calibration and not config.calibrated:
+        raise SubspaceError(
+            f"method {method.name!r} chooses what it trains from data: config = calibrate(model, config, batches) "
+            "with a few batches, then use that config"
+        )
+    if method.chooses_by_weight and config.entries is None:
+        config.entries = allocate(config, targets(model, config))
 
 
 def _check_target(name: str, module: nn.Module, config: SubspaceConfig) -> None:
@@ -170,23 +197,16 @@ def _warn_of_ranks(found: list[tuple[str, nn.Module]], config: SubspaceConfig) -
 
 def rank_of(config: SubspaceConfig, name: str) -> int:
     """Return a module's rank in a config: 0 if a mask was chosen instead of a low-rank term."""
-    rank, chooser = int(by_pattern(config.rank_pattern, name, config.r)), config.resolved.chooser
+    rank, chooser = int(by_pattern(config, config.rank_pattern, name, config.r)), config.resolved.chooser
     return rank if chooser is None else chooser.rank(rank, (config.entries or {}).get(name, [0])[0])
 
 
-def by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    """Return the value for the expression that matches a module's name, or the default."""
+def by_pattern(config: SubspaceConfig, patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """Return the value for the expression that matches a name, or the name of a part's module, or the default."""
+    whole_name = name.rpartition(".")[0]
+    if config.parts_of(whole_name) is not None:
+        default = patterns.get(get_pattern_key(list(patterns), whole_name), default)
     return patterns.get(get_pattern_key(list(patterns), name), default)
-
-
-def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of the original model: adapted ones under their own names, without modules saved whole."""
-    wrapper: str | None = None
-    for name, module in Outside(model).named_modules():
-        if wrapper is not None and name.startswith(wrapper):
-            continue
-        wrapper = f"{name}." if isinstance(module, (SubspaceLayer, AuxiliaryTrainingWrapper)) else None
-        yield name, module.get_base_layer() if isinstance(module, SubspaceLayer) else module
 
 
 def _uncalled(model: nn.Module) -> tuple[str, ...]:
@@ -210,21 +230,19 @@ def _limits(config: SubspaceConfig) -> str:
 
 
 def _warn_of_left_out(model: nn.Module, config: SubspaceConfig, found: Sequence[str], everything: bool) -> None:
-    """Warn of listed targets that match nothing, and of experts stacked into one parameter."""
+    """Warn of listed targets that match nothing, and of weights that no module holds, where they may be missed."""
     listed = () if isinstance(config.target_modules, str) or everything else config.target_modules or ()
-    unmatched = sorted(end for end in listed if not any(name == end or name.endswith(f".{end}") for name in found))
-    stacked = [
-        f"{name}.{own}"
-        for name, module in modules_of(model)
-        if kind_of(module) is None and "expert" in name.lower()
-        for own, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3
-    ]
-    if unmatched:
-        warnings.warn(f"target_modules {', '.join(unmatched)} match nothing in the model", stacklevel=3)
-    if stacked and (everything or unmatched or set(config.resolved.placement) & _FFN):
+    for field, ends in {"target_modules": listed, "target_parameters": config.target_parameters or ()}.items():
+        unmatched = sorted(end for end in ends if not any(name == end or name.endswith(f".{end}") for name in found))
+        if unmatched:
+            warnings.warn(f"{field} {', '.join(unmatched)} match nothing in the model", stacklevel=3)
+            everything = True
+    by_role = not config.target_parameters and set(config.resolved.placement) & _FFN
+    if (everything or by_role) and (missed := unadapted(model, {*found})):
+        named = [*dict.fromkeys(".".join(name.split(".")[-2:]) for name in missed)]
         warnings.warn(
-            f"left out: {in_short(stacked)}, which hold all experts in one parameter; only modules are adapted",
+            f"left out: {in_short(missed)}, which are parameters that no linear layer holds; to adapt them give "
+            f"target_parameters={named}",
             stacklevel=3,
         )
 

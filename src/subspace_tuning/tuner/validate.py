@@ -79,6 +79,9 @@ _OPTIONAL: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "positions": (_map_of(_is_tensor), "a mapping from modules to tensors"),
     "target_modules": (_TEXTS, "a name, a regular expression or a list of names"),
     "exclude_modules": (_TEXTS, "a name, a regular expression or a list of names"),
+    "target_parameters": (_list_of(_is_text), "a list of names"),
+    "transposed_parameters": (_list_of(_is_text), "a list of names"),
+    "parts": (_map_of(_list_of(_is_text)), "a mapping from modules to lists of parts"),
     "layers_to_transform": (_any(_is_whole, _list_of(_is_whole)), "the index of a layer or a list of indices"),
     "layers_pattern": (_TEXTS, "a name or a list of names"),
     "modules_to_save": (_list_of(_is_text), "a list of names"),
@@ -109,8 +112,8 @@ def check_types(config: Any) -> None:
     for name in ("target_modules", "exclude_modules"):
         if isinstance(getattr(config, name), str):
             _check_regex(name, getattr(config, name))
-    for name in ("rank_pattern", "alpha_pattern"):
-        for key in getattr(config, name):
+    for name in ("rank_pattern", "alpha_pattern", "parts"):
+        for key in getattr(config, name) or ():
             _check_regex(name, key)
     for name, alpha in {"alpha": config.alpha, **config.alpha_pattern}.items():
         if not _is_number(alpha) or not 0 < alpha <= LARGEST_ALPHA:
@@ -144,10 +147,6 @@ def check_values(config: SubspaceConfig, known: Iterable[Setting], newest: int) 
     if config.pattern_reduction not in REDUCTIONS:
         nearby = nearest(str(config.pattern_reduction), REDUCTIONS)
         raise SubspaceError(f"unknown pattern_reduction {config.pattern_reduction!r}; {nearby}")
-    if config.target_parameters:
-        raise SubspaceError(
-            f"target_parameters {config.target_parameters!r} cannot be adapted yet: give modules with target_modules"
-        )
     _check_budget(config.budget)
     _check_layers(config)
 

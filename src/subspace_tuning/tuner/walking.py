@@ -11,14 +11,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .layer import SubspaceLayer
+from .owner import PartedModule
 
 if TYPE_CHECKING:  # so that it can be passed as a model
     _Model = nn.Module
 else:
     _Model = object
+
+_ADAPTED = (SubspaceLayer, PartedModule)
 
 
 class Outside(_Model):
@@ -51,6 +55,16 @@ def layers_of(model: nn.Module) -> Iterator[tuple[str, SubspaceLayer]]:
     for name, module in _walk(model, (), set(), "", True):
         if isinstance(module, SubspaceLayer):
             yield name, module
+
+
+def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of the model proper: an adapted one by its own name, nothing of modules saved whole."""
+    wrapper: str | None = None
+    for name, module in Outside(model).named_modules():
+        if wrapper is not None and name.startswith(wrapper):
+            continue
+        wrapper = f"{name}." if isinstance(module, (*_ADAPTED, AuxiliaryTrainingWrapper)) else None
+        yield name, module.get_base_layer() if isinstance(module, _ADAPTED) else module
 
 
 def _walk(

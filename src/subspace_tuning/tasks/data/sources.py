@@ -24,7 +24,7 @@ def splits(source: str) -> dict[str, Records]:
         if path.is_file():
             return {"train": read(path)}
         if path.is_dir():
-            return _saved(path) if any((path / name).is_file() for name in _SAVED) else _folder(path)
+            return _saved(path) if _is_saved(path) else _folder(path)
     if path.suffix.lower() in READERS or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         entries = path.parent.iterdir() if path.parent.is_dir() else ()
         beside = [entry.name for entry in entries if entry.suffix.lower() in READERS]
@@ -33,16 +33,28 @@ def splits(source: str) -> dict[str, Records]:
     return _hub(source)
 
 
-def one(source: str) -> Records:
-    """Return the rows of a source for evaluation or prediction: the test split if there are several."""
-    found = splits(source)
+def one(found: Mapping[str, Records]) -> Records:
+    """Return a source's rows for evaluation or prediction: the test split if there are several."""
     return found[next(split for split in ("test", "validation", "train") if split in found)]
+
+
+def has_tables(folder: Path) -> bool:
+    """Return whether a folder was saved by ``datasets`` or has a file for a split."""
+    return _is_saved(folder) or any(_files(folder, split) for split in SPLITS)
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _SAVED)
+
+
+def _files(folder: Path, split: str) -> list[Path]:
+    return [path for suffix in READERS if (path := folder / f"{split}{suffix}").is_file()]
 
 
 def _folder(folder: Path) -> dict[str, Records]:
     found: dict[str, Records] = {}
     for split in SPLITS:
-        files = [path for suffix in READERS if (path := folder / f"{split}{suffix}").is_file()]
+        files = _files(folder, split)
         if len(files) > 1:
             names = " and ".join(path.name for path in files)
             raise SubspaceError(f"{folder} holds {names}: keep one file per split, so that it is clear which is meant")
