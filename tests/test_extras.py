@@ -171,7 +171,7 @@ def third_party() -> list[tuple[Path, str, str, frozenset[str]]]:
         found += [
             (path, name, module, before)
             for module, before in visitor.found
-            if module not in sys.stdlib_module_names and module not in OF_ITS_WEIGHTS
+            if module not in (*sys.stdlib_module_names, *OF_ITS_WEIGHTS, "subspace_tuning")
         ]
     return found
 
@@ -251,6 +251,7 @@ COMMANDS = {
     "predict none --text word": "train",
     "generate none --text word": "train",
     "merge none -o other": "train",
+    "push none owner/name": "train",
     "train --template": "train",
     "reference": "train",
     "bench -o none.json": "train",

@@ -167,7 +167,7 @@ def test_a_killed_run_loses_nothing(kind: str, folders: Folders, tmp_path: Path)
     settings = _settings(kind, folders, tmp_path, max_steps=90, save_steps=2)
     _config(settings)
     output, file = Path(settings["output"]), f"{settings['output']}.yaml"
-    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main()", "train", file, "--quiet"]
+    command = [sys.executable, "-c", "from subspace_cli import main; main()", "train", file, "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
     _wait_for_step(output, 40, process)
     process.send_signal(signal.SIGKILL)

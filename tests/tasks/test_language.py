@@ -24,7 +24,8 @@ from subspace_tuning.tasks.decoding import generate_batches
 from subspace_tuning.tasks.intervals import accuracy_figures
 from subspace_tuning.tasks.likelihood import answer_losses, choice_scores, shares_prompts
 from subspace_tuning.tasks.maths import number_in
-from subspace_tuning.tasks.templates import ALPACA, IGNORED, written
+from subspace_tuning.tasks.templates import ALPACA, written
+from subspace_tuning.tuner.loss import IGNORED
 
 from .decoders import CHATML, FORGETFUL, MARKED, SIZE, decoder, tokenizer
 

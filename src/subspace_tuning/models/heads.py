@@ -13,18 +13,13 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     """Return the modules trained beside any method: those that the task's class adds, and the encoder's pooler.
 
     A checkpoint of the bare encoder has a pooler trained for another purpose, or none, so the pooler counts as head.
-    A language model's output layer is pretrained and does not.
     """
-    vocabulary = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    own = {id(part) for part in vocabulary.modules()} if isinstance(vocabulary, nn.Module) else set()
     if model.base_model is model:  # not wrapped by a task's class, or the class is the encoder itself
         outside = [name for name, child in model.named_children() if _is_projection(child)]
     else:
         outside = [
             name for name, child in model.named_children() if name != model.base_model_prefix and parameter_count(child)
         ]
-    children = dict(model.named_children())
-    outside = [name for name in outside if not own & {id(part) for part in children[name].modules()}]
     pooler = getattr(model.base_model, "pooler", None)
     inside = ["pooler"] if isinstance(pooler, nn.Module) and parameter_count(pooler) else []
     return outermost(model, [*outside, *inside])

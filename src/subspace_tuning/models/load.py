@@ -74,14 +74,18 @@ def _set_ends(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     model.config.pad_token_id = tokenizer.pad_token_id
     generation = getattr(model, "generation_config", None)
     if generation is not None:
-        ends = generation.eos_token_id
-        known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         generation.pad_token_id = tokenizer.pad_token_id
-        generation.eos_token_id = list(dict.fromkeys([*own, *known])) or None
+        generation.eos_token_id = list(dict.fromkeys([*own, *end_tokens(model)])) or None
 
 
 def processor_of(model: PreTrainedModel, source: str) -> Processor:
     """Return the tokenizer in a folder or on the hub, or the image processor if the model's inputs are pixels."""
     auto: Any = transformers.AutoImageProcessor if takes_images(model) else transformers.AutoTokenizer
     return auto.from_pretrained(source)
+
+
+def end_tokens(model: Any) -> list[int]:
+    """Return the tokens that end a text, from the model's ``generation_config``."""
+    given = model.generation_config.eos_token_id
+    return [] if given is None else [given] if isinstance(given, int) else list(given)

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import SubspaceError, nearest
 from ..tuner.calibration import Batch
+from ..tuner.loss import IGNORED
 from .answered import AnsweredTask
 from .base import Seen, Values
 from .data.chats import Chats, Message, without_answer
@@ -24,7 +25,7 @@ from .intervals import accuracy_figures
 from .language import chat_fields, prompts_of
 from .likelihood import choice_scores, shares_prompts
 from .registry import register
-from .templates import IGNORED, chat_template, prompt, written
+from .templates import chat_template, prompt, written
 
 SCORINGS = ("likelihood", "generation")
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*\Z")

@@ -13,9 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from .base import Values
 
-IGNORED = -100
-"""The label, or token, that transformers ignores."""
-
 
 @dataclass(frozen=True)
 class Decoding:
@@ -87,12 +84,6 @@ def texts_of(outputs: Values, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     rows = [[int(token) for token in row if token >= 0] for row in numbers]
     found: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
     return [text.strip() for text in found]
-
-
-def end_tokens(model: Any) -> list[int]:
-    """Return the tokens that end a text, from the model's ``generation_config``."""
-    given = model.generation_config.eos_token_id
-    return [] if given is None else [given] if isinstance(given, int) else list(given)
 
 
 def until_end(tokens: Sequence[int], ends: Collection[int]) -> list[int]:

@@ -21,11 +21,12 @@ from transformers.models.auto import modeling_auto
 from ..errors import SubspaceError
 from ..extras import needs
 from ..tuner.calibration import Batch
+from ..tuner.loss import IGNORED
 from . import text_scores
 from .base import Seen
 from .data.records import Records, check_text, is_missing, shown
 from .data.wanted import Texts
-from .decoding import IGNORED, Decoding, generate, left_padded, texts_of
+from .decoding import Decoding, generate, left_padded, texts_of
 from .own import OwnTask
 from .registry import register
 

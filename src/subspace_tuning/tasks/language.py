@@ -16,14 +16,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
+from ..models.load import end_tokens
 from ..tuner.calibration import Batch
+from ..tuner.loss import IGNORED
 from . import sft
 from .base import Training, Values
 from .data.chats import Chats, without_answer
 from .data.records import Records
-from .decoding import Decoding, end_tokens, generate, left_padded, texts_of, until_end
+from .decoding import Decoding, generate, left_padded, texts_of, until_end
 from .own import OwnTask
-from .templates import IGNORED, chat_template, prompt, read_template, written
+from .templates import chat_template, prompt, read_template, written
 
 logger = logging.getLogger(__name__)
 

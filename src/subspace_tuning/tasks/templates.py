@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import SubspaceError, described, nearest, reading
+from ..tuner.loss import IGNORED
 from .data.chats import ANSWERING, Message
 from .sft import marked_template
-
-IGNORED = -100
-"""The label of tokens outside the loss."""
 
 ALPACA = (
     "{{ bos_token }}{% if messages[0].role != 'system' %}Below is an instruction that describes a task. Write a "

@@ -24,12 +24,11 @@ from transformers import (
 )
 
 from ..errors import SubspaceError
+from ..tuner.loss import IGNORED
 from .base import Seen, Values
 from .classes import ClassesTask, balanced, class_name
 from .data.records import Records, as_list, check_text
 from .registry import register
-
-_IGNORED = -100  # ignored by transformers' losses
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class TokenClassification(ClassesTask[Sentences]):
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
         """Return the mean of the classes' F1, and the accuracy, over the words."""
-        words = labels != _IGNORED
+        words = labels != IGNORED
         found, wanted = predictions[words], labels[words]
         return {
             "f1_macro": float(f1_score(wanted, found, labels=np.unique(wanted), average="macro", zero_division=0.0)),
@@ -172,7 +171,7 @@ class TokenClassification(ClassesTask[Sentences]):
             predicted: list[str | None] = [None] * len(words)
             probability: list[float | None] = [None] * len(words)
             for word, chances in zip(numbers, softmax(logits[: len(numbers)], axis=-1), strict=True):
-                if word != _IGNORED:
+                if word != IGNORED:
                     predicted[word], probability[word] = self.names[int(chances.argmax())], float(chances.max())
             answers.append({self.text: list(words), "predicted": predicted, "probability": probability})
         return answers
@@ -184,9 +183,7 @@ class TokenClassification(ClassesTask[Sentences]):
 
 def _at_first_pieces(words: Sequence[int | None], labels: Sequence[int]) -> list[int]:
     before = [None, *words[:-1]]
-    return [
-        _IGNORED if word is None or word == last else labels[word] for word, last in zip(words, before, strict=True)
-    ]
+    return [IGNORED if word is None or word == last else labels[word] for word, last in zip(words, before, strict=True)]
 
 
 register(TokenClassification())

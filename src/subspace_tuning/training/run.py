@@ -174,8 +174,25 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     with processes.together():
         start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
     state = _fit(trainer, checkpoint, start)
-    result = "adapter" if isinstance(parts.model, PeftModel) else "model"
-    record = records.build(
+    record = _record(parts, trainer, state, start, data)
+    weights = trainer.whole_weights()
+
+    path = folder.path / str(record["result"])
+
+    def finish() -> dict[str, Any]:
+        _save(parts, path, record, weights)
+        folder.finish(record)
+        return record
+
+    return Outcome(processes.decided(finish), path, repeated=False)
+
+
+def _record(
+    parts: _Parts, trainer: SeededTrainer, state: TrainerState, start: TrainerState | None, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the record of a finished training; ``start`` is the state that it resumed from."""
+    training = parts.config.training
+    return records.build(
         parts.config,
         parts.task,
         parts.counts,
@@ -183,7 +200,7 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
         history(state),
         _baseline(parts),
         {
-            "precision": precision,
+            "precision": runtime.resolved(training.precision, training.device).value,
             "processes": processes.count(),
             "steps": state.global_step,
             "resumed_from_step": None if start is None else start.global_step,
@@ -191,19 +208,11 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
             "data": data,
             "cut": dict(parts.cut),
             "options": dict(parts.task.options),
-            "result": result,
+            "result": "adapter" if isinstance(parts.model, PeftModel) else "model",
             "schedule": trainer.scheduling.schedule.report(),
             "orthogonality": {name: found._asdict() for name, found in orthogonality(parts.model).items()},
         },
     )
-    weights = trainer.whole_weights()
-
-    def finish() -> dict[str, Any]:
-        _save(parts, folder.path / result, record, weights)
-        folder.finish(record)
-        return record
-
-    return Outcome(processes.decided(finish), folder.path / result, repeated=False)
 
 
 def _encoded(

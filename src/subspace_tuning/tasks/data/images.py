@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import SubspaceError, described
 from ..base import Values
@@ -156,7 +156,7 @@ def _damage(picture: Picture) -> str | None:
     """Return why an image cannot be decoded, or None."""
     try:
         opened(picture.content())
-    except Image.UnidentifiedImageError:  # its own text has the address of a buffer
+    except UnidentifiedImageError:  # its own text has the address of a buffer
         return "its format is not known"
     except Exception as error:  # a damaged file makes Pillow raise errors of any type
         return described(error)
