@@ -331,7 +331,7 @@ def test_a_run_that_cannot_be_used_is_told(
     words["baba"] = words.pop("ba")
     (other / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     line = _refused(["predict", output, *text, "--base", str(other)], capfd)
-    assert "was trained on a vocabulary of 35 tokens, and model" in line and "--base names" in line
+    assert "was trained on a vocabulary of 35 tokens, but model" in line and "--base names" in line
     wider = shutil.copytree(tiny_model, tmp_path / "wider")
     config = transformers.BertConfig.from_pretrained(tiny_model, hidden_size=16)
     transformers.BertModel(config).save_pretrained(wider)
