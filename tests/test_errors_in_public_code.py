@@ -146,13 +146,13 @@ def test_a_magnitude_that_never_trains(monkeypatch: Patch) -> None:
             assert not torch.equal(parameter, before[name]), name
 
     def break_it(patch: Patch) -> None:
-        environment = Evaluation._environment
+        environment = Evaluation.environment
 
         def detached(self: Evaluation) -> Any:
             env, bias = environment(self)
             return env | {"D": env["D"].detach()}, bias
 
-        patch.setattr(Evaluation, "_environment", detached)
+        patch.setattr(Evaluation, "environment", detached)
 
     passes_and_fails(check, monkeypatch, break_it)
 

@@ -35,7 +35,7 @@ def generate(
     base: Annotated[str | None, typer.Option("--base", help=BASE)] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help=BATCH)] = 32,
 ) -> None:
-    """Generate a text for each new input, with a run of task generation.
+    """Generate a text for each new input.
 
     Without options the result is that of `subspace predict`. Sampling repeats for the same seed and batch size.
     """

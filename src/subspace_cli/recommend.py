@@ -37,7 +37,7 @@ def recommend(
     trains.
     """
     from subspace_tuning import methods as catalogue
-    from subspace_tuning.adapters.recommend import as_rows, candidates, without_place
+    from subspace_tuning.adapters.recommend import as_rows, candidates, searched, without_place
     from subspace_tuning.adapters.recommend import recommend as rank_methods
     from subspace_tuning.files import check_file, write_json
 
@@ -62,6 +62,8 @@ def recommend(
     typer.echo(f"\nevidence: {evidence}; {len(moves)} matrices; budget {budget}")
     for name in without_place(base, moves, chosen):
         typer.echo(f"left out: {name} adapts nothing in this model")
+    for name in searched() if not method else ():
+        typer.echo(f"left out: {name} has no closed form, and a search takes long; -m {name} ranks it")
     if output is not None:
         write_json(output, {"evidence": evidence, "budget": budget, "methods": as_rows(found)})
         typer.echo(f"saved in {output}")

@@ -112,6 +112,6 @@ def test_smoothing_labels_is_refused_where_the_loss_is_its_own(settings: Setting
 
 
 def test_a_name_that_is_taken_is_refused() -> None:
-    with pytest.raises(SubspaceError, match="there is a task 'counting_words' already"):
+    with pytest.raises(SubspaceError, match="there is already a task 'counting_words'"):
         tasks.register(counting.CountingWords())
     assert "counting_words" in [task.name for task in tasks.every()]

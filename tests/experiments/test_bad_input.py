@@ -123,7 +123,7 @@ BAD: Mapping[str, tuple[Change, str]] = {
     "no weights": (_lose_weights, "cannot load model"),
     "torn weights": (_tear_weights, "cannot load model"),
     "NaN weights": (_spoil_weights, "holds NaN or infinity in bert.encoder.layer.1.attention.self.key.weight"),
-    "text too long": (_set("task.max_length", 41), "task.max_length is 41: model"),
+    "text too long": (_set("task.max_length", 41), "task.max_length is 41, but model"),
     "output behind a file": (_file_in_the_way, "cannot be made"),
     "output not ours": (_full_folder, "is not empty and has no run"),
 }

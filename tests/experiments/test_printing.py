@@ -13,12 +13,13 @@ import typer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import subspace_cli
 from subspace_cli import main
 from subspace_cli.app import app
 from subspace_cli.console import show, table_of
-from subspace_tuning import __version__, cli, methods
+from subspace_tuning import __version__, methods
 
-FILES = sorted(Path(cli.__file__).parent.glob("*.py"))
+FILES = sorted(Path(subspace_cli.__file__).parent.glob("*.py"))
 CELLS = st.text(st.sampled_from("abW@+:[]1-_ "), max_size=30).map(str.strip)
 
 

@@ -155,7 +155,7 @@ def trained(name: str, folder: Path) -> dict[str, Any]:
     ]
     return {
         "losses": losses,
-        "faster": [tuple(parameter.shape) for parameter in groups[1]["params"]],
+        "faster": [tuple(parameter.shape) for group in groups[1:] for parameter in group["params"]],
         "report": factor_schedule.report(),
         "counts": counted(model),
         "orthogonality": orthogonality(model),

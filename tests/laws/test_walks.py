@@ -253,5 +253,6 @@ def test_both_are_there_in_data_parallel_training(case: Method, tmp_path: Path) 
             walk: set(names.values()) for walk, names in expected.items()
         }
         parallel.train()(x).sum().backward()
+        del parallel  # before its process group: outliving it, its destructor can wait for ever
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert {name.split(".")[-2] for name in trained} == {"default"}

@@ -18,6 +18,7 @@ from ..methods import Method
 from ..models.checkpoint import Checkpoint
 from ..theory.approximate import approximate
 from ..theory.budget import parameters, read_budget, spread_ranks, uniform_rank
+from ..theory.search import is_solved_by_blocks
 from ..tuner import SubspaceConfig
 from ..tuner.calibration import Batch, Loss, evaluating, loss_of
 from ..tuner.kinds import kind_of
@@ -114,7 +115,16 @@ def matrices(model: nn.Module) -> list[str]:
 
 
 def candidates() -> list[Method]:
-    """Return the registered methods with a dense phi(W) that changes W, one per formula."""
+    """Return the registered methods with a dense phi(W) that changes W, one per formula, that are solved by blocks."""
+    return [method for method in _dense() if is_solved_by_blocks(method.formula.matrix)]
+
+
+def searched() -> list[str]:
+    """Return the methods that only the general solver approximates, which takes minutes for a large matrix."""
+    return [method.name for method in _dense() if not is_solved_by_blocks(method.formula.matrix)]
+
+
+def _dense() -> list[Method]:
     found: dict[str, Method] = {}
     for method in methods.every():
         formula = method.formula

@@ -22,6 +22,7 @@ from .elements import Values, trainable
 STARTS = 3
 STEPS = 200
 _SMALL = 2**22  # entries of the largest Jacobian that is formed
+_FEW = 128  # unknowns up to which each step is solved by a decomposition of the Jacobian
 
 
 def least_squares(
@@ -70,7 +71,7 @@ def least_squares(
             spread.numpy(),
             jac=_on_points(_matrix if small else partial(_operator, LinearOperator), residual),
             method="trf",
-            tr_solver="exact" if small else "lsmr",
+            tr_solver="exact" if len(start) <= _FEW else "lsmr",
             max_nfev=STEPS,
             xtol=1e-10,
             ftol=1e-10,

@@ -33,6 +33,15 @@ class Solution(NamedTuple):
     reason: str | None  # why the general solver was needed
 
 
+def is_solved_by_blocks(expression: Expression) -> bool:
+    """Return whether every block of phi(W) has a rule; other formulas need the general solver, which is slow."""
+    try:
+        find_blocks(without_unit(expression))
+    except NoRuleError:
+        return False
+    return True
+
+
 @dataclass
 class Search:
     """A search over the trainable factors of a formula's matrix.

@@ -146,13 +146,13 @@ def _prepare(config: RunConfig) -> _Parts:
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
     length = config.task.max_length
     base, processor = load(config.model, task.model_class, settings, length)
-    encoded, cut = _encoded(task, rows, processor, length)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
         return task.batches(seen, processor, length, config.training.batch_size)
 
     tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective)
+    encoded, cut = _encoded(task, rows, processor, length)
     check_training(tuned, config.training, len(encoded["train"]))
     task = task.ready(tuned, processor, length)
     return _Parts(config, task, rows, tuned, processor, encoded, cut, counts, learning_rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,7 +66,7 @@ def quiet(bars: bool) -> Iterator[None]:
     transformers.set_verbosity(logging.CRITICAL)
     hub.set_verbosity(logging.CRITICAL)
     transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if not bars:
+    if not (bars and sys.stderr.isatty()):  # in a log, a line for each change of a bar
         datasets.disable_progress_bars()
     try:
         yield
