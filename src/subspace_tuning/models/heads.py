@@ -25,6 +25,15 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     return outermost(model, [*outside, *inside])
 
 
+def fresh_modules(model: PreTrainedModel) -> list[str]:
+    """Return the modules trained with every method by default: the head, if the checkpoint has none.
+
+    The output layer of a language model comes with its checkpoint, and stays frozen.
+    """
+    outputs = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return [] if outputs is not None else head_modules(model)
+
+
 def outermost(model: nn.Module, names: Iterable[str]) -> list[str]:
     """Return the suffixes of module names, without modules inside another named one.
 

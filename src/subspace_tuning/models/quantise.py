@@ -27,7 +27,7 @@ class Quantise(Enum):
 def quantised(
     format: Quantise, name: str, model_class: Any, settings: Mapping[str, Any], head: Sequence[str] | None, cpu: bool
 ) -> dict[str, Any]:
-    """Return the further arguments with which ``from_pretrained`` quantises all but the head and the output layer.
+    """Return the further arguments with which ``from_pretrained`` quantises everything except the head.
 
     Args:
         format: the format of the weights.
@@ -45,9 +45,7 @@ def quantised(
         setattr(architecture, key, value)
     with torch.device("meta"):
         model = model_class.from_config(architecture)
-    outputs = model.get_output_embeddings()  # kept, too: transformers' default, and what computes a loss by its weight
     kept = ending(model, head_modules(model) if head is None else head)
-    kept += [name for name, module in model.named_modules() if module is outputs and name not in kept]
     place = {"device_map": {"": "cpu"}} if cpu else {}
     return {"quantization_config": _config(format, kept), **place}
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .. import methods
 from ..errors import SubspaceError
-from ..models.heads import head_modules, head_parameters, outermost, parameter_count
+from ..models.heads import fresh_modules, head_modules, head_parameters, outermost, parameter_count
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig
 from ..tuner.calibration import Batch, Loss, calibrate
@@ -44,7 +44,7 @@ def trained_head(model: PreTrainedModel | peft.PeftModel, adapter: AdapterSectio
     if isinstance(model, peft.PeftModel):
         named = model.named_parameters()
         return [parameter for name, parameter in named if ".modules_to_save." in name and parameter.requires_grad]
-    return head_parameters(model, adapter.head or head_modules(model))
+    return head_parameters(model, adapter.head or fresh_modules(model))
 
 
 def attach(
@@ -66,7 +66,7 @@ def attach(
     Raises:
         SubspaceError: the method, the formula or a module name is unknown, or the method does not fit the model.
     """
-    head = head_modules(model) if adapter.head is None else adapter.head
+    head = fresh_modules(model) if adapter.head is None else adapter.head
     parameters = head_parameters(model, head)
     if not parameters and (adapter.head is not None or adapter.method == HEAD):
         raise SubspaceError(

@@ -171,9 +171,9 @@ class RunConfig:
     output: str = key(MISSING, "the folder for the results")
     quantise: Quantise | None = key(
         None,
-        "store the frozen weights of linear layers, except the head's and a language model's output layer, in fewer "
-        "bits: nf4, fp4 and int8 by bitsandbytes, torchao_int8 by torchao, qlora for nf4 with double quantisation and, "
-        "on a CUDA device, a paged optimiser; null: float32",
+        "store the frozen weights of linear layers outside the head in fewer bits: nf4, fp4 and int8 by bitsandbytes, "
+        "torchao_int8 by torchao, qlora for nf4 with double quantisation and, on a CUDA device, a paged optimiser; "
+        "null: float32",
     )
     task: TaskSection = field(default_factory=TaskSection)
     adapter: AdapterSection = field(default_factory=AdapterSection)
