@@ -181,7 +181,7 @@ def test_a_killed_process_loses_nothing(settings: Settings, write: Write) -> Non
     settings = of(settings, "instruction")
     settings["training"] |= {"max_steps": 60, "save_steps": 2}
     config, output = write(settings), Path(settings["output"])
-    command = [sys.executable, "-c", "from subspace_tuning.cli import main; main()", "train", str(config), "--quiet"]
+    command = [sys.executable, "-c", "from subspace_cli import main; main()", "train", str(config), "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for_step(output, 10, process)
     process.send_signal(signal.SIGKILL)
