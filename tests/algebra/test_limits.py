@@ -133,5 +133,5 @@ def test_the_deepest_formula_is_used_from_deep_within_a_program(name: str) -> No
         return use() if frames == 0 else within(frames - 1)
 
     within(250)
-    with pytest.raises(FormulaError, match="more than 100 operations stand within each other"):
+    with pytest.raises(FormulaError, match="more than 100 operations are nested here"):
         parse(NESTED[name](DEEPEST + 5))

@@ -55,6 +55,7 @@ HUB = {"google-bert/bert-base-uncased"}  # of which a tiny model takes the place
 # A command by its page and its first words: why it is not run.
 NOT_RUN = {
     ("README.md", "subspace train examples/mrpc_ssb.yaml"): "trains on the hub's MRPC",
+    ("README.md", "subspace push"): "needs a hub; test_push.py has it",
     ("README.md", "subspace bench"): "takes minutes",
     ("README.md", "subspace demo"): "takes minutes",
     ("README.md", "subspace params roberta-base --paper"): "takes a minute; test_catalogue.py has it",

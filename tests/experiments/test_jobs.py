@@ -71,13 +71,13 @@ def user(
 
 BENCH: dict[str, Any] = {
     "shape": "a",
-    "precision": command.BenchPrecision.float32,
+    "precision": "float32",
     "method": ["lora"],
     "rank": 8,
     "budget": None,
     "rounds": 2,
     "threads": 1,
-    "curve": command.Curve.rank,
+    "curve": "rank",
     "memory": False,
     "compiled": False,
     "overwrite": False,

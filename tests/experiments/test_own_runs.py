@@ -125,8 +125,7 @@ def test_a_run_is_evaluated_with_its_own_figures(
     own = {name: figure for name, figure in record["final"].items() if name not in ("epoch", "step", "loss")}
     assert len(own) > 1 and figures["rows"] == 13
     for name, figure in own.items():
-        # Rows of like length share a batch here, so rounding differs, which a correlation of 13 rows amplifies.
-        assert figures[name] == pytest.approx(figure, rel=1e-3, abs=1e-5)
+        assert figures[name] == pytest.approx(figure, rel=1e-4, abs=1e-5)
         assert name in printed
 
 
@@ -355,11 +354,13 @@ def test_smoothing_is_refused_with_weights(settings: Settings, write: Write) -> 
 
 
 @pytest.mark.slow
-def test_weights_of_classes_change_what_is_learnt(run: Run, settings: Settings) -> None:
-    plain = run("classification")
+def test_weights_of_classes_change_what_is_learnt(run: Run, settings: Settings, tmp_path: Path) -> None:
+    rare = [row for n, row in enumerate(ROWS["classification"]) if row["label"] != "Käse" or n < 10]
+    data = _source(tmp_path, "csv", rare)
+    plain = run("classification", data=data)
     settings["output"] += "-weighted"
-    weighted = run("classification", class_weights=True)
-    assert len(weighted.record["options"]["weights"]) == 3 and "weights" not in plain.record["options"]
+    weighted = run("classification", data=data, class_weights=True)
+    assert len({*weighted.record["options"]["weights"]}) == 2 and "weights" not in plain.record["options"]
     assert not _same_weights(plain.folder, weighted.folder)
 
 

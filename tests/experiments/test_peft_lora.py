@@ -198,7 +198,7 @@ def test_an_unknown_kind_is_not_guessed(tmp_path: Path) -> None:
     assert config["layouts"] == {"embedding": ["embedding"]}
     config["layouts"] = None
     path.write_text(json.dumps(config))
-    with pytest.raises(SubspaceError, match=r"embedding: the adapter does not say whether this is .* give --base"):
+    with pytest.raises(SubspaceError, match=r"embedding: the adapter does not record whether this is .*: give --base"):
         exported(tmp_path / "own", tmp_path / "out")
 
 
@@ -217,5 +217,5 @@ def test_half_a_pair_is_refused(tmp_path: Path) -> None:
     exported(tmp_path / "own", tmp_path / "out")
     path = tmp_path / "out/adapter_model.safetensors"
     save_file({key: tensor for key, tensor in load_file(path).items() if "lora_A" in key}, path)
-    with pytest.raises(SubspaceError, match=r"linear: only lora_A.weight of its two factors is there"):
+    with pytest.raises(SubspaceError, match=r"linear: of its two factors, only lora_A.weight is there"):
         read_adapter(tmp_path / "out")

@@ -173,7 +173,7 @@ def test_the_card_has_what_a_reader_asks_for(trained: Path, pushed: Pushed) -> N
         ("name", "is not of the form owner/name"),
         ("no token", "call `hf auth login`, or set HF_TOKEN"),
         ("refused", "cannot push to 'someone/other': "),
-        ("no run", "holds no run"),
+        ("no run", "empty0 has no run"),
     ],
 )
 def test_what_cannot_be_pushed_is_refused(call: str, told: str, pushed: Pushed) -> None:

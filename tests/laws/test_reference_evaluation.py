@@ -21,7 +21,12 @@ from .reference_evaluation import CancelledError, evaluate
 
 N, M, RANK, ENTRIES = 4, 6, 2, 7
 REFUSED = 0.2  # at most this share
+UNSETTLED = 0.001  # likewise
 SAVED_EVERY = 20
+
+
+class RoundingDecides(Exception):  # noqa: N818 - not an error
+    """What a formula means depends on the last digits of W."""
 
 
 def base_model() -> nn.Module:
@@ -38,10 +43,10 @@ def attached(text: str) -> Any:
     return get_peft_model(base_model(), config).eval()
 
 
-def meaning(text: str, layer: Any, x: Tensor, leaves: dict[str, Tensor]) -> Tensor:
-    """Return the layer's output as the language defines it."""
+def meaning(text: str, layer: Any, x: Tensor, leaves: dict[str, Tensor], noise: float = 0) -> Tensor:
+    """Return the layer's output as the language defines it, with relative noise on W."""
     base = layer.get_base_layer()
-    W, b = base.weight.T, base.bias
+    W, b = base.weight.T * (1 + noise * torch.randn(N, M)), base.bias
     constants = dict(layer.subspace_constants["default"].named_buffers(remove_duplicate=False))
     named = dict(environment(layer.method["default"], W, leaves, constants, layer.scaling["default"], b))
     named |= {"b": b}
@@ -57,6 +62,8 @@ def compare(text: str, folder: Path | None) -> None:
     leaves = dict(layer.subspace_params["default"].items())
     x = torch.randn(3, N, dtype=torch.float64, requires_grad=True)
     y, wanted = model(x), meaning(text, layer, x, leaves)
+    if not torch.allclose(wanted, meaning(text, layer, x, leaves, noise=1e-15), rtol=1e-9, atol=1e-9):
+        raise RoundingDecides  # such as reflect(rest @ V_r): the product is zero but for rounding
     torch.testing.assert_close(y, wanted, rtol=1e-8, atol=1e-8)
     upstream = torch.randn_like(y)
     given = [x, *leaves.values()]
@@ -79,7 +86,7 @@ def compare(text: str, folder: Path | None) -> None:
 
 
 def compare_all(count: int, seed: int, folder: Path) -> None:
-    grammar, refused = Grammar(random.Random(seed)), 0
+    grammar, refused, unsettled = Grammar(random.Random(seed)), 0, 0
     for index in range(count):
         text = grammar.formula()
         torch.manual_seed(index)
@@ -87,9 +94,12 @@ def compare_all(count: int, seed: int, folder: Path) -> None:
             compare(text, folder if index % SAVED_EVERY == 0 else None)
         except (SubspaceError, CancelledError):
             refused += 1
+        except RoundingDecides:
+            unsettled += 1
         except Exception as error:
             raise AssertionError(f"formula {index}: {text}") from error
     assert refused < REFUSED * count, refused
+    assert unsettled <= UNSETTLED * count, unsettled
 
 
 @pytest.mark.parametrize("seed", range(8))  # 2,000 formulas, in parts that run side by side

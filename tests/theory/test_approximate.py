@@ -290,7 +290,7 @@ def test_shrinking_is_that_of_ledoit_and_wolf() -> None:
     assert torch.allclose(seen.shrunk(), torch.from_numpy(wanted))
     with pytest.raises(SubspaceError, match="5 columns"):
         seen.add(torch.ones(2, 5))
-    with pytest.raises(SubspaceError, match="no rows"):
+    with pytest.raises(SubspaceError, match="there is no covariance yet: add rows first"):
         Covariance(3).shrunk()
 
 

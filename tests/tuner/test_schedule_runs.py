@@ -179,7 +179,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_it_resumes_from(method: str, tmp
     moved = tmp_path / "moved"
     (tmp_path / "whole" / "checkpoint-4").rename(moved)
     lost = adapted(method)
-    with pytest.raises(SubspaceError, match=r"give the folder that the Trainer resumes from"):
+    with pytest.raises(SubspaceError, match=r"give the folder from which the Trainer resumes as ScheduleCallback"):
         trainer(lost, tmp_path / "resumed").train(resume_from_checkpoint=str(moved))
     found = adapted(method)
     told = ScheduleCallback(found, scores_of(found), checkpoint=moved)

@@ -65,7 +65,7 @@ def test_a_weight_in_parts_cannot_be_merged_into() -> None:
 
 
 def test_a_parameter_without_entries_is_refused_by_name() -> None:
-    with pytest.raises(SubspaceError, match=r"^layer\.0: nothing is trained there, and ZeRO-3 holds no parameter"):
+    with pytest.raises(SubspaceError, match=r"^layer\.0: nothing is trained there, and ZeRO-3 needs parameters"):
         agree([torch.ones(2), torch.empty(0)], [], "layer.0")
 
 
