@@ -37,7 +37,7 @@ def recommend(
     trains.
     """
     from subspace_tuning import methods as catalogue
-    from subspace_tuning.adapters.recommend import as_rows, candidates, searched, without_place
+    from subspace_tuning.adapters.recommend import as_rows, candidates, without_place
     from subspace_tuning.adapters.recommend import recommend as rank_methods
     from subspace_tuning.files import check_file, write_json
 
@@ -46,7 +46,7 @@ def recommend(
         raise UsageError("give the evidence: --tuned MODEL or --task NAME")
     if output is not None:
         output = check_file(output)
-    chosen = [catalogue.get(name) for name in method] if method else candidates()
+    chosen, slow = ([catalogue.get(name) for name in method], []) if method else candidates()
     for one in chosen:
         if not one.formula.is_linear or one.formula.wraps_norm or one.formula.names_bias:
             raise UsageError(f"method {one.name!r} has no dense phi(W) to rank: {one.formula}")
@@ -62,8 +62,8 @@ def recommend(
     typer.echo(f"\nevidence: {evidence}; {len(moves)} matrices; budget {budget}")
     for name in without_place(base, moves, chosen):
         typer.echo(f"left out: {name} adapts nothing in this model")
-    for name in searched() if not method else ():
-        typer.echo(f"left out: {name} has no closed form, and a search takes long; -m {name} ranks it")
+    for one in slow:
+        typer.echo(f"left out: {one.name} has no closed form, and a search takes long; -m {one.name} ranks it")
     if output is not None:
         write_json(output, {"evidence": evidence, "budget": budget, "methods": as_rows(found)})
         typer.echo(f"saved in {output}")

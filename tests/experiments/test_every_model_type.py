@@ -64,7 +64,7 @@ def test_methods_without_a_place_are_left_out_of_a_recommendation(case: Case, tm
     model.save_pretrained(tmp_path / "tuned")
     tuned = Checkpoint(str(tmp_path / "tuned"))
     moves = from_tuned(Checkpoint(str(tmp_path / "base")), tuned)
-    chosen = [one for one in candidates() if one.name in ("lora", "ssb", "ia3", "xattn", "sam_parser")]
+    chosen = [one for one in candidates()[0] if one.name in ("lora", "ssb", "ia3", "xattn", "sam_parser")]
     found: list[Any] = recommend(tuned.model, moves, "20permille", chosen)
     missing = without_place(tuned.model, moves, chosen)
     assert {one.method for one in found} - {"lora, ranks by spectrum"} == {one.name for one in chosen} - set(missing)

@@ -23,6 +23,7 @@ from subspace_tuning.training.run import Outcome
 from subspace_tuning.training.sampler import EpochSampler, VariedRows
 
 from ..tasks.images import SIZE, digits, write_folder
+from .calls import printed_by
 from .test_resume import _interrupt, _same_weights
 
 Settings = dict[str, Any]
@@ -97,14 +98,6 @@ def trained(tiny_vit: Path, images: Path, tmp_path_factory: pytest.TempPathFacto
     return Trained(outcome, str(folder / "run"), images)
 
 
-def _told(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    output, errors = capfd.readouterr()
-    assert ended.value.code == 0, errors
-    return output
-
-
 def test_a_run_is_evaluated_with_its_own_figures(
     trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +105,7 @@ def test_a_run_is_evaluated_with_its_own_figures(
     assert record["options"]["classes"] == [f"digit {number}" for number in range(10)]
     assert record["data"]["validation"]["rows"] == 22 and record["cut"] == {"train": 0, "validation": 0}
     file = tmp_path / "figures.json"
-    _told(["evaluate", trained.folder, "--data", str(trained.images), "--batch-size", "5", "-o", str(file)], capfd)
+    printed_by(["evaluate", trained.folder, "--data", str(trained.images), "--batch-size", "5", "-o", str(file)], capfd)
     figures = json.loads(file.read_text(encoding="utf-8"))
     assert figures["rows"] == 22
     for name in ("accuracy", "f1_macro"):
@@ -125,13 +118,15 @@ def test_a_run_says_what_it_thinks_of_new_images(
     for row in range(5):
         (tmp_path / f"{row}.png").write_bytes(digits()[0][row])
     file = tmp_path / "answers.jsonl"
-    assert "1 rows" in _told(["predict", trained.folder, "--file", str(tmp_path / "3.png"), "-o", str(file)], capfd)
+    assert "1 rows" in printed_by(
+        ["predict", trained.folder, "--file", str(tmp_path / "3.png"), "-o", str(file)], capfd
+    )
     [alone] = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     file.unlink()
-    printed = _told(["predict", trained.folder, "--file", str(tmp_path)], capfd)
+    printed = printed_by(["predict", trained.folder, "--file", str(tmp_path)], capfd)
     assert "predicted" in printed and "digit" in printed
     table = tmp_path.parent / f"{tmp_path.name}.jsonl"
-    _told(["predict", trained.folder, "--file", str(tmp_path), "-o", str(table)], capfd)
+    printed_by(["predict", trained.folder, "--file", str(tmp_path), "-o", str(table)], capfd)
     lines = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
     assert [line["image"] for line in lines] == [str(tmp_path / f"{row}.png") for row in range(5)]
     assert lines[3]["probabilities"] == pytest.approx(alone["probabilities"], rel=1e-5)
@@ -164,7 +159,7 @@ def test_a_merged_run_stands_alone(trained: Trained, tmp_path: Path) -> None:
 
 
 def test_what_a_method_trains_is_counted(trained: Trained, tiny_vit: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    printed = _told(["params", str(tiny_vit), "-m", "lora", "-r", "8"], capfd)
+    printed = printed_by(["params", str(tiny_vit), "-m", "lora", "-r", "8"], capfd)
     assert f"{trained.outcome.record['parameters']['adapter']:,}" in printed
 
 

@@ -33,7 +33,7 @@ from subspace_tuning.training.merge import merge
 from subspace_tuning.training.run import Outcome
 
 from ..tasks.decoders import MARKED, write_decoder
-from .test_own_runs import _refused, _told
+from .calls import printed_by, refusal_of
 from .test_resume import _interrupt, _same_weights, _wait_for_step
 
 Settings = dict[str, Any]
@@ -113,7 +113,7 @@ def test_a_run_is_scored_with_its_own_figures(
 ) -> None:
     record, file = trained.outcome.record, tmp_path / "figures.json"
     words = ["evaluate", trained.folder, "--data", str(ROWS[trained.kind]), "--batch-size", "3", "-o", str(file)]
-    printed = _told(words, capfd)
+    printed = printed_by(words, capfd)
     figures = json.loads(file.read_text(encoding="utf-8"))
     own = {name: figure for name, figure in record["final"].items() if name not in ("epoch", "step")}
     assert own.keys() == record["baseline"].keys() and len(own) > 1
@@ -132,14 +132,14 @@ def test_a_run_answers(trained: Trained, tmp_path: Path, capfd: pytest.CaptureFi
     question = "Is it?\n\nAnswer format: true/false"
     asked.write_text("".join(json.dumps({column: question}) + "\n" for _ in range(3)), encoding="utf-8")
     file = tmp_path / "answers.jsonl"
-    assert "3 rows" in _told(["predict", trained.folder, "--file", str(asked), "-o", str(file)], capfd)
+    assert "3 rows" in printed_by(["predict", trained.folder, "--file", str(asked), "-o", str(file)], capfd)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [line["prompt"] for line in lines] == [question] * 3
     assert all("predicted" in line for line in lines)
     if trained.kind == "commonsense":
         assert {*lines[0]["probabilities"]} == {"true", "false"}
         assert sum(lines[0]["probabilities"].values()) == pytest.approx(1)
-    assert "predicted" in _told(["predict", trained.folder, "--text", question], capfd)
+    assert "predicted" in printed_by(["predict", trained.folder, "--text", question], capfd)
 
 
 def test_a_merged_run_stands_alone(trained: Trained, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_what_is_wrong_is_told_before_anything_is_made(
     rows.write_text("".join(json.dumps(one) + "\n" for one in (good, row or good, good)), encoding="utf-8")
     model = write_decoder(tmp_path / "model", template)
     config = of({**settings, "model": str(model)}, "instruction", data=str(rows), validation=str(ROWS["instruction"]))
-    assert told in _refused(["train", str(write(config))], capfd)
+    assert told in refusal_of(["train", str(write(config))], capfd)
     assert not Path(settings["output"]).exists()
 
 
@@ -364,7 +364,7 @@ def test_an_example_runs_as_written(
     monkeypatch.chdir(tmp_path)
     words = [f"model={decoder}", "training.max_steps=1", "training.device=cpu", "task.max_length=512", "--quiet"]
     words += ["task.max_new_tokens=4"] if name == "maths" else []
-    assert "saved in" in _told(["train", f"examples/{name}.yaml", *words], capfd)
+    assert "saved in" in printed_by(["train", f"examples/{name}.yaml", *words], capfd)
     assert tasks.get(name).name == name
 
 

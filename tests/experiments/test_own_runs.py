@@ -33,6 +33,7 @@ from subspace_tuning.training.sections import (
 )
 
 from ..tasks.own_files import ROWS, WRITERS, write
+from .calls import printed_by, refusal_of
 from .test_resume import _interrupt, _same_weights
 
 Settings = dict[str, Any]
@@ -67,26 +68,6 @@ def _source(folder: Path, form: str, rows: Any, name: str = "rows") -> str:
     return str(path) if path.exists() else write(folder, form, rows, name)
 
 
-def _told(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
-    """Return what a command that goes well prints."""
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    output, errors = capfd.readouterr()
-    assert ended.value.code == 0, errors
-    return output
-
-
-def _refused(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
-    """Return the one line that a command ends with."""
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    output, errors = capfd.readouterr()
-    assert ended.value.code == 2 and not output
-    assert errors.startswith("subspace: ") and errors.count("\n") == 1, errors
-    return errors
-
-
 class Trained(NamedTuple):
     """A finished run, and the file of its validation rows."""
 
@@ -96,13 +77,24 @@ class Trained(NamedTuple):
     validation: str
 
 
+@pytest.fixture(scope="module")
+def lively(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with larger weights: its outputs differ between rows by more than the order of a batch does."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("lively") / "model"))
+    model = transformers.BertModel.from_pretrained(folder)
+    for parameter in model.parameters():
+        parameter.data *= 10 if parameter.ndim > 1 else 1
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def trained(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(request: pytest.FixtureRequest, lively: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run of four steps for each kind of task."""
     kind, folder = request.param, tmp_path_factory.mktemp(request.param)
     validation = write(folder, "jsonl", ROWS[kind][:13], "other")
     config = RunConfig(
-        model=str(tiny_model),
+        model=str(lively),
         output=str(folder / "run"),
         task=TaskSection(name=kind, data=write(folder, "csv", ROWS[kind]), max_length=16, validation=validation),
         adapter=AdapterSection(method="ssb"),
@@ -120,7 +112,7 @@ def test_a_run_is_evaluated_with_its_own_figures(
     assert (record["task"], record["data"]["train"]["rows"]) == (trained.kind, 30)
     file = tmp_path / "figures.json"
     words = ["evaluate", trained.folder, "--data", trained.validation, "--batch-size", "5", "-o", str(file)]
-    printed = _told(words, capfd)
+    printed = printed_by(words, capfd)
     figures = json.loads(file.read_text(encoding="utf-8"))
     own = {name: figure for name, figure in record["final"].items() if name not in ("epoch", "step", "loss")}
     assert len(own) > 1 and figures["rows"] == 13
@@ -139,7 +131,7 @@ def test_a_run_says_what_it_thinks_of_new_rows(
     asked = write(tmp_path, "jsonl", rows, "asked")
     answers = {form: tmp_path / f"answers.{form}" for form in ("jsonl", "csv")}
     for file in answers.values():
-        assert "11 rows" in _told(["predict", trained.folder, "--file", asked, "-o", str(file)], capfd)
+        assert "11 rows" in printed_by(["predict", trained.folder, "--file", asked, "-o", str(file)], capfd)
     lines = [json.loads(line) for line in answers["jsonl"].read_text(encoding="utf-8").splitlines()]
     assert [line[column] for line in lines] == [row[column] for row in rows]
     for line in lines:
@@ -154,7 +146,7 @@ def test_a_run_says_what_it_thinks_of_new_rows(
     table = pd.read_csv(answers["csv"], dtype={"predicted": str}, keep_default_na=False)
     assert len(table) == 11 and list(table.columns)[:2] == [column, "predicted"]
     assert kind not in ("classification", "multi_label") or {f"probabilities.{c}" for c in classes} < {*table.columns}
-    printed = _told(["predict", str(outcome.folder), "--text", "ba dek", "-t", "go"], capfd)
+    printed = printed_by(["predict", str(outcome.folder), "--text", "ba dek", "-t", "go"], capfd)
     assert "predicted" in printed and len(printed.splitlines()) == 3
 
 
@@ -250,7 +242,7 @@ def test_every_sort_of_method_is_used(
         assert merge(made, tmp_path / "merged").difference < 1e-4
     else:
         assert method in HOSTED or method == "houlsby"
-        line = _refused(["merge", settings["output"], "-o", str(tmp_path / "merged")], capfd)
+        line = refusal_of(["merge", settings["output"], "-o", str(tmp_path / "merged")], capfd)
         assert "cannot be merged" in line and not (tmp_path / "merged").exists()
 
 
@@ -275,9 +267,9 @@ def test_a_glue_run_is_used_as_well(
 ) -> None:
     settings["task"] = {"name": "cola", "data": str(data), "max_length": 16}
     record = train.run(configs.load(write(settings)), progress=False).record
-    printed = _told(["evaluate", settings["output"], "--data", str(data / "validation.jsonl")], capfd)
+    printed = printed_by(["evaluate", settings["output"], "--data", str(data / "validation.jsonl")], capfd)
     assert f"{record['score']:.4f}" in printed
-    assert "acceptable" in _told(["predict", settings["output"], "--text", "bak de"], capfd)
+    assert "acceptable" in printed_by(["predict", settings["output"], "--text", "bak de"], capfd)
 
 
 def test_a_run_needs_no_file_of_settings(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -286,10 +278,10 @@ def test_a_run_needs_no_file_of_settings(tiny_model: Path, tmp_path: Path, capfd
     words = [f"model={tiny_model}", f"output={tmp_path / 'run'}", "adapter.method=lora", "training.max_steps=1"]
     words += ["task.max_length=16"]
     words += ["task.name=classification", f"task.data={source}", "task.label=category"]
-    assert "24 train, 6 validation" in _told(["train", *words], capfd)
-    assert "'model' must be given" in _refused(["train", *words[1:]], capfd)
+    assert "24 train, 6 validation" in printed_by(["train", *words], capfd)
+    assert "'model' must be given" in refusal_of(["train", *words[1:]], capfd)
     other = [*words[:-1], "task.label=labels", f"output={tmp_path / 'other'}"]
-    assert "no column 'labels', known: category, text; task.label names" in _refused(["train", *other], capfd)
+    assert "no column 'labels', known: category, text; task.label names" in refusal_of(["train", *other], capfd)
 
 
 def test_what_is_cut_is_told(
@@ -309,41 +301,41 @@ def test_a_run_that_cannot_be_used_is_told(
 ) -> None:
     outcome = run("classification")
     output, text = settings["output"], ["--text", "ba"]
-    assert "run 'nowhere' does not exist: give the folder" in _refused(["predict", "nowhere", *text], capfd)
-    assert f"{tmp_path} has no run" in _refused(["predict", str(tmp_path), *text], capfd)
-    assert "give texts with --text, or rows with --file" in _refused(["predict", output], capfd)
-    assert "--text number 1 has no text" in _refused(["predict", output, "--text", " "], capfd)
-    assert "ends in .csv or .jsonl" in _refused(["predict", output, *text, "-o", "answers.xlsx"], capfd)
+    assert "run 'nowhere' does not exist: give the folder" in refusal_of(["predict", "nowhere", *text], capfd)
+    assert f"{tmp_path} has no run" in refusal_of(["predict", str(tmp_path), *text], capfd)
+    assert "give texts with --text, or rows with --file" in refusal_of(["predict", output], capfd)
+    assert "--text number 1 has no text" in refusal_of(["predict", output, "--text", " "], capfd)
+    assert "ends in .csv or .jsonl" in refusal_of(["predict", output, *text, "-o", "answers.xlsx"], capfd)
     wrong = _source(tmp_path, "csv", [{"text": "ba", "label": "02"}], "wrong")
-    assert "wrong.csv, line 2: column 'label' has '02'" in _refused(["evaluate", output, "--data", wrong], capfd)
+    assert "wrong.csv, line 2: column 'label' has '02'" in refusal_of(["evaluate", output, "--data", wrong], capfd)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("", encoding="utf-8")
-    line = _refused(["merge", output, "-o", str(tmp_path / "full"), "--overwrite"], capfd)
+    line = refusal_of(["merge", output, "-o", str(tmp_path / "full"), "--overwrite"], capfd)
     assert "is not empty and has no merged model" in line
     own = str(outcome.folder)
-    assert "holds a model: choose another --output" in _refused(["merge", output, "-o", own], capfd)
-    assert "is the run's own result" in _refused(["merge", output, "-o", own, "--overwrite"], capfd)
+    assert "holds a model: choose another --output" in refusal_of(["merge", output, "-o", own], capfd)
+    assert "is the run's own result" in refusal_of(["merge", output, "-o", own, "--overwrite"], capfd)
     # Another base: one of another vocabulary, and one of another size.
     other = shutil.copytree(tiny_model, tmp_path / "other")
     vocabulary = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
     words = vocabulary["model"]["vocab"]
     words["baba"] = words.pop("ba")
     (other / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    line = _refused(["predict", output, *text, "--base", str(other)], capfd)
+    line = refusal_of(["predict", output, *text, "--base", str(other)], capfd)
     assert "was trained on a vocabulary of 35 tokens, but model" in line and "--base names" in line
     wider = shutil.copytree(tiny_model, tmp_path / "wider")
     config = transformers.BertConfig.from_pretrained(tiny_model, hidden_size=16)
     transformers.BertModel(config).save_pretrained(wider)
-    line = _refused(["predict", output, *text, "--base", str(wider)], capfd)
+    line = refusal_of(["predict", output, *text, "--base", str(wider)], capfd)
     assert "it was trained on another base model" in line
     # Damaged
     (outcome.folder / "task.json").write_text('{"task": "classification"}', encoding="utf-8")
-    assert "task.json cannot be read: options is missing" in _refused(["predict", output, *text], capfd)
+    assert "task.json cannot be read: options is missing" in refusal_of(["predict", output, *text], capfd)
     (outcome.folder / "task.json").unlink()
-    assert "has no task.json" in _refused(["predict", output, *text], capfd)
+    assert "has no task.json" in refusal_of(["predict", output, *text], capfd)
     (Path(output) / "run.json").unlink()
     shutil.rmtree(outcome.folder)
-    assert "is not finished" in _refused(["predict", output, *text], capfd)
+    assert "is not finished" in refusal_of(["predict", output, *text], capfd)
 
 
 def test_smoothing_is_refused_with_weights(settings: Settings, write: Write) -> None:
@@ -378,9 +370,9 @@ def test_the_papers_values_are_a_config(name: str, tmp_path: Path, capfd: pytest
         "stsb": (2.2e-3, 25),
     }
     if name not in paper:
-        assert f"no paper gives values for task {name}" in _refused(["train", "--preset", name], capfd)
+        assert f"no paper gives values for task {name}" in refusal_of(["train", "--preset", name], capfd)
         return
-    (tmp_path / "run.yaml").write_text(_told(["train", "--preset", name], capfd), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(printed_by(["train", "--preset", name], capfd), encoding="utf-8")
     config = configs.load(tmp_path / "run.yaml")
     assert (config.task.name, config.training.learning_rate, config.training.epochs) == (name, *paper[name])
     assert config.training.batch_size == 32

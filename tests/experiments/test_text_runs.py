@@ -31,8 +31,8 @@ from subspace_tuning.training.merge import merge
 from subspace_tuning.training.run import Outcome
 
 from ..tasks.own_files import TEXT_ROWS, write
+from .calls import printed_by, refusal_of
 from .language import END, MODELS, PAD, llama
-from .test_own_runs import _refused, _told
 from .test_resume import _interrupt, _same_weights, _wait_for_step
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -101,7 +101,7 @@ def test_a_run_is_evaluated_with_its_own_figures(
     record, file = trained.outcome.record, tmp_path / "figures.json"
     own = {name: figure for name, figure in record["final"].items() if name not in ("epoch", "step", "loss")}
     words = ["evaluate", trained.folder, "--data", trained.validation, "--batch-size", "3", "-o", str(file)]
-    printed = _told(words, capfd)
+    printed = printed_by(words, capfd)
     figures = json.loads(file.read_text(encoding="utf-8"))
     assert len(own) > 1 and figures["rows"] == record["data"]["validation"]["rows"] > 5
     for name, figure in own.items():
@@ -116,7 +116,7 @@ def test_a_run_answers_new_rows(trained: Trained, tmp_path: Path, capfd: pytest.
     asked = write(tmp_path, "jsonl", rows, "asked")
     for form in ("jsonl", "csv"):
         words = ["predict", trained.folder, "--file", asked, "-o", str(tmp_path / f"answers.{form}")]
-        assert "11 rows" in _told(words, capfd)
+        assert "11 rows" in printed_by(words, capfd)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line[columns[-1]] for line in lines] == [row[columns[-1]] for row in rows]
     with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as file:
@@ -125,7 +125,7 @@ def test_a_run_answers_new_rows(trained: Trained, tmp_path: Path, capfd: pytest.
         assert all(line["predicted"] in row["context"] for line, row in zip(lines, rows, strict=True))
     else:
         assert len({line["predicted"] for line in lines}) > 1
-    printed = _told(["predict", trained.folder, "--file", asked], capfd)
+    printed = printed_by(["predict", trained.folder, "--file", asked], capfd)
     assert len(printed.splitlines()) == 12 and "predicted" in printed and "n_best" not in printed
 
 
@@ -278,7 +278,7 @@ def test_generate_writes_as_it_is_told(folders: Folders, tmp_path: Path, capfd: 
 
     def written(command: str, *options: str) -> list[str]:
         file = tmp_path / "answers.jsonl"
-        _told([command, settings["output"], "--file", asked, "-o", str(file), *options], capfd)
+        printed_by([command, settings["output"], "--file", asked, "-o", str(file), *options], capfd)
         return [json.loads(line)["predicted"] for line in file.read_text(encoding="utf-8").splitlines()]
 
     plain = written("generate")
@@ -288,11 +288,13 @@ def test_generate_writes_as_it_is_told(folders: Folders, tmp_path: Path, capfd: 
     assert drawn != written("generate", "--temperature", "2", "--top-p", "0.9", "--seed", "2")
     assert max(len(text.split()) for text in written("generate", "--max-new-tokens", "1")) <= 1
     assert len(written("generate", "--beams", "3")) == 9
-    assert "predicted" in _told(["generate", settings["output"], "--text", "ba de", "-t", "fi"], capfd)
+    assert "predicted" in printed_by(["generate", settings["output"], "--text", "ba de", "-t", "fi"], capfd)
     output = settings["output"]
-    line = _refused(["generate", output, "-t", "ba", "--max-new-tokens", "60"], capfd)
+    line = refusal_of(["generate", output, "-t", "ba", "--max-new-tokens", "60"], capfd)
     assert "task.max_length is 16 and task.max_new_tokens 60: they need 76 positions, and the model has 64" in line
-    assert "task.top_p is 0.0: it must be above 0" in _refused(["generate", output, "-t", "ba", "--top-p", "0"], capfd)
+    assert "task.top_p is 0.0: it must be above 0" in refusal_of(
+        ["generate", output, "-t", "ba", "--top-p", "0"], capfd
+    )
 
 
 # Bad input
@@ -303,9 +305,9 @@ def test_a_run_that_writes_no_texts_is_told(
 ) -> None:
     settings = _settings("question_answering", folders, tmp_path)
     train.run(_config(settings), progress=False)
-    line = _refused(["generate", settings["output"], "--file", settings["task"]["data"]], capfd)
+    line = refusal_of(["generate", settings["output"], "--file", settings["task"]["data"]], capfd)
     assert "is of task question_answering, which does not generate text: use `subspace predict`" in line
-    assert "a row of task question_answering is not one text" in _refused(
+    assert "a row of task question_answering is not one text" in refusal_of(
         ["predict", settings["output"], "-t", "ba"], capfd
     )
 
@@ -329,7 +331,7 @@ def test_what_cannot_be_generated_is_told_before_training(
     settings["task"] |= options
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({**settings, "model": str(folders[kind])}), encoding="utf-8")
-    assert told in _refused(["train", str(file)], capfd)
+    assert told in refusal_of(["train", str(file)], capfd)
     assert not Path(settings["output"]).exists()
 
 

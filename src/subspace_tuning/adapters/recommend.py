@@ -114,24 +114,22 @@ def matrices(model: nn.Module) -> list[str]:
     return [name for name, _ in targets(model, config)]
 
 
-def candidates() -> list[Method]:
-    """Return the registered methods with a dense phi(W) that changes W, one per formula, that are solved by blocks."""
-    return [method for method in _dense() if is_solved_by_blocks(method.formula.matrix)]
+def candidates() -> tuple[list[Method], list[Method]]:
+    """Return the registered methods with a dense phi(W) that changes W, one per formula.
 
-
-def searched() -> list[str]:
-    """Return the methods that only the general solver approximates, which takes minutes for a large matrix."""
-    return [method.name for method in _dense() if not is_solved_by_blocks(method.formula.matrix)]
-
-
-def _dense() -> list[Method]:
+    Returns:
+        Those that are solved by blocks, and those that need the general solver, which takes minutes for a large matrix.
+    """
     found: dict[str, Method] = {}
     for method in methods.every():
         formula = method.formula
         if formula.is_linear and not formula.wraps_norm and not formula.names_bias and not formula.has_gates:
             key = f"{formula} {method.placement} {method.chooses_by_weight}"
             found.setdefault(key, method)
-    return list(found.values())
+    sides: dict[bool, list[Method]] = {True: [], False: []}
+    for method in found.values():
+        sides[is_solved_by_blocks(method.formula.matrix)].append(method)
+    return sides[True], sides[False]
 
 
 def recommend(

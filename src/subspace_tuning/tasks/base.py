@@ -30,12 +30,15 @@ Values: TypeAlias = NDArray[np.floating] | NDArray[np.integer]
 """Numbers, with one entry or one row per example."""
 
 
+Same = TypeVar("Same")
+
+
 class Rows(Protocol):
     """One split of a task's data."""
 
     def __len__(self) -> int: ...
 
-    def first(self, count: int) -> Rows:
+    def first(self: Same, count: int) -> Same:
         """Return the first rows."""
 
     def fingerprint(self) -> str:

@@ -13,16 +13,13 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from ..errors import SubspaceError
-from .base import Rows, Task
+from .base import Rows, Same, Task
 from .data import sources
 from .data.records import Records, is_missing, shown
 
 HELD_OUT = 0.2
 """The default share of rows held out."""
 _NO_DATA = "glue"  # the default of `task.data`
-
-
-Same = TypeVar("Same")
 
 
 class Chosen(Rows, Protocol):
@@ -118,8 +115,7 @@ class OwnTask(Task[R]):
         limits = {"train": train_rows, "validation": eval_rows}
         rows = {"train": train, "validation": validation}
         return task, {
-            split: part if limits[split] is None else part.select(range(min(limits[split] or 0, len(part))))
-            for split, part in rows.items()
+            split: part if (limit := limits[split]) is None else part.first(limit) for split, part in rows.items()
         }
 
     def _splits(self, source: str) -> dict[str, Records]:

@@ -5,8 +5,6 @@ A word's class is that of its first piece: the other pieces are neither in the l
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,32 +25,21 @@ from ..errors import SubspaceError
 from ..tuner.loss import IGNORED
 from .base import Seen, Values
 from .classes import ClassesTask, balanced, class_name
+from .data.columns import Columns, digest_of
 from .data.records import Records, as_list, check_text
 from .registry import register
 
 
 @dataclass(frozen=True)
-class Sentences:
+class Sentences(Columns):
     """Rows of words; `labels` has the number of each word's class, if there are labels."""
 
     words: tuple[tuple[str, ...], ...]
     labels: tuple[tuple[int, ...], ...] | None
 
-    def __len__(self) -> int:
-        return len(self.words)
-
-    def first(self, count: int) -> Sentences:
-        """Return the first rows."""
-        return self.select(range(min(count, len(self))))
-
-    def select(self, rows: Sequence[int]) -> Sentences:
-        """Return the rows of these numbers."""
-        words = tuple(self.words[row] for row in rows)
-        return Sentences(words, None if self.labels is None else tuple(self.labels[row] for row in rows))
-
     def fingerprint(self) -> str:
         """Return SHA-256 over words and labels."""
-        return hashlib.sha256(json.dumps([self.words, self.labels]).encode()).hexdigest()
+        return digest_of([self.words, self.labels])
 
     @property
     def known(self) -> NDArray[np.int64]:

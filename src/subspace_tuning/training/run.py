@@ -176,7 +176,6 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
     state = _fit(trainer, checkpoint, start)
     record = _record(parts, trainer, state, start, data)
     weights = trainer.whole_weights()
-
     path = folder.path / str(record["result"])
 
     def finish() -> dict[str, Any]:

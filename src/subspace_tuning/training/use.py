@@ -26,6 +26,7 @@ from ..jobs.units import perform
 from ..models.load import Processor, load, processor_of
 from ..models.quantise import Quantise, quantised
 from ..tasks import Rows, Seen, Task, Values
+from ..tuner.loss import IGNORED
 from ..tuner.mam import load_mam
 from .folder import RESULTS, RunFolder
 
@@ -34,7 +35,6 @@ TASK = "task.json"
 _ADAPTER = "adapter_config.json"
 _FORMATS = (None, *(one.value for one in Quantise))
 _FIELDS: Fields = {"task": str, "options": {}, "max_length": int, "model": str, "quantise": _FORMATS}
-_IGNORED = -100  # pads outputs of rows of different lengths, as the Trainer does
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,12 @@ def finished(
     assert content is not None
     with reading(f"the task in {folder / TASK}"):
         task = tasks.get(content["task"]).configured(content["options"])
-    if options and task.generate is None:
-        raise SubspaceError(
-            f"the run in {folder} is of task {task.name}, which does not generate text: use `subspace predict`"
-        )
-    task = task.configured({**content["options"], **options})
+    if options:
+        if task.generate is None:
+            raise SubspaceError(
+                f"the run in {folder} is of task {task.name}, which does not generate text: use `subspace predict`"
+            )
+        task = task.configured({**content["options"], **options})
     has_adapter = (folder / _ADAPTER).is_file()
     if base is not None and not has_adapter:
         raise SubspaceError(f"{folder} is a whole model without a base: leave --base out")
@@ -242,7 +243,7 @@ def _joined(batches: Sequence[Any], order: Sequence[int]) -> Values | None:
     """Concatenate batches in the order of the rows, padded if their rows have different lengths."""
 
     def join(one: Any, other: Any) -> Any:
-        return nested_concat(one, other, padding_index=_IGNORED)  # type: ignore[no-untyped-call]
+        return nested_concat(one, other, padding_index=IGNORED)  # type: ignore[no-untyped-call]
 
     if not batches:
         return None

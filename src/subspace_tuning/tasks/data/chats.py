@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from ...errors import nearest
 from ..base import Values
+from .columns import Columns, digest_of
 from .records import Records, check_text, is_missing, shown
 
 Message: TypeAlias = Mapping[str, str]
@@ -24,7 +22,7 @@ ANSWERING = "assistant"
 
 
 @dataclass(frozen=True)
-class Chats:
+class Chats(Columns):
     """One split.
 
     Attributes:
@@ -41,23 +39,6 @@ class Chats:
     truths: Values | None = None
     choices: tuple[tuple[str, ...], ...] | None = None
 
-    def __len__(self) -> int:
-        return len(self.chats)
-
-    def first(self, count: int) -> Chats:
-        """Return the first rows."""
-        return self.select(range(min(count, len(self))))
-
-    def select(self, rows: Sequence[int]) -> Chats:
-        """Return the rows of these numbers."""
-        return Chats(
-            tuple(self.chats[row] for row in rows),
-            tuple(self.places[row] for row in rows),
-            self.labelled,
-            None if self.truths is None else self.truths[list(rows)],
-            None if self.choices is None else tuple(self.choices[row] for row in rows),
-        )
-
     @property
     def known(self) -> Values:
         """The truths of rows that have them."""
@@ -66,10 +47,7 @@ class Chats:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of all but the places."""
-        digest = hashlib.sha256(json.dumps([self.chats, self.choices, self.labelled]).encode())
-        if self.truths is not None:
-            digest.update(np.ascontiguousarray(self.truths, dtype=np.float64).tobytes())
-        return digest.hexdigest()
+        return digest_of([self.chats, self.choices, self.labelled], self.truths)
 
 
 def places_of(records: Records) -> tuple[str, ...]:

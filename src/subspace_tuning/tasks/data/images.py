@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import SubspaceError, described
 from ..base import Values
 from . import sources
+from .columns import Columns, digest_of
 from .records import READERS, Records, is_missing, shown
 
 _DEEP = ("I", "F")  # modes of more than 8 bits a channel, which Pillow would clip
@@ -58,23 +58,11 @@ def opened(content: bytes) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(Columns):
     """Images, and the number of each one's class if there are labels."""
 
     pictures: tuple[Picture, ...]
     labels: Values | None
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def first(self, count: int) -> Images:
-        """Return the first images."""
-        return self.select(range(min(count, len(self))))
-
-    def select(self, rows: Sequence[int]) -> Images:
-        """Return the images of these numbers."""
-        pictures = tuple(self.pictures[row] for row in rows)
-        return Images(pictures, None if self.labels is None else self.labels[list(rows)])
 
     @property
     def known(self) -> Values:
@@ -84,12 +72,8 @@ class Images:
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' contents and the labels, wherever the files are."""
-        digest = hashlib.sha256()
-        for picture in self.pictures:
-            digest.update(hashlib.sha256(picture.content()).digest())
-        if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels, dtype=np.float64).tobytes())
-        return digest.hexdigest()
+        contents = (hashlib.sha256(picture.content()).digest() for picture in self.pictures)
+        return digest_of(b"".join(contents), self.labels)
 
 
 def splits(source: str) -> dict[str, Records]:

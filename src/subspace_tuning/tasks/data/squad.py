@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from .columns import Columns, digest_of
 from .records import Records, is_missing, shown
 
 Answers: TypeAlias = tuple[tuple[str, int], ...]
@@ -37,26 +37,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Questions:
+class Questions(Columns):
     """Rows of questions."""
 
     rows: tuple[Question, ...]
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def first(self, count: int) -> Questions:
-        """Return the first rows."""
-        return Questions(self.rows[:count])
-
-    def select(self, rows: Sequence[int]) -> Questions:
-        """Return the rows of these numbers."""
-        return Questions(tuple(self.rows[row] for row in rows))
-
     def fingerprint(self) -> str:
         """Return SHA-256 over texts, questions and answers."""
-        plain = [[one.context, one.question, one.answers] for one in self.rows]
-        return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+        return digest_of([[one.context, one.question, one.answers] for one in self.rows])
 
     @property
     def known(self) -> list[list[str]]:

@@ -6,7 +6,6 @@ A folder holds one file per split, named as the hub names the split: `train.json
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ import pandas as pd
 
 from ...errors import SubspaceError, described, reading
 from ..base import Values
+from .columns import Columns, digest_of, picked
 from .records import lines_of_json, shown
 
 HUB = "glue"
@@ -45,7 +45,7 @@ class Labelled(Protocol):
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Columns):
     """One split: `texts` holds a tuple of strings per text column, `labels` one entry per row, if there are labels."""
 
     texts: tuple[tuple[str, ...], ...]
@@ -54,14 +54,9 @@ class Table:
     def __len__(self) -> int:
         return len(self.texts[0])
 
-    def first(self, count: int) -> Table:
-        """Return the first rows."""
-        return self.select(range(min(count, len(self))))
-
     def select(self, rows: Sequence[int]) -> Table:
         """Return the rows of these numbers."""
-        texts = tuple(tuple(column[row] for row in rows) for column in self.texts)
-        return Table(texts, None if self.labels is None else self.labels[list(rows)])
+        return Table(tuple(picked(column, rows) for column in self.texts), picked(self.labels, rows))
 
     @property
     def known(self) -> Values:
@@ -71,13 +66,8 @@ class Table:
 
     def fingerprint(self) -> str:
         """Return SHA-256 over texts and labels: runs with the same one used the same rows in the same order."""
-        digest = hashlib.sha256()
-        for column in self.texts:
-            for text in column:
-                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels, dtype=np.float64).tobytes())
-        return digest.hexdigest()
+        texts = (text.encode("utf-8", "surrogatepass") + b"\0" for column in self.texts for text in column)
+        return digest_of(b"".join(texts), self.labels)
 
 
 def _read_json(path: Path) -> pd.DataFrame:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+from .columns import Columns, digest_of
 
 
 @dataclass(frozen=True)
-class Texts:
+class Texts(Columns):
     """Inputs, and the references of each if the rows are labelled."""
 
     inputs: tuple[str, ...]
     outputs: tuple[tuple[str, ...], ...] | None
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def first(self, count: int) -> Texts:
-        """Return the first rows."""
-        return self.select(range(min(count, len(self))))
-
-    def select(self, rows: Sequence[int]) -> Texts:
-        """Return the rows of these numbers."""
-        inputs = tuple(self.inputs[row] for row in rows)
-        return Texts(inputs, None if self.outputs is None else tuple(self.outputs[row] for row in rows))
 
     def apart(self) -> Texts:
         """Return a row for each output."""
@@ -34,7 +21,7 @@ class Texts:
 
     def fingerprint(self) -> str:
         """Return SHA-256 over inputs and outputs."""
-        return hashlib.sha256(json.dumps([self.inputs, self.outputs]).encode()).hexdigest()
+        return digest_of([self.inputs, self.outputs])
 
     @property
     def known(self) -> tuple[tuple[str, ...], ...]:
