@@ -34,6 +34,18 @@ def _same_weights(one: Path, other: Path) -> bool:
     )
 
 
+def _interrupt_saving(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run that is interrupted after its last step."""
+
+    def fail(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_save", fail)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, progress=False)
+
+
 def _interrupt(config: RunConfig, step: int, monkeypatch: pytest.MonkeyPatch, dawdle: float = 0.0) -> None:
     """Starts a run and stops it short of a step, as ctrl-C would stop it; `dawdle` seconds pass before every step."""
     train_step = SeededTrainer.training_step
@@ -119,14 +131,7 @@ def test_a_run_that_stops_by_itself_does_so_after_an_interruption(
     assert len(scores) == best + 3 and whole.record["steps"] < 120  # two evaluations that are no better end it
     assert {entry["step"] for entry in whole.record["history"]} >= {2, 3, 4}
     if stop is None:
-
-        def fail(*args: Any) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(train, "_save", fail)
-            with pytest.raises(KeyboardInterrupt):
-                train.run(config, progress=False)
+        _interrupt_saving(config, monkeypatch)
     else:
         _interrupt(config, stop, monkeypatch)
     parted = train.run(config, progress=False)
@@ -143,14 +148,7 @@ def test_a_run_interrupted_after_its_last_step_only_saves(
     settings["training"] |= {"max_steps": steps, "keep": keep, "learning_rate": 0.03}
     config = configs.load(write(settings))
     whole = train.run(configs.load(write({**settings, "output": settings["output"] + "-whole"})), progress=False)
-
-    def fail(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "_save", fail)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(config, progress=False)
+    _interrupt_saving(config, monkeypatch)
     parted = train.run(config, progress=False)
     assert parted.record["steps"] == whole.record["steps"] == steps
     assert parted.record["score"] == whole.record["score"]
