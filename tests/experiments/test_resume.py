@@ -79,13 +79,14 @@ def wholes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # Three steps per epoch; checkpoints after steps 3, 4, 6, 8 and 9.
 STOPS = [(2, None), (3, 3), (5, 4), (8, 8)]
-ANYWHERE = ["adalora", "fish_dip"]  # stopped in every way; the others once in the quick tests
+# Where the quick tests stop.
+QUICK = {"adalora": STOPS, **dict.fromkeys(("ssb", "full", "mam", "fish_dip"), STOPS[2:3])}
 
 
 @pytest.mark.parametrize(
     ("method", "step", "resumed"),
     [
-        pytest.param(method, *stop, marks=[] if method in ANYWHERE or stop == STOPS[2] else [pytest.mark.slow])
+        pytest.param(method, *stop, marks=[] if stop in QUICK.get(method, ()) else [pytest.mark.slow])
         for method in METHODS
         for stop in STOPS
     ],
@@ -193,11 +194,11 @@ def test_a_half_written_checkpoint_is_passed_over(
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a system with SIGKILL")
 @pytest.mark.parametrize(
-    ("method", "kills"), [("ssb", (30,)), pytest.param("full", (2, 30, 70), marks=pytest.mark.slow)]
+    ("method", "kills"), [("ssb", (20,)), pytest.param("full", (2, 30, 70), marks=pytest.mark.slow)]
 )
 def test_a_killed_process_loses_nothing(method: str, kills: tuple[int, ...], settings: Settings, write: Write) -> None:
     settings["adapter"] = {"method": method}
-    settings["training"] |= {"epochs": 40, "save_steps": 2}
+    settings["training"] |= {"epochs": kills[-1] // 3 + 10, "save_steps": 2}  # three steps each
     config = write(settings)
     output = Path(settings["output"])
     command = [sys.executable, "-c", "from subspace_cli import main; main()", "train", str(config), "--quiet"]
