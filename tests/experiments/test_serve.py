@@ -162,7 +162,7 @@ CHATS = [{"prompt": row["input"], "answer": row["output"]} for row in TEXT_ROWS[
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if n > 1 else []) for n, kind in enumerate(KINDS)]
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if n else []) for n, kind in enumerate(KINDS)]
 )
 def test_every_kind_of_task_answers_as_alone(kind: str, lively: Path, tmp_path: Path) -> None:
     name, architecture = kind.split()[0], KINDS[kind]

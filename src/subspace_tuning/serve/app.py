@@ -10,12 +10,12 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Request
+from fastapi import APIRouter, Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from ..errors import SubspaceError
-from .choices import Choice, Choices, Input
+from .choices import Choices, Input
 from .gathering import Gathering
 
 MOST_INPUTS = 1000
@@ -48,26 +48,32 @@ def app_of(choices: Choices, most: int) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     for status in (404, 405):
         app.add_exception_handler(status, _unknown)
+    app.include_router(_router(choices, gathering))
+    return app
+
+
+def _router(choices: Choices, gathering: Gathering) -> APIRouter:
+    router = APIRouter()
     page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
-    @app.get("/", response_class=HTMLResponse)
+    @router.get("/", response_class=HTMLResponse)
     async def show() -> HTMLResponse:
         """Return the page."""
         return HTMLResponse(page, headers=_HEADERS)
 
-    @app.get("/health")
+    @router.get("/health")
     async def health() -> dict[str, Any]:
         """Return how much was answered, and in how many calls of the model."""
         counts = {name: getattr(gathering, name) for name in ("waiting", "requests", "calls", "mixed", "rows")}
         return {"status": "ok", "adapters": len(choices.by_name), **counts}
 
-    @app.get("/adapters")
+    @router.get("/adapters")
     async def adapters() -> dict[str, Any]:
         """Return what can answer, the base model, the task, and the columns of an input."""
-        known = [_told(one) for one in choices.by_name.values()]
+        known = [{"name": one.name, **one.about, "apart": one.apart} for one in choices.by_name.values()]
         return {"base": choices.base, "task": choices.task, "columns": choices.columns, "adapters": known}
 
-    @app.post("/predict")
+    @router.post("/predict")
     async def predict(
         inputs: Annotated[list[Input], Body(min_length=1, max_length=MOST_INPUTS)],
         adapters: Annotated[list[str] | None, Body()] = None,
@@ -86,11 +92,7 @@ def app_of(choices: Choices, most: int) -> FastAPI:
             "seconds": round(perf_counter() - start, 4),
         }
 
-    return app
-
-
-def _told(one: Choice) -> dict[str, Any]:
-    return {"name": one.name, **one.about, "apart": one.apart}
+    return router
 
 
 def _error(status: int, line: str) -> JSONResponse:

@@ -185,11 +185,7 @@ class Task(ABC, Generic[R]):
         return ()
 
     def rows_of(self, *columns: Sequence[str]) -> R:
-        """Return rows without labels from the texts of each of ``text_columns``.
-
-        Raises:
-            SubspaceError: a row of the task is not a text, or not one alone.
-        """
+        """Return rows without labels from their texts, by column. Raises SubspaceError if a row has others, or none."""
         raise SubspaceError(f"a row of task {self.name} is not one text: give the rows as a file")
 
     @abstractmethod
