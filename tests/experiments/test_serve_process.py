@@ -67,7 +67,7 @@ def test_a_server_answers_until_it_is_interrupted(runs: list[str]) -> None:
             assert sum(answer["probabilities"].values()) == pytest.approx(1)
         with pytest.raises(urllib.error.HTTPError) as refused:
             fetched(f"{url}/predict", {"inputs": ["ba"]})
-        assert json.load(refused.value) == {"error": "input 1 has the texts a: give {'a', 'b'}"}
+        assert json.load(refused.value) == {"error": "input 1 has columns a, and the task has a, b"}
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (0, "")

@@ -79,8 +79,8 @@ class Choices:
         rows = [{self.columns[0]: one} if isinstance(one, str) else one for one in inputs]
         for number, row in enumerate(rows, start=1):
             if row.keys() != {*self.columns}:
-                wanted = f"{{{', '.join(map(repr, self.columns))}}}"
-                raise SubspaceError(f"input {number} has the texts {', '.join(row) or 'of nothing'}: give {wanted}")
+                given = f"columns {', '.join(row)}" if row else "no columns"
+                raise SubspaceError(f"input {number} has {given}, and the task has {', '.join(self.columns)}")
         columns = {name: [row[name] for row in rows] for name in self.columns}
         records = Records("inputs", columns, range(1, len(rows) + 1), "input")
         return [records.texts(name, "inputs") for name in self.columns]
@@ -108,7 +108,9 @@ def choices_of(paths: Sequence[str | Path], base: str | None = None) -> Choices:
     if not any(one.about["trained"]["head"] for one in found):  # a fresh head has no answer
         about = {"method": None, "formula": "W", "trained": {"adapter": 0, "head": 0}, "score": None}
         found.append(Choice(NO_ADAPTER, BASE, first, why_apart(first, BASE), about))
-    return Choices({one.name: one for one in found}, first.base, first.task.name, first.task.text_columns)
+    folder = Path(first.base).expanduser()
+    told = folder.name if folder.is_dir() else first.base  # nothing of the machine's paths
+    return Choices({one.name: one for one in found}, told, first.task.name, first.task.text_columns)
 
 
 def _names(runs: Iterable[Finished], records: Iterable[Any]) -> list[str]:

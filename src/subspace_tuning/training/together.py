@@ -53,7 +53,7 @@ def _check_alike(first: Saved, run: Saved, base: str | None) -> None:
     """Raise SubspaceError if one model cannot do what two runs need of it."""
     for what, own, other in (
         ("base model", base or locate(run.model), base or locate(first.model)),
-        ("weights", run.quantise or "float32", first.quantise or "float32"),
+        ("weights in", _format(run), _format(first)),
         ("task", run.task.name, first.task.name),
         ("columns", ", ".join(run.task.text_columns), ", ".join(first.task.text_columns)),
         ("outputs", _outputs(run.task), _outputs(first.task)),
@@ -64,6 +64,10 @@ def _check_alike(first: Saved, run: Saved, base: str | None) -> None:
                 f"the run in {run.folder} has {what} {own}, and that in {first.folder} {other}: one model holds runs "
                 "of one base and one task"
             )
+
+
+def _format(run: Saved) -> str:
+    return "float32" if run.quantise is None else run.quantise.value
 
 
 def _outputs(task: Task[Any]) -> str:
