@@ -165,9 +165,8 @@ CHATS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if n else []) for n, kind in enumerate(KINDS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_task_answers_as_alone(kind: str, lively: Path, tmp_path: Path) -> None:
     name, architecture = kind.split()[0], KINDS[kind]
     model = lively if architecture == "bert" else {**MODELS, "decoder": write_decoder}[architecture](tmp_path)

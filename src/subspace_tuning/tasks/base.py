@@ -233,7 +233,7 @@ class Task(ABC, Generic[R]):
 
     @property
     def shared_call(self) -> Hashable:
-        """What two runs must have in common for their rows to be evaluated by one call of the model; None: nothing is.
+        """What two runs must have in common for one call of the model to evaluate rows of both; None if none can.
 
         In such a call every row has its own adapter, so each row of a batch must reach the model equally often.
         """
