@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,12 @@ def trained(folder: Path, model: Path, task: TaskSection, adapter: AdapterSectio
     return folder
 
 
+_finished = cache(use.finished)
+
+
 def alone(folder: Path, *columns: Sequence[str]) -> list[dict[str, Any]]:
     """What a run answers to rows by itself."""
-    made = use.finished(folder)
+    made = _finished(folder)
     return made.task.answers(use.outputs_of(made, made.task.rows_of(*columns), batch_size=1))
 
 

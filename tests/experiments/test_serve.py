@@ -17,6 +17,8 @@ import pytest
 import torch
 import transformers
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.serve.app import app_of
@@ -24,7 +26,7 @@ from subspace_tuning.serve.choices import Choices, choices_of
 from subspace_tuning.training.sections import AdapterSection, TaskSection
 
 from ..tasks.decoders import write_decoder
-from ..tasks.own_files import ROWS, TEXT_ROWS, write
+from ..tasks.own_files import ROWS, TEXT_ROWS, WORDS, write
 from .calls import refusal_of
 from .language import MODELS
 from .serving import alone, close, trained
@@ -108,6 +110,18 @@ def test_more_rows_than_a_batch_takes(client: TestClient, runs: dict[str, Path])
         assert found["answers"][name] == close(alone(runs[name], TEXTS))
 
 
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=20).map(" ".join), min_size=1, max_size=5),
+    names=st.lists(st.sampled_from([*METHODS]), min_size=1, unique=True),
+)
+def test_any_rows_of_any_adapters_are_answered_as_alone(
+    client: TestClient, runs: dict[str, Path], texts: list[str], names: list[str]
+) -> None:
+    found = asked(client, texts, names)
+    assert found["answers"] == {name: close(alone(runs[name], texts)) for name in names}
+
+
 def test_an_adapter_alone(client: TestClient, runs: dict[str, Path]) -> None:
     found = asked(client, TEXTS, ["dora", "dora"])
     assert found["answers"] == {"dora": close(alone(runs["dora"], TEXTS))}
@@ -142,6 +156,22 @@ def test_requests_that_wait_share_a_call(client: TestClient, choices: Choices) -
     after = client.get("/health").json()
     counted = {name: after[name] - before[name] for name in ("requests", "calls", "mixed", "rows", "waiting")}
     assert counted == {"requests": 7, "calls": 2, "mixed": 1, "rows": 7, "waiting": 0}
+
+
+def test_a_call_that_fails_leaves_the_server_alone(client: TestClient, choices: Choices) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    def spoil(*parts: Any) -> None:
+        parts[-1].logits[0] = torch.nan
+
+    with model_of(choices).register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="broken"):
+        asked(client, TEXTS)
+    with model_of(choices).register_forward_hook(spoil):
+        response = client.post("/predict", json={"inputs": TEXTS[:1], "adapters": ["dora", "lora"]})
+    assert response.status_code == 400
+    assert response.json() == {"error": "the outputs of adapter 'dora' are NaN or infinite"}
+    assert asked(client, TEXTS, ["lora"])["answers"].keys() == {"lora"}
 
 
 KINDS = {
