@@ -167,11 +167,10 @@ def test_a_saved_head_of_several_modules_is_mixed_too(eight: Batch) -> None:
         for name, head in model.base_model.model.classifier.modules_to_save.items():
             head.out_proj.weight.add_(1.0 if name == "other" else -1.0)
         model.double().eval()
-        hooks = [dict(module._forward_hooks) for module in model.modules()]
         names = ["default", "lora", BASE, "other"] * 2
         expected = one_by_one(model, eight, names)
         assert len(expected[:4].round(decimals=3).unique(dim=0)) == 4
         for active in ("default", "lora"):
             model.set_adapter(active)
             torch.testing.assert_close(model(**eight, adapter_names=names).logits, expected, **ROUNDING)
-    assert [dict(module._forward_hooks) for module in model.modules()] == hooks
+    assert not model.base_model.model.classifier._forward_hooks
