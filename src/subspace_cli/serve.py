@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from .console import silence_libraries
 from .evaluate import BASE
 
 
@@ -31,7 +30,6 @@ def serve(
     from subspace_tuning.serve.server import listening, serve, url_of
     from subspace_tuning.training.runtime import quiet
 
-    silence_libraries()
     with listening(host, port) as listener, quiet(bars=False):
         choices = choices_of(runs, base)
         typer.echo(f"{', '.join(choices.by_name)} on {choices.base}: {url_of(listener)}")
