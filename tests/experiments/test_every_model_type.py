@@ -52,6 +52,7 @@ def refusal(case: Case, name: str) -> str | None:
     return None
 
 
+@pytest.mark.filterwarnings("ignore:left out. .*, since only linear layers are compared")  # experts
 @pytest.mark.parametrize(
     "case",
     [case if case.model_type in OFTEN else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
