@@ -25,6 +25,7 @@ from ..jobs.folder import parts
 from ..jobs.units import perform
 from ..models.load import Processor, load, processor_of
 from ..models.quantise import Quantise, quantised
+from ..models.vocabulary import grow
 from ..tasks import Rows, Seen, Task, Values
 from ..tuner.loss import IGNORED
 from ..tuner.mam import load_mam
@@ -116,7 +117,10 @@ def finished(
         with reading(f"the tokenizer or image processor in {folder}"):
             processor = processor_of(loaded, str(folder))
         if isinstance(processor, PreTrainedTokenizerBase):
-            _check_vocabulary(folder, processor, name, own)
+            rows = _new_rows(folder)
+            _check_vocabulary(folder, processor, name, own, rows)
+            if rows:
+                grow(loaded, max(rows) + 1)
         with reading(f"the adapter in {folder} on model {name!r}", "--base names the model that it was trained on"):
             model = _adapted(loaded, folder)
     if not packed and torch.accelerator.is_available():  # packed weights are on their device
@@ -127,9 +131,20 @@ def finished(
 
 def _head(folder: Path) -> list[str] | None:
     """Return the modules trained whole, by the ends of their names."""
-    with reading(f"the adapter in {folder}"):
-        modules: list[str] | None = getattr(peft.PeftConfig.from_pretrained(str(folder)), "modules_to_save", None)
+    modules: list[str] | None = _of_config(folder, "modules_to_save")
     return modules
+
+
+def _new_rows(folder: Path) -> set[int]:
+    """Return the rows of the embeddings that are trained, those of new tokens."""
+    by_module: dict[str, list[int]] = _of_config(folder, "trainable_token_indices") or {}
+    return {row for rows in by_module.values() for row in rows}
+
+
+def _of_config(folder: Path, name: str) -> Any:
+    """Return a field of the adapter's config, None if this kind of adapter does not have it."""
+    with reading(f"the adapter in {folder}"):
+        return getattr(peft.PeftConfig.from_pretrained(str(folder)), name, None)
 
 
 def result_of(path: Path) -> Path:
@@ -151,12 +166,13 @@ def result_of(path: Path) -> Path:
 
 
 def _check_vocabulary(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, base: str, own: PreTrainedTokenizerBase
+    folder: Path, tokenizer: PreTrainedTokenizerBase, base: str, own: PreTrainedTokenizerBase, new: set[int]
 ) -> None:
-    if tokenizer.get_vocab() != own.get_vocab():
+    vocabulary = {token: row for token, row in tokenizer.get_vocab().items() if row not in new}
+    if vocabulary != own.get_vocab():
         raise SubspaceError(
-            f"the adapter in {folder} was trained on a vocabulary of {len(tokenizer):,} tokens, but model {base!r} has "
-            f"{len(own):,}: --base names the model that it was trained on"
+            f"the adapter in {folder} was trained on a vocabulary of {len(vocabulary):,} tokens, but model {base!r} "
+            f"has {len(own):,}: --base names the model that it was trained on"
         )
 
 
