@@ -1,6 +1,7 @@
 """Laws of adapters on quantised layers, over all methods and all kinds of layers that run here.
 
-Of GPTQ and HQQ the layers are written here by their interface; the libraries themselves are not run.
+Of GPTQ and AWQ the layers are written here by their interface; the libraries themselves are not run. HQQ's own layers
+run where it is installed.
 """
 
 from __future__ import annotations
