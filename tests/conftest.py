@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.resources
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,12 @@ from subspace_tuning import methods
 def pytest_collectstart() -> None:
     """Let what modules draw when they are imported be the same in every run."""
     torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and collected tests out of every later garbage collection: the Trainer starts with one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -146,6 +146,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curves, "WIDTH", 32)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
     bench = build(FLOOR, SMALL.model(), SMALL, BenchPrecision.float32)
     assert measure.peak(bench, SMALL, BenchPrecision.float32, 1) > 100
@@ -177,7 +178,9 @@ def test_the_command_prints_and_saves(
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("curve", [pytest.param("rows", marks=pytest.mark.slow), "rank", "adapters"])
+@pytest.mark.parametrize(
+    "curve", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("rows", "rank")), "adapters"]
+)
 def test_growth_curves(curve: str, tmp_path: Path) -> None:
     output = tmp_path / "curve.json"
     with pytest.raises(SystemExit) as stopped:

@@ -29,8 +29,8 @@ Write = Callable[[Mapping[str, Any]], Path]
 Settings = dict[str, Any]
 
 EVERY = [known.name for known in (*methods.every(), *methods.hosted())]
-# One that scales W, one that adds to it, one with a schedule, one of peft's; the others take minutes together.
-QUICK = ["ssb", "lora", "adalora", "prefix_tuning"]
+# One that scales W, one that adds to it by a schedule, one of peft's; the others take minutes together.
+QUICK = ["ssb", "adalora", "prefix_tuning"]
 ROWS_OF_TEXT = 16
 TEXTS = ["The cat sleeps.", "Cat the sleeps it."]
 BOUND = 2e-4  # float32, six layers deep

@@ -34,6 +34,18 @@ def _same_weights(one: Path, other: Path) -> bool:
     )
 
 
+def _interrupt_saving(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run that is interrupted after its last step."""
+
+    def fail(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_save", fail)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, progress=False)
+
+
 def _interrupt(config: RunConfig, step: int, monkeypatch: pytest.MonkeyPatch, dawdle: float = 0.0) -> None:
     """Starts a run and stops it short of a step, as ctrl-C would stop it; `dawdle` seconds pass before every step."""
     train_step = SeededTrainer.training_step
@@ -67,13 +79,14 @@ def wholes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # Three steps per epoch; checkpoints after steps 3, 4, 6, 8 and 9.
 STOPS = [(2, None), (3, 3), (5, 4), (8, 8)]
-ANYWHERE = ["adalora", "fish_dip"]  # stopped in every way; the others once in the quick tests
+# Where the quick tests stop.
+QUICK = {"adalora": STOPS, **dict.fromkeys(("ssb", "full", "mam", "fish_dip"), STOPS[2:3])}
 
 
 @pytest.mark.parametrize(
     ("method", "step", "resumed"),
     [
-        pytest.param(method, *stop, marks=[] if method in ANYWHERE or stop == STOPS[2] else [pytest.mark.slow])
+        pytest.param(method, *stop, marks=[] if stop in QUICK.get(method, ()) else [pytest.mark.slow])
         for method in METHODS
         for stop in STOPS
     ],
@@ -119,14 +132,7 @@ def test_a_run_that_stops_by_itself_does_so_after_an_interruption(
     assert len(scores) == best + 3 and whole.record["steps"] < 120  # two evaluations that are no better end it
     assert {entry["step"] for entry in whole.record["history"]} >= {2, 3, 4}
     if stop is None:
-
-        def fail(*args: Any) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(train, "_save", fail)
-            with pytest.raises(KeyboardInterrupt):
-                train.run(config, progress=False)
+        _interrupt_saving(config, monkeypatch)
     else:
         _interrupt(config, stop, monkeypatch)
     parted = train.run(config, progress=False)
@@ -143,14 +149,7 @@ def test_a_run_interrupted_after_its_last_step_only_saves(
     settings["training"] |= {"max_steps": steps, "keep": keep, "learning_rate": 0.03}
     config = configs.load(write(settings))
     whole = train.run(configs.load(write({**settings, "output": settings["output"] + "-whole"})), progress=False)
-
-    def fail(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "_save", fail)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(config, progress=False)
+    _interrupt_saving(config, monkeypatch)
     parted = train.run(config, progress=False)
     assert parted.record["steps"] == whole.record["steps"] == steps
     assert parted.record["score"] == whole.record["score"]
@@ -195,11 +194,11 @@ def test_a_half_written_checkpoint_is_passed_over(
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a system with SIGKILL")
 @pytest.mark.parametrize(
-    ("method", "kills"), [("ssb", (30,)), pytest.param("full", (2, 30, 70), marks=pytest.mark.slow)]
+    ("method", "kills"), [("ssb", (20,)), pytest.param("full", (2, 30, 70), marks=pytest.mark.slow)]
 )
 def test_a_killed_process_loses_nothing(method: str, kills: tuple[int, ...], settings: Settings, write: Write) -> None:
     settings["adapter"] = {"method": method}
-    settings["training"] |= {"epochs": 40, "save_steps": 2}
+    settings["training"] |= {"epochs": kills[-1] // 3 + 10, "save_steps": 2}  # three steps each
     config = write(settings)
     output = Path(settings["output"])
     command = [sys.executable, "-c", "from subspace_cli import main; main()", "train", str(config), "--quiet"]
