@@ -14,6 +14,7 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import load_file
 
 from subspace_tuning.errors import SubspaceError
+from subspace_tuning.models.vocabulary import add_tokens
 from subspace_tuning.tasks import Task
 from subspace_tuning.training import config as configs
 from subspace_tuning.training import run as train
@@ -29,6 +30,7 @@ from .test_resume import _interrupt, _same_weights
 
 NEW = ("<one>", "two words")
 TASKS = {"bert": "classification", "t5": "generation", "llama": "generation", "qwen2": "instruction"}
+SMALL: Any = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 Write = Callable[[Mapping[str, Any]], Path]
 
 
@@ -171,6 +173,23 @@ def test_what_cannot_be_added_is_refused(
     with pytest.raises(SubspaceError, match=told.replace("[", r"\[")):
         train.run(configs.load(write(settings)), progress=False)
     assert not Path(settings["output"]).exists()
+
+
+def test_free_rows_of_the_embeddings_are_used(tiny_model: Path) -> None:
+    """Many models have more rows than their tokenizer has tokens."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    size = len(tokenizer)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=size + 8, **SMALL))
+    before = embeddings(model)
+    assert add_tokens(model, tokenizer, NEW) == {name: [size, size + 1] for name in ("model.embed_tokens", "lm_head")}
+    assert all(torch.equal(*pair) for pair in zip(embeddings(model), before, strict=True))
+
+
+def test_an_output_layer_with_a_bias_is_refused(tiny_model: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    model = transformers.PhiForCausalLM(transformers.PhiConfig(vocab_size=64, **SMALL))
+    with pytest.raises(SubspaceError, match="needs an output layer without a bias"):
+        add_tokens(model, tokenizer, NEW)
 
 
 def test_params_counts_them(capfd: pytest.CaptureFixture[str]) -> None:
