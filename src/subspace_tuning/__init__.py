@@ -17,6 +17,7 @@ Where to look:
   ``PenaltyCallback`` are for patterns on A and B; ``parameter_groups`` makes groups for an optimiser. All of them work
   with every method, and do nothing if there is nothing to do.
 * ``mam_model`` and ``load_mam`` are for peft's prefix tuning around a model with parallel adapters.
+* ``hotswap`` exchanges an adapter for a saved one in place, under compiled code.
 * ``SubspaceModel`` and ``SubspaceLayer`` are what peft makes of a config. ``SubspaceError`` is raised on bad input.
 * ``subspace_tuning.algebra`` parses formulas; ``subspace_tuning.theory`` computes how close a formula comes to a given
   W*.
@@ -41,6 +42,7 @@ from .tuner import (
     SubspaceLayer,
     SubspaceModel,
     calibrate,
+    hotswap,
     load_mam,
     mam_model,
     orthogonality,
@@ -63,6 +65,7 @@ __all__ = [
     "SubspaceModel",
     "__version__",
     "calibrate",
+    "hotswap",
     "load_mam",
     "mam_model",
     "method",

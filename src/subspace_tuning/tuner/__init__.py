@@ -4,6 +4,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 
 from .calibration import calibrate
 from .config import SubspaceConfig, SubspaceType
+from .hotswap import hotswap
 from .layer import SubspaceLayer
 from .logging import PenaltyCallback
 from .mam import load_mam, mam_model
@@ -24,6 +25,7 @@ __all__ = [
     "SubspaceModel",
     "SubspaceType",
     "calibrate",
+    "hotswap",
     "load_mam",
     "mam_model",
     "orthogonality",
