@@ -43,6 +43,7 @@ class Noted(lightning.Callback):  # type: ignore[misc,name-defined]
         self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
+@pytest.mark.slow
 def test_a_lightning_module_trains_is_resumed_and_saved(script: ModuleType, tiny_model: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"  # Lightning does not keep the random state, on which dropout depends
     model = transformers.BertModel.from_pretrained(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import peft
 import pytest
 import torch
 import transformers
@@ -14,7 +15,7 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import load_file
 
 from subspace_tuning.errors import SubspaceError
-from subspace_tuning.models.vocabulary import add_tokens
+from subspace_tuning.models.vocabulary import add_tokens, grow
 from subspace_tuning.tasks import Task
 from subspace_tuning.training import config as configs
 from subspace_tuning.training import run as train
@@ -45,7 +46,10 @@ def rows_of(task: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=[] if kind in ("t5", "qwen2") else [pytest.mark.slow]) for kind in TASKS],
+)
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
@@ -143,6 +147,20 @@ def test_a_merged_run_stands_alone_with_its_vocabulary(trained: Trained, base: P
     assert torch.allclose(logits(made.task, model, size + 2), before, rtol=1e-3, atol=1e-3)
     for found, wanted in zip(embeddings(model), embeddings(plain), strict=True):
         assert torch.equal(found[:size], wanted) and found[size:].isfinite().all()
+
+
+def test_a_converted_adapter_keeps_them(
+    trained: Trained, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for form, kind in (("peft-lora", "LORA"), ("trilora", "SUBSPACE")):
+        printed_by(["convert", str(trained.outcome.folder), "--to", form, "-o", str(tmp_path / form)], capfd)
+        made = use.finished(trained.folder)
+        plain = made.task.model_class.from_pretrained(base, **made.task.model_settings)
+        grow(plain, len(made.processor))
+        loaded = peft.PeftModel.from_pretrained(plain, tmp_path / form).eval()
+        assert loaded.peft_config["default"].peft_type == kind
+        outputs = (logits(made.task, model, len(made.processor)) for model in (loaded, trained.model))
+        assert torch.allclose(*outputs, rtol=1e-3, atol=1e-3)
 
 
 def test_an_interrupted_run_goes_on(
