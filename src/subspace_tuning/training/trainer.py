@@ -7,7 +7,6 @@ same rows as an uninterrupted one.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -163,12 +162,6 @@ class SeededTrainer(Trainer):
         if self.is_fsdp_enabled:
             weights = self.accelerator.get_state_dict(self.model)
         return weights
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with warnings.catch_warnings():
-            # A checkpoint may have all rows of embeddings that have grown; the result has the new ones alone.
-            warnings.filterwarnings("ignore", "Setting `save_embedding_layers`", UserWarning)
-            super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with together(), reading(resume_from_checkpoint, HINT):
