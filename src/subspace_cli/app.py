@@ -79,7 +79,8 @@ def run(arguments: Sequence[str] | None) -> int:
     """
     words = None if arguments is None else list(arguments)
     try:
-        with warnings.catch_warnings():  # commands silence those of other libraries
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")  # for developers
             code: Any = app(args=words, prog_name="subspace", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,11 +11,6 @@ from rich.table import Table
 
 _UNLIMITED, _TEXT_WIDTH = 10_000, 80
 _PADDING = 2  # of a column
-
-
-def silence_libraries() -> None:
-    """Silence warnings of the libraries that are meant for developers."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
 
 
 def table_of(*columns: str, figures: Sequence[str] = (), title: str | None = None) -> Table:

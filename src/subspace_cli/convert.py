@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import shortened, show, silence_libraries, table_of
+from .console import shortened, show, table_of
 from .progress import progress_bar
 from .refuse import UsageError
 
@@ -44,7 +44,6 @@ def convert(
     from subspace_tuning.adapters.convert import convert_adapter
     from subspace_tuning.adapters.files import check_output, read_adapter
 
-    silence_libraries()
     check_output(output, overwrite)
     found = read_adapter(adapter)
     model = _base(base)
@@ -81,7 +80,6 @@ def combine(
     from subspace_tuning.adapters.combine import combine_adapters
     from subspace_tuning.adapters.files import check_output, read_adapter
 
-    silence_libraries()
     check_output(output, overwrite)
     found = [read_adapter(path) for path in adapters]
     numbers = _weights(weights, len(found))

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from .console import silence_libraries
-
 RUN = "The folder of a finished run, or its adapter."
 BASE = "The base model, if it has moved since the run."
 BATCH = "Rows per forward pass."
@@ -35,7 +33,6 @@ def evaluate(
 
     from .predict import tell_cut
 
-    silence_libraries()
     if output is not None:
         output = check_file(output)
     with quiet(bars=False):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import silence_libraries, text_width
+from .console import text_width
 from .refuse import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def explain(
 
     A formula whose start is refused is explained, too, beginning with the problem.
     """
-    silence_libraries()
     if watch or (formula is None and sys.stdin.isatty()):
         if formula is not None or as_json:
             raise UsageError("--watch reads formulas line by line: leave the formula and --json out")

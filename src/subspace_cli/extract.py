@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import shortened, show, silence_libraries, table_of
+from .console import shortened, show, table_of
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def extract(
     from subspace_tuning.models.checkpoint import Checkpoint
     from subspace_tuning.tuner import SubspaceConfig
 
-    silence_libraries()
     named = {"method": method} if method.isidentifier() else {"formula": method}
     config = SubspaceConfig(**named, r=rank, alpha=float(rank), target_modules=target)  # type: ignore[arg-type]
     wanted = Extraction(config, energy, budget)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import shortened, show, silence_libraries, table_of
+from .console import shortened, show, table_of
 from .progress import progress_bar
 from .refuse import UsageError
 
@@ -69,7 +69,6 @@ def inspect(
     is an estimate in floating-point operations that includes moving numbers; the first plan of each size is the one
     used.
     """
-    silence_libraries()
     if plan:
         if adapter is not None:
             raise UsageError("--plan is for a method: leave the adapter out")

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from .console import silence_libraries
 from .evaluate import BASE, RUN
 from .refuse import UsageError
 
@@ -28,7 +27,6 @@ def merge(
     from subspace_tuning.training.runtime import quiet
     from subspace_tuning.training.use import TASK, finished
 
-    silence_libraries()
     output = check_folder(output)
     if output.exists() and any(output.iterdir()):
         if not (output / TASK).is_file():

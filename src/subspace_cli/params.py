@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import show, silence_libraries, table_of
+from .console import show, table_of
 from .refuse import UsageError
 
 
@@ -35,7 +35,6 @@ def params(
 
     The model is built without its weights.
     """
-    silence_libraries()
     if paper:
         if method or formula or budget or parameter or new_tokens:
             raise UsageError(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import show, silence_libraries, table_of
+from .console import show, table_of
 from .evaluate import BASE, BATCH, RUN
 from .refuse import UsageError
 
@@ -55,7 +55,6 @@ def ask(
     from subspace_tuning.training.runtime import quiet
     from subspace_tuning.training.use import cut_of, finished, outputs_of
 
-    silence_libraries()
     if output is not None:
         output = _checked(output)
     for number, one in enumerate(text or (), start=1):

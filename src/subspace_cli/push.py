@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from .console import silence_libraries
 from .evaluate import RUN
 
 _BASE = "The base model's name on the hub, if the run's was a local folder."
@@ -25,5 +24,4 @@ def push(
     """
     from subspace_tuning.training.push import push
 
-    silence_libraries()
     typer.echo(push(run, repository, base, private=private))

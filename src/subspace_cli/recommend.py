@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import show, silence_libraries, table_of
+from .console import show, table_of
 from .progress import progress_bar
 from .refuse import UsageError
 
@@ -41,7 +41,6 @@ def recommend(
     from subspace_tuning.adapters.recommend import recommend as rank_methods
     from subspace_tuning.files import check_file, write_json
 
-    silence_libraries()
     if (tuned is None) == (task is None):
         raise UsageError("give the evidence: --tuned MODEL or --task NAME")
     if output is not None:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import silence_libraries
-
 if TYPE_CHECKING:
     from subspace_tuning.training.run import Outcome
 
@@ -66,7 +64,6 @@ def train(
     from subspace_tuning.training.run import run
 
     # Warnings of transformers and peft about future releases are not for users.
-    silence_libraries()
     alone = "=" in config and not Path(config).exists()
     words = [*([config] if alone else ()), *(overrides or ())]
     try:
