@@ -155,7 +155,8 @@ def called(words: list[str]) -> tuple[int, str, str]:
 def ring(name: str, call: str | None) -> list[str]:
     """Import every module of a ring, and make a call that its extra is for; return the modules."""
     package = importlib.import_module("subspace_cli" if name == "cli" else f"subspace_tuning.{name}")
-    modules = [found.name for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    found = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    modules = [module for module in found if not module.endswith("__main__")]  # which runs the command
     for module in modules:
         importlib.import_module(module)
     if call is not None:

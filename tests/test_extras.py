@@ -42,6 +42,7 @@ OF_RING = {
     "adapters": "theory",
     "tasks": "train, language",
     "training": "train",
+    "serve": "serve",
     "bench": "train",
     "models": "demo, quantised, diffusion",
     "report": "report",
@@ -54,7 +55,7 @@ def extras_of(ring: str) -> list[str]:
 
 
 # Rings that check their (first) extra before any of their modules loads.
-GUARDED = ("adapters", "tasks", "training")
+GUARDED = ("adapters", "tasks", "training", "serve")
 OF_ITS_WEIGHTS = {"deepspeed"}  # imported only for a weight that DeepSpeed itself made
 
 
@@ -210,7 +211,8 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
     imported = {(extra, module) for _, name, module, _ in third_party() for extra in extras_of(name) or [""]}
     assert {name.replace("-", "_") for name in CORE | ON_TOP} <= {module for _, module in imported}
     for extra, packages in EXTRAS.items():
-        others = {package for other in EXTRAS if other != extra for package in EXTRAS[other]} if extra == "demo" else ()
+        joins = extra in ("demo", "serve")  # other extras, with something of its own
+        others = {package for other in EXTRAS if other != extra for package in EXTRAS[other]} if joins else ()
         for package in packages.keys() - others:
             module = packages[package]
             assert (extra, module) in imported or _named(extra, module), f"[{extra}] declares {package}"
@@ -252,6 +254,7 @@ COMMANDS = {
     "generate none --text word": "train",
     "merge none -o other": "train",
     "push none owner/name": "train",
+    "serve none": "serve",
     "train --template": "train",
     "reference": "train",
     "bench -o none.json": "train",

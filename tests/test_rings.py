@@ -33,6 +33,7 @@ RINGS = (
     "tasks",
     "counting",
     "training",
+    "serve",
     "report",
     "bench",
 )

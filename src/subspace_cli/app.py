@@ -25,6 +25,7 @@ from . import (
     push,
     recommend,
     reference,
+    serve,
     train,
 )
 
@@ -49,6 +50,7 @@ app.command("combine")(convert.combine)
 app.command("inspect")(inspect.inspect)
 app.command("recommend")(recommend.recommend)
 app.command("bench")(bench.bench)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("reference")(reference.reference)
 

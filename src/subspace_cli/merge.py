@@ -25,7 +25,8 @@ def merge(
     from subspace_tuning.files import check_folder
     from subspace_tuning.training.merge import LENGTH, ROWS, merge
     from subspace_tuning.training.runtime import quiet
-    from subspace_tuning.training.use import TASK, finished
+    from subspace_tuning.training.saved import TASK
+    from subspace_tuning.training.use import finished
 
     output = check_folder(output)
     if output.exists() and any(output.iterdir()):

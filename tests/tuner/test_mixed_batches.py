@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from subspace_tuning import SubspaceConfig, SubspaceError
 
@@ -152,3 +153,24 @@ def test_what_a_mixed_batch_refuses(bert: Builder, eight: Batch) -> None:
     model.unmerge_adapter()
     assert torch.equal(model(**eight).logits, before)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_saved_head_of_several_modules_is_mixed_too(eight: Batch) -> None:
+    """RoBERTa's head is a dense layer and a projection, which peft itself does not mix."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = RobertaConfig(vocab_size=50, max_position_embeddings=40, num_labels=3, initializer_range=0.2, **shape)
+    saved = SubspaceConfig(method="ssb", init_weights=False, modules_to_save=["classifier"])
+    model: Any = get_peft_model(RobertaForSequenceClassification(config), saved)
+    model.add_adapter("other", SubspaceConfig(method="lora", init_weights=False, modules_to_save=["classifier"]))
+    model.add_adapter("lora", SubspaceConfig(method="lora", r=3, init_weights=False))
+    with torch.no_grad():
+        for name, head in model.base_model.model.classifier.modules_to_save.items():
+            head.out_proj.weight.add_(1.0 if name == "other" else -1.0)
+        model.double().eval()
+        names = ["default", "lora", BASE, "other"] * 2
+        expected = one_by_one(model, eight, names)
+        assert len(expected[:4].round(decimals=3).unique(dim=0)) == 4
+        for active in ("default", "lora"):
+            model.set_adapter(active)
+            torch.testing.assert_close(model(**eight, adapter_names=names).logits, expected, **ROUNDING)
+    assert not model.base_model.model.classifier._forward_hooks

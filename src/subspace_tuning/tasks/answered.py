@@ -66,8 +66,9 @@ class AnsweredTask(LanguageTask):
         chats = [(*one, {"role": "assistant", "content": text}) for one, text in zip(asked, said, strict=True)]
         return Chats(tuple(chats), places_of(records), labelled=True)
 
-    def rows_of(self, texts: Sequence[str]) -> Chats:
+    def rows_of(self, *columns: Sequence[str]) -> Chats:
         """Return a row without an answer for each text."""
+        [texts] = columns
         return self.rows(Records("--text", {self.text: texts}, range(1, len(texts) + 1), "number"), None)
 
     @abstractmethod

@@ -175,8 +175,13 @@ class Task(ABC, Generic[R]):
         """
         raise SubspaceError(f"task {self.name} reads no files: {source} cannot be used with it")
 
-    def rows_of(self, texts: Sequence[str]) -> R:
-        """Return a row without a label for each text. Raises SubspaceError if a row of the task is not a text."""
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns of a row made of texts, in the order of ``rows_of``; empty if a row is anything else."""
+        return ()
+
+    def rows_of(self, *columns: Sequence[str]) -> R:
+        """Return rows without labels from their texts, by column. Raises SubspaceError if a row has others, or none."""
         raise SubspaceError(f"a row of task {self.name} is not one text: give the rows as a file")
 
     @abstractmethod
@@ -221,6 +226,14 @@ class Task(ABC, Generic[R]):
         inputs = {name: value for name, value in batch.items() if name not in ("labels", self.truth)}
         outputs: Tensor = model(**inputs).logits
         return outputs
+
+    @property
+    def shared_call(self) -> Hashable:
+        """What two runs must have in common for one call of the model to evaluate rows of both; None if none can.
+
+        In such a call every row has its own adapter, so each row of a batch must reach the model equally often.
+        """
+        return ()
 
     def predict(self, outputs: Values) -> Values:
         """Return one prediction per row from the model's outputs, or from what ``generate`` returned."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,6 +149,11 @@ class Commonsense(AnsweredTask):
         model.train(training)
         assert isinstance(made, Commonsense)
         return replace(made, together=shared)
+
+    @property
+    def shared_call(self) -> Hashable:
+        """What generated texts depend on; None for likelihoods, since rows have unequal numbers of choices."""
+        return (self.max_new_tokens, self.stem) if self.writes else None
 
     def generate(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the probability of each choice within its row, or 1 for the one that the generated text names."""

@@ -141,8 +141,14 @@ class Generation(OwnTask[Texts]):
             outputs.setdefault(one, []).extend(wanted)
         return Texts(tuple(outputs), tuple(map(tuple, outputs.values())))
 
-    def rows_of(self, texts: Sequence[str]) -> Texts:
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The column of the inputs."""
+        return (self.text,)
+
+    def rows_of(self, *columns: Sequence[str]) -> Texts:
         """Return the texts as inputs."""
+        [texts] = columns
         return Texts(tuple(texts), None)
 
     def encode(self, rows: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -244,8 +250,12 @@ class Generation(OwnTask[Texts]):
                 read &= batch["labels"] == IGNORED
             rows = [tokens[own] for tokens, own in zip(batch["input_ids"], read, strict=True)]
             prompts = left_padded(rows, cast("Any", model).config.pad_token_id)
-        decoding = Decoding(self.max_new_tokens, self.num_beams, self.temperature, self.top_p)
-        return generate(model, prompts, decoding, decoder=self.decoder)
+        return generate(model, prompts, self.shared_call, decoder=self.decoder)
+
+    @property
+    def shared_call(self) -> Decoding:
+        """How texts are generated, which is the same for all rows of a call."""
+        return Decoding(self.max_new_tokens, self.num_beams, self.temperature, self.top_p)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits for the batch's tokens; an encoder-decoder's decoder reads the same tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +72,9 @@ class Instruction(LanguageTask):
             chats = [(question, *answer) for question, answer in zip(asked, said, strict=True)]
         return Chats(tuple(chats), places_of(records), labels is not None)
 
-    def rows_of(self, texts: Any) -> Chats:
+    def rows_of(self, *columns: Sequence[str]) -> Chats:
         """Return a question without an answer for each text."""
+        [texts] = columns
         chats = tuple(({"role": "user", "content": text},) for text in texts)
         return Chats(chats, tuple(f"text {number}" for number in range(1, len(chats) + 1)), labelled=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -29,6 +29,8 @@ from .templates import chat_template, prompt, read_template, written
 
 logger = logging.getLogger(__name__)
 
+PROMPT = "prompt"
+"""The column of questions without answers."""
 _LIMITS = "raise task.max_length, or shorten the row"
 
 
@@ -56,6 +58,16 @@ class LanguageTask(OwnTask[Chats]):
     def writes(self) -> bool:
         """Return whether the score depends on generated text."""
         return False
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The column of the last questions, as in ``answers``."""
+        return (PROMPT,)
+
+    @property
+    def shared_call(self) -> Hashable:
+        """The most tokens of an answer; the chat template is the tokenizer's."""
+        return self.max_new_tokens
 
     @property
     def training(self) -> Training:
@@ -191,7 +203,7 @@ def prompts_of(batch: Batch) -> list[list[int]]:
 
 def chat_fields(rows: Chats) -> list[dict[str, Any]]:
     """Return the last question of each row, for the entries of ``answers``."""
-    return [{"prompt": without_answer(chat)[-1]["content"]} for chat in rows.chats]
+    return [{PROMPT: without_answer(chat)[-1]["content"]} for chat in rows.chats]
 
 
 def _check_length(place: str, before: int, max_length: int) -> None:

@@ -99,6 +99,23 @@ class QuestionAnswering(OwnTask[Questions]):
             )
         )
 
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns of a question's context and of the question."""
+        return (self.text, self.question)
+
+    def rows_of(self, *columns: Sequence[str]) -> Questions:
+        """Return a question without an answer for each context and its question."""
+        if len(columns) < len(self.text_columns):
+            return super().rows_of(*columns)
+        contexts, questions = columns
+        return Questions(
+            tuple(
+                Question(context, question, None, None, f"question {number}")
+                for number, (context, question) in enumerate(zip(contexts, questions, strict=True), start=1)
+            )
+        )
+
     def groups(self, rows: Questions) -> Sequence[Hashable]:
         """Return the contexts: all questions about one belong together."""
         return [one.context for one in rows.rows]

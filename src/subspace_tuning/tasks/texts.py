@@ -34,11 +34,11 @@ class TextTask(Task[Table]):
         """The type of the labels that the loss takes."""
         return np.int64
 
-    def rows_of(self, texts: Sequence[str]) -> Table:
-        """Return a row without a label for each text."""
-        if len(self.text_columns) > 1:
+    def rows_of(self, *columns: Sequence[str]) -> Table:
+        """Return a row without a label for each text, or for each pair of texts."""
+        if len(columns) < len(self.text_columns):
             raise SubspaceError(f"a row has two texts, {' and '.join(self.text_columns)}: give the rows as a file")
-        return Table((tuple(texts),), None)
+        return Table(tuple(map(tuple, columns)), None)
 
     def encode(self, rows: Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """Return the rows as token numbers, with their labels in the type that the loss takes."""

@@ -105,8 +105,14 @@ class TokenClassification(ClassesTask[Sentences]):
         numbers = None if labels is None else tuple(map(tuple, self.numbers_of(records, labels)))
         return Sentences(self._words(records), numbers)
 
-    def rows_of(self, texts: Sequence[str]) -> Sentences:
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The column of the words."""
+        return (self.text,)
+
+    def rows_of(self, *columns: Sequence[str]) -> Sentences:
         """Return the words of each text, separated by spaces."""
+        [texts] = columns
         return Sentences(tuple(tuple(text.split()) for text in texts), None)
 
     def encode(self, rows: Sentences, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

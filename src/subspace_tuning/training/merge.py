@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import SubspaceError, reading
 from ..files import replaced
 from ..tasks import Task
-from .use import Finished, save_task
+from .saved import save_task
+from .use import Finished
 
 ROWS, LENGTH = 32, 24
 """The inputs on which a merged model is compared with the adapter: random tokens, rows x length, or random images."""

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from ..errors import SubspaceError, described, reading
 from ..jobs.fields import read_object
 from ..models.locate import PACKAGED
-from .use import TASK, result_of
+from .saved import TASK, result_of
 
 _CONFIGS = ("adapter_config.json", "config.json")
 _BASES = {"adapter_config.json": "base_model_name_or_path", TASK: "model"}

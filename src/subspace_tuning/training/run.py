@@ -39,9 +39,9 @@ from .config import validate
 from .folder import RunFolder
 from .record import history
 from .resume import check_checkpoint, has_ended
+from .saved import save_task
 from .sections import Device, Precision, RunConfig
 from .trainer import SeededTrainer, build
-from .use import save_task
 
 logger = logging.getLogger(__name__)
 

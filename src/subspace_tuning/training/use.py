@@ -14,28 +14,17 @@ import peft
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import nested_concat
 
-from .. import tasks
 from ..errors import SubspaceError, reading
-from ..files import write_json
-from ..jobs.fields import Fields, read_object
 from ..jobs.folder import parts
 from ..jobs.units import perform
-from ..models.load import Processor, load, processor_of
-from ..models.quantise import Quantise, quantised
-from ..models.vocabulary import grow
+from ..models.load import Processor, load
+from ..models.quantise import quantised
 from ..tasks import Rows, Seen, Task, Values
 from ..tuner.loss import IGNORED
 from ..tuner.mam import load_mam
-from .folder import RESULTS, RunFolder
-
-TASK = "task.json"
-"""The file beside a model or an adapter that describes its task."""
-_ADAPTER = "adapter_config.json"
-_FORMATS = (None, *(one.value for one in Quantise))
-_FIELDS: Fields = {"task": str, "options": {}, "max_length": int, "model": str, "quantise": _FORMATS}
+from .saved import processor_in, reading_adapter, saved
 
 
 @dataclass(frozen=True)
@@ -59,21 +48,6 @@ class Finished:
     folder: Path
 
 
-def save_task(folder: Path, task: Task[Any], max_length: int, model: str, quantise: Quantise | None = None) -> None:
-    """Write the file that ``finished`` reads beside a model or an adapter.
-
-    It includes the class names, since peft saves nothing of a model's config.
-    """
-    content = {
-        "task": task.name,
-        "options": dict(task.options),
-        "max_length": max_length,
-        "model": model,
-        "quantise": None if quantise is None else quantise.value,
-    }
-    write_json(folder / TASK, content)
-
-
 def finished(
     path: str | Path,
     base: str | None = None,
@@ -92,88 +66,38 @@ def finished(
     Raises:
         SubspaceError: there is no finished run, one of its files is damaged, or the base model is a different one.
     """
-    folder = result_of(Path(path).expanduser())
-    content = read_object(folder / TASK, "run it again with --overwrite", _FIELDS)
-    assert content is not None
-    with reading(f"the task in {folder / TASK}"):
-        task = tasks.get(content["task"]).configured(content["options"])
+    run = saved(path)
+    folder, task = run.folder, run.task
     if options:
         if task.generate is None:
             raise SubspaceError(
                 f"the run in {folder} is of task {task.name}, which does not generate text: use `subspace predict`"
             )
-        task = task.configured({**content["options"], **options})
-    has_adapter = (folder / _ADAPTER).is_file()
-    if base is not None and not has_adapter:
+        task = task.configured({**task.options, **options})
+    if base is not None and not run.has_adapter:
         raise SubspaceError(f"{folder} is a whole model without a base: leave --base out")
-    name = (base or content["model"]) if has_adapter else str(folder)
+    name = (base or run.model) if run.has_adapter else str(folder)
     settings = dict(task.model_settings)
-    packed = quantise and has_adapter and content["quantise"] is not None
-    if packed:
-        settings |= quantised(Quantise(content["quantise"]), name, task.model_class, settings, _head(folder), cpu=False)
-    loaded, own = load(name, task.model_class, settings, content["max_length"])
+    packed = run.quantise if quantise and run.has_adapter else None
+    if packed is not None:
+        settings |= quantised(packed, name, task.model_class, settings, _head(folder), cpu=False)
+    loaded, own = load(name, task.model_class, settings, run.max_length)
     model, processor = cast("nn.Module", loaded), own
-    if has_adapter:
-        with reading(f"the tokenizer or image processor in {folder}"):
-            processor = processor_of(loaded, str(folder))
-        if isinstance(processor, PreTrainedTokenizerBase):
-            rows = _new_rows(folder)
-            _check_vocabulary(folder, processor, name, own, rows)
-            if rows:
-                grow(loaded, max(rows) + 1)
-        with reading(f"the adapter in {folder} on model {name!r}", "--base names the model that it was trained on"):
+    if run.has_adapter:
+        processor = processor_in(folder, loaded, name, own)
+        with reading_adapter(folder, name):
             model = _adapted(loaded, folder)
-    if not packed and torch.accelerator.is_available():  # packed weights are on their device
+    if packed is None and torch.accelerator.is_available():  # packed weights are on their device
         model = model.to(torch.accelerator.current_accelerator())
-    task = task.ready(model.eval(), processor, content["max_length"])
-    return Finished(task, model, processor, content["max_length"], name, folder)
+    task = task.ready(model.eval(), processor, run.max_length)
+    return Finished(task, model, processor, run.max_length, name, folder)
 
 
 def _head(folder: Path) -> list[str] | None:
     """Return the modules trained whole, by the ends of their names."""
-    modules: list[str] | None = _of_config(folder, "modules_to_save")
-    return modules
-
-
-def _new_rows(folder: Path) -> set[int]:
-    """Return the rows of the embeddings that are trained, those of new tokens."""
-    by_module: dict[str, list[int]] = _of_config(folder, "trainable_token_indices") or {}
-    return {row for rows in by_module.values() for row in rows}
-
-
-def _of_config(folder: Path, name: str) -> Any:
-    """Return a field of the adapter's config, None if this kind of adapter does not have it."""
     with reading(f"the adapter in {folder}"):
-        return getattr(peft.PeftConfig.from_pretrained(str(folder)), name, None)
-
-
-def result_of(path: Path) -> Path:
-    """Return the folder of a run's result, by the run's folder or its own. Raises SubspaceError if there is none."""
-    if (path / TASK).is_file():
-        return path
-    if not path.is_dir():
-        raise SubspaceError(f"run {str(path)!r} does not exist: give the folder that `subspace train` wrote")
-    record = RunFolder(path).record()
-    if record is None:
-        made = next((name for name in RESULTS if (path / name).is_dir()), None)
-        why = "is not finished: run the command that started it again" if made is None else "has no record"
-        started = (path / "started.json").is_file()
-        raise SubspaceError(f"the run in {path} {why}" if started else f"{path} has no run")
-    folder = path / str(record["result"])
-    if not (folder / TASK).is_file():
-        raise SubspaceError(f"{folder} has no {TASK}, which is needed to use a run: run it again with --overwrite")
-    return folder
-
-
-def _check_vocabulary(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, base: str, own: PreTrainedTokenizerBase, new: set[int]
-) -> None:
-    vocabulary = {token: row for token, row in tokenizer.get_vocab().items() if row not in new}
-    if vocabulary != own.get_vocab():
-        raise SubspaceError(
-            f"the adapter in {folder} was trained on a vocabulary of {len(vocabulary):,} tokens, but model {base!r} "
-            f"has {len(own):,}: --base names the model that it was trained on"
-        )
+        modules: list[str] | None = getattr(peft.PeftConfig.from_pretrained(str(folder)), "modules_to_save", None)
+    return modules
 
 
 def _adapted(model: Any, folder: Path) -> PeftModel:
@@ -199,25 +123,25 @@ def outputs_of(made: Finished, rows: Rows, batch_size: int, keep: Path | None = 
     order = sorted(range(len(encoded)), key=lambda row: -lengths[row])
     batches = {f"{start:08}": order[start : start + batch_size] for start in range(0, len(order), batch_size)}
 
-    def see(numbers: list[int]) -> tuple[Any, Any]:
-        return _seen(made, [encoded[number] for number in numbers])
+    def of_batch(numbers: list[int]) -> tuple[Any, Any]:
+        return see(made, [encoded[number] for number in numbers])
 
     if keep is None or made.task.generate is None:
-        found = [see(numbers) for numbers in batches.values()]
+        found = [of_batch(numbers) for numbers in batches.values()]
     else:
-        found = _resumed(keep, _job(made, rows, batch_size), batches, see)
-    outputs, labels = (_joined([one for one in side if one is not None], order) for side in zip(*found, strict=True))
+        found = _resumed(keep, _job(made, rows, batch_size), batches, of_batch)
+    outputs, labels = (joined([one for one in side if one is not None], order) for side in zip(*found, strict=True))
     assert outputs is not None
     return Seen(rows, encoded, outputs, labels, made.processor)
 
 
 @torch.no_grad()
-def _seen(made: Finished, rows: list[Any]) -> tuple[Any, Any]:
-    """Return the outputs of a batch, and its labels if it has any."""
+def see(made: Finished, rows: Sequence[Any]) -> tuple[Values, Values | None]:
+    """Return the outputs of one call of the model for encoded rows, and their labels if they have any."""
     task, device = made.task, next(made.model.parameters()).device
     batch = {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in task.collator(made.processor)(rows).items()
+        for name, value in task.collator(made.processor)(list(rows)).items()
     }
     labels = batch.get(task.truth)
     outputs = (task.generate or task.forward)(made.model, batch)
@@ -255,8 +179,8 @@ def _job(made: Finished, rows: Rows, batch_size: int) -> dict[str, Any]:
     }
 
 
-def _joined(batches: Sequence[Any], order: Sequence[int]) -> Values | None:
-    """Concatenate batches in the order of the rows, padded if their rows have different lengths."""
+def joined(batches: Sequence[Any], order: Sequence[int]) -> Values | None:
+    """Concatenate the outputs of batches in the order of the rows, padded if their rows have different lengths."""
 
     def join(one: Any, other: Any) -> Any:
         return nested_concat(one, other, padding_index=IGNORED)  # type: ignore[no-untyped-call]
