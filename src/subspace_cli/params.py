@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ def params(
     budget: Annotated[
         str | None, typer.Option("--budget", help="Instead of a rank: match 300k or 0.3permille parameters.")
     ] = None,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", min=0, help="Count the embeddings of this many new tokens, too.")
+    ] = 0,
     paper: Annotated[
         bool, typer.Option("--paper", help="Compare with the paper's figures, for its rows and budgets.")
     ] = False,
@@ -33,15 +36,18 @@ def params(
     The model is built without its weights.
     """
     if paper:
-        if method or formula or budget or parameter:
-            raise UsageError("--paper has its own rows: leave --method, --formula, --parameter and --budget out")
+        if method or formula or budget or parameter or new_tokens:
+            raise UsageError(
+                "--paper has its own rows: leave --method, --formula, --parameter, --budget and --new-tokens out"
+            )
         _paper(model)
         return
-    _methods(model, method or [], formula or [], rank, budget, parameter or [])
+    added = {"target_parameters": parameter or None, "trainable_token_indices": [*range(new_tokens)] or None}
+    _methods(model, method or [], formula or [], rank, budget, added)
 
 
 def _methods(
-    model: str, names: list[str], formulas: list[str], rank: int, budget: str | None, parameters: list[str]
+    model: str, names: list[str], formulas: list[str], rank: int, budget: str | None, added: dict[str, Any]
 ) -> None:
     from subspace_tuning import methods as catalogue
     from subspace_tuning.counting.count import budget_in, count_of
@@ -54,12 +60,11 @@ def _methods(
     if every:
         names = [known.name for known in catalogue.listed()]
     # Parse all before counting the first, so that a wrong name is reported at once.
-    placed = {"target_parameters": parameters} if parameters else {}
     configs = [
-        (name, config_of({"method": name, "r": rank} | ({} if name in catalogue.HOSTED else placed), {}))
+        (name, config_of({"method": name, "r": rank} | ({} if name in catalogue.HOSTED else added), {}))
         for name in names
     ]
-    own = [SubspaceConfig(formula=text, r=rank, target_parameters=parameters or None) for text in formulas]
+    own = [SubspaceConfig(formula=text, r=rank, **added) for text in formulas]
     configs += [(str(config.resolved.formula), config) for config in own]
     architecture = architecture_of(model)
     wanted = None if budget is None else budget_in(architecture, budget)

@@ -81,13 +81,15 @@ def _report(outcome: Outcome) -> None:
     record, counts = outcome.record, outcome.record["parameters"]
     if outcome.repeated:
         typer.echo(f"Finished before on {record['date']}; --overwrite runs it again.")
+    tokens = f", new tokens {new:,}" if (new := counts.get("new_tokens")) else ""
     rows = {
         "task": record["task"],
         "rows": ", ".join(f"{part['rows']:,} {split}" for split, part in record["data"].items()),
         "method": record["method"],
         record["metric"]: f"{record['score']:.4f}",
         "constant prediction": f"{record['baseline_score']:.4f}",
-        "trained parameters": f"{counts['adapter']:,} ({counts['per_mille']:.3f} per mille), head {counts['head']:,}",
+        "trained parameters": f"{counts['adapter']:,} ({counts['per_mille']:.3f} per mille){tokens}, "
+        f"head {counts['head']:,}",
         "precision": _precision(record),
         "steps": f"{record['steps']:,}",
         "seconds": f"{record['seconds']:.1f}",

@@ -112,6 +112,12 @@ def test_a_run_is_evaluated_with_its_own_figures(
         assert figures[name] == pytest.approx(record["final"][name], abs=1e-6)
 
 
+def test_new_tokens_are_for_texts(settings: Settings, write: Write) -> None:
+    settings["adapter"]["new_tokens"] = ["<a>"]
+    with pytest.raises(SubspaceError, match=r"adapter\.new_tokens has no meaning for a model without a tokenizer"):
+        train.run(configs.load(write(settings)), progress=False)
+
+
 def test_a_run_says_what_it_thinks_of_new_images(
     trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

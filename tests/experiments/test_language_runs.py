@@ -116,13 +116,13 @@ def test_a_run_is_scored_with_its_own_figures(
     printed = printed_by(words, capfd)
     figures = json.loads(file.read_text(encoding="utf-8"))
     own = {name: figure for name, figure in record["final"].items() if name not in ("epoch", "step")}
-    assert own.keys() == record["baseline"].keys() and len(own) > 1
+    ends = {f"{record['metric']}_{end}" for end in ("low", "high")}
+    assert own.keys() == record["baseline"].keys() | ends
     for name, figure in own.items():
         assert figures[name] == pytest.approx(figure, rel=1e-4) and name in printed
-    if trained.kind == "instruction":
-        assert record["score"] == own["loss"] < 10 and "accuracy" not in own
-    else:
-        assert own["accuracy_low"] <= own["accuracy"] == record["score"] <= own["accuracy_high"]
+    metric = "loss" if trained.kind == "instruction" else "accuracy"
+    low, high = record["score_interval"]
+    assert low == own[f"{metric}_low"] <= own[metric] == record["score"] <= own[f"{metric}_high"] == high
     assert record["parameters"]["head"] == 0
 
 

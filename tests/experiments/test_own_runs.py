@@ -116,6 +116,8 @@ def test_a_run_is_evaluated_with_its_own_figures(
     figures = json.loads(file.read_text(encoding="utf-8"))
     own = {name: figure for name, figure in record["final"].items() if name not in ("epoch", "step", "loss")}
     assert len(own) > 1 and figures["rows"] == 13
+    low, high = record["score_interval"]
+    assert own[f"{record['metric']}_low"] == low <= record["score"] <= high == own[f"{record['metric']}_high"]
     for name, figure in own.items():
         assert figures[name] == pytest.approx(figure, rel=1e-4, abs=1e-5)
         assert name in printed

@@ -162,6 +162,7 @@ def test_the_card_has_what_a_reader_asks_for(trained: Path, pushed: Pushed) -> N
     assert score.metric_value == pytest.approx(record["score"], abs=1e-6)
     assert (data.base_model, data.library_name) == (BASE, "peft")
     assert "* Formula: `D1 @ W @ D2`" in card.text
+    assert "(95 % interval over the rows: {:.4f} to {:.4f})".format(*record["score_interval"]) in card.text
     assert f"{record['parameters']['adapter']:,} parameters" in card.text
     assert f"train {record['data']['train']['rows']:,} rows" in card.text
 

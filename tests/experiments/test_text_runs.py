@@ -106,6 +106,8 @@ def test_a_run_is_evaluated_with_its_own_figures(
     assert len(own) > 1 and figures["rows"] == record["data"]["validation"]["rows"] > 5
     for name, figure in own.items():
         assert figures[name] == pytest.approx(figure, abs=1e-6) and name in printed
+    low, high = (own.pop(f"{record['metric']}_{end}") for end in ("low", "high"))
+    assert [low, high] == record["score_interval"] and low <= record["score"] <= high
     assert record["baseline"].keys() == own.keys()
 
 

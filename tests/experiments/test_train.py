@@ -198,7 +198,9 @@ def test_a_regression_has_one_output(run: Callable[..., Outcome], tmp_path: Path
     for split, seed in (("train", 0), ("validation", 1)):
         write_split(folder, split, pairs(24, seed, lambda shared: min(5.0, 1.25 * shared), "sentence1", "sentence2"))
     outcome = run("task.name=stsb", f"task.data={folder}")
-    assert set(outcome.record["final"]) == {"epoch", "step", "loss", "pearson", "spearman", "mean"}
+    assert set(outcome.record["final"]) == {
+        *("epoch", "step", "loss", "pearson", "spearman", "mean", "mean_low", "mean_high")
+    }
     assert "num_labels=1" in (outcome.folder / "README.md").read_text(encoding="utf-8")
     loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(outcome.folder, num_labels=1)
     assert loaded(torch.tensor([[2, 5, 3]])).logits.shape == (1, 1)

@@ -45,6 +45,29 @@ def of_bitsandbytes(kind: str, double: bool = False) -> Quantise:
     return build
 
 
+def of_hqq(linear: nn.Linear) -> nn.Module:
+    quantize = pytest.importorskip("hqq.core.quantize")
+    config = quantize.BaseQuantizeConfig(nbits=4, group_size=16)
+    trained = copy.deepcopy(linear).requires_grad_()  # as in a model that is quantised after it was loaded
+    layer = quantize.HQQLinear(trained, config, compute_dtype=torch.float32, device="cpu")
+    return layer.requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def of_gptq(linear: nn.Linear) -> nn.Module:
+    layers = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch")
+    bits, size = 4, 16
+    groups = linear.weight.detach().view(linear.out_features, -1, size)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scales = (high - low) / (2**bits - 1)
+    layer = layers.TorchLinear(
+        bits, size, False, False, linear.in_features, linear.out_features, bias=linear.bias is not None
+    )
+    numbers = torch.arange(linear.in_features, dtype=torch.int32) // size
+    layer.pack_original(linear, scales, (-low / scales).round(), numbers)
+    layer.post_init()
+    return layer.eval().float()  # type: ignore[no-any-return]
+
+
 class Codes(nn.Module):
     """A layer with one scale per row, as the libraries that are not installed here hold theirs."""
 
@@ -120,6 +143,8 @@ FORMS: dict[str, tuple[Quantise, float]] = {
     "bitsandbytes nf4": (of_bitsandbytes("nf4"), 1e-4),
     "bitsandbytes nf4, double": (of_bitsandbytes("nf4", double=True), 1e-4),
     "bitsandbytes fp4": (of_bitsandbytes("fp4"), 1e-4),
+    "HQQ": (of_hqq, 1e-4),
+    "GPTQ": (of_gptq, 1e-4),
     "as GPTQ": (Packed, 1e-4),
     "as HQQ": (HalfQuadratic, 1e-4),
     "own door": (WithDoor, 1e-4),

@@ -1,6 +1,6 @@
 """Laws of adapters on quantised layers, over all methods and all kinds of layers that run here.
 
-Of GPTQ and HQQ the layers are written here by their interface; the libraries themselves are not run.
+The layers of HQQ and GPTQModel run where these are installed; beside them, layers are written here by their interfaces.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from subspace_tuning import tasks
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.tasks import Task
 from subspace_tuning.tasks.commonsense import first_named
-from subspace_tuning.tasks.intervals import accuracy_figures
 from subspace_tuning.tasks.likelihood import answer_losses, choice_scores, shares_prompts
 from subspace_tuning.tasks.maths import number_in
 from subspace_tuning.tasks.templates import ALPACA, written
@@ -277,17 +276,6 @@ def test_a_number_is_read_as_it_is_written(number: Any, text: str) -> None:
 )
 def test_the_choice_that_a_text_names(text: str, name: str | None) -> None:
     assert first_named(text, ["answer1", "answer10", "answer2", "true"]) == name
-
-
-@quick
-@given(st.integers(1, 500).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
-def test_the_interval_is_wilsons(counts: tuple[int, int]) -> None:
-    right, rows = counts
-    figures = accuracy_figures(right, rows)
-    share, z = right / rows, 1.959963984540054
-    middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
-    half = z / (1 + z**2 / rows) * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    assert figures == pytest.approx({"accuracy": share, "accuracy_low": middle - half, "accuracy_high": middle + half})
 
 
 def test_maths_are_right_within_a_thousandth() -> None:

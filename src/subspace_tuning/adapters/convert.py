@@ -159,6 +159,7 @@ def result_of(adapter: Adapter, to: str, found: Mapping[str, _Sized], base: Chec
     )
     config.layouts, config.auto_mapping = adapter.config.layouts, adapter.config.auto_mapping
     config.modules_to_save, config.task_type = adapter.config.modules_to_save, adapter.config.task_type
+    config.trainable_token_indices = adapter.config.trainable_token_indices
     if target.formula.has_rank:
         config.rank_pattern = {module: r for module, (r, _) in numbers.items() if r != highest}
         config.alpha_pattern = {module: r * scale for module, (r, scale) in numbers.items() if r * scale != highest}

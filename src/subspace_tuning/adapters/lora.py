@@ -127,6 +127,7 @@ def _lora_config(adapter: Adapter, ranks: Mapping[str, int], r: int, base: Check
         rank_pattern={name: rank for name, rank in ranks.items() if rank != r},
         alpha_pattern={name: rank for name, rank in ranks.items() if rank != r},
         modules_to_save=adapter.config.modules_to_save,
+        trainable_token_indices=adapter.config.trainable_token_indices,
         task_type=adapter.config.task_type,
         inference_mode=True,
     )

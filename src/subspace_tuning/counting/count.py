@@ -17,6 +17,7 @@ from ..methods import HOSTED
 from ..methods.selections import greedy_fit
 from ..models.heads import head_modules, parameter_count
 from ..models.meta import architecture_of, without_weights
+from ..models.vocabulary import NEW_ROWS
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig, SubspaceLayer
 from ..tuner.budget import allocate, budget_of
@@ -63,7 +64,7 @@ def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
     """Count what a config trains.
 
     A mask chosen from data counts as its budget, spread evenly; biases chosen from data count as the first ones that
-    fill the budget.
+    fill the budget. Trained rows of the embeddings count as well.
 
     Raises:
         SubspaceError: the adapter does not fit the model.
@@ -73,6 +74,7 @@ def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
     config = dataclasses.replace(config, modules_to_save=head_modules(model))
     layers = adapt(model, config).values()
     trainable = sum(parameter.numel() for layer in layers for parameter in layer.subspace_params.parameters())
+    trainable += sum(rows.numel() for name, rows in model.named_parameters() if NEW_ROWS in name)
     method = config.resolved
     matrices = sum(layer.copies for layer in layers)
     return Count(method.name, config.r if method.formula.has_rank else None, matrices, trainable, total)

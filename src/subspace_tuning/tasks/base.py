@@ -15,16 +15,12 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import (
-    DataCollatorWithPadding,
-    PretrainedConfig,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import DataCollatorWithPadding, PretrainedConfig, Trainer, TrainingArguments
 
 from ..errors import SubspaceError
 from ..models.load import Processor
 from ..tuner.calibration import Batch, Loss
+from .intervals import Figure, interval, of_rows
 
 Values: TypeAlias = NDArray[np.floating] | NDArray[np.integer]
 """Numbers, with one entry or one row per example."""
@@ -247,10 +243,29 @@ class Task(ABC, Generic[R]):
     def score(self, predictions: Any, labels: Any) -> dict[str, float]:
         """Return the figures of predictions, one for each row, by name, ``primary`` among them."""
 
-    def figures(self, seen: Seen[R]) -> dict[str, float]:
-        """Return the figures of an evaluation. A task whose predictions are texts overrides this."""
+    def compared(self, seen: Seen[R]) -> tuple[Any, Any]:
+        """Return a prediction and a label for each row, as ``score`` takes them."""
         assert seen.labels is not None
-        return self.score(self.predict(seen.outputs), seen.labels)
+        return self.predict(seen.outputs), seen.labels
+
+    def resampled(self, predictions: Any, labels: Any) -> Figure:
+        """Return the primary figure as a function of rows, by which a thousand samples of them are scored.
+
+        A task whose ``score`` takes milliseconds overrides this.
+        """
+        return lambda rows: self.score(of_rows(predictions, rows), of_rows(labels, rows))[self.primary]
+
+    def groups(self, rows: R) -> Sequence[Hashable]:
+        """Return a key for each row; rows with equal keys are held out and drawn together. By default all differ."""
+        return range(len(rows))
+
+    def figures(self, seen: Seen[R]) -> dict[str, float]:
+        """Return the figures of an evaluation, with the 95 % interval of the primary one from ``_low`` to ``_high``."""
+        predictions, labels = self.compared(seen)
+        figures = self.score(predictions, labels)
+        figure = self.resampled(predictions, labels)
+        low, high = interval(figure, self.groups(seen.rows), figures[self.primary])
+        return figures | {f"{self.primary}_low": low, f"{self.primary}_high": high}
 
     def values(self, outputs: Values) -> Values:
         """Return a model's outputs in the task's own units; ``stand_alone`` makes a model return these itself."""

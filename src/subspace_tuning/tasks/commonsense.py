@@ -21,7 +21,6 @@ from .answered import AnsweredTask
 from .base import Seen, Values
 from .data.chats import Chats, Message, without_answer
 from .data.records import Records
-from .intervals import accuracy_figures
 from .language import chat_fields, prompts_of
 from .likelihood import choice_scores, shares_prompts
 from .registry import register
@@ -179,8 +178,8 @@ class Commonsense(AnsweredTask):
         return np.where(outputs.max(axis=1) > 0, outputs.argmax(axis=1), -1)
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return the accuracy with its interval."""
-        return accuracy_figures(int((predictions == labels).sum()), len(labels))
+        """Return the accuracy."""
+        return {"accuracy": float((predictions == labels).mean())}
 
     def answers(self, seen: Seen[Chats]) -> list[dict[str, Any]]:
         """Return each row's question with its choice, and what the choices score."""
@@ -199,8 +198,7 @@ class Commonsense(AnsweredTask):
     def baseline(self, train: Chats, rows: Chats) -> dict[str, float]:
         """Return the figures of the most frequent answer of the training rows."""
         [(most, _)] = Counter(_answers(train)).most_common(1)
-        right = sum(answer == most for answer in _answers(rows))
-        return accuracy_figures(right, len(rows))
+        return {"accuracy": float(np.mean([answer == most for answer in _answers(rows)]))}
 
 
 def first_named(text: str, names: Sequence[str]) -> str | None:

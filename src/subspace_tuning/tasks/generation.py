@@ -27,6 +27,7 @@ from .base import Seen
 from .data.records import Records, check_text, is_missing, shown
 from .data.wanted import Texts
 from .decoding import Decoding, generate, left_padded, texts_of
+from .intervals import Figure
 from .own import OwnTask
 from .registry import register
 
@@ -266,9 +267,13 @@ class Generation(OwnTask[Texts]):
         """Return chrF, BLEU, ROUGE and the share of exact matches, against all references of each row."""
         return text_scores.overlap(predictions, labels)
 
-    def figures(self, seen: Seen[Texts]) -> dict[str, float]:
-        """Return the figures of the generated texts."""
-        return self.score(self._texts(seen), seen.rows.known)
+    def resampled(self, predictions: Sequence[str], labels: Sequence[Sequence[str]]) -> Figure:
+        """Return chrF of rows."""
+        return text_scores.chrf(predictions, labels)
+
+    def compared(self, seen: Seen[Texts]) -> tuple[list[str], Sequence[Sequence[str]]]:
+        """Return the generated texts and their references."""
+        return self._texts(seen), seen.rows.known
 
     def answers(self, seen: Seen[Texts]) -> list[dict[str, Any]]:
         """Return each input with its generated text."""

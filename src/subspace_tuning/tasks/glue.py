@@ -20,12 +20,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
-from scipy import stats
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from scipy.stats import rankdata
 
 from .base import Seen, Values
 from .data import tables
 from .data.tables import Table
+from .intervals import f1
 from .registry import register
 from .texts import TextTask, by_class
 
@@ -33,30 +33,35 @@ Metric: TypeAlias = Callable[[Values, Values], dict[str, float]]
 """A function of predictions and labels that returns figures by name."""
 
 
+# An interval has a thousand samples scored, so these do without the checks of scikit-learn and scipy.
+
+
 def _accuracy(predictions: Values, labels: Values) -> dict[str, float]:
-    return {"accuracy": float(accuracy_score(labels, predictions))}
+    return {"accuracy": float((predictions == labels).mean())}
 
 
 def _accuracy_and_f1(predictions: Values, labels: Values) -> dict[str, float]:
-    accuracy = float(accuracy_score(labels, predictions))
-    f1 = float(f1_score(labels, predictions, zero_division=0.0))
-    return {"accuracy": accuracy, "f1": f1, "mean": (accuracy + f1) / 2}
+    accuracy = _accuracy(predictions, labels)["accuracy"]
+    of_class = float(f1((predictions * labels).sum(), (predictions + labels).sum()))
+    return {"accuracy": accuracy, "f1": of_class, "mean": (accuracy + of_class) / 2}
 
 
 def _matthews(predictions: Values, labels: Values) -> dict[str, float]:
-    return {
-        "matthews_correlation": float(matthews_corrcoef(labels, predictions)),
-        "accuracy": float(accuracy_score(labels, predictions)),
-    }
+    # Of two classes, Matthews' correlation is Pearson's of their numbers.
+    return {"matthews_correlation": _pearson(predictions, labels), **_accuracy(predictions, labels)}
 
 
 def _correlations(predictions: Values, labels: Values) -> dict[str, float]:
+    pearson = _pearson(predictions, labels)
+    spearman = _pearson(rankdata(predictions), rankdata(labels))
+    return {"pearson": pearson, "spearman": spearman, "mean": (pearson + spearman) / 2}
+
+
+def _pearson(predictions: Values, labels: Values) -> float:
     # The correlation with a constant is undefined; it predicts nothing about the order, so it counts as zero.
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return {"pearson": 0.0, "spearman": 0.0, "mean": 0.0}
-    pearson = float(stats.pearsonr(predictions, labels).statistic)
-    spearman = float(stats.spearmanr(predictions, labels).statistic)
-    return {"pearson": pearson, "spearman": spearman, "mean": (pearson + spearman) / 2}
+        return 0.0
+    return float(np.corrcoef(predictions, labels)[0, 1])
 
 
 _PAPER: Mapping[str, tuple[float, int]] = MappingProxyType(

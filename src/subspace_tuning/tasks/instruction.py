@@ -14,6 +14,7 @@ from ..tuner.calibration import Batch
 from .base import Seen, Values
 from .data.chats import Chats, chats_of, check_answered, places_of, without_answer
 from .data.records import Records
+from .intervals import Figure
 from .language import LanguageTask, chat_fields
 from .likelihood import answer_losses
 from .registry import register
@@ -91,6 +92,10 @@ class Instruction(LanguageTask):
         """Return the mean loss of a token of the answers, and the perplexity, which is its exponential."""
         loss, tokens = np.asarray(predictions, dtype=np.float64).sum(0).tolist()
         return _figures(loss / tokens)
+
+    def resampled(self, predictions: Values, labels: Values) -> Figure:
+        """Return the mean loss of a token of rows."""
+        return lambda rows: self.score(predictions[rows], labels)[self.primary]
 
     def answers(self, seen: Seen[Chats]) -> list[dict[str, Any]]:
         """Return each row's last question with the answer."""

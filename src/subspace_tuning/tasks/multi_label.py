@@ -17,6 +17,7 @@ from .base import Seen, Values
 from .classes import ClassesTask, class_name
 from .data.records import Records, as_list
 from .data.tables import Table
+from .intervals import Figure, f1
 from .own_texts import OwnTextTask
 from .registry import register
 
@@ -86,6 +87,11 @@ class MultiLabel(ClassesTask[Table], OwnTextTask):
             "f1_macro": float(f1_score(labels, predictions, average="macro", zero_division=0.0)),
             "exact_match": float(accuracy_score(labels, predictions)),
         }
+
+    def resampled(self, predictions: Values, labels: Values) -> Figure:
+        """Return F1 over all decisions of rows."""
+        hits, claims = (predictions * labels).sum(axis=1), (predictions + labels).sum(axis=1)
+        return lambda rows: float(f1(hits[rows].sum(), claims[rows].sum()))
 
     def answers(self, seen: Seen[Table]) -> list[dict[str, Any]]:
         """Return each row's texts with its classes and the probability of each."""

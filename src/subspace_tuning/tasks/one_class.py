@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from .base import Values
 from .classes import ClassesTask, balanced, class_name
 from .data.records import Records, shown
+from .intervals import Figure
 from .own import Chosen, labelled
 
 
@@ -61,6 +62,11 @@ class OneClassTask(ClassesTask[K]):
             "f1_macro": float(f1_score(labels, predictions, labels=known, average="macro", zero_division=0.0)),
             "matthews_correlation": float(matthews_corrcoef(labels, predictions)),
         }
+
+    def resampled(self, predictions: Values, labels: Values) -> Figure:
+        """Return the accuracy of rows."""
+        right = predictions == labels
+        return lambda rows: float(right[rows].mean())
 
     def baseline(self, train: K, rows: K) -> dict[str, float]:
         """Return the figures of the most frequent class of the training rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -129,10 +129,6 @@ class OwnTask(Task[R]):
         elif "validation" in found and self.held_out is not None:
             raise SubspaceError(f"data {source!r} already has validation rows: leave task.held_out out")
         return found
-
-    def groups(self, rows: R) -> Sequence[Hashable]:
-        """Return a key for each row; rows with equal keys are held out together. By default all keys differ."""
-        return range(len(rows))
 
     def _parted(self, rows: R, where: str) -> tuple[R, R]:
         share = HELD_OUT if self.held_out is None else self.held_out

@@ -24,6 +24,7 @@ from . import text_scores
 from .base import Seen
 from .data.records import Records
 from .data.squad import Answers, Question, Questions, flat, read_answers
+from .intervals import Figure
 from .own import OwnTask
 from .registry import register
 from .spans import Span, Window, best
@@ -116,7 +117,7 @@ class QuestionAnswering(OwnTask[Questions]):
         )
 
     def groups(self, rows: Questions) -> Sequence[Hashable]:
-        """Return the contexts: all questions about one are held out together."""
+        """Return the contexts: all questions about one belong together."""
         return [one.context for one in rows.rows]
 
     def encode(self, rows: Questions, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -197,19 +198,25 @@ class QuestionAnswering(OwnTask[Questions]):
 
     def score(self, predictions: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, float]:
         """Return SQuAD's exact match and F1; if some questions have no answer, also for either kind by itself."""
-        figures = text_scores.squad(predictions, labels)
+        scores = text_scores.squad(predictions, labels)
+        figures = {name: float(of.mean()) for name, of in scores.items()}
         if all(labels) or not any(labels):
             return figures
-        for name, kind in {"with_answer": True, "without_answer": False}.items():
-            part = [(text, wanted) for text, wanted in zip(predictions, labels, strict=True) if bool(wanted) is kind]
-            figures |= {f"{key}_{name}": one for key, one in text_scores.squad(*zip(*part, strict=True)).items()}
+        has_answer = np.array([bool(wanted) for wanted in labels])
+        for kind, questions in {"with_answer": has_answer, "without_answer": ~has_answer}.items():
+            figures |= {f"{name}_{kind}": float(of[questions].mean()) for name, of in scores.items()}
         return figures
 
-    def figures(self, seen: Seen[Questions]) -> dict[str, float]:
-        """Return the figures of the best answer to each question."""
+    def resampled(self, predictions: Sequence[str], labels: Sequence[Sequence[str]]) -> Figure:
+        """Return the mean F1 of questions."""
+        scores = text_scores.squad(predictions, labels)[self.primary]
+        return lambda rows: float(scores[rows].mean())
+
+    def compared(self, seen: Seen[Questions]) -> tuple[list[str], Sequence[Sequence[str]]]:
+        """Return the best answer to each question, and the correct ones."""
         found = self._answers(seen)
         texts = [self._predicted(one, *answer) for one, answer in zip(seen.rows.rows, found, strict=True)]
-        return self.score(texts, seen.rows.known)
+        return texts, seen.rows.known
 
     def answers(self, seen: Seen[Questions]) -> list[dict[str, Any]]:
         """Return each question with its best answers; the prediction is empty if "no answer" scores higher."""

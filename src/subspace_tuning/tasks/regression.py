@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike
 from scipy import stats
-from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 from torch import nn
 
 from ..errors import SubspaceError
 from .base import Seen, Values
 from .data.records import Records, shown
 from .data.tables import Table
+from .intervals import Figure
 from .own import labelled
 from .own_texts import OwnTextTask
 from .registry import register
@@ -99,21 +100,25 @@ class Regression(OwnTextTask):
         """Return one number per row, in the file's units."""
         return self.values(outputs.reshape(-1))
 
-    def figures(self, seen: Seen[Table]) -> dict[str, float]:
-        """Return the figures of an evaluation, whose labels are in the model's units."""
-        assert seen.labels is not None
-        return self.score(self.predict(seen.outputs), self.values(seen.labels.reshape(-1)))
+    def compared(self, seen: Seen[Table]) -> tuple[Values, Values]:
+        """Return a prediction and a label for each row; those of an evaluation are in the model's units."""
+        predictions, labels = super().compared(seen)
+        return predictions, self.values(labels.reshape(-1))
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
         """Return the share of variance explained, correlations, and errors in the file's units."""
         moving = np.ptp(predictions) > 0 and np.ptp(labels) > 0  # the correlation with a constant is undefined
         return {
-            "r2": float(r2_score(labels, predictions)) if len(labels) > 1 else 0.0,
+            "r2": _r2(predictions, labels),
             "rmse": float(root_mean_squared_error(labels, predictions)),
             "mae": float(mean_absolute_error(labels, predictions)),
             "pearson": float(stats.pearsonr(predictions, labels).statistic) if moving else 0.0,
             "spearman": float(stats.spearmanr(predictions, labels).statistic) if moving else 0.0,
         }
+
+    def resampled(self, predictions: Values, labels: Values) -> Figure:
+        """Return the share of variance explained in rows."""
+        return lambda rows: _r2(predictions[rows], labels[rows])
 
     def answers(self, seen: Seen[Table]) -> list[dict[str, Any]]:
         """Return each row's texts with its number."""
@@ -123,6 +128,12 @@ class Regression(OwnTextTask):
         """Return the figures of the training labels' mean."""
         constant = float(np.mean(self.values(train.known)))
         return self.score(np.full(len(rows), constant), self.values(rows.known))
+
+
+def _r2(predictions: Values, labels: Values) -> float:
+    if np.ptp(labels) == 0:  # there is no variance to explain
+        return 0.0
+    return float(1 - np.square(predictions - labels).sum() / np.square(labels - labels.mean()).sum())
 
 
 def _number(value: Any) -> float:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..extras import needs
+from .intervals import Figure
 
 
 def overlap(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -27,8 +29,7 @@ def overlap(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
     names = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(names, use_stemmer=True)
     rouge = [scorer.score_multi(wanted, text) for text, wanted in zip(predictions, references, strict=True)]
-    most = max(map(len, references))
-    streams = [[wanted[n] if n < len(wanted) else "" for wanted in references] for n in range(most)]  # "" for none
+    streams = _streams(references)
     exact = [text in wanted for text, wanted in zip(predictions, references, strict=True)]
     return {
         **{name: float(np.mean([found[name].fmeasure for found in rouge])) for name in names},
@@ -38,8 +39,24 @@ def overlap(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
     }
 
 
-def squad(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return SQuAD's exact match and F1, for the best reference of each question.
+def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Figure:
+    """Return the corpus chrF of ``overlap`` as a function of rows, whose n-grams are counted once."""
+    needs("scoring generated texts", "language", "sacrebleu")
+    from sacrebleu.metrics.chrf import CHRF
+
+    metric = CHRF()
+    counts = np.array(metric._extract_corpus_statistics(predictions, _streams(references)))
+    return lambda rows: metric._compute_score_from_stats(counts[rows].sum(axis=0).tolist()).score / 100
+
+
+def _streams(references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the first reference of each row, the second, and so on; "" for a row without."""
+    most = max(map(len, references))
+    return [[wanted[n] if n < len(wanted) else "" for wanted in references] for n in range(most)]
+
+
+def squad(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, NDArray[np.float64]]:
+    """Return SQuAD's exact match and F1 of each question, for its best reference.
 
     Args:
         predictions: an answer per question; empty for "no answer".
@@ -48,9 +65,10 @@ def squad(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
     needs("scoring answers", "language", "torchmetrics")
     from torchmetrics.functional.text import squad as scores
 
-    found: list[Any] = [{"id": str(n), "prediction_text": text} for n, text in enumerate(predictions)]
-    texts = [list(wanted) or [""] for wanted in references]
-    wanted: list[Any] = [
-        {"id": str(n), "answers": {"text": one, "answer_start": [0] * len(one)}} for n, one in enumerate(texts)
-    ]
-    return {name: float(score) / 100 for name, score in scores(found, wanted).items()}
+    found: dict[str, list[float]] = {"exact_match": [], "f1": []}
+    for text, known in zip(predictions, references, strict=True):
+        answers: Any = {"text": list(known) or [""], "answer_start": [0] * max(len(known), 1)}
+        one = scores({"id": "", "prediction_text": text}, {"id": "", "answers": answers})
+        for name, of in found.items():
+            of.append(float(one[name]) / 100)
+    return {name: np.array(of) for name, of in found.items()}

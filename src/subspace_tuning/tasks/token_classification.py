@@ -27,6 +27,7 @@ from .base import Seen, Values
 from .classes import ClassesTask, balanced, class_name
 from .data.columns import Columns, digest_of
 from .data.records import Records, as_list, check_text
+from .intervals import Figure, f1
 from .registry import register
 
 
@@ -156,6 +157,18 @@ class TokenClassification(ClassesTask[Sentences]):
             "f1_macro": float(f1_score(wanted, found, labels=np.unique(wanted), average="macro", zero_division=0.0)),
             "accuracy": float(accuracy_score(wanted, found)),
         }
+
+    def resampled(self, predictions: Values, labels: Values) -> Figure:
+        """Return the mean of the classes' F1 over the words of rows."""
+        classes = np.unique(labels[labels != IGNORED])[:, None, None]
+        wanted, found = labels == classes, (predictions == classes) & (labels != IGNORED)
+        hits, truths, claims = ((wanted & found).sum(-1), wanted.sum(-1), found.sum(-1))  # classes x rows
+
+        def f1_macro(rows: NDArray[np.intp]) -> float:
+            right, true, claimed = (of[:, rows].sum(-1) for of in (hits, truths, claims))
+            return float(f1(right, true + claimed)[true > 0].mean())
+
+        return f1_macro
 
     def answers(self, seen: Seen[Sentences]) -> list[dict[str, Any]]:
         """Return each row's words with their classes and probabilities, null for truncated words."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import peft
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from .. import methods
 from ..errors import SubspaceError
 from ..models.heads import fresh_modules, head_modules, head_parameters, outermost, parameter_count
+from ..models.vocabulary import NEW_ROWS
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig
 from ..tuner.calibration import Batch, Loss, calibrate
@@ -31,12 +32,14 @@ class Counts:
         adapter: those that the method trains; for full fine-tuning, all outside the head.
         head: those of the head, trained in every run.
         per_mille: `adapter` in per mille of `model`.
+        new_tokens: those of the embeddings of new tokens.
     """
 
     model: int
     adapter: int
     head: int
     per_mille: float
+    new_tokens: int
 
 
 def trained_head(model: PreTrainedModel | peft.PeftModel, adapter: AdapterSection) -> list[nn.Parameter]:
@@ -53,6 +56,7 @@ def attach(
     task_type: peft.TaskType | None,
     batches: Callable[[], Iterable[Batch]] | None = None,
     loss: Loss | None = None,
+    new_rows: Mapping[str, list[int]] | None = None,
 ) -> tuple[PreTrainedModel | peft.PeftModel, Counts]:
     """Return the model with the method attached, ready to train, and its counts. The given model is modified.
 
@@ -62,6 +66,7 @@ def attach(
         task_type: peft's name for the type of model; None if it has none.
         batches: returns training rows for methods that choose from data what they train.
         loss: the loss of such a batch; by default the model's own.
+        new_rows: the rows of embeddings that are trained beside the method, by module name.
 
     Raises:
         SubspaceError: the method, the formula or a module name is unknown, or the method does not fit the model.
@@ -83,13 +88,18 @@ def attach(
             config = build_adapter(adapter, outermost(model, head), task_type)
             if isinstance(config, SubspaceConfig):
                 config = _fitted(model, config, adapter.parameters, batches, loss)
+                config.trainable_token_indices = dict(new_rows) if new_rows else None
             tuned = with_adapter(model, config, adapter.method)
+            if new_rows and (outputs := model.get_output_embeddings()) is not None:  # type: ignore[no-untyped-call]
+                outputs.register_parameter("bias", None)  # TRL asks for it, and peft's layer does not have it
         except SubspaceError:
             raise
         except ValueError as error:  # peft's own error, such as for a target that matches nothing
             raise SubspaceError(f"adapter does not fit the model: {str(error).strip().splitlines()[0]}") from error
-    trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
-    return tuned, Counts(total, trained - in_head, in_head, 1000 * (trained - in_head) / total)
+    named = {name: parameter.numel() for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    new_tokens = sum(count for name, count in named.items() if NEW_ROWS in name)
+    own = sum(named.values()) - in_head - new_tokens
+    return tuned, Counts(total, own, in_head, 1000 * own / total, new_tokens)
 
 
 def _fitted(
@@ -115,7 +125,7 @@ def build_adapter(
     Raises:
         SubspaceError: the method, the formula or a value is unknown.
     """
-    own = ("head", "calibration_rows", "parameters")
+    own = ("head", "calibration_rows", "parameters", "new_tokens")
     given = {name: value for name, value in asdict(adapter).items() if value is not None and name not in own}
     return config_of(given, {"task_type": adapter_type(task_type), "modules_to_save": list(head) or None})
 

@@ -69,12 +69,14 @@ def _told(config: RunConfig, record: Mapping[str, Any], formula: str | None) -> 
     counts, splits = record["parameters"], record["data"]
     per_mille = f"{counts['per_mille']:.3f} per mille of the model"
     rows = ", ".join(f"{split} {known['rows']:,} rows" for split, known in splits.items())
+    low, high = record["score_interval"]
+    tokens = f", {counts['new_tokens']:,} in the embeddings of new tokens" if counts["new_tokens"] else ""
     return [
         *([f"* Formula: `{formula}`"] if formula is not None else []),
-        f"* Trained: {counts['adapter']:,} parameters ({per_mille}), and {counts['head']:,} in the head",
+        f"* Trained: {counts['adapter']:,} parameters ({per_mille}){tokens}, and {counts['head']:,} in the head",
         f"* Data: {_data(config)} ({rows})",
-        f"* Score: {record['metric']} {record['score']:.4f} after the {which} epoch; a constant prediction has "
-        f"{record['baseline_score']:.4f}",
+        f"* Score: {record['metric']} {record['score']:.4f} after the {which} epoch (95 % interval over the rows: "
+        f"{low:.4f} to {high:.4f}); a constant prediction has {record['baseline_score']:.4f}",
         f"* Training: {record['steps']:,} steps, learning rate {record['learning_rate']:.3g}, seed "
         f"{config.training.seed}, {record['precision']}\n",
     ]

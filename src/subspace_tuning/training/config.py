@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from .. import tasks
 from ..documented import settings
 from ..errors import SubspaceError, nearest, reading
+from ..methods import HOSTED
 from .sections import FULL, HEAD, SECTIONS, AdapterSection, Keep, RunConfig
 
 
@@ -135,9 +136,11 @@ def _check_adapter(adapter: AdapterSection) -> None:
         raise SubspaceError(f"adapter needs a method or a formula: {given}")
     if adapter.parameters is not None and (adapter.r is not None or adapter.budget is not None):
         raise SubspaceError("adapter.parameters sizes the method: leave adapter.r and adapter.budget out")
-    if adapter.method not in (FULL, HEAD):
-        return
-    if unused := sorted(_given(adapter, ("method", "head"))):
+    if adapter.method in (FULL, HEAD):
+        unused = sorted(_given(adapter, ("method", "head")))
+    else:
+        unused = ["new_tokens"] if adapter.new_tokens and adapter.method in HOSTED else []
+    if unused:
         raise SubspaceError(f"adapter.{unused[0]} has no meaning with method {adapter.method!r}: leave it out")
 
 

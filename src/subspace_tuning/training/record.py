@@ -37,12 +37,14 @@ def build(
     """
     key = task.primary_key
     best = (max if task.larger_is_better else min)(history, key=lambda entry: entry[key])
+    kept = best if config.training.keep is Keep.best else history[-1]
     return {
         "config": config.resolved(),
         "task": task.name,
         "method": config.adapter.method or config.adapter.formula,
         "metric": key,
-        "score": (best if config.training.keep is Keep.best else history[-1])[key],
+        "score": kept[key],
+        "score_interval": [kept[f"{key}_low"], kept[f"{key}_high"]],
         "baseline_score": baseline[key],
         "parameters": asdict(counts),
         "learning_rate": learning_rate,

@@ -26,6 +26,7 @@ from ..files import replaced
 from ..models.load import Processor, load
 from ..models.meta import architecture_of
 from ..models.quantise import Quantise, quantised
+from ..models.vocabulary import add_tokens
 from ..tasks import Rows, Task, prefixed
 from ..tuner import SubspaceConfig
 from ..tuner.penalties import orthogonality
@@ -146,12 +147,14 @@ def _prepare(config: RunConfig) -> _Parts:
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
     length = config.task.max_length
     base, processor = load(config.model, task.model_class, settings, length)
+    new = config.adapter.new_tokens
+    new_rows = add_tokens(base, processor, new) if new else None
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
         return task.batches(seen, processor, length, config.training.batch_size)
 
-    tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective)
+    tuned, counts = attach(base, config.adapter, task.task_type, sample, task.objective, new_rows)
     encoded, cut = _encoded(task, rows, processor, length)
     check_training(tuned, config.training, len(encoded["train"]))
     task = task.ready(tuned, processor, length)
@@ -259,7 +262,9 @@ def _baseline(parts: _Parts) -> dict[str, float]:
 def _save(parts: _Parts, path: Path, record: Mapping[str, Any], weights: dict[str, Tensor] | None) -> None:
     """Write the result; `weights` are those of a sharded model."""
     with replaced(path) as temporary:
-        parts.model.save_pretrained(str(temporary), state_dict=weights)
+        # Of embeddings that have grown, peft would save all rows.
+        alone: dict[str, Any] = {"save_embedding_layers": False} if parts.config.adapter.new_tokens else {}
+        parts.model.save_pretrained(str(temporary), state_dict=weights, **alone)
         parts.processor.save_pretrained(str(temporary))
         save_task(temporary, parts.task, parts.config.task.max_length, parts.config.model, parts.config.quantise)
         card(parts.config, parts.task, record, _formula(parts.model)).save(temporary / "README.md")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -69,7 +70,10 @@ def quiet(bars: bool) -> Iterator[None]:
     if not (bars and sys.stderr.isatty()):  # in a log, a line for each change of a bar
         datasets.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            # A checkpoint has all rows of embeddings that have grown; a result has the new ones alone.
+            warnings.filterwarnings("ignore", "Setting `save_embedding_layers`", UserWarning)
+            yield
     finally:
         transformers.set_verbosity(before[0])
         hub.set_verbosity(before[1])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from .. import tasks
@@ -15,6 +16,7 @@ from ..files import write_json
 from ..jobs.fields import Fields, read_object
 from ..models.load import Processor, processor_of
 from ..models.quantise import Quantise
+from ..models.vocabulary import grow
 from ..tasks import Task
 from .folder import RESULTS, RunFolder
 
@@ -98,7 +100,7 @@ def result_of(path: Path) -> Path:
 
 
 def processor_in(folder: Path, model: Any, base: str, own: Processor) -> Processor:
-    """Return the tokenizer or image processor that a run saved beside its adapter.
+    """Return the tokenizer or image processor that a run saved beside its adapter; the model grows by its new tokens.
 
     Args:
         folder: the adapter's folder.
@@ -111,12 +113,26 @@ def processor_in(folder: Path, model: Any, base: str, own: Processor) -> Process
     """
     with reading(f"the tokenizer or image processor in {folder}"):
         found = processor_of(model, str(folder))
-    if isinstance(found, PreTrainedTokenizerBase) and found.get_vocab() != own.get_vocab():
+    if not isinstance(found, PreTrainedTokenizerBase):
+        return found
+    new = _new_rows(folder)
+    vocabulary = {token: row for token, row in found.get_vocab().items() if row not in new}
+    if vocabulary != own.get_vocab():
         raise SubspaceError(
-            f"the adapter in {folder} was trained on a vocabulary of {len(found):,} tokens, but model {base!r} has "
-            f"{len(own):,}: --base names the model that it was trained on"
+            f"the adapter in {folder} was trained on a vocabulary of {len(vocabulary):,} tokens, but model {base!r} "
+            f"has {len(own):,}: --base names the model that it was trained on"
         )
+    if new:
+        grow(model, max(new) + 1)
     return found
+
+
+def _new_rows(folder: Path) -> set[int]:
+    """Return the rows of the embeddings that are trained, those of new tokens."""
+    with reading(f"the adapter in {folder}"):
+        config = PeftConfig.from_pretrained(str(folder))
+    by_module: dict[str, list[int]] = getattr(config, "trainable_token_indices", None) or {}
+    return {row for rows in by_module.values() for row in rows}
 
 
 def reading_adapter(folder: Path, base: str) -> AbstractContextManager[None]:

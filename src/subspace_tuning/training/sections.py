@@ -94,6 +94,9 @@ class AdapterSection:
     layers_pattern: str | None = of_config("layers_pattern")
     rank_pattern: dict[str, int] | None = of_config("rank_pattern")
     alpha_pattern: dict[str, float] | None = of_config("alpha_pattern")
+    new_tokens: list[str] | None = key(
+        None, "texts that become one token each, whose embeddings are trained beside the adapter"
+    )
     head: list[str] | None = key(
         None,
         "the modules trained beside the adapter; null: the model's classification head and pooler; none in a language "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -64,7 +63,7 @@ class MergingLayer(FollowingLayer):
         """Replace a quantised base layer by a copy that holds the merged weight and bias."""
         before, frozen = door.module, door.dequantise().T
         same = torch.equal(merged["weight"], frozen)  # only the bias changes
-        self.base_layer = copy.deepcopy(before) if same else door.requantised(merged["weight"], self.quantisation)
+        self.base_layer = door.copied() if same else door.requantised(merged["weight"], self.quantisation)
         if not same:
             stored = self.kind.numbers(self.base_layer)
             self.requantised = Requantised.measured(stored, merged["weight"], frozen)

@@ -69,6 +69,11 @@ class Door(Operator):
         with torch.no_grad():
             return self.multiply(torch.eye(self.shape[0], dtype=self.dtype, device=self.device))
 
+    def copied(self) -> nn.Module:
+        """Return a copy of the layer. HQQ computes its bias from a trained one, which torch would refuse to copy."""
+        computed = {id(held): held.detach().clone() for held in _tensors_of(self.module) if not held.is_leaf}
+        return copy.deepcopy(self.module, computed)
+
     def check_requantising(self, settings: Settings) -> None:
         """Raise SubspaceError if the library cannot quantise a weight again, or needs settings that are unknown."""
         raise self._final()
@@ -126,7 +131,7 @@ class _ByPeft(Door):
 
     def _replaced(self, weight: Tensor, backend: QuantizationBackend) -> nn.Module:
         # On a copy: peft overwrites the parameter that it replaces.
-        layer = SimpleNamespace(base_layer=copy.deepcopy(self.module))
+        layer = SimpleNamespace(base_layer=self.copied())
         layer.get_base_layer = lambda: layer.base_layer
         backend.set_base_weight(layer, weight)
         return layer.base_layer.requires_grad_(False)  # type: ignore[no-any-return]
