@@ -20,10 +20,11 @@ def serve(
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="The most rows of a call of the model.")] = 16,
     base: Annotated[str | None, typer.Option("--base", help=BASE)] = None,
 ) -> None:
-    """Try the adapters of several runs side by side in a browser, or over HTTP.
+    """Try the adapters of several runs side by side.
 
-    The runs share one base model and one task. Requests that arrive while the model is busy share its next call,
-    whatever their adapters. Ctrl-C ends the server. It has no passwords: whoever reaches the address can use it.
+    They answer on a local page and over HTTP, and share one base model and one task. Requests that arrive while the
+    model is busy share its next call, whatever their adapters. Ctrl-C ends the server. It has no passwords: whoever
+    reaches the address can use it.
     """
     from subspace_tuning.serve.app import app_of
     from subspace_tuning.serve.choices import choices_of

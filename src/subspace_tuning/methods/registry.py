@@ -95,7 +95,7 @@ def method(
             description=inspect.getdoc(function) or "",
             **needs,
         )
-        catalogued = function.__module__.startswith(f"{__package__}.")
+        catalogued = (function.__module__ or "").startswith(f"{__package__}.")
         return register(declared, replace=replace, check=not catalogued)  # the tests check it; a check costs 10 ms
 
     return declare if function is None else declare(function)
