@@ -149,15 +149,11 @@ def _about(run: Finished, adapter: str, record: Mapping[str, Any] | None) -> dic
 
 
 def _score(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the score of a run, with its interval if it has one, and that of a constant prediction."""
-    metric, score = record["metric"], record["score"]
-    known = (record.get(name, {}) for name in ("best", "final"))
-    figures: Mapping[str, float] = next((one for one in known if one.get(metric) == score), {})
-    interval = [figures.get(f"{metric}_{end}") for end in ("low", "high")]
+    """Return the score of a run, with its interval, and that of a constant prediction."""
     return {
-        "metric": metric,
-        "value": score,
-        "interval": None if None in interval else interval,
+        "metric": record["metric"],
+        "value": record["score"],
+        "interval": record["score_interval"],
         "constant": record["baseline_score"],
     }
 
