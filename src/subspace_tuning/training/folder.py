@@ -42,6 +42,7 @@ _RECORD_FIELDS: Fields = {
     "method": str,
     "metric": str,
     "score": float,
+    "score_interval": list,
     "baseline_score": float,
     "parameters": {"adapter": int, "head": int, "per_mille": float},
     "precision": str,
