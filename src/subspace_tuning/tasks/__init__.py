@@ -6,7 +6,8 @@ from ..extras import needs
 
 needs("a task", "train")
 
-from .base import Rows, Seen, Task, Training, Values, prefixed
+from .base import Task, Training, prefixed
 from .registry import every, get, register, unregister
+from .rows import Rows, Seen, Values
 
 __all__ = ["Rows", "Seen", "Task", "Training", "Values", "every", "get", "prefixed", "register", "unregister"]

@@ -8,11 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic
 
-import numpy as np
 from datasets import Dataset
-from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PretrainedConfig, Trainer, TrainingArguments
@@ -21,27 +19,7 @@ from ..errors import SubspaceError
 from ..models.load import Processor
 from ..tuner.calibration import Batch, Loss
 from .intervals import Figure, interval, of_rows
-
-Values: TypeAlias = NDArray[np.floating] | NDArray[np.integer]
-"""Numbers, with one entry or one row per example."""
-
-
-Same = TypeVar("Same")
-
-
-class Rows(Protocol):
-    """One split of a task's data."""
-
-    def __len__(self) -> int: ...
-
-    def first(self: Same, count: int) -> Same:
-        """Return the first rows."""
-
-    def fingerprint(self) -> str:
-        """Return a digest: two splits with the same one have the same rows in the same order."""
-
-
-R = TypeVar("R", bound=Rows)
+from .rows import R, Seen, Values
 
 
 @dataclass(frozen=True)
@@ -59,25 +37,6 @@ class Training:
     arguments: type[TrainingArguments] = TrainingArguments
     settings: Mapping[str, Any] = field(default_factory=dict)
     counts_labels: bool = False
-
-
-@dataclass(frozen=True)
-class Seen(Generic[R]):
-    """A model's outputs for rows.
-
-    Attributes:
-        rows: the rows.
-        encoded: the result of ``encode`` for them.
-        outputs: an entry for each encoded row: the model's outputs, or the result of ``generate``.
-        labels: the labels of the encoded rows, if they have any.
-        processor: the model's tokenizer or image processor.
-    """
-
-    rows: R
-    encoded: Dataset
-    outputs: Values
-    labels: Values | None
-    processor: Processor
 
 
 class Task(ABC, Generic[R]):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import SubspaceError, nearest
 from ..tuner.calibration import Batch
-from .base import Values
 from .data.records import Records
 from .own import OwnTask, R
+from .rows import Values
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Seen
 from .data.tables import Table
 from .one_class import OneClassTask
 from .own_texts import OwnTextTask
 from .registry import register
+from .rows import Seen
 from .texts import by_class
 
 

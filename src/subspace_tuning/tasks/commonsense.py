@@ -18,12 +18,12 @@ from ..errors import SubspaceError, nearest
 from ..tuner.calibration import Batch
 from ..tuner.loss import IGNORED
 from .answered import AnsweredTask
-from .base import Seen, Values
 from .data.chats import Chats, Message, without_answer
 from .data.records import Records
 from .language import chat_fields, prompts_of
 from .likelihood import choice_scores, shares_prompts
 from .registry import register
+from .rows import Seen, Values
 from .templates import chat_template, prompt, written
 
 SCORINGS = ("likelihood", "generation")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .base import Values
+from .rows import Values
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from ..extras import needs
 from ..tuner.calibration import Batch
 from ..tuner.loss import IGNORED
 from . import text_scores
-from .base import Seen
 from .data.records import Records, check_text, is_missing, shown
 from .data.wanted import Texts
 from .decoding import Decoding, generate, left_padded, texts_of
 from .intervals import Figure
 from .own import OwnTask
 from .registry import register
+from .rows import Seen
 
 _INPUT = "{input}"  # the place of the input in a prompt; nothing else in braces has a meaning
 

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 from scipy.stats import rankdata
 
-from .base import Seen, Values
 from .data import tables
 from .data.tables import Table
 from .intervals import f1
 from .registry import register
+from .rows import Seen, Values
 from .texts import TextTask, by_class
 
 Metric: TypeAlias = Callable[[Values, Values], dict[str, float]]

@@ -24,12 +24,12 @@ from transformers import AutoModelForImageClassification
 
 from ..errors import SubspaceError, nearest
 from ..models.load import Processor
-from .base import Seen
 from .data import images
 from .data.images import Images, Picture
 from .data.records import Records
 from .one_class import OneClassTask
 from .registry import register
+from .rows import Seen
 from .texts import by_class
 
 AUGMENTATIONS = ("crop", "flip")

@@ -11,13 +11,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..tuner.calibration import Batch
-from .base import Seen, Values
 from .data.chats import Chats, chats_of, check_answered, places_of, without_answer
 from .data.records import Records
 from .intervals import Figure
 from .language import LanguageTask, chat_fields
 from .likelihood import answer_losses
 from .registry import register
+from .rows import Seen, Values
 
 _CHATS, _PROMPTS = "messages", "prompt"
 

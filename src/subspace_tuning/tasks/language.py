@@ -20,11 +20,12 @@ from ..models.load import end_tokens
 from ..tuner.calibration import Batch
 from ..tuner.loss import IGNORED
 from . import sft
-from .base import Training, Values
+from .base import Training
 from .data.chats import Chats, without_answer
 from .data.records import Records
 from .decoding import Decoding, generate, left_padded, texts_of, until_end
 from .own import OwnTask
+from .rows import Values
 from .templates import chat_template, prompt, read_template, written
 
 logger = logging.getLogger(__name__)

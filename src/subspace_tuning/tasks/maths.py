@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ..tuner.calibration import Batch
 from .answered import AnsweredTask
-from .base import Seen, Values
 from .data.chats import Chats
 from .data.records import Records, shown
 from .language import chat_fields
 from .registry import register
+from .rows import Seen, Values
 
 TOLERANCE = 1e-3
 """How far a number may be from the right one, as in LLM-Adapters."""

@@ -13,13 +13,13 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
 from ..errors import SubspaceError
-from .base import Seen, Values
 from .classes import ClassesTask, class_name
 from .data.records import Records, as_list
 from .data.tables import Table
 from .intervals import Figure, f1
 from .own_texts import OwnTextTask
 from .registry import register
+from .rows import Seen, Values
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Protocol, TypeVar
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from .base import Values
 from .classes import ClassesTask, balanced, class_name
 from .data.records import Records, shown
 from .intervals import Figure
 from .own import Chosen, labelled
+from .rows import Values
 
 
 class Known(Chosen, Protocol):

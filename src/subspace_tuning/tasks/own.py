@@ -13,9 +13,10 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from ..errors import SubspaceError
-from .base import Rows, Same, Task
+from .base import Task
 from .data import sources
 from .data.records import Records, is_missing, shown
+from .rows import Rows, Same
 
 HELD_OUT = 0.2
 """The default share of rows held out."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Values
 from .data.records import Records
 from .data.tables import Table
 from .own import OwnTask
+from .rows import Values
 from .texts import TextTask
 
 

@@ -21,12 +21,12 @@ from ..errors import SubspaceError
 from ..extras import needs
 from ..tuner.calibration import Batch
 from . import text_scores
-from .base import Seen
 from .data.records import Records
 from .data.squad import Answers, Question, Questions, flat, read_answers
 from .intervals import Figure
 from .own import OwnTask
 from .registry import register
+from .rows import Seen
 from .spans import Span, Window, best
 
 

@@ -19,13 +19,13 @@ from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 from torch import nn
 
 from ..errors import SubspaceError
-from .base import Seen, Values
 from .data.records import Records, shown
 from .data.tables import Table
 from .intervals import Figure
 from .own import labelled
 from .own_texts import OwnTextTask
 from .registry import register
+from .rows import Seen, Values
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from transformers import (
 
 from ..errors import SubspaceError
 from ..tuner.loss import IGNORED
-from .base import Seen, Values
 from .classes import ClassesTask, balanced, class_name
 from .data.columns import Columns, digest_of
 from .data.records import Records, as_list, check_text
 from .intervals import Figure, f1
 from .registry import register
+from .rows import Seen, Values
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ...errors import nearest
-from ..base import Values
+from ..rows import Values
 from .columns import Columns, digest_of
 from .records import Records, check_text, is_missing, shown
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..base import Values
+from ..rows import Values
 
 Same = TypeVar("Same", bound="Columns")
 

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import SubspaceError, described
-from ..base import Values
+from ..rows import Values
 from . import sources
 from .columns import Columns, digest_of
 from .records import READERS, Records, is_missing, shown

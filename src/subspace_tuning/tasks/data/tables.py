@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import SubspaceError, described, reading
-from ..base import Values
+from ..rows import Values
 from .columns import Columns, digest_of, picked
 from .records import lines_of_json, shown
 
