@@ -46,7 +46,7 @@ def attached(text: str) -> Any:
 def meaning(text: str, layer: Any, x: Tensor, leaves: dict[str, Tensor], noise: float = 0) -> Tensor:
     """Return the layer's output as the language defines it, with relative noise on W."""
     base = layer.get_base_layer()
-    W, b = base.weight.T * (1 + noise * torch.randn(N, M)), base.bias
+    W, b = base.weight.T * (1 + noise * torch.randn(N, M, dtype=torch.float64)), base.bias
     constants = dict(layer.subspace_constants["default"].named_buffers(remove_duplicate=False))
     named = dict(environment(layer.method["default"], W, leaves, constants, layer.scaling["default"], b))
     named |= {"b": b}
