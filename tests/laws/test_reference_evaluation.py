@@ -21,7 +21,7 @@ from .reference_evaluation import CancelledError, evaluate
 
 N, M, RANK, ENTRIES = 4, 6, 2, 7
 REFUSED = 0.2  # at most this share
-UNSETTLED = 0.001  # likewise
+UNSETTLED = 0.002  # likewise
 SAVED_EVERY = 20
 
 
