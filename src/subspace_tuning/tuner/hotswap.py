@@ -167,8 +167,9 @@ def _write(target: Tensor, source: Tensor) -> None:
 def _restate(layer: SubspaceLayer, adapter_name: str) -> None:
     """Give a layer's adapter the scale and settings of the loaded one, if they differ."""
     own, loaded = layer.adapters[adapter_name], layer.adapters[_LOADED]
-    state = replace(loaded, r=own.r, alpha=own.alpha, sizes=own.sizes, plans=own.plans, strength=own.strength)
-    if loaded.sizes == own.sizes:
-        state = replace(state, alpha=loaded.alpha)
+    state = replace(loaded, strength=own.strength)
+    if loaded.sizes != own.sizes:  # a padded rank
+        plans = layer._plans(loaded.method, own.sizes, loaded.dropout)
+        state = replace(state, r=own.r, alpha=own.alpha, sizes=own.sizes, plans=plans)
     if state != own:
         layer.adapters[adapter_name] = state
