@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from .scripts import module_of
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "trainers" / "run.py"
 
@@ -14,11 +15,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "trainers" / "run.
 @pytest.fixture(scope="module")
 def trainers() -> ModuleType:
     """The script that writes the published table."""
-    spec = importlib.util.spec_from_file_location("trainers", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(SCRIPT)
 
 
 def agree(runs: list[dict[str, object]]) -> None:

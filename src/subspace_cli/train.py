@@ -63,7 +63,6 @@ def train(
     from subspace_tuning.training.processes import is_first, joined, together
     from subspace_tuning.training.run import run
 
-    # Warnings of transformers and peft about future releases are not for users.
     alone = "=" in config and not Path(config).exists()
     words = [*([config] if alone else ()), *(overrides or ())]
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=40,
     )
     transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lively(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with larger weights: its outputs differ between rows by more than the order of a batch does."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("lively") / "model"))
+    model = transformers.BertModel.from_pretrained(folder)
+    for parameter in model.parameters():
+        parameter.data *= 10 if parameter.ndim > 1 else 1
+    model.save_pretrained(folder)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from subspace_tuning.errors import SubspaceError
 
 pytest.importorskip("diffusers")
+from ..scripts import module_of
 from .test_diffusion import with_unet
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "dreambooth.py"
@@ -61,11 +61,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("dreambooth", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(SCRIPT)
 
 
 def _words(places: dict[str, Path], output: Path, **options: Any) -> list[str]:

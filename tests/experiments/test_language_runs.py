@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from subspace_tuning.training import use
 from subspace_tuning.training.merge import merge
 from subspace_tuning.training.run import Outcome
 
+from ..scripts import module_of
 from ..tasks.decoders import MARKED, write_decoder
 from .calls import printed_by, refusal_of
 from .test_resume import _interrupt, _same_weights, _wait_for_step
@@ -370,11 +370,7 @@ def test_an_example_runs_as_written(
 
 def script(name: str) -> ModuleType:
     """An example script as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(EXAMPLES / f"{name}.py")
 
 
 def test_preferences_are_learnt(decoder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from ..scripts import module_of
 from .test_resume import _same_weights
 
 lightning = pytest.importorskip("lightning")
@@ -21,11 +21,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "lightning_encoder.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lightning_encoder", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(EXAMPLE)
 
 
 class Noted(lightning.Callback):  # type: ignore[misc,name-defined]

@@ -77,17 +77,6 @@ class Trained(NamedTuple):
     validation: str
 
 
-@pytest.fixture(scope="module")
-def lively(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with larger weights: its outputs differ between rows by more than the order of a batch does."""
-    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("lively") / "model"))
-    model = transformers.BertModel.from_pretrained(folder)
-    for parameter in model.parameters():
-        parameter.data *= 10 if parameter.ndim > 1 else 1
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def trained(request: pytest.FixtureRequest, lively: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run of four steps for each kind of task."""

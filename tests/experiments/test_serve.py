@@ -40,17 +40,6 @@ TEXTS = ["ba dek fi", "go", "lu ne ba de fik gok ba", "dek dek"]
 
 
 @pytest.fixture(scope="module")
-def lively(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with larger weights, whose outputs depend on what it reads."""
-    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("lively") / "model"))
-    model = transformers.BertModel.from_pretrained(folder)
-    for parameter in model.parameters():
-        parameter.data *= 10 if parameter.ndim > 1 else 1
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def runs(lively: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of each method on the same rows."""
     folder = tmp_path_factory.mktemp("runs")
