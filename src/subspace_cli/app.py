@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -28,6 +29,8 @@ from . import (
     serve,
     train,
 )
+
+_FOR_DEVELOPERS = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")  # they log on import
 
 app = typer.Typer(
     name="subspace",
@@ -80,9 +83,11 @@ def run(arguments: Sequence[str] | None) -> int:
         arguments: the words after `subspace`; by default the process's own.
     """
     words = None if arguments is None else list(arguments)
+    for name in _FOR_DEVELOPERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")  # for developers
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
             code: Any = app(args=words, prog_name="subspace", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -29,6 +30,12 @@ def _tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[PAD]", eos_token="[EOS]", model_max_length=6
     )
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    """Forget the precision of a run before."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -385,7 +385,7 @@ def test_a_tiny_model_learns_to_copy(kind: str, folders: Folders, tmp_path: Path
     settings["task"] |= {"data": write(tmp_path, "jsonl", rows * 16, "copies")}
     settings["task"] |= {"validation": write(tmp_path, "jsonl", rows, "asked")}
     settings["adapter"] = {"method": "full"}
-    settings["training"] |= {"max_steps": 48}
+    settings["training"] |= {"max_steps": 96}
     record = train.run(_config(settings), progress=False).record
     assert record["final"]["exact_match"] == 1.0 > record["baseline"]["exact_match"]
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from subspace_tuning.tuner.unpacked import keep_unpacked
+
 Quantise = Callable[[nn.Linear], nn.Module]
 
 
@@ -40,6 +42,7 @@ def of_bitsandbytes(kind: str, double: bool = False) -> Quantise:
         else:
             layer = layers.Linear4bit(*sizes, compute_dtype=torch.float32, compress_statistics=double, quant_type=kind)
         layer.load_state_dict(linear.state_dict())
+        keep_unpacked(layer)  # as `load` does, so that a base is the same with and without an adapter
         return layer.to("cpu").requires_grad_(False)  # type: ignore[no-any-return]
 
     return build

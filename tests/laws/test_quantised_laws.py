@@ -5,6 +5,7 @@ The layers of HQQ and GPTQModel run where these are installed; beside them, laye
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator
@@ -227,3 +228,33 @@ def test_rows_of_several_adapters_on_a_quantised_base(form: str) -> None:
         for _ in range(2):
             torch.testing.assert_close(model(x, adapter_names=names), torch.cat(rows), rtol=1e-4, atol=1e-4)
     assert all(part._mixtures for part in model.modules() if isinstance(part, SubspaceLayer))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["stored", "packed"])
+@pytest.mark.parametrize("form", ["bitsandbytes nf4", "bitsandbytes nf4, double"])
+def test_four_bits_stay_as_they_are_stored(form: str, packed: bool) -> None:
+    """A layer that bitsandbytes has packed for inference on a CPU with AVX512-BF16 passes no gradient on."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    torch.manual_seed(3)
+    linear, layer = nn.Linear(N, N), FORMS[form][0](nn.Linear(N, N)).eval()
+    stored = layer.weight.data.clone()
+    door = door_of(layer)
+    assert door is not None
+    plain = nn.Linear(N, N)
+    plain.load_state_dict({"weight": door.dequantise().T.contiguous(), "bias": layer.bias.detach()})
+    if packed:
+        both = functional._convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state)
+        layer.weight.data, layer.weight.quant_state = both
+    layer.support_avx512bf16_for_cpu = True
+
+    gradients = []
+    for second in (layer, plain):
+        torch.manual_seed(5)
+        model = nn.Sequential(copy.deepcopy(linear), second, nn.Linear(N, 2)).requires_grad_(False)
+        tuned = moved(get_peft_model(model, SubspaceConfig(method="lora", r=4, target_modules=["0"])))
+        with torch.no_grad():
+            tuned.eval()(inputs())
+        gradients.append(torch.autograd.grad(tuned.train()(inputs()).sum(), list(trained(tuned))))
+    assert torch.equal(layer.weight.data.flatten(), stored.flatten())
+    for own, wanted in zip(*gradients, strict=True):
+        assert distance(own, wanted) < 0.01

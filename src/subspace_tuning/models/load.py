@@ -11,6 +11,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
+from ..tuner.unpacked import keep_unpacked
 from .locate import cannot_load, locate
 from .meta import takes_images
 
@@ -48,6 +49,7 @@ def load(
         processor = processor_of(model, source)
     except Exception as error:  # damaged files can raise anything in the library
         raise SubspaceError(cannot_load(name, source, error)) from error
+    keep_unpacked(model)
     for parameter_name, parameter in model.named_parameters():
         plain = type(parameter.data) is torch.Tensor  # torchao's tensors do not support it
         if plain and not torch.isfinite(parameter).all():

@@ -41,6 +41,7 @@ from .strength import strengths
 from .targets import check_choice, check_targets, place
 from .transaction import undone_on_failure
 from .tying import keep_scale, separate
+from .unpacked import keep_unpacked
 from .walking import Outside, layers_of, modules_of
 from .weights import agree, check_weight, is_partitioned, whole
 
@@ -90,6 +91,7 @@ class SubspaceModel(BaseTuner):
         config = _own(self.peft_config[adapter_name])
         check_name(adapter_name, self.peft_config)
         config.check_assigned()
+        keep_unpacked(model)
         place(model, config)
         if (state := kwargs.get("state_dict")) is None:
             check_targets(model, config)

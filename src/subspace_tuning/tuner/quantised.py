@@ -154,11 +154,6 @@ class _Bitsandbytes4(_ByPeft):
     def problem(self) -> str | None:
         return _UNFINISHED if self.state is None and not self.module.weight.is_meta else None
 
-    def dequantise(self) -> Tensor:
-        # In evaluation the weight may be packed for the CPU in a format that only the layer itself can read.
-        packed = getattr(self.state, "packing_format_for_cpu", False)
-        return Door.dequantise(self) if packed else super().dequantise()
-
 
 class _Bitsandbytes8(_ByPeft):
     library = "bitsandbytes, 8 bits"
