@@ -180,6 +180,18 @@ def test_the_command_answers_without_the_library() -> None:
     assert _run(code).split() == ["0", "0", "2", "2", "2", "0"]
 
 
+def test_the_catalogue_is_printed_without_the_tuner() -> None:
+    code = (
+        "import contextlib, io, sys\nfrom subspace_cli import main\n"
+        "for words in (['methods'], ['methods', 'lora'], ['methods', 'lroa']):\n"
+        "    try:\n        with contextlib.redirect_stdout(io.StringIO()): main(words)\n"
+        "    except SystemExit as end: print(end.code, end=' ')\n"
+        "print(*({'peft', 'transformers'} & set(sys.modules)))\n"
+        "import subspace_tuning; print(subspace_tuning.SubspaceConfig.__name__)"
+    )
+    assert _run(code).split() == ["0", "0", "2", "SubspaceConfig"]
+
+
 def test_public_names() -> None:
     assert set(subspace_tuning.__all__) <= set(dir(subspace_tuning))
     assert all(getattr(subspace_tuning, name) is not None for name in subspace_tuning.__all__)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .console import show, table_of
+from .inner import inner_rings
 
 
 def methods(
@@ -15,6 +16,11 @@ def methods(
     latex: Annotated[bool, typer.Option("--latex", help="Print the formulas in LaTeX.")] = False,
 ) -> None:
     """List the methods with their formulas, parameters and sources."""
+    with inner_rings():
+        _list(name, markdown, latex)
+
+
+def _list(name: str | None, markdown: bool, latex: bool) -> None:
     from subspace_tuning import methods as catalogue
 
     if name is not None and not (markdown or latex):
