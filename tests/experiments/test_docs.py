@@ -65,6 +65,7 @@ NOT_RUN = {
     ("explain.md", "subspace explain --watch"): "reads a terminal or a pipe; test_explain_command.py has it",
     ("first-hour.md", "subspace train run.yaml"): "trains on the hub's MRPC",
     ("own-data.md", "subspace train examples/own_images.yaml"): "needs the hub's ViT; test_image_runs.py has it",
+    ("own-data.md", "subspace train examples/own_generation.yaml"): "needs the hub's T5; test_new_tokens.py has it",
     ("own-data.md", "subspace predict runs/photos"): "uses that run; test_image_runs.py has it",
     ("language-models.md", "subspace"): "needs a model from the hub; test_language_runs.py has it on a tiny one",
     ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import Any
 
 import torch
@@ -56,6 +58,8 @@ def trained(method: str, sharded: bool, elsewhere: bool) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != os.environ["RANK"]:  # then sets have another order in each process
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": os.environ["RANK"]})
     dist.init_process_group("gloo")
     for method in CASES:
         for elsewhere in (False, True):

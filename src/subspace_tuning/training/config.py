@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def _check_adapter(adapter: AdapterSection) -> None:
         raise SubspaceError(f"adapter.{unused[0]} has no meaning with method {adapter.method!r}: leave it out")
 
 
-def _given(adapter: AdapterSection, besides: Iterable[str]) -> list[str]:
+def _given(adapter: AdapterSection, besides: Collection[str]) -> list[str]:
     """Return the names of the fields that have a value."""
-    names = {entry.name for entry in dataclasses.fields(adapter)} - set(besides)
-    return [name for name in names if getattr(adapter, name) is not None]
+    names = [entry.name for entry in dataclasses.fields(adapter)]
+    return [name for name in names if name not in besides and getattr(adapter, name) is not None]

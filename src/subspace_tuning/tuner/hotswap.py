@@ -108,7 +108,7 @@ def _padded(own: SubspaceConfig, loaded: SubspaceConfig, ranks: set[tuple[int, i
     """Return the config of an adapter whose rank was raised by zeros."""
     if len(ranks) > 1 or loaded.rank_pattern or loaded.alpha_pattern:
         raise SubspaceError(f"the adapter in {path} has several ranks: only a single lower rank can be padded")
-    low, high = next(iter(ranks))
+    [(low, high)] = ranks
     if not _is_padded_by_zeros(loaded, low, high):
         raise SubspaceError(
             f"the adapter in {path} has rank {low}, here {high}: zeros in its factors would change "

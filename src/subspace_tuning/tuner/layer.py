@@ -127,7 +127,8 @@ class SubspaceLayer(RunningLayer):
         constants = BufferDict(factors.constants, persistent=save_constants)
         # What can only be restored from the file: drawn starts, masks, chosen directions.
         drawn = [start_of(name) for name, anchored in method.anchors(one_hot).items() if not anchored]
-        for name in {*drawn, *method.formula.masked, *CHOSEN_SHAPES} & set(constants):
+        restored = {*drawn, *method.formula.masked, *CHOSEN_SHAPES}
+        for name in (name for name in factors.constants if name in restored):
             constants.register_buffer(name, constants[name], persistent=True)
         _ = method.readings  # compiled code could not, see `derive`
         method.formula.derive()

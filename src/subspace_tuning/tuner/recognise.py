@@ -60,7 +60,7 @@ def recognise(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, list[str]]:
         is_attention = any(QUERY in played for played in roles.values())
         if not is_attention and repeated[_as_pattern(block)] == 1:
             continue
-        mixers = {name for name in shapes if hasattr(by_name.get((block + name).rpartition(".")[0]), "A_log")}
+        mixers = [name for name in shapes if hasattr(by_name.get((block + name).rpartition(".")[0]), "A_log")]
         feed_forward = {name: shape for name, shape in shapes.items() if name not in roles and name not in mixers}
         roles |= _feed_forward(feed_forward) | {
             name: (VALUE, FFN_IN, FFN_GATE) for name in mixers if name.endswith("in_proj")

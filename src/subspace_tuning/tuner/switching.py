@@ -33,7 +33,7 @@ class SwitchingLayer(MergingLayer):
 
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
         """Freeze or unfreeze adapters."""
-        for name in {adapter_names} if isinstance(adapter_names, str) else set(adapter_names):
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             if name in self.subspace_params:
                 set_layer_requires_grad(self.subspace_params[name], requires_grad)
 

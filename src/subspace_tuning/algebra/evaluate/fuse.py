@@ -108,7 +108,7 @@ def fuse(expression: Expression, shape: ShapeOf) -> Fused | None:
     # The kernel computes the norms of what it forms itself.
     unit = form.right_scales_low_rank and isinstance(form.right[0], InverseNorms)
     # A common scale that is never trained is applied to the narrow side; any other to its own factor.
-    common = next(iter(scales)) if len(scales) == 1 and all(map(_is_number, next(iter(scales)))) else ()
+    common = form.cuts[0].scalars if len(scales) == 1 and all(map(_is_number, form.cuts[0].scalars)) else ()
     return Fused(
         expression,
         bias,

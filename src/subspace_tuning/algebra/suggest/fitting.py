@@ -18,7 +18,7 @@ from .rules import part, rule
 @rule
 def frozen_start(tree: ast.expr) -> Iterator[ast.expr]:
     """Rewrite A0 without A -> A."""
-    found = set(trees.used(tree))
+    found = dict.fromkeys(trees.used(tree))
     for one in found:
         stem = names.started(one)
         if stem is not None and stem not in found:

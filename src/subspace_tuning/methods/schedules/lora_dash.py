@@ -79,7 +79,8 @@ def change_rates(site: Site) -> tuple[Tensor, Tensor, Tensor]:
 def _along(term: LowRank, site: Site, U: Tensor, V: Tensor) -> Tensor:
     """Return what a low-rank term does along every pair of singular directions."""
     parts = [term.down, *(node for node in term.core if not node.is_shapeless), term.up]
-    trained, names = site.parameters, {name for part in parts for name in part.names}
+    # In one order everywhere: reading a sharded factor is a call of all processes.
+    trained, names = site.parameters, dict.fromkeys(name for part in parts for name in part.names)
     values = {name: site.value(name) if name in trained else site.constants[name] for name in names}
     down, *core, up = (dense(part, values) for part in parts)
     left = U.T @ down.to(U)
