@@ -12,16 +12,15 @@ from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-import subspace_tuning
 from subspace_tuning import SubspaceConfig, compat
 from subspace_tuning.bench.device import operations
 from subspace_tuning.tuner import compat as of_peft
 
-SOURCE = Path(subspace_tuning.__file__).parent
+SOURCE = Path(__file__).parents[1] / "src"  # the package may be installed beside others
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in SOURCE.parent.rglob("*.py") if path.name != "compat.py"], ids=lambda path: path.stem
+    "path", [path for path in SOURCE.rglob("*.py") if path.name != "compat.py"], ids=lambda path: path.stem
 )
 def test_private_names_are_imported_in_one_place(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
