@@ -1,0 +1,112 @@
+"""The HTML file: one template with its style, its scripts and its data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ... import provenance
+from ...extras import needs
+from ...files import check_file, write_text
+from .compact import config_columns, curve_columns, frame_columns
+from .contents import RUNS, Page
+from .summary import ENTRY, LEVEL, averages, cells, entries
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SCRIPTS = ("data.js", "table.js", "specs.js", "charts.js", "values.js", "page.js")
+_LIBRARY = "window.vegaEmbed = vegaEmbed;"
+AS_GIVEN = "as given"
+
+
+def write_page(page: Page, path: str | Path) -> Path:
+    """Write a page to a file and return its path.
+
+    The file needs no other and loads nothing. Texts of the results are data: no name, formula or value in them becomes
+    markup, and the page's content security policy runs its own scripts alone.
+
+    Args:
+        page: the results.
+        path: the file; an existing one is replaced.
+
+    Raises:
+        SubspaceError: the file cannot be written, or packages of the extra ``report`` are not installed.
+    """
+    file = check_file(Path(path))
+    write_text(file, document(page))
+    return file
+
+
+def document(page: Page) -> str:
+    """Return the page's HTML."""
+    needs("the page of a comparison", "report", "vl-convert-python")
+    import vl_convert
+
+    library = vl_convert.javascript_bundle(_LIBRARY)
+    scripts = [_inline(library), _inline("\n".join(map(_packaged, _SCRIPTS)))]
+    parts = {
+        "policy": " ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+        "title": html.escape(page.title),
+        "style": _packaged("page.css"),
+        # Valid JSON, and nothing in it can end the element.
+        "data": json.dumps(_data(page), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        "library": scripts[0],
+        "script": scripts[1],
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _packaged("page.html"))
+
+
+def _data(page: Page) -> dict[str, Any]:
+    runs = _budgets_as_texts(page.runs[[*RUNS]]).reset_index(drop=True)
+    lines = entries(runs)
+    of_all = lines[ENTRY].rename_axis("entry").reset_index()
+    names = list(runs["run"])
+    return {
+        "title": page.title,
+        "version": provenance.versions()["subspace-tuning"],
+        "level": LEVEL,
+        "smaller": sorted(page.smaller_is_better),
+        "verdicts": [vars(one) for one in page.verdicts],
+        "entries": frame_columns(lines),
+        "cells": frame_columns(cells(runs, lines)),
+        "averages": frame_columns(averages(runs, lines)),
+        "runs": frame_columns(runs.merge(of_all, on=ENTRY, how="left").drop(columns=[*ENTRY, "method", "trained"])),
+        "configs": config_columns(page.config(name) for name in names),
+        "curves": curve_columns([page.curve(name) for name in names]),
+        **{
+            name: None if frame is None else frame_columns(_budgets_as_texts(frame))
+            for name, frame in (("intervals", page.intervals), ("published", page.published))
+        },
+    }
+
+
+def _budgets_as_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    if "budget" not in frame:
+        return frame
+    return frame.assign(budget=[_budget(value) for value in frame["budget"]])
+
+
+def _budget(value: Any) -> str:
+    if value is None or value != value:  # NaN
+        return AS_GIVEN
+    return f"{value:,.10g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _packaged(name: str) -> str:
+    return (resources.files(__package__) / "files" / name).read_text(encoding="utf-8")
+
+
+def _inline(script: str) -> str:
+    """Return a script that does not end its element: in JavaScript, both forms are the same text."""
+    return re.sub(r"<(?=/script|!--)", r"\\x3c", script.replace("\r\n", "\n"), flags=re.IGNORECASE)
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,0 +1,77 @@
+// A chart with its heading, its caption and the table of what it shows; drawn when it comes into view.
+
+const DRAWING = { actions: false, renderer: "svg", ast: true }; // ast: nothing is evaluated, as the policy asks
+const drawn = new Map(); // the charts by their elements
+const near = new IntersectionObserver((seen) => {
+  for (const { target, isIntersecting } of seen) {
+    const one = drawn.get(target);
+    one.visible = isIntersecting;
+    if (isIntersecting && one.stale) one.draw();
+  }
+}, { rootMargin: "200px" });
+
+/**
+ * Put a chart at the end of an element.
+ *
+ * `values` returns what it shows, `spec` its specification for a width in pixels, `caption` its text, and `columns` are
+ * those of its table. `open` is called with the value that is clicked.
+ */
+function chart(parent, { title, values, spec, caption, columns, open }) {
+  const place = made("div", { className: "chart", role: "img" });
+  const words = made("figcaption", { className: "soft" });
+  const table = sortable(title, columns);
+  const details = made("details", {}, made("summary", {}, "The same as a table"), table.element);
+  const figure = made("figure", {}, words, place, details);
+  const one = { stale: true, visible: false, view: null, width: 0, draw, update };
+  parent.append(figure);
+  drawn.set(place, one);
+  near.observe(place);
+  details.addEventListener("toggle", () => details.open && table.fill(values()));
+
+  async function draw() {
+    const found = values();
+    one.stale = false;
+    one.width = place.clientWidth;
+    one.view?.finalize();
+    one.view = null;
+    if (!found.length) {
+      place.replaceChildren(made("p", { className: "soft" }, "The rows shown have nothing to draw here."));
+      return;
+    }
+    const { view } = await vegaEmbed(place, spec(found, one.width), DRAWING);
+    one.view = view;
+    if (open) view.addEventListener("click", (_, item) => item?.datum && !Array.isArray(item.datum) && open(item.datum));
+    place.dataset.drawn = "true";
+  }
+
+  function update() {
+    const found = values();
+    words.textContent = caption(found);
+    place.ariaLabel = `${title}. ${words.textContent} The table below has the same values.`;
+    one.stale = true;
+    place.dataset.drawn = "false";
+    if (details.open) table.fill(found);
+    if (one.visible) draw();
+  }
+  return one;
+}
+
+let resized = 0;
+window.addEventListener("resize", () => {
+  clearTimeout(resized);
+  resized = setTimeout(() => {
+    for (const [place, one] of drawn) if (one.view && place.clientWidth !== one.width) one.update();
+  }, 150);
+});
+
+/** Mark the values that no other beats in both: at least as small a cost, and as good a score. */
+function front(values, field, better) {
+  const sign = better === "smaller" ? -1 : 1;
+  const ordered = [...values].sort((a, b) => a[field] - b[field] || sign * (b.score - a.score));
+  let best = -Infinity;
+  return ordered.map((value) => {
+    const above = sign * value.score > best;
+    if (above) best = sign * value.score;
+    return { ...value, front: above };
+  });
+}
