@@ -53,7 +53,7 @@ def document(page: Page) -> str:
     scripts = [_inline(library), _inline("\n".join(map(_packaged, _SCRIPTS)))]
     parts = {
         "policy": " ".join(f"'sha256-{_digest(script)}'" for script in scripts),
-        "title": html.escape(page.title),
+        "title": html.escape(page.title).encode("ascii", "xmlcharrefreplace").decode(),
         "style": _packaged("page.css"),
         # Valid JSON, and nothing in it can end the element.
         "data": json.dumps(_data(page), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
