@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from subspace_tuning.report.page import Page, Verdict
+from subspace_tuning.report.page.contents import RUNS
 
 ROWS = {
     "head alone": ("head", 0, 0.0),
@@ -25,7 +27,7 @@ ROWS = {
 }
 TASKS = {"cola": ("matthews", 0.05, 0.3), "mrpc": ("accuracy_and_f1", 0.75, 0.12), "rte": ("accuracy", 0.52, 0.2)}
 VERDICTS = (
-    Verdict("SSB scores above (IA)³", "supported", "+0.031 (0.012 to 0.050), Holm p = 0.004", "arXiv:2407.05417, Table II"),
+    Verdict("SSB scores above (IA)³", "supported", "+0.031 (0.012 to 0.050), p = 0.004", "arXiv:2407.05417, Table II"),
     Verdict("LoRA scores below FLoRA at a matched budget", "contradicted", "−0.006 (−0.010 to −0.002)", "Section V"),
     Verdict("SSL and (IA)³ score alike", "undecided", "margin 0.01, interval −0.004 to 0.013", "Table II"),
 )
@@ -43,30 +45,17 @@ def simulated(
     """Return the page of a grid in which each row has been tuned with two seeds and one report run has failed."""
     rng = np.random.default_rng(0)
     runs: list[dict[str, Any]] = []
-    for model in models:
-        for budget in budgets:
-            for row, (method, trained, level) in rows.items():
-                for task in tasks:
-                    best = 1e-3 * (1e6 / (trained + 1e4)) ** 0.5
-                    grid = best * 2.0 ** np.arange(-(rates // 2), rates - rates // 2)
-                    common = {"row": row, "method": method, "task": task, "model": model, "budget": budget}
-                    cost = {"trained": round(trained * (budget or 1)), "head": 148_224}
-                    drawn = [("tuning", seed, rate) for rate in grid for seed in (100, 101)]
-                    drawn += [("report", seed, best) for seed in range(seeds)]
-                    metric, base, gain = TASKS[task]
-                    for stage, seed, rate in drawn:
-                        score = base + gain * level - 0.02 * np.log2(rate / best) ** 2 + 0.01 * rng.standard_normal()
-                        runs.append(
-                            common
-                            | cost
-                            | {
-                                "run": f"{len(runs):04x}{rng.integers(2**60):x}",
-                                **{"rate": rate, "seed": seed, "stage": stage, "state": "done", "metric": metric},
-                                "score": score,
-                                "seconds": 60 + 20 * level + 2 * rng.standard_normal(),
-                                "memory": 900 + trained / 2e4 + rng.standard_normal(),
-                            }
-                        )
+    for model, budget, (row, (method, trained, level)), task in product(models, budgets, rows.items(), tasks):
+        metric, base, gain = TASKS[task]
+        best = 1e-3 * (1e6 / (trained + 1e4)) ** 0.5
+        tuning = product(("tuning",), (100, 101), best * 2.0 ** np.arange(-(rates // 2), rates - rates // 2))
+        for stage, seed, rate in [*tuning, *(("report", seed, best) for seed in range(seeds))]:
+            noise, slow, large = rng.standard_normal(3)
+            score = base + gain * level - 0.02 * np.log2(rate / best) ** 2 + 0.01 * noise
+            name = f"{len(runs):04x}{rng.integers(2**60):x}"
+            what = (name, row, method, task, model, budget, round(trained * (budget or 1)), 148_224, rate, seed, stage)
+            how = ("done", metric, score, 60 + 20 * level + 2 * slow, 900 + trained / 2e4 + large)
+            runs.append(dict(zip(RUNS, what + how, strict=True)))
     frame = pd.DataFrame(runs)
     frame.loc[frame.index[-1], ["state", "score"]] = ["failed", np.nan]
     by_name = frame.set_index("run")

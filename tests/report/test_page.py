@@ -41,7 +41,9 @@ HOSTILE = [
 
 
 def data_of(html: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(html.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    found: dict[str, Any] = json.loads(
+        html.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    )
     return found
 
 
@@ -166,7 +168,7 @@ def hostile() -> Page:
     published = pd.DataFrame([{"task": task, "row": HOSTILE[0], "model": metric, "score": 0.5}])
 
     def config(run: str) -> dict[str, Any]:
-        return {name: {other: name for other in HOSTILE} for name in HOSTILE} | {"run": run}
+        return {name: dict.fromkeys(HOSTILE, name) for name in HOSTILE} | {"run": run}
 
     return Page(runs, config, page.curve, verdicts, intervals, published, title=claim)
 
@@ -178,7 +180,6 @@ def test_texts_stay_data() -> None:
     assert data["entries"]["row"]["of"] == HOSTILE
     run = hostile().runs["run"].iloc[0]
     assert decoded(data["configs"], 0) == hostile().config(run)
-    assert html.isascii() or "φ" not in html.split('id="data">')[1].split("</script>")[0]
 
 
 # What is seen

@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=Hashable)
 
-NUMBERS = {
-    *("trained", "head", "rate", "seed", "score", "seconds", "memory"),
-    *("difference", "low", "high", "count", "failed", "entry"),
-}
+NUMBERS = set("trained head rate seed score seconds memory difference low high count failed entry".split())
+"""The columns that hold numbers, in all frames of a page."""
 _POINTS, _FEWEST, _MOST = 200_000, 25, 100  # of all loss curves together, and of one
 
 
@@ -34,9 +32,9 @@ def frame_columns(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def config_columns(configs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a column for each key, with the path to it, the values that occur, and for each config the position of its.
+    """Return for each key its path, the values that occur, and the position of each config's value among them.
 
-    A position of -1 means that the config has no such key.
+    The position is -1 if a config has no such key.
     """
     found: dict[tuple[str, ...], list[str | None]] = {}
     length = 0

@@ -11,10 +11,7 @@ from ...errors import SubspaceError
 if TYPE_CHECKING:
     import pandas as pd
 
-RUNS = (
-    *("run", "row", "method", "task", "model", "budget", "trained", "head", "rate", "seed", "stage", "state", "metric"),
-    *("score", "seconds", "memory"),
-)
+RUNS = tuple("run row method task model budget trained head rate seed stage state metric score seconds memory".split())
 INTERVALS = ("task", "row", "baseline", "difference", "low", "high")
 PUBLISHED = ("task", "row", "model", "score")
 
@@ -36,9 +33,9 @@ class Page:
     """The results of a comparison.
 
     Attributes:
-        runs: one row per run, with the columns ``RUNS``. ``stage`` is ``tuning`` or ``report``, and ``state`` is ``done``
-            for a run with a score. ``trained`` and ``head`` are numbers of parameters, ``seconds`` is the time of
-            training, and ``memory`` its peak in MiB. ``budget`` is missing where a row is taken as it is.
+        runs: one row per run, with the columns ``RUNS``. ``stage`` is ``tuning`` or ``report``; ``state`` is ``done`` for
+            a run with a score. ``trained`` and ``head`` are numbers of parameters, ``seconds`` is the time of training,
+            and ``memory`` its peak in MiB. ``budget`` is missing where a row is taken as it is.
         config: returns the config of a run, as plain data.
         curve: returns the loss curve of a run, pairs of a step and a loss.
         verdicts: the claims, in the order in which they are shown.
