@@ -33,9 +33,9 @@ class Page:
     """The results of a comparison.
 
     Attributes:
-        runs: one row per run, with the columns ``RUNS``. ``stage`` is ``tuning`` or ``report``; ``state`` is ``done`` for
-            a run with a score. ``trained`` and ``head`` are numbers of parameters, ``seconds`` is the time of training,
-            and ``memory`` its peak in MiB. ``budget`` is missing where a row is taken as it is.
+        runs: one row per run, with the columns ``RUNS``. ``stage`` is ``tuning`` or ``report``, and ``state`` is
+            ``done`` if the run has a score. ``trained`` and ``head`` are numbers of parameters, ``seconds`` is the time
+            of training, and ``memory`` its peak in MiB. ``budget`` is missing where a row is taken as it is.
         config: returns the config of a run, as plain data.
         curve: returns the loss curve of a run, pairs of a step and a loss.
         verdicts: the claims, in the order in which they are shown.

@@ -1,7 +1,7 @@
 // A chart with its heading, its caption and the table of what it shows; drawn when it comes into view.
 
 const DRAWING = { actions: false, renderer: "svg", ast: true }; // ast: nothing is evaluated, as the policy asks
-const drawn = new Map(); // the charts by their elements
+const drawn = new Map(); // by their elements
 const near = new IntersectionObserver((seen) => {
   for (const { target, isIntersecting } of seen) {
     const one = drawn.get(target);
@@ -18,10 +18,10 @@ const near = new IntersectionObserver((seen) => {
  */
 function chart(parent, { title, values, spec, caption, columns, open }) {
   const place = made("div", { className: "chart", role: "img" });
-  const words = made("figcaption", { className: "soft" });
+  const text = made("figcaption", { className: "soft" });
   const table = sortable(title, columns);
   const details = made("details", {}, made("summary", {}, "The same as a table"), table.element);
-  const figure = made("figure", {}, words, place, details);
+  const figure = made("figure", {}, text, place, details);
   const one = { stale: true, visible: false, view: null, width: 0, draw, update };
   parent.append(figure);
   drawn.set(place, one);
@@ -46,8 +46,8 @@ function chart(parent, { title, values, spec, caption, columns, open }) {
 
   function update() {
     const found = values();
-    words.textContent = caption(found);
-    place.ariaLabel = `${title}. ${words.textContent} The table below has the same values.`;
+    text.textContent = caption(found);
+    place.ariaLabel = `${title}. ${text.textContent} The table below has the same values.`;
     one.stale = true;
     place.dataset.drawn = "false";
     if (details.open) table.fill(found);
@@ -63,15 +63,3 @@ window.addEventListener("resize", () => {
     for (const [place, one] of drawn) if (one.view && place.clientWidth !== one.width) one.update();
   }, 150);
 });
-
-/** Mark the values that no other beats in both: at least as small a cost, and as good a score. */
-function front(values, field, better) {
-  const sign = better === "smaller" ? -1 : 1;
-  const ordered = [...values].sort((a, b) => a[field] - b[field] || sign * (b.score - a.score));
-  let best = -Infinity;
-  return ordered.map((value) => {
-    const above = sign * value.score > best;
-    if (above) best = sign * value.score;
-    return { ...value, front: above };
-  });
-}

@@ -30,7 +30,8 @@ const tasks = distinct(runs.map((run) => run.task));
 
 for (const [number, entry] of entries.entries()) {
   Object.assign(entry, { number, cells: new Map(), average: null });
-  entry.label = [entry.row, budgets.length > 1 && entry.budget, models.length > 1 && entry.model].filter(Boolean).join(" · ");
+  const parts = [entry.row, budgets.length > 1 && entry.budget, models.length > 1 && entry.model];
+  entry.label = parts.filter(Boolean).join(" · ");
 }
 for (const cell of cells) entries[cell.entry].cells.set(cell.task, cell);
 for (const cell of averages) entries[cell.entry].average = cell;
@@ -75,8 +76,10 @@ const written = {
   score: orDash((value) => value.toFixed(digits(value))),
   signed: orDash((value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits(value))),
   rate: orDash((value) => value.toExponential(1).replace(".0e", "e").replace("e+", "e").replace("-", "−")),
-  seconds: orDash((value) =>
-    value < 100 ? `${value.toPrecision(3)} s` : value < 6000 ? `${(value / 60).toFixed(1)} min` : `${(value / 3600).toFixed(1)} h`),
+  seconds: orDash((value) => {
+    if (value < 100) return `${value.toPrecision(3)} s`;
+    return value < 6000 ? `${(value / 60).toFixed(1)} min` : `${(value / 3600).toFixed(1)} h`;
+  }),
   memory: orDash((value) => (value < 1024 ? `${value.toFixed(0)} MiB` : `${(value / 1024).toFixed(1)} GiB`)),
 };
 const within = (cell) => (cell.low === null ? "" : ` (${written.score(cell.low)} to ${written.score(cell.high)})`);

@@ -9,24 +9,29 @@ function openRuns(title, found) {
   offered = found;
   at("details-title").textContent = title;
   at("choice").hidden = found.length < 2;
-  chooser.replaceChildren(...found.map((run, n) => made("option", { value: n },
-    `${run.task}, ${run.stage}, seed ${written.text(run.seed)}, rate ${written.rate(run.rate)}: ${run.state === "done" ? written.score(run.score) : run.state}`)));
+  chooser.replaceChildren(...found.map((run, value) => made("option", { value }, summary(run))));
   dialog.showModal();
   showRun(found[0]);
   dialog.scrollTop = 0;
 }
 
+function summary({ task, stage, seed, rate, state, score }) {
+  const result = state === "done" ? written.score(score) : state;
+  return `${task}, ${stage}, seed ${written.text(seed)}, rate ${written.rate(rate)}: ${result}`;
+}
+
 function showRun(run) {
-  const facts = {
-    run: run.run, task: run.task, stage: run.stage, state: run.state, [run.metric ?? "score"]: written.score(run.score),
-    "learning rate": written.rate(run.rate), seed: written.text(run.seed), trained: written.count(run.trained),
-    head: written.count(run.head), time: written.seconds(run.seconds), memory: written.memory(run.memory),
-  };
-  at("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [made("dt", {}, name), made("dd", {}, value)]));
+  const facts = [
+    ["run", run.run], ["task", run.task], ["stage", run.stage], ["state", run.state],
+    [run.metric ?? "score", written.score(run.score)], ["learning rate", written.rate(run.rate)],
+    ["seed", written.text(run.seed)], ["trained", written.count(run.trained)], ["head", written.count(run.head)],
+    ["time", written.seconds(run.seconds)], ["memory", written.memory(run.memory)],
+  ];
+  at("facts").replaceChildren(...facts.flatMap(([name, value]) => [made("dt", {}, name), made("dd", {}, value)]));
+  at("config").textContent = JSON.stringify(configOf(run.place), null, 2);
   const curve = curveOf(run.place);
   at("curve").hidden = !curve.length;
-  if (curve.length) vegaEmbed(at("curve"), lossSpec(curve, at("details").clientWidth - 40), DRAWING);
-  at("config").textContent = JSON.stringify(configOf(run.place), null, 2);
+  if (curve.length) vegaEmbed(at("curve"), lossSpec(curve, at("curve").clientWidth), DRAWING);
 }
 
 function openEntry(entry, task) {
@@ -35,75 +40,104 @@ function openEntry(entry, task) {
   openRuns(entry.label, reported.length ? reported : own);
 }
 
+const openRun = (place) => openRuns(runs[place].row, [runs[place]]);
+
 chooser.addEventListener("change", () => showRun(offered[chooser.value]));
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 
 // The sections
 
-const charts = {
-  parameters: [frontChart(at("parameters"), costs.trained)],
-  cost: [frontChart(at("cost").querySelector(".pair"), costs.seconds), frontChart(at("cost").querySelector(".pair"), costs.memory)],
-  differences: [chart(at("differences"), {
-    title: "Differences from the baseline",
-    values: forestValues,
-    spec: forestSpec,
-    caption: (values) => {
-      const count = (side) => values.filter((value) => value.side === side).length;
-      return `Paired differences and their intervals. ${count("better")} are better than the baseline, ${count("worse")} worse, and ` +
-        `${count("not told apart")} cannot be told apart from it.`;
-    },
-    columns: [textColumn("row", "label"), textColumn("task", "task"), textColumn("baseline", "baseline"),
-      numberColumn("difference", "difference", written.signed), numberColumn("low", "low", written.signed),
-      numberColumn("high", "high", written.signed), textColumn("result", "side")],
-  })],
-  rates: [chart(at("rates"), {
-    title: "Score and learning rate",
-    values: ratesValues,
-    spec: ratesSpec,
-    caption: (values) => `${shownTasks().length === 1 ? `Mean score (${nameOf(shownTasks()[0])})` : "How far the mean score is behind the row's best"} ` +
-      `in the tuning runs at each learning rate; a diamond marks the chosen rate. ` +
-      `${plural(edges(values), "choice is", "choices are")} at an edge of the rates tried.`,
-    columns: [textColumn("row", "label"), textColumn("task", "task"), numberColumn("rate", "rate", written.rate), scoreColumns[0],
-      { title: "chosen", value: (one) => (one.chosen ? "yes" : "no") }],
-    open: ({ place }) => place !== undefined && openRuns(runs[place].row, [runs[place]]),
-  })],
-  losses: [chart(at("losses"), {
-    title: "Loss",
-    values: lossesValues,
-    spec: lossesSpec,
-    caption: (values) => {
-      const shown = distinct(values.map((value) => value.label));
-      return `Training loss, mean over seeds, of the best rows shown (${nameOf(oneTask())}): ${shown.join(", ") || "none"}. ` +
-        `At most ${MOST_CURVES} are drawn; filter for others. Long curves are averaged over spans of steps.`;
-    },
-    columns: [textColumn("row", "label"), textColumn("task", "task"), numberColumn("step", "step", written.count),
-      numberColumn("loss", "loss", written.score)],
-    open: ({ entry, task }) => entry !== undefined && openEntry(entries[entry], task),
-  })],
-};
+const listed = (labels) => labels.join(", ") || "none";
 
-const list = sortable("Runs", [
-  { title: "run", value: ({ run }) => run, cell: (run) => [opener(run.run.slice(0, 12), () => openRuns(run.row, [run]))] },
-  textColumn("row", "row"),
-  { title: "budget", value: ({ budget }) => budget, hidden: () => budgets.length < 2 },
-  { title: "model", value: ({ model }) => model, hidden: () => models.length < 2 },
-  textColumn("task", "task"), textColumn("stage", "stage"), textColumn("state", "state"),
-  numberColumn("seed", "seed", written.text), numberColumn("rate", "rate", written.rate), numberColumn("score", "score", written.score),
-  numberColumn("time", "seconds", written.seconds), numberColumn("memory", "memory", written.memory),
-], { size: 25 });
-at("runs-table").append(list.element);
-
-function update() {
-  findBests();
-  const found = shownEntries(), listed = runs.filter((run) => matches(run) && shownTasks().includes(run.task));
-  at("shown").textContent = `${written.count(found.length)} of ${plural(entries.length, "row")}, ${plural(listed.length, "run")}`;
-  scores.fill(found);
-  list.fill(listed);
-  for (const one of Object.values(charts).flat()) one.update();
+function frontChart(parent, cost) {
+  return chart(parent, {
+    title: `Score and ${cost.title}`,
+    values: () => frontValues(cost),
+    spec: (values, width) => frontSpec(values, { ...cost, better: better(oneTask()) }, width, nameOf(oneTask())),
+    caption: (values) => `Score (${nameOf(oneTask())}; ${better(oneTask())} is better) against ${cost.title}. ` +
+      "No row is at least as cheap and better than those on the line: " +
+      `${listed(values.filter((value) => value.front).map((value) => value.label))}.`,
+    columns: [
+      textColumn("row", "label"), numberColumn(cost.title, cost.field, cost.show), ...scoreColumns,
+      { title: "on the line", value: (one) => (one.front ? "yes" : "no") },
+    ],
+    open: ({ number }) => number !== undefined && openEntry(entries[number], oneTask()),
+  });
 }
 
-function options(name, values, all) {
-  form.elements[name].replaceChildren(made("option", { value: "" }, all), ...values.map((value) => made("option", {}, value)));
+const differences = {
+  title: "Differences from the baseline",
+  values: forestValues,
+  spec: forestSpec,
+  caption: (values) => {
+    const count = (side) => values.filter((value) => value.side === side).length;
+    return `Paired differences with their intervals: ${count("better")} better than the baseline, ` +
+      `${count("worse")} worse, ${count("not told apart")} not told apart from it.`;
+  },
+  columns: [
+    textColumn("row", "label"), textColumn("task", "task"), textColumn("baseline", "baseline"),
+    ...["difference", "low", "high"].map((name) => numberColumn(name, name, written.signed)), textColumn("result", "side"),
+  ],
+};
+
+const rates = {
+  title: "Score and learning rate",
+  values: ratesValues,
+  spec: ratesSpec,
+  caption: (values) => {
+    const one = shownTasks().length === 1;
+    return (one ? `Mean score (${nameOf(shownTasks()[0])})` : "How far the mean score is behind the row's best") +
+      " in the tuning runs at each learning rate. A diamond marks the chosen rate; " +
+      `${plural(edges(values), "choice is", "choices are")} at an edge of the rates tried.`;
+  },
+  columns: [
+    textColumn("row", "label"), textColumn("task", "task"), numberColumn("rate", "rate", written.rate),
+    numberColumn("score", "score", written.score), { title: "chosen", value: (one) => (one.chosen ? "yes" : "no") },
+  ],
+  open: ({ place }) => place !== undefined && openRun(place),
+};
+
+const losses = {
+  title: "Loss",
+  values: lossesValues,
+  spec: lossesSpec,
+  caption: (values) => `Training loss, mean over seeds, of the best rows shown (${nameOf(oneTask())}): ` +
+    `${listed(distinct(values.map((value) => value.label)))}. At most ${PALETTE.length} are drawn; filter for others.`,
+  columns: [
+    textColumn("row", "label"), textColumn("task", "task"), numberColumn("step", "step", written.count),
+    numberColumn("loss", "loss", written.score),
+  ],
+  open: ({ entry, task }) => entry !== undefined && openEntry(entries[entry], task),
+};
+
+const pair = at("cost").querySelector(".pair");
+const charts = [
+  frontChart(at("parameters"), costs.trained), frontChart(pair, costs.seconds), frontChart(pair, costs.memory),
+  chart(at("differences"), differences), chart(at("rates"), rates), chart(at("losses"), losses),
+];
+
+const list = sortable("Runs", [
+  { title: "run", value: ({ run }) => run, cell: (run) => [opener(run.run.slice(0, 12), () => openRun(run.place))] },
+  ...["row", "budget", "model", "task", "stage", "state"].map((name) => ({
+    ...textColumn(name, name),
+    hidden: () => (name === "budget" && budgets.length < 2) || (name === "model" && models.length < 2),
+  })),
+  numberColumn("seed", "seed", written.text), numberColumn("rate", "rate", written.rate),
+  numberColumn("score", "score", written.score), numberColumn("time", "seconds", written.seconds),
+  numberColumn("memory", "memory", written.memory),
+], { size: 25 });
+at("scores-table").append(scores.element);
+at("runs-table").append(list.element);
+
+// The filters
+
+function update() {
+  const found = shownEntries(), own = runs.filter((run) => matches(run) && shownTasks().includes(run.task));
+  at("shown").textContent = `${written.count(found.length)} of ${plural(entries.length, "row")}, ${plural(own.length, "run")}`;
+  findBests(found);
+  scores.fill(found);
+  list.fill(own);
+  for (const one of charts) one.update();
 }
 
 function read() {
@@ -112,39 +146,53 @@ function read() {
   update();
 }
 
-function verdict({ claim, verdict, figure, source }) {
-  return made("li", { className: verdict }, made("span", { className: "verdict" }, `${{ supported: "✓", contradicted: "✗", undecided: "?" }[verdict]} ${verdict}`),
-    made("strong", {}, claim), made("span", {}, figure), made("span", { className: "soft" }, source));
+/** Offer the values of a filter, unless there are too few to choose from. */
+function offer(name, values, all, fewest = 2) {
+  const select = form.elements[name];
+  select.replaceChildren(made("option", { value: "" }, all), ...values.map((value) => made("option", {}, value)));
+  select.parentElement.hidden = values.length < fewest;
+}
+
+function tell() {
+  const reported = distinct(runs.filter((run) => run.stage === "report").map((run) => run.seed)).length;
+  const done = runs.filter((run) => run.state === "done").length;
+  at("about").textContent = [
+    plural(entries.length, "row"), plural(tasks.length, "task"),
+    models.length > 3 ? `${models.length} models` : models.join(", "),
+    plural(reported, "seed"), `${written.count(done)} of ${plural(runs.length, "run")} done`,
+  ].join(" · ");
+  at("version").textContent = data.version;
+  at("scores-text").textContent = `Means over seeds ± half of their ${100 * data.level} % interval (Student's t). ` +
+    "The best of the rows shown is bold. A row's name opens the configs of its runs.";
+}
+
+const SIGNS = { supported: "✓", contradicted: "✗", undecided: "?" };
+
+function tellClaims() {
+  const counts = Object.keys(SIGNS).map((name) => `${data.verdicts.filter((one) => one.verdict === name).length} ${name}`);
+  at("counted").textContent = counts.join(" · ");
+  at("verdicts").append(...data.verdicts.map(({ claim, verdict, figure, source }) =>
+    made("li", { className: verdict }, made("span", { className: "verdict" }, `${SIGNS[verdict]} ${verdict}`),
+      made("strong", {}, claim), made("span", {}, figure), made("span", { className: "soft" }, source))));
 }
 
 function start() {
-  const done = runs.filter((run) => run.state === "done").length;
-  const seeds = distinct(runs.filter((run) => run.stage === "report").map((run) => run.seed)).length;
-  at("about").textContent = [plural(entries.length, "row"), plural(tasks.length, "task"), models.length > 3 ? `${models.length} models` : models.join(", "),
-    `${plural(seeds, "seed")} reported`, `${written.count(done)} of ${plural(runs.length, "run")} done`].join(" · ");
-  at("version").textContent = data.version;
-  at("scores-text").textContent = `Means over seeds ± half of their ${100 * data.level} % interval (Student's t); the best of the rows shown is bold. ` +
-    `A row's name opens the configs of its runs.`;
-  const counts = ["supported", "contradicted", "undecided"].map((name) => `${data.verdicts.filter((one) => one.verdict === name).length} ${name}`);
-  at("counted").textContent = counts.join(" · ");
-  at("verdicts").append(...data.verdicts.map(verdict));
-
-  const used = { model: models, budget: budgets, task: tasks, published: distinct(published.map((one) => one.model)) };
-  options("model", models, "all models");
-  options("budget", budgets, "all budgets");
-  options("task", tasks, averaged ? "all, averaged" : "all");
-  options("published", used.published, "not shown");
-  for (const [name, values] of Object.entries(used)) {
-    form.querySelector(`.of-${name === "published" ? name : `${name}s`}`).hidden = values.length < (name === "published" ? 1 : 2);
-  }
-  const empty = { claims: !data.verdicts.length, differences: !intervals.length, rates: !ratesValues().length, losses: !lossesValues().length };
+  tell();
+  tellClaims();
+  offer("model", models, "all models");
+  offer("budget", budgets, "all budgets");
+  offer("task", tasks, averaged ? "all, averaged" : "all");
+  offer("published", distinct(published.map((one) => one.model)), "not shown", 1);
+  const filled = {
+    claims: data.verdicts.length, differences: intervals.length, rates: ratesValues().length, losses: lossesValues().length,
+  };
   for (const section of document.querySelectorAll("main section")) {
-    section.hidden = Boolean(empty[section.id]);
-    const name = section.querySelector("h2").textContent;
-    if (!section.hidden) at("sections").append(made("li", {}, made("a", { href: `#${section.id}` }, name)));
+    section.hidden = filled[section.id] === 0;
+    const link = made("a", { href: `#${section.id}` }, section.querySelector("h2").textContent);
+    if (!section.hidden) at("sections").append(made("li", {}, link));
   }
   form.addEventListener("input", read);
-  form.addEventListener("reset", () => setTimeout(read));
+  form.addEventListener("reset", () => setTimeout(read)); // once the fields are empty
   form.addEventListener("submit", (event) => event.preventDefault());
   read();
 }
