@@ -223,7 +223,7 @@ def test_the_table_sorts_and_filters(browser: Browser, small: tuple[Page, Path])
         tab.get_by_label("Task").select_option("mrpc")
         assert {*tab.locator("#runs tbody td:nth-child(3)").all_inner_texts()} == {"mrpc"}
         assert "cola" not in tab.locator("#scores thead button").all_inner_texts()
-        tab.get_by_role("button", name="Show all").click()
+        tab.get_by_role("button", name="Reset").click()
         tab.locator("#shown", has_text=f"{len(ROWS)} of {len(ROWS)} rows").wait_for()
         assert {*column(tab, "row")} == {*ROWS}
 

@@ -72,6 +72,7 @@ def _data(page: Page) -> dict[str, Any]:
         "title": page.title,
         "version": provenance.versions()["subspace-tuning"],
         "level": LEVEL,
+        "as_given": AS_GIVEN,
         "smaller": sorted(page.smaller_is_better),
         "verdicts": [vars(one) for one in page.verdicts],
         "entries": frame_columns(lines),

@@ -30,8 +30,6 @@ const tasks = distinct(runs.map((run) => run.task));
 
 for (const [number, entry] of entries.entries()) {
   Object.assign(entry, { number, cells: new Map(), average: null });
-  const parts = [entry.row, budgets.length > 1 && entry.budget, models.length > 1 && entry.model];
-  entry.label = parts.filter(Boolean).join(" · ");
 }
 for (const cell of cells) entries[cell.entry].cells.set(cell.task, cell);
 for (const cell of averages) entries[cell.entry].average = cell;

@@ -37,7 +37,7 @@ function showRun(run) {
 function openEntry(entry, task) {
   const own = runs.filter((run) => run.entry === entry.number && (!task || run.task === task));
   const reported = own.filter((run) => run.stage === "report");
-  openRuns(entry.label, reported.length ? reported : own);
+  openRuns(labelOf(entry), reported.length ? reported : own);
 }
 
 const openRun = (place) => openRuns(runs[place].row, [runs[place]]);
@@ -147,9 +147,10 @@ function read() {
 }
 
 /** Offer the values of a filter, unless there are too few to choose from. */
-function offer(name, values, all, fewest = 2) {
+function offer(name, values, all, { fewest = 2, first = false } = {}) {
   const select = form.elements[name];
-  select.replaceChildren(made("option", { value: "" }, all), ...values.map((value) => made("option", {}, value)));
+  const options = values.map((value, n) => made("option", { value, defaultSelected: first && n === 0 }, value));
+  select.replaceChildren(made("option", { value: "" }, all), ...options);
   select.parentElement.hidden = values.length < fewest;
 }
 
@@ -179,10 +180,10 @@ function tellClaims() {
 function start() {
   tell();
   tellClaims();
-  offer("model", models, "all models");
+  offer("model", models, "all models", { first: true }); // scores of several are not comparable
   offer("budget", budgets, "all budgets");
   offer("task", tasks, averaged ? "all, averaged" : "all");
-  offer("published", distinct(published.map((one) => one.model)), "not shown", 1);
+  offer("published", distinct(published.map((one) => one.model)), "not shown", { fewest: 1 });
   const filled = {
     claims: data.verdicts.length, differences: intervals.length, rates: ratesValues().length, losses: lossesValues().length,
   };

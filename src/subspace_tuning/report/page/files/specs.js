@@ -62,15 +62,34 @@ function logarithmic(values, field) {
 
 const PLACES = ["on the line", "behind it"];
 
+/** Choose the points on the line whose names have room, the best first. */
+function named(points, { domain }, width) {
+  const [low, high] = domain.map(Math.log), scores = points.map(({ score }) => score);
+  const least = Math.min(...scores), span = Math.max(...scores) - least || 1;
+  const spots = [];
+  for (const point of points.filter(({ front }) => front).reverse()) {
+    const spot = {
+      x: (width * (Math.log(point.x) - low)) / (high - low), y: (HEIGHT * (point.score - least)) / span,
+      half: 3.5 * Math.min(point.label.length, 22) + 4,
+    };
+    if (spots.some(({ x, y, half }) => Math.abs(x - spot.x) < half + spot.half && Math.abs(y - spot.y) < 15)) continue;
+    spots.push(spot);
+    point.named = true;
+  }
+  return points;
+}
+
+const HEIGHT = 340; // of a chart with one panel
+
 /** Score against a cost, with a line through those that no other beats in both. */
 function frontSpec(values, { field, title, format }, width, scored) {
   const { at, scale, ticks, label } = logarithmic(values, field);
-  const points = values.map((value) => ({ ...value, x: at(value[field]), place: PLACES[value.front ? 0 : 1] }));
+  const placed = values.map((value) => ({ ...value, x: at(value[field]), place: PLACES[value.front ? 0 : 1] }));
+  const points = named(placed, scale, width);
   const axis = { grid: false, values: ticks, labelOverlap: true, labelExpr: label(format) };
-  const leading = [{ filter: "datum.front" }];
   const score = { type: "quantitative", title: scored, scale: { zero: false } };
   return {
-    ...shared(points), ...fitted(width, 340),
+    ...shared(points), ...fitted(width, HEIGHT),
     encoding: { x: { field: "x", type: "quantitative", title, scale, axis }, y: { field: "score", ...score } },
     layer: [
       {
@@ -78,7 +97,7 @@ function frontSpec(values, { field, title, format }, width, scored) {
         encoding: { y: { field: "low", ...score }, y2: { field: "high" } },
       },
       {
-        transform: leading,
+        transform: [{ filter: "datum.front" }],
         mark: { type: "line", interpolate: "step-after", color: colour("accent"), opacity: 0.7, strokeWidth: 2 },
       },
       {
@@ -90,7 +109,7 @@ function frontSpec(values, { field, title, format }, width, scored) {
         },
       },
       {
-        transform: leading,
+        transform: [{ filter: "datum.named" }],
         mark: { type: "text", dy: -11, fontSize: 12, color: colour("text"), limit: 150 },
         encoding: { text: { field: "label" } },
       },

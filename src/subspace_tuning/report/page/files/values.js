@@ -8,6 +8,13 @@ const matches = ({ model, budget, row, method }) =>
 const shownEntries = () => entries.filter(matches);
 const shownTasks = () => (wanted.task ? [wanted.task] : tasks);
 
+/** The name of a row, with its budget and its model where rows of several are shown. */
+function labelOf({ row, budget, model }) {
+  const budgetToo = budget && budget !== data.as_given && budgets.length > 1 && !wanted.budget;
+  const modelToo = model && models.length > 1 && !wanted.model;
+  return [row, budgetToo && `budget ${budget}`, modelToo && model].filter(Boolean).join(" · ");
+}
+
 // The task of charts with one score for each row: the chosen one, else the average (null) if there is one.
 const oneTask = () => wanted.task ?? (averaged ? null : tasks[0]);
 const nameOf = (task) => (task === null ? "average over tasks" : metrics.has(task) ? `${task}, ${metrics.get(task)}` : task);
@@ -82,7 +89,7 @@ function frontValues({ field, show }) {
   const values = shownEntries().flatMap((entry) => {
     const cell = cellOf(entry, task), cost = cell?.[field] ?? entry[field] ?? null;
     if ((cell?.score ?? null) === null || cost === null) return [];
-    const { label, number } = entry, { score, low, high, count } = cell;
+    const { number } = entry, { score, low, high, count } = cell, label = labelOf(entry);
     const result = written.score(score) + within(cell);
     return [{ label, number, score, low, high, count, [field]: cost, written: show(cost), result }];
   });
@@ -123,7 +130,7 @@ function ratesLines() {
   const points = grouped(tuned, (run) => `${line(run)}\n${run.rate}`).map((group) => {
     const [{ entry, task, rate, place }] = group, score = mean(group.map((run) => run.score));
     const chosen = same(rate, entries[entry].cells.get(task)?.rate ?? NaN);
-    const { label } = entries[entry];
+    const label = labelOf(entries[entry]);
     return { label, entry, task, rate, place, score, chosen, written: written.rate(rate), result: written.score(score) };
   });
   return grouped(sorted(points, (one) => one.rate), line);
@@ -150,8 +157,10 @@ function lossesValues() {
   const scored = shownEntries().filter((entry) => (cellOf(entry, task)?.score ?? null) !== null);
   const best = sorted(scored, (entry) => -sign(task) * cellOf(entry, task).score).slice(0, PALETTE.length);
   const reported = runs.filter((run) => run.stage === "report" && shownTasks().includes(run.task));
-  return best.flatMap(({ number, label }) => grouped(reported.filter((run) => run.entry === number), line).flatMap((group) =>
-    meanCurve(group).map((point) => ({ ...point, entry: number, label, task: group[0].task }))));
+  return best.flatMap((entry) => {
+    const label = labelOf(entry), own = grouped(reported.filter((run) => run.entry === entry.number), line);
+    return own.flatMap((group) => meanCurve(group).map((point) => ({ ...point, entry: entry.number, label, task: group[0].task })));
+  });
 }
 
 function meanCurve(found) {
@@ -165,8 +174,8 @@ const SIDES = ["better", "worse", "not told apart"];
 
 function forestValues() {
   return intervals.filter(isShown).map((one) => {
-    const { task, row, baseline, difference, low, high } = one, up = sign(task);
-    const label = [row, one.budget, models.length > 1 && one.model].filter(Boolean).join(" · ");
+    const { task, baseline, difference, low, high } = one, up = sign(task);
+    const label = labelOf(one);
     const side = SIDES[low * up > 0 && high * up > 0 ? 0 : low * up < 0 && high * up < 0 ? 1 : 2];
     const result = `${written.signed(difference)} (${written.signed(low)} to ${written.signed(high)})`;
     return { label, task, baseline, difference, low, high, side, result, panel: `${task}, from ${baseline}` };
@@ -174,5 +183,5 @@ function forestValues() {
 }
 
 /** Whether an entry that an interval is about is shown; an interval need not say of which model and budget it is. */
-const isShown = (one) => shownTasks().includes(one.task) && entries.some((entry) => entry.row === one.row && matches(entry) &&
+const isShown = (one) => shownTasks().includes(one.task) && shownEntries().some((entry) => entry.row === one.row &&
   (!one.model || one.model === entry.model) && (!one.budget || one.budget === entry.budget));
