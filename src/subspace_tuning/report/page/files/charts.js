@@ -22,15 +22,25 @@ function chart(parent, { title, values, spec, caption, columns, open }) {
   const table = sortable(title, columns);
   const details = made("details", {}, made("summary", {}, "The same as a table"), table.element);
   const figure = made("figure", {}, text, place, details);
-  const one = { stale: true, visible: false, view: null, width: 0, draw, update };
+  const one = { stale: true, busy: false, visible: false, view: null, width: 0, draw, update };
   parent.append(figure);
   drawn.set(place, one);
   near.observe(place);
   details.addEventListener("toggle", () => details.open && table.fill(values()));
 
+  /** Draw until what is drawn is what is shown: the filters may change meanwhile. */
   async function draw() {
-    const found = values();
-    one.stale = false;
+    if (one.busy) return;
+    one.busy = true;
+    while (one.stale) {
+      one.stale = false;
+      await redraw(values());
+    }
+    one.busy = false;
+    place.dataset.drawn = "true";
+  }
+
+  async function redraw(found) {
     one.width = place.clientWidth;
     one.view?.finalize();
     one.view = null;
@@ -40,8 +50,7 @@ function chart(parent, { title, values, spec, caption, columns, open }) {
     }
     const { view } = await vegaEmbed(place, spec(found, one.width), DRAWING);
     one.view = view;
-    if (open) view.addEventListener("click", (_, item) => item?.datum && !Array.isArray(item.datum) && open(item.datum));
-    place.dataset.drawn = "true";
+    if (open) view.addEventListener("click", (_, item) => item?.datum && open(item.datum));
   }
 
   function update() {
@@ -60,6 +69,6 @@ let resized = 0;
 window.addEventListener("resize", () => {
   clearTimeout(resized);
   resized = setTimeout(() => {
-    for (const [place, one] of drawn) if (one.view && place.clientWidth !== one.width) one.update();
+    for (const [place, one] of drawn) if (place.clientWidth !== one.width) one.update();
   }, 150);
 });

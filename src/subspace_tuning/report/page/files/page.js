@@ -133,7 +133,8 @@ at("runs-table").append(list.element);
 
 function update() {
   const found = shownEntries(), own = runs.filter((run) => matches(run) && shownTasks().includes(run.task));
-  at("shown").textContent = `${written.count(found.length)} of ${plural(entries.length, "row")}, ${plural(own.length, "run")}`;
+  const count = `${written.count(found.length)} of ${plural(entries.length, "row")}`;
+  at("shown").textContent = `${count}, ${plural(own.length, "run")}`;
   findBests(found);
   scores.fill(found);
   list.fill(own);
@@ -170,8 +171,8 @@ function tell() {
 const SIGNS = { supported: "✓", contradicted: "✗", undecided: "?" };
 
 function tellClaims() {
-  const counts = Object.keys(SIGNS).map((name) => `${data.verdicts.filter((one) => one.verdict === name).length} ${name}`);
-  at("counted").textContent = counts.join(" · ");
+  const count = (name) => data.verdicts.filter((one) => one.verdict === name).length;
+  at("counted").textContent = Object.keys(SIGNS).map((name) => `${count(name)} ${name}`).join(" · ");
   at("verdicts").append(...data.verdicts.map(({ claim, verdict, figure, source }) =>
     made("li", { className: verdict }, made("span", { className: "verdict" }, `${SIGNS[verdict]} ${verdict}`),
       made("strong", {}, claim), made("span", {}, figure), made("span", { className: "soft" }, source))));

@@ -159,13 +159,17 @@ function lossesValues() {
   const reported = runs.filter((run) => run.stage === "report" && shownTasks().includes(run.task));
   return best.flatMap((entry) => {
     const label = labelOf(entry), own = grouped(reported.filter((run) => run.entry === entry.number), line);
-    return own.flatMap((group) => meanCurve(group).map((point) => ({ ...point, entry: entry.number, label, task: group[0].task })));
+    return own.flatMap((group) => {
+      const { task } = group[0];
+      return meanCurve(group).map((point) => ({ ...point, entry: entry.number, label, task }));
+    });
   });
 }
 
 function meanCurve(found) {
   const points = grouped(found.flatMap(({ place }) => curveOf(place)), ({ step }) => step);
-  return sorted(points.map((group) => ({ step: group[0].step, loss: mean(group.map(({ loss }) => loss)) })), ({ step }) => step);
+  const means = points.map((group) => ({ step: group[0].step, loss: mean(group.map(({ loss }) => loss)) }));
+  return sorted(means, ({ step }) => step);
 }
 
 // Differences
