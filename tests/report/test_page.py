@@ -215,12 +215,12 @@ def test_the_table_sorts_and_filters(browser: Browser, small: tuple[Page, Path])
         best = max(ROWS, key=lambda row: means[row, "cola"])
         assert tab.locator("#scores strong").first.inner_text() in {f"{means[row, 'cola']:.3f}" for row in ROWS}
         assert f"{means[best, 'cola']:.3f}" in tab.locator("#scores strong").all_inner_texts()
-        tab.get_by_label("Find").fill("LORA")
+        tab.get_by_role("searchbox", name="Find").fill("LORA")
         assert {*column(tab, "row")} == {"lora", "flora"}
         assert tab.locator("#shown").inner_text().startswith(f"2 of {len(ROWS)} rows, ")
-        tab.get_by_label("Published scores").select_option("roberta-base")
+        tab.get_by_role("combobox", name="Published scores").select_option("roberta-base")
         assert tab.get_by_text("published 0.623").count() == 1
-        tab.get_by_label("Task").select_option("mrpc")
+        tab.get_by_role("combobox", name="Task").select_option("mrpc")
         assert {*tab.locator("#runs tbody td:nth-child(3)").all_inner_texts()} == {"mrpc"}
         assert "cola" not in tab.locator("#scores thead button").all_inner_texts()
         tab.get_by_role("button", name="Reset").click()
@@ -270,7 +270,7 @@ def test_a_click_shows_the_exact_config(browser: Browser, small: tuple[Page, Pat
         drawn(tab, "parameters")
         tab.locator("#parameters .mark-symbol path").last.click()
         assert dialog.get_by_role("heading").first.inner_text() == shown()["row"] and shown()["stage"] == "report"
-        dialog.get_by_label("Run", exact=True).select_option(index=3)
+        dialog.get_by_role("combobox", name="Run").select_option(index=3)
         assert shown()["seed"] == 3
         tab.keyboard.press("Escape")
         assert not dialog.is_visible()

@@ -72,7 +72,7 @@ const differences = {
   caption: (values) => {
     const count = (side) => values.filter((value) => value.side === side).length;
     return `Paired differences with their intervals: ${count("better")} better than the baseline, ` +
-      `${count("worse")} worse, ${count("not told apart")} not told apart from it.`;
+      `${count("worse")} worse, ${count("undecided")} undecided, as the interval contains 0.`;
   },
   columns: [
     textColumn("row", "label"), textColumn("task", "task"), textColumn("baseline", "baseline"),
@@ -117,7 +117,7 @@ const charts = [
 ];
 
 const list = sortable("Runs", [
-  { title: "run", value: ({ run }) => run, cell: (run) => [opener(run.run.slice(0, 12), () => openRun(run.place))] },
+  { title: "run", value: ({ run }) => run, cell: (run) => [opener(run.run.slice(0, 8), () => openRun(run.place))] },
   ...["row", "budget", "model", "task", "stage", "state"].map((name) => ({
     ...textColumn(name, name),
     hidden: () => (name === "budget" && budgets.length < 2) || (name === "model" && models.length < 2),
@@ -190,7 +190,7 @@ function start() {
   };
   for (const section of document.querySelectorAll("main section")) {
     section.hidden = filled[section.id] === 0;
-    const link = made("a", { href: `#${section.id}` }, section.querySelector("h2").textContent);
+    const link = made("a", { href: `#${section.id}` }, section.dataset.link);
     if (!section.hidden) at("sections").append(made("li", {}, link));
   }
   form.addEventListener("input", read);

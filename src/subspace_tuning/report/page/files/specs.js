@@ -7,6 +7,7 @@ const words = {
   labelColor: colour("soft"), titleColor: colour("text"), labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500,
 };
 const THEME = {
+  aria: false, // a chart is one image, and its table has the values
   background: "transparent",
   font: "system-ui, sans-serif",
   view: { stroke: null },
@@ -62,27 +63,41 @@ function logarithmic(values, field) {
 
 const PLACES = ["on the line", "behind it"];
 
-/** Choose the points on the line whose names have room, the best first. */
+const HEIGHT = 340; // of a chart with one panel
+const WIDEST = 24; // characters of a name beside a point
+
+/**
+ * Choose the points on the line whose names have room, the best first, and the side of each name.
+ *
+ * No point is both cheaper and better than one on the line, so names stand there, or above the point at the left edge.
+ */
 function named(points, { domain }, width) {
   const [low, high] = domain.map(Math.log), scores = points.map(({ score }) => score);
   const least = Math.min(...scores), span = Math.max(...scores) - least || 1;
   const spots = [];
   for (const point of points.filter(({ front }) => front).reverse()) {
-    const spot = {
-      x: (width * (Math.log(point.x) - low)) / (high - low), y: (HEIGHT * (point.score - least)) / span,
-      half: 3.5 * Math.min(point.label.length, 22) + 4,
-    };
-    if (spots.some(({ x, y, half }) => Math.abs(x - spot.x) < half + spot.half && Math.abs(y - spot.y) < 15)) continue;
-    spots.push(spot);
-    point.named = true;
+    const length = 7 * Math.min(point.label.length, WIDEST) + 10, end = (width * (Math.log(point.x) - low)) / (high - low);
+    const side = end > length + 40 ? "right" : "center";
+    const from = side === "right" ? end - length : end - length / 2, y = (HEIGHT * (point.score - least)) / span;
+    if (spots.some((spot) => from < spot.from + spot.length && spot.from < from + length && Math.abs(spot.y - y) < 15)) continue;
+    spots.push({ from, length, y });
+    point.side = side;
   }
   return points;
 }
 
-const HEIGHT = 340; // of a chart with one panel
+/** The names at one side, each with a rim in the colour of the ground. */
+const names = (points, side, dy) => !points.some((point) => point.side === side) ? [] : [{ stroke: colour("ground"), strokeWidth: 4, strokeJoin: "round" }, {}].map((rim) => ({
+  transform: [{ filter: `datum.side === '${side}'` }],
+  mark: {
+    type: "text", align: side, dx: side === "right" ? -7 : 0, dy, fontSize: 12, limit: 7 * WIDEST,
+    color: colour("text"), tooltip: null, ...rim,
+  },
+  encoding: { text: { field: "label" } },
+}));
 
 /** Score against a cost, with a line through those that no other beats in both. */
-function frontSpec(values, { field, title, format }, width, scored) {
+function frontSpec(values, { field, title, format, better }, width, scored) {
   const { at, scale, ticks, label } = logarithmic(values, field);
   const placed = values.map((value) => ({ ...value, x: at(value[field]), place: PLACES[value.front ? 0 : 1] }));
   const points = named(placed, scale, width);
@@ -108,11 +123,7 @@ function frontSpec(values, { field, title, format }, width, scored) {
           tooltip: tooltip(["row", "label"], [title, "written"], [scored, "result"], ["seeds", "count"]),
         },
       },
-      {
-        transform: [{ filter: "datum.named" }],
-        mark: { type: "text", dy: -11, fontSize: 12, color: colour("text"), limit: 150 },
-        encoding: { text: { field: "label" } },
-      },
+      ...names(points, "right", better === "smaller" ? 11 : -9), ...names(points, "center", better === "smaller" ? 14 : -12),
     ],
   };
 }
@@ -124,7 +135,7 @@ function ratesSpec(values, room) {
   const legend = names.length > 1 ? { orient: "top", columns: Math.max(1, Math.floor(room / 110)) } : null;
   const { scale, ticks } = logarithmic(values, "rate");
   const axis = { grid: false, format: "~e", values: ticks, labelOverlap: true };
-  return panels(values, "label", room, 180, {
+  return panels(values, "label", room, 150, {
     height: 90,
     encoding: {
       x: { field: "rate", type: "quantitative", title: null, scale, axis },
@@ -137,8 +148,8 @@ function ratesSpec(values, room) {
       {
         mark: { type: "point", filled: true, opacity: 1, cursor: "pointer" },
         encoding: {
-          size: telling("chosen", [true, false], [130, 24]),
-          shape: telling("chosen", [true, false], ["diamond", "circle"]),
+          size: { condition: { test: "datum.chosen", value: 130 }, value: 24 },
+          shape: { condition: { test: "datum.chosen", value: "diamond" }, value: "circle" },
           tooltip: tooltip(
             ["row", "label"], ["task", "task"], ["learning rate", "written"], ["score", "result"], ["chosen", "chosen"]),
         },

@@ -59,6 +59,11 @@ const textColumn = (title, field) => ({ title, value: (one) => one[field] });
 const numberColumn = (title, field, show) => ({ ...textColumn(title, field), number: true, show });
 const scoreColumns = ["score", "low", "high"].map((name) => numberColumn(name, name, written.score));
 
+function rowCell(entry) {
+  const button = opener(entry.row, () => openEntry(entry, null));
+  return entry.method && entry.method !== entry.row ? [button, below(entry.method)] : [button];
+}
+
 const scoreColumn = (task) => ({
   title: task ?? "average",
   number: true,
@@ -67,10 +72,9 @@ const scoreColumn = (task) => ({
   hidden: () => (task === null ? !averaged || wanted.task : wanted.task && wanted.task !== task),
 });
 const scores = sortable("Scores: methods by tasks", [
-  { ...textColumn("row", "row"), cell: (entry) => [opener(entry.row, () => openEntry(entry, null))] },
-  { ...textColumn("method", "method"), hidden: () => entries.every(({ row, method }) => row === method) },
+  { ...textColumn("row", "row"), cell: rowCell },
   { ...textColumn("budget", "budget"), hidden: () => budgets.length < 2 },
-  { ...textColumn("model", "model"), hidden: () => models.length < 2 },
+  { ...textColumn("model", "model"), hidden: () => models.length < 2 || wanted.model },
   numberColumn("trained", "trained", written.count),
   ...tasks.map(scoreColumn),
   scoreColumn(null),
@@ -174,7 +178,7 @@ function meanCurve(found) {
 
 // Differences
 
-const SIDES = ["better", "worse", "not told apart"];
+const SIDES = ["better", "worse", "undecided"];
 
 function forestValues() {
   return intervals.filter(isShown).map((one) => {
@@ -182,7 +186,7 @@ function forestValues() {
     const label = labelOf(one);
     const side = SIDES[low * up > 0 && high * up > 0 ? 0 : low * up < 0 && high * up < 0 ? 1 : 2];
     const result = `${written.signed(difference)} (${written.signed(low)} to ${written.signed(high)})`;
-    return { label, task, baseline, difference, low, high, side, result, panel: `${task}, from ${baseline}` };
+    return { label, task, baseline, difference, low, high, side, result, panel: `${task}, baseline ${baseline}` };
   });
 }
 
