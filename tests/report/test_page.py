@@ -35,8 +35,7 @@ HOSTILE = [
     "<!--<script>",
     "{{data}} ${window.broken = 1} \\u003c",
     "datum.x'\"`]; window.broken = 1 //",
-    "__proto__",
-    "\u2028\ud800 φ(W) → 表",
+    "\u2028 φ(W) → 表",
 ]
 
 
@@ -66,8 +65,8 @@ leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, 
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=4))
 
 
-@settings(deadline=None)
-@given(st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=5))
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=4))
 def test_configs_come_back_from_their_columns(configs: list[dict[str, Any]]) -> None:
     columns = json.loads(json.dumps(config_columns(configs)))
     assert [decoded(columns, number) for number in range(len(configs))] == configs
@@ -90,7 +89,7 @@ def test_long_curves_keep_their_span_and_their_mean(losses: list[list[float]]) -
             assert min(one) - 1e3 <= min(shown) <= max(shown) <= max(one) + 1e3
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 6))
 def test_means_and_intervals_are_scipys(seed: int, count: int) -> None:
     runs = simulated({"lora": ROWS["lora"], "ssb": ROWS["ssb"]}, seeds=count, rates=1).runs
@@ -168,18 +167,18 @@ def hostile() -> Page:
     published = pd.DataFrame([{"task": task, "row": HOSTILE[0], "model": metric, "score": 0.5}])
 
     def config(run: str) -> dict[str, Any]:
-        return {name: dict.fromkeys(HOSTILE, name) for name in HOSTILE} | {"run": run}
+        return {name: dict.fromkeys([*HOSTILE, "__proto__"], name) for name in HOSTILE} | {"run": run}
 
     return Page(runs, config, page.curve, verdicts, intervals, published, title=claim)
 
 
 def test_texts_stay_data() -> None:
-    html = document(hostile())
+    page = hostile()
+    html = document(page)
     assert html.lower().count("</script") == 3 and "<!--" not in html
     data = data_of(html)
     assert data["entries"]["row"]["of"] == HOSTILE
-    run = hostile().runs["run"].iloc[0]
-    assert decoded(data["configs"], 0) == hostile().config(run)
+    assert decoded(data["configs"], 0) == page.config(page.runs["run"].iloc[0])
 
 
 # What is seen
@@ -213,7 +212,6 @@ def test_the_table_sorts_and_filters(browser: Browser, small: tuple[Page, Path])
             assert header.get_attribute("aria-sort") == order
             assert column(tab, "row") == sorted(ROWS, key=lambda row: means[row, "cola"], reverse=down)
         best = max(ROWS, key=lambda row: means[row, "cola"])
-        assert tab.locator("#scores strong").first.inner_text() in {f"{means[row, 'cola']:.3f}" for row in ROWS}
         assert f"{means[best, 'cola']:.3f}" in tab.locator("#scores strong").all_inner_texts()
         tab.get_by_role("searchbox", name="Find").fill("LORA")
         assert {*column(tab, "row")} == {"lora", "flora"}
@@ -251,6 +249,7 @@ def test_every_chart_is_drawn_and_has_its_table(browser: Browser, small: tuple[P
                 assert chart.get_attribute("role") == "img" and len(chart.get_attribute("aria-label") or "") > 80
             for details in tab.locator(f"#{section} details").all():
                 details.locator("summary").press("Enter")
+                details.get_by_role("rowheader").first.wait_for()
                 rows = details.get_by_role("table").get_by_role("row").count() - 1
                 assert rows == (8 * 3 * 60 if section == "losses" else count // charts.count()), section
 
@@ -289,11 +288,12 @@ def test_a_click_shows_the_exact_config(browser: Browser, small: tuple[Page, Pat
 def test_hostile_names_are_shown_as_they_are(browser: Browser, tmp_path: Path) -> None:
     page = hostile()
     with opened(browser, write_page(page, tmp_path / "page.html")) as tab:
-        assert [text.encode("utf-8", "replace") for text in column(tab, "row")] == [
-            text.replace("\ud800", "\ufffd").encode() for text in HOSTILE
-        ]
-        for section in ("parameters", "cost", "differences", "rates", "losses"):
+        shown = tab.locator("#scores tbody button")
+        assert shown.all_text_contents() == HOSTILE
+        marks = {"parameters": 6, "cost": 12, "differences": 6, "rates": 12}
+        for section in (*marks, "losses"):
             drawn(tab, section)
+        assert {section: tab.locator(f"#{section} .mark-symbol.role-mark path").count() for section in marks} == marks
         tab.locator("#parameters .mark-symbol path").last.hover()
         tab.locator("#runs tbody button").first.click()
         found = json.loads(tab.get_by_label("Config").text_content() or "")

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SCRIPTS = ("data.js", "table.js", "specs.js", "charts.js", "values.js", "page.js")
-_LIBRARY = "window.vegaEmbed = vegaEmbed;"
 AS_GIVEN = "as given"
 
 
@@ -46,11 +46,7 @@ def write_page(page: Page, path: str | Path) -> Path:
 
 def document(page: Page) -> str:
     """Return the page's HTML."""
-    needs("the page of a comparison", "report", "vl-convert-python")
-    import vl_convert
-
-    library = vl_convert.javascript_bundle(_LIBRARY)
-    scripts = [_inline(library), _inline("\n".join(map(_packaged, _SCRIPTS)))]
+    scripts = [_inline(_library()), _inline("\n".join(map(_packaged, _SCRIPTS)))]
     parts = {
         "policy": " ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         "title": html.escape(page.title).encode("ascii", "xmlcharrefreplace").decode(),
@@ -61,6 +57,15 @@ def document(page: Page) -> str:
         "script": scripts[1],
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _packaged("page.html"))
+
+
+@cache
+def _library() -> str:
+    """Return Vega-Lite, Vega and their embedding as one script."""
+    needs("the page of a comparison", "report", "vl-convert-python")
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def _data(page: Page) -> dict[str, Any]:

@@ -17,7 +17,8 @@ const near = new IntersectionObserver((seen) => {
  * those of its table. `open` is called with the value that is clicked.
  */
 function chart(parent, { title, values, spec, caption, columns, open }) {
-  const place = made("div", { className: "chart", role: "img" });
+  const picture = made("div", {}); // the library gives it a role of its own
+  const place = made("div", { className: "chart", role: "img" }, picture);
   const text = made("figcaption", { className: "soft" });
   const table = sortable(title, columns);
   const details = made("details", {}, made("summary", {}, "The same as a table"), table.element);
@@ -45,10 +46,10 @@ function chart(parent, { title, values, spec, caption, columns, open }) {
     one.view?.finalize();
     one.view = null;
     if (!found.length) {
-      place.replaceChildren(made("p", { className: "soft" }, "The rows shown have nothing to draw here."));
+      picture.replaceChildren(made("p", { className: "soft" }, "The rows shown have nothing to draw here."));
       return;
     }
-    const { view } = await vegaEmbed(place, spec(found, one.width), DRAWING);
+    const { view } = await vegaEmbed(picture, spec(found, one.width), DRAWING);
     one.view = view;
     if (open) view.addEventListener("click", (_, item) => item?.datum && open(item.datum));
   }

@@ -30,7 +30,7 @@ function showRun(run) {
   at("facts").replaceChildren(...facts.flatMap(([name, value]) => [made("dt", {}, name), made("dd", {}, value)]));
   at("config").textContent = JSON.stringify(configOf(run.place), null, 2);
   const curve = curveOf(run.place);
-  at("curve").hidden = !curve.length;
+  at("curve").parentElement.hidden = !curve.length;
   if (curve.length) vegaEmbed(at("curve"), lossSpec(curve, at("curve").clientWidth), DRAWING);
 }
 

@@ -3,6 +3,7 @@
 const colour = (name) => `var(--${name})`;
 const PALETTE = [1, 2, 3, 4, 5, 6, 7, 8].map((number) => colour(`line-${number}`));
 const DASHES = PALETTE.map((_, number) => (number < 4 ? [1, 0] : [5, 3]));
+const WIDEST = 24; // characters of a name in a chart
 const words = {
   labelColor: colour("soft"), titleColor: colour("text"), labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500,
 };
@@ -15,7 +16,7 @@ const THEME = {
     ...words, labelLimit: 170, titlePadding: 8,
     gridColor: colour("line"), domainColor: colour("line"), tickColor: colour("line"),
   },
-  legend: { ...words, labelLimit: 260, symbolType: "stroke", symbolSize: 300 },
+  legend: { ...words, labelLimit: 7 * WIDEST, symbolType: "stroke", symbolSize: 300 },
   header: { ...words, labelColor: colour("text"), labelFontWeight: 600, labelLimit: 220 },
 };
 
@@ -28,14 +29,24 @@ const telling = (field, domain, range, legend = null) => ({
   field, type: "nominal", title: null, legend, scale: { domain, range: range.slice(0, domain.length) },
 });
 
+/** A legend above the chart, in as many columns as the longest name leaves room for. */
+function legendOf(names, room) {
+  const longest = Math.min(WIDEST, Math.max(...names.map((name) => name.length)));
+  return { orient: "top", columns: Math.max(1, Math.floor((room - 64) / (7 * longest + 40))) };
+}
+
+// Not a list of the values: Vega-Lite would write them into an expression, and they are anybody's texts.
+const inOrder = { field: "order", op: "min" };
+
 /** A panel for each value of a field, as many side by side as there is room for. */
 function panels(values, field, room, least, spec) {
-  const names = distinct(values.map((value) => value[field]));
-  const columns = Math.max(1, Math.min(names.length, Math.floor(room / least)));
+  const count = distinct(values.map((value) => value[field])).length;
+  const columns = Math.max(1, Math.min(count, Math.floor(room / least)));
   const width = Math.floor((room - 64) / columns) - 22;
+  const header = { labelAnchor: "start", labelPadding: 4 };
   return {
-    ...shared(values), columns, spacing: { row: 14, column: 18 },
-    facet: { field, type: "nominal", title: null, sort: names, header: { labelAnchor: "start", labelPadding: 4 } },
+    ...shared(values.map((value, order) => ({ ...value, order }))), columns, spacing: { row: 14, column: 18 },
+    facet: { field, type: "nominal", title: null, sort: inOrder, header },
     spec: { width, ...spec },
   };
 }
@@ -64,7 +75,6 @@ function logarithmic(values, field) {
 const PLACES = ["on the line", "behind it"];
 
 const HEIGHT = 340; // of a chart with one panel
-const WIDEST = 24; // characters of a name beside a point
 
 /**
  * Choose the points on the line whose names have room, the best first, and the side of each name.
@@ -132,7 +142,6 @@ function frontSpec(values, { field, title, format, better }, width, scored) {
 function ratesSpec(values, room) {
   const names = distinct(values.map((value) => value.task));
   const colours = names.map((_, n) => PALETTE[n % PALETTE.length]);
-  const legend = names.length > 1 ? { orient: "top", columns: Math.max(1, Math.floor(room / 110)) } : null;
   const { scale, ticks } = logarithmic(values, "rate");
   const axis = { grid: false, format: "~e", values: ticks, labelOverlap: true };
   return panels(values, "label", room, 150, {
@@ -140,7 +149,7 @@ function ratesSpec(values, room) {
     encoding: {
       x: { field: "rate", type: "quantitative", title: null, scale, axis },
       y: { field: "y", type: "quantitative", title: null, scale: { zero: false }, axis: { tickCount: 4 } },
-      color: telling("task", names, colours, legend),
+      color: telling("task", names, colours, names.length > 1 ? legendOf(names, room) : null),
       detail: { field: "entry" },
     },
     layer: [
@@ -166,7 +175,7 @@ const OF_LOSS = {
 /** Loss against the step, a panel per task and a line per row. */
 function lossesSpec(values, room) {
   const names = distinct(values.map((value) => value.label));
-  const legend = { orient: "top", columns: Math.max(1, Math.floor(room / 160)) };
+  const legend = legendOf(names, room);
   return panels(values, "task", room, 340, {
     height: 220,
     mark: { type: "line", strokeWidth: 1.8, cursor: "pointer" },
@@ -186,13 +195,12 @@ const lossSpec = (values, width) => ({
 
 /** Differences with their intervals, a panel per task. */
 function forestSpec(values, room) {
-  const rows = distinct(values.map((value) => value.label));
   const axis = { ticks: false, domain: false, labelColor: colour("text"), labelLimit: 130, grid: true };
   const x = { type: "quantitative", title: "difference", axis: { tickCount: 4, labelOverlap: true, gridOpacity: 0.5 } };
   const color = telling("side", SIDES, [colour("good"), colour("bad"), colour("soft")]);
   const found = panels(values, "panel", room, room < 560 ? 330 : 250, {
     height: { step: 19 },
-    encoding: { y: { field: "label", type: "nominal", title: null, sort: rows, axis } },
+    encoding: { y: { field: "label", type: "nominal", title: null, sort: inOrder, axis } },
     layer: [
       { mark: { type: "rule", color: colour("text"), opacity: 0.7 }, encoding: { x: { datum: 0, ...x }, y: null } },
       { mark: { type: "rule", strokeWidth: 2 }, encoding: { x: { field: "low", ...x }, x2: { field: "high" }, color } },
