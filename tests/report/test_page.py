@@ -301,18 +301,24 @@ def test_hostile_names_are_shown_as_they_are(browser: Browser, tmp_path: Path) -
         assert tab.evaluate("window.broken") is None and tab.locator("img").count() == 0
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of more than 5,000 runs: 40 rows at two budgets, tuned over eight rates."""
+    names = ["lora", *(f"row {number}" for number in range(39))]
+    rows = {name: (f"method {n % 19}", 1000 * 2 ** (n % 14), 0.3 + 0.01 * n) for n, name in enumerate(names)}
+    page = simulated(rows, rates=8, budgets=(2, 8))
+    assert len(page.runs) > 5000
+    return write_page(page, tmp_path_factory.mktemp("pages") / "large.html")
+
+
 @in_chromium
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_of_five_thousand_runs(width: int, scheme: Any, browser: Browser, tmp_path: Path) -> None:
-    """It stays below 10 MB, and takes the browser's main thread less than three seconds to open."""
-    rows = {f"row {n}": (f"method {n % 19}", 1000 * 2 ** (n % 14), 0.3 + 0.01 * n) for n in range(40)}
-    page = simulated(rows, rates=8, budgets=(2, 8))
-    assert len(page.runs) > 5000
-    file = write_page(page, tmp_path / "page.html")
-    assert file.stat().st_size < 10e6
-    with opened(browser, file, width, scheme) as tab:
+def test_a_page_of_five_thousand_runs_opens_soon(width: int, scheme: Any, browser: Browser, large: Path) -> None:
+    """In less than three seconds of the browser's main thread, from less than 10 MB."""
+    assert large.stat().st_size < 10e6
+    with opened(browser, large, width, scheme) as tab:
         session = tab.context.new_cdp_session(tab)
         session.send("Performance.enable", {"timeDomain": "threadTicks"})
         tab.reload()
@@ -321,4 +327,3 @@ def test_the_page_of_five_thousand_runs(width: int, scheme: Any, browser: Browse
         assert metrics["TaskDuration"] < 3 and metrics["Nodes"] < 20_000
         for section in ("parameters", "cost", "differences", "rates", "losses"):
             drawn(tab, section)
-        tab.screenshot(path=tmp_path / "page.png", full_page=True)

@@ -14,14 +14,20 @@ if TYPE_CHECKING:
 ENTRY = ["model", "row", "budget"]
 """What identifies a line of the table."""
 LEVEL = 0.95
+_MEANS = {
+    "score": ("score", "mean"),
+    "deviation": ("score", "std"),
+    "count": ("score", "count"),
+    "seconds": ("seconds", "mean"),
+    "memory": ("memory", "mean"),
+}
 
 
 def entries(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one line for each model, row and budget, in the order of the runs."""
-    found = runs.groupby(ENTRY, sort=False, as_index=False).agg(
+    return runs.groupby(ENTRY, sort=False, as_index=False).agg(
         method=("method", "first"), trained=("trained", "max"), head=("head", "max")
     )
-    return found
 
 
 def cells(runs: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
@@ -29,13 +35,7 @@ def cells(runs: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
     report = _numbered(runs[runs["stage"] == "report"], lines)
     done = report[_is_done(report)]
     found = done.groupby(["entry", "task"], sort=False).agg(
-        score=("score", "mean"),
-        deviation=("score", "std"),
-        count=("score", "count"),
-        metric=("metric", "first"),
-        rate=("rate", "first"),
-        seconds=("seconds", "mean"),
-        memory=("memory", "mean"),
+        **_MEANS, metric=("metric", "first"), rate=("rate", "first")
     )
     failed = report[report["state"] == "failed"].groupby(["entry", "task"], sort=False).size().rename("failed")
     return _with_interval(found.join(failed, how="outer").fillna({"count": 0, "failed": 0}).reset_index())
@@ -48,19 +48,13 @@ def averages(runs: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
     """
     report = _numbered(runs[runs["stage"] == "report"], lines)
     done = report[_is_done(report)]
-    tasks = done.groupby("model")["task"].nunique()
-    seeds = done.groupby(["entry", "model", "seed"], sort=False).agg(
+    tasks = done.groupby("model")["task"].nunique().rename("all").reset_index()
+    seeds = done.groupby(["entry", "model", "seed"], sort=False, as_index=False).agg(
         tasks=("task", "nunique"), score=("score", "mean"), seconds=("seconds", "mean"), memory=("memory", "mean")
     )
-    whole = seeds[seeds["tasks"] == seeds.index.get_level_values("model").map(tasks)]
-    found = whole.groupby("entry", sort=False).agg(
-        score=("score", "mean"),
-        deviation=("score", "std"),
-        count=("score", "count"),
-        seconds=("seconds", "mean"),
-        memory=("memory", "mean"),
-    )
-    return _with_interval(found.reset_index())
+    seeds = seeds.merge(tasks, on="model")
+    whole = seeds[seeds["tasks"] == seeds["all"]]
+    return _with_interval(whole.groupby("entry", sort=False).agg(**_MEANS).reset_index())
 
 
 def _numbered(runs: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
