@@ -22,6 +22,7 @@ def opened(browser: Browser, file: Path, width: int = 1280, scheme: Any = "light
     addresses: list[str] = []
     told: list[str] = []
     tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab.set_default_timeout(120_000)  # of a machine that has other work
     tab.on("request", lambda request: addresses.append(request.url))
     tab.on("console", lambda message: told.append(message.text))
     tab.on("pageerror", lambda error: told.append(str(error)))

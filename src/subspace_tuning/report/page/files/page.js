@@ -47,7 +47,11 @@ dialog.addEventListener("click", (event) => event.target === dialog && dialog.cl
 
 // The sections
 
-const listed = (labels) => labels.join(", ") || "none";
+const MOST = 12; // names in a caption
+const listed = (labels) => {
+  const rest = labels.length > MOST + 1 ? labels.length - MOST : 0;
+  return (labels.slice(0, rest ? MOST : undefined).join(", ") || "none") + (rest ? ` and ${rest} others` : "");
+};
 
 function frontChart(parent, cost) {
   return chart(parent, {
