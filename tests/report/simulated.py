@@ -68,9 +68,12 @@ def simulated(
         return {"model": one["model"], "task": task, "adapter": adapter, "training": training}
 
     def curve(run: str) -> list[tuple[float, float]]:
+        one = by_name.loc[run]
+        if one["state"] != "done":
+            return []
         noise = np.random.default_rng(int(run[:4], 16)).normal(size=60)
         steps = np.arange(10, 610, 10)
-        losses = 0.35 + 0.35 * np.exp(-steps / 200 * float(by_name.loc[run, "score"] or 0.3) * 2) + 0.01 * noise
+        losses = 0.35 + 0.35 * np.exp(-float(one["score"]) * steps / 100) + 0.01 * noise
         return [(int(step), float(loss)) for step, loss in zip(steps, losses, strict=True)]
 
     return Page(frame, config, curve, **{"verdicts": VERDICTS, "intervals": differences(frame)} | others)

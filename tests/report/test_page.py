@@ -27,7 +27,7 @@ from subspace_tuning.report.page.summary import ENTRY, averages, cells, entries
 from .browsers import drawn, in_chromium, opened
 from .simulated import ROWS, TASKS, VERDICTS, simulated
 
-PUBLISHED = pd.DataFrame([{"task": "cola", "row": "lora", "model": "roberta-base", "score": 0.6234}])
+PUBLISHED = pd.DataFrame([{"task": "cola", "row": "lora", "source": "roberta-base", "score": 0.6234}])
 # Names that end what they are written into, where anything is taken for markup or code.
 HOSTILE = [
     "</script><script>window.broken = 1</script>",
@@ -129,14 +129,29 @@ def test_failed_runs_are_counted() -> None:
     assert (found.loc[("full", "rte"), ["count", "failed"]] == [2, 1]).all()
 
 
+def test_a_run_in_two_cells_has_one_config_and_one_curve() -> None:
+    page = simulated({"ssb": ROWS["ssb"], "lora": ROWS["lora"]}, seeds=2, rates=1)
+    again = page.runs[page.runs["row"] == "ssb"].assign(budget=300_000.0)
+    data = data_of(document(replace(page, runs=pd.concat([again, page.runs], ignore_index=True))))
+    assert data["entries"]["budget"]["of"] == ["300,000", "as given"]
+    places = data["runs"]["run"]["at"]
+    assert len(places) == len(again) + len(page.runs) and len(data["curves"]["at"]) == len(page.runs)
+    for run, place in zip([*again["run"], *page.runs["run"]], places, strict=True):
+        assert decoded(data["configs"], place) == page.config(run)
+        steps = data["curves"]["steps"][data["curves"]["at"][place]]
+        assert [*zip(steps, data["curves"]["losses"][place], strict=True)] == [
+            (step, pytest.approx(loss, rel=1e-3)) for step, loss in page.curve(run)
+        ]
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
         ({"runs": simulated(seeds=1).runs.drop(columns=["rate", "head"])}, "frame of runs has no column head, rate"),
         ({"runs": simulated(seeds=1).runs.iloc[:0]}, "there are no runs to show"),
-        ({"runs": pd.concat([simulated(seeds=1).runs] * 2)}, "is in the page's frame of runs more than once"),
+        ({"runs": pd.concat([simulated(seeds=1).runs] * 2)}, "is twice in one cell of the page's frame of runs"),
         ({"intervals": PUBLISHED}, "frame of intervals has no column baseline, difference, low, high"),
-        ({"published": pd.DataFrame({"row": ["lora"]})}, "frame of published has no column task, model, score"),
+        ({"published": pd.DataFrame({"row": ["lora"]})}, "frame of published has no column task, source, score"),
         ({"verdicts": [Verdict("a claim", "true", "", "")]}, "supported, contradicted, undecided, not 'true': a claim"),  # type: ignore[arg-type]
     ],
 )
@@ -164,7 +179,7 @@ def hostile() -> Page:
     intervals = pd.DataFrame(
         [{"task": task, "row": row, "baseline": model, "difference": 0.1, "low": 0.0, "high": 0.2} for row in HOSTILE]
     )
-    published = pd.DataFrame([{"task": task, "row": HOSTILE[0], "model": metric, "score": 0.5}])
+    published = pd.DataFrame([{"task": task, "row": HOSTILE[0], "source": metric, "score": 0.5}])
 
     def config(run: str) -> dict[str, Any]:
         return {name: dict.fromkeys([*HOSTILE, "__proto__"], name) for name in HOSTILE} | {"run": run}

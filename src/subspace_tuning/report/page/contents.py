@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RUNS = tuple("run row method task model budget trained head rate seed stage state metric score seconds memory".split())
+CELL = ("row", "task", "model", "budget")
 INTERVALS = ("task", "row", "baseline", "difference", "low", "high")
-PUBLISHED = ("task", "row", "model", "score")
+PUBLISHED = ("task", "row", "source", "score")
 
 Outcome = Literal["supported", "contradicted", "undecided"]
 
@@ -33,16 +34,17 @@ class Page:
     """The results of a comparison.
 
     Attributes:
-        runs: one row per run, with the columns ``RUNS``. ``stage`` is ``tuning`` or ``report``, and ``state`` is
-            ``done`` if the run has a score. ``trained`` and ``head`` are numbers of parameters, ``seconds`` is the time
-            of training, and ``memory`` its peak in MiB. ``budget`` is missing where a row is taken as it is.
+        runs: one line per run and cell, with the columns ``RUNS``; a run may stand at two budgets. ``stage`` is
+            ``tuning`` or ``report``, and ``state`` is ``done`` if the run has a score. ``trained`` and ``head`` are
+            numbers of parameters, ``seconds`` is the time of training, and ``memory`` its peak in MiB. ``budget`` is
+            missing where a row is taken as it is. A column ``error`` says why a run failed.
         config: returns the config of a run, as plain data.
         curve: returns the loss curve of a run, pairs of a step and a loss.
         verdicts: the claims, in the order in which they are shown.
-        intervals: paired differences from a baseline, with the columns ``INTERVALS`` and optionally ``model`` and
-            ``budget``.
-        published: scores that others have published for rows of the same name, with the columns ``PUBLISHED`` and
-            optionally ``budget``, in the units of the runs' scores. Their ``model`` may be another.
+        intervals: paired differences from a baseline, positive where the row is better, with the columns ``INTERVALS``
+            and optionally ``model`` and ``budget``. Those without a figure are left out.
+        published: scores that others have published for rows of the same name, with the columns ``PUBLISHED``, in the
+            units of the runs' scores. ``source`` says whose they are, and of which model and budget.
         smaller_is_better: the metrics of which this holds.
         title: the title of the page.
     """
@@ -60,7 +62,7 @@ class Page:
         """Check what is given.
 
         Raises:
-            SubspaceError: a frame lacks columns, there is no run or one twice, or a verdict is unknown.
+            SubspaceError: a frame lacks columns, there is no run or one twice in a cell, or a verdict is unknown.
         """
         for name, frame, wanted in (
             ("runs", self.runs, RUNS),
@@ -72,9 +74,9 @@ class Page:
                 raise SubspaceError(f"the page's frame of {name} has no column {', '.join(missing)}")
         if self.runs.empty:
             raise SubspaceError("there are no runs to show: a comparison has at least one")
-        twice = self.runs["run"][self.runs["run"].duplicated()]
+        twice = self.runs["run"][self.runs.duplicated(["run", *CELL])]
         if len(twice):
-            raise SubspaceError(f"run {twice.iloc[0]!r} is in the page's frame of runs more than once")
+            raise SubspaceError(f"run {twice.iloc[0]!r} is twice in one cell of the page's frame of runs")
         for one in self.verdicts:
             if one.verdict not in get_args(Outcome):
                 raise SubspaceError(f"a verdict is {', '.join(get_args(Outcome))}, not {one.verdict!r}: {one.claim}")

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,7 @@ from ... import provenance
 from ...extras import needs
 from ...files import check_file, write_text
 from .compact import config_columns, curve_columns, frame_columns
-from .contents import RUNS, Page
+from .contents import INTERVALS, PUBLISHED, RUNS, Page
 from .summary import ENTRY, LEVEL, averages, cells, entries
 
 if TYPE_CHECKING:
@@ -69,12 +70,11 @@ def _library() -> str:
 
 
 def _data(page: Page) -> dict[str, Any]:
-    runs = _budgets_as_texts(page.runs[[*RUNS]]).reset_index(drop=True)
+    runs = _chosen(page.runs, RUNS, "error").reset_index(drop=True)
     lines = entries(runs)
-    of_all = lines[ENTRY].rename_axis("entry").reset_index()
-    names = list(runs["run"])
+    numbered = runs.merge(lines[ENTRY].rename_axis("entry").reset_index(), on=ENTRY, how="left")
+    names = list(runs["run"].unique())  # in the order in which the column of the runs has them
     return {
-        "title": page.title,
         "version": provenance.versions()["subspace-tuning"],
         "level": LEVEL,
         "as_given": AS_GIVEN,
@@ -83,20 +83,22 @@ def _data(page: Page) -> dict[str, Any]:
         "entries": frame_columns(lines),
         "cells": frame_columns(cells(runs, lines)),
         "averages": frame_columns(averages(runs, lines)),
-        "runs": frame_columns(runs.merge(of_all, on=ENTRY, how="left").drop(columns=[*ENTRY, "method", "trained"])),
+        "runs": frame_columns(numbered.drop(columns=[*ENTRY, "method", "trained"])),
         "configs": config_columns(page.config(name) for name in names),
         "curves": curve_columns([page.curve(name) for name in names]),
-        **{
-            name: None if frame is None else frame_columns(_budgets_as_texts(frame))
-            for name, frame in (("intervals", page.intervals), ("published", page.published))
-        },
+        "intervals": _optional(page.intervals, INTERVALS, "model", "budget"),
+        "published": _optional(page.published, PUBLISHED),
     }
 
 
-def _budgets_as_texts(frame: pd.DataFrame) -> pd.DataFrame:
-    if "budget" not in frame:
-        return frame
-    return frame.assign(budget=[_budget(value) for value in frame["budget"]])
+def _optional(frame: pd.DataFrame | None, wanted: Sequence[str], *others: str) -> dict[str, Any] | None:
+    return None if frame is None else frame_columns(_chosen(frame, wanted, *others))
+
+
+def _chosen(frame: pd.DataFrame, wanted: Sequence[str], *others: str) -> pd.DataFrame:
+    """Return some columns of a frame, others if it has them, and budgets as texts."""
+    found = frame[[*wanted, *(name for name in others if name in frame)]]
+    return found.assign(budget=[_budget(value) for value in found["budget"]]) if "budget" in found else found
 
 
 def _budget(value: Any) -> str:

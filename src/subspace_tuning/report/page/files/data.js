@@ -19,7 +19,7 @@ const data = JSON.parse(at("data").textContent);
 const entries = records(data.entries);
 const cells = records(data.cells);
 const averages = records(data.averages);
-const intervals = records(data.intervals);
+const intervals = records(data.intervals).filter(({ difference }) => difference !== null);
 const published = records(data.published);
 const runs = records(data.runs).map((run, place) => ({ ...entries[run.entry], ...run, place }));
 
@@ -41,16 +41,19 @@ const averaged = tasks.length > 1 && !tasks.some(smaller) && averages.length > 0
 // What a cell of the table is: that of a task, or of the average where no task is named.
 const cellOf = (entry, task) => (task ? entry.cells.get(task) : entry.average) ?? null;
 
-function configOf(place) {
-  const config = {};
+// A run that stands in two cells has one config and one curve.
+const numberOf = ({ place }) => data.runs.run.at[place];
+
+function configOf(run) {
+  const config = {}, number = numberOf(run);
   for (const { path, of, at: places } of data.configs) {
-    if (places[place] < 0) continue;
+    if (places[number] < 0) continue;
     let inner = config;
     for (const key of path.slice(0, -1)) {
       if (!Object.hasOwn(inner, key)) set(inner, key, {});
       inner = inner[key];
     }
-    set(inner, path.at(-1), of[places[place]]);
+    set(inner, path.at(-1), of[places[number]]);
   }
   return config;
 }
@@ -59,9 +62,9 @@ function configOf(place) {
 const set = (object, key, value) =>
   Object.defineProperty(object, key, { value, enumerable: true, configurable: true, writable: true });
 
-function curveOf(place) {
-  const steps = data.curves.steps[data.curves.at[place]] ?? [];
-  return steps.map((step, n) => ({ step, loss: data.curves.losses[place][n] })).filter(({ loss }) => loss !== null);
+function curveOf(run) {
+  const number = numberOf(run), steps = data.curves.steps[data.curves.at[number]];
+  return steps.map((step, n) => ({ step, loss: data.curves.losses[number][n] })).filter(({ loss }) => loss !== null);
 }
 
 // How values are written; a missing one is a dash.

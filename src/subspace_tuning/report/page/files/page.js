@@ -26,10 +26,11 @@ function showRun(run) {
     [run.metric ?? "score", written.score(run.score)], ["learning rate", written.rate(run.rate)],
     ["seed", written.text(run.seed)], ["trained", written.count(run.trained)], ["head", written.count(run.head)],
     ["time", written.seconds(run.seconds)], ["memory", written.memory(run.memory)],
+    ...(run.error ? [["error", run.error]] : []),
   ];
   at("facts").replaceChildren(...facts.flatMap(([name, value]) => [made("dt", {}, name), made("dd", {}, value)]));
-  at("config").textContent = JSON.stringify(configOf(run.place), null, 2);
-  const curve = curveOf(run.place);
+  at("config").textContent = JSON.stringify(configOf(run), null, 2);
+  const curve = curveOf(run);
   at("curve").parentElement.hidden = !curve.length;
   if (curve.length) vegaEmbed(at("curve"), lossSpec(curve, at("curve").clientWidth), DRAWING);
 }
@@ -188,7 +189,7 @@ function start() {
   offer("model", models, "all models", { first: true }); // scores of several are not comparable
   offer("budget", budgets, "all budgets");
   offer("task", tasks, averaged ? "all, averaged" : "all");
-  offer("published", distinct(published.map((one) => one.model)), "not shown", { fewest: 1 });
+  offer("published", distinct(published.map((one) => one.source)), "not shown", { fewest: 1 });
   const filled = {
     claims: data.verdicts.length, differences: intervals.length, rates: ratesValues().length, losses: lossesValues().length,
   };

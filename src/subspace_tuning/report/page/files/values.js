@@ -43,8 +43,7 @@ function scoreCell(entry, task) {
   children.push(cell && bests.get(`${entry.model}\n${task}`) === cell.score ? made("strong", {}, score) : score);
   if ((cell?.low ?? null) !== null) children.push(made("small", {}, ` ± ${written.score((cell.high - cell.low) / 2)}`));
   if (cell?.failed) children.push(below(`${cell.failed} failed`));
-  const theirs = published.find((one) => one.model === wanted.published && one.task === task && one.row === entry.row &&
-    (!one.budget || one.budget === entry.budget));
+  const theirs = published.find((one) => one.source === wanted.published && one.task === task && one.row === entry.row);
   if (theirs) children.push(below(`published ${written.score(theirs.score)}`));
   return children;
 }
@@ -171,7 +170,7 @@ function lossesValues() {
 }
 
 function meanCurve(found) {
-  const points = grouped(found.flatMap(({ place }) => curveOf(place)), ({ step }) => step);
+  const points = grouped(found.flatMap(curveOf), ({ step }) => step);
   const means = points.map((group) => ({ step: group[0].step, loss: mean(group.map(({ loss }) => loss)) }));
   return sorted(means, ({ step }) => step);
 }
@@ -182,14 +181,14 @@ const SIDES = ["better", "worse", "undecided"];
 
 function forestValues() {
   return intervals.filter(isShown).map((one) => {
-    const { task, baseline, difference, low, high } = one, up = sign(task);
+    const { task, baseline, difference, low, high } = one;
     const label = labelOf(one);
-    const side = SIDES[low * up > 0 && high * up > 0 ? 0 : low * up < 0 && high * up < 0 ? 1 : 2];
+    const side = SIDES[low > 0 ? 0 : high < 0 ? 1 : 2];
     const result = `${written.signed(difference)} (${written.signed(low)} to ${written.signed(high)})`;
     return { label, task, baseline, difference, low, high, side, result, panel: `${task}, baseline ${baseline}` };
   });
 }
 
-/** Whether an entry that an interval is about is shown; an interval need not say of which model and budget it is. */
+/** Whether the entry that an interval is about is shown; a row as given may be compared with a baseline at any budget. */
 const isShown = (one) => shownTasks().includes(one.task) && shownEntries().some((entry) => entry.row === one.row &&
-  (!one.model || one.model === entry.model) && (!one.budget || one.budget === entry.budget));
+  (!one.model || one.model === entry.model) && (!one.budget || [one.budget, data.as_given].includes(entry.budget)));
