@@ -220,7 +220,7 @@ def test_the_table_sorts_and_filters(browser: Browser, small: tuple[Page, Path])
     with opened(browser, file) as tab:
         assert tab.title() == "A comparison"
         assert column(tab, "row") == [*ROWS]
-        assert column(tab, "cola") == [f"{means[row, 'cola']:.3f}" for row in ROWS]
+        assert column(tab, "cola") == [f"{means[row, 'cola']:.3f}".replace("-", "−") for row in ROWS]
         header = tab.locator("#scores thead th", has_text="cola")
         for order, down in (("descending", True), ("ascending", False)):
             header.get_by_role("button").press("Enter")

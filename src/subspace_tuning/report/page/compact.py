@@ -24,7 +24,7 @@ def frame_columns(frame: pd.DataFrame) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in map(str, frame.columns):
         if name in NUMBERS:
-            found[name] = [number(value) for value in frame[name].astype(float)]
+            found[name] = [number(value) for value in frame[name].to_numpy(float, na_value=np.nan)]
         else:
             codes, values = frame[name].factorize()
             found[name] = {"of": [str(value) for value in values], "at": codes.tolist()}

@@ -98,12 +98,13 @@ def _optional(frame: pd.DataFrame | None, wanted: Sequence[str], *others: str) -
 def _chosen(frame: pd.DataFrame, wanted: Sequence[str], *others: str) -> pd.DataFrame:
     """Return some columns of a frame, others if it has them, and budgets as texts."""
     found = frame[[*wanted, *(name for name in others if name in frame)]]
-    return found.assign(budget=[_budget(value) for value in found["budget"]]) if "budget" in found else found
+    if "budget" not in found:
+        return found
+    given = zip(found["budget"], found["budget"].isna(), strict=True)
+    return found.assign(budget=[AS_GIVEN if missing else _budget(value) for value, missing in given])
 
 
 def _budget(value: Any) -> str:
-    if value is None or value != value:  # NaN
-        return AS_GIVEN
     return f"{value:,.10g}" if isinstance(value, (int, float)) else str(value)
 
 

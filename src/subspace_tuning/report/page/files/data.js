@@ -74,7 +74,7 @@ const digits = (value) => (Math.abs(value) >= 10 ? 2 : 3);
 const written = {
   text: orDash(String),
   count: orDash((value) => value.toLocaleString("en")),
-  score: orDash((value) => value.toFixed(digits(value))),
+  score: orDash((value) => value.toFixed(digits(value)).replace("-", "−")),
   signed: orDash((value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits(value))),
   rate: orDash((value) => value.toExponential(1).replace(".0e", "e").replace("e+", "e").replace("-", "−")),
   seconds: orDash((value) => {

@@ -121,8 +121,9 @@ const charts = [
   chart(at("differences"), differences), chart(at("rates"), rates), chart(at("losses"), losses),
 ];
 
+const shortened = (name) => (name.length > 20 ? name.slice(0, 8) : name); // a digest is told by its beginning
 const list = sortable("Runs", [
-  { title: "run", value: ({ run }) => run, cell: (run) => [opener(run.run.slice(0, 8), () => openRun(run.place))] },
+  { title: "run", value: ({ run }) => run, cell: (run) => [opener(shortened(run.run), () => openRun(run.place))] },
   ...["row", "budget", "model", "task", "stage", "state"].map((name) => ({
     ...textColumn(name, name),
     hidden: () => (name === "budget" && budgets.length < 2) || (name === "model" && models.length < 2),
@@ -130,7 +131,7 @@ const list = sortable("Runs", [
   numberColumn("seed", "seed", written.text), numberColumn("rate", "rate", written.rate),
   numberColumn("score", "score", written.score), numberColumn("time", "seconds", written.seconds),
   numberColumn("memory", "memory", written.memory),
-], { size: 25 });
+], 25);
 at("scores-table").append(scores.element);
 at("runs-table").append(list.element);
 
@@ -161,12 +162,13 @@ function offer(name, values, all, { fewest = 2, first = false } = {}) {
 }
 
 function tell() {
-  const reported = distinct(runs.filter((run) => run.stage === "report").map((run) => run.seed)).length;
-  const done = runs.filter((run) => run.state === "done").length;
+  const own = [...new Map(runs.map((run) => [numberOf(run), run])).values()]; // each once
+  const reported = distinct(own.filter((run) => run.stage === "report").map((run) => run.seed)).length;
+  const done = own.filter((run) => run.state === "done").length;
   at("about").textContent = [
     plural(entries.length, "row"), plural(tasks.length, "task"),
     models.length > 3 ? `${models.length} models` : models.join(", "),
-    plural(reported, "seed"), `${written.count(done)} of ${plural(runs.length, "run")} done`,
+    plural(reported, "seed"), `${written.count(done)} of ${plural(own.length, "run")} done`,
   ].join(" · ");
   at("version").textContent = data.version;
   at("scores-text").textContent = `Means over seeds ± half of their ${100 * data.level} % interval (Student's t). ` +
@@ -191,10 +193,12 @@ function start() {
   offer("task", tasks, averaged ? "all, averaged" : "all");
   offer("published", distinct(published.map((one) => one.source)), "not shown", { fewest: 1 });
   const filled = {
-    claims: data.verdicts.length, differences: intervals.length, rates: ratesValues().length, losses: lossesValues().length,
+    claims: data.verdicts.length, scores: entries.length, parameters: cells.length, differences: intervals.length,
+    cost: cells.filter(({ seconds, memory }) => (seconds ?? memory) !== null).length, runs: runs.length,
+    rates: ratesValues().length, losses: lossesValues().length,
   };
   for (const section of document.querySelectorAll("main section")) {
-    section.hidden = filled[section.id] === 0;
+    section.hidden = !filled[section.id];
     const link = made("a", { href: `#${section.id}` }, section.dataset.link);
     if (!section.hidden) at("sections").append(made("li", {}, link));
   }

@@ -106,6 +106,12 @@ const names = (points, side, dy) => !points.some((point) => point.side === side)
   encoding: { text: { field: "label" } },
 }));
 
+const bars = (score) => ({
+  transform: [{ filter: "isValid(datum.low)" }],
+  mark: { type: "rule", color: colour("soft"), opacity: 0.5 },
+  encoding: { y: { field: "low", ...score }, y2: { field: "high" } },
+});
+
 /** Score against a cost, with a line through those that no other beats in both. */
 function frontSpec(values, { field, title, format, better }, width, scored) {
   const { at, scale, ticks, label } = logarithmic(values, field);
@@ -117,10 +123,7 @@ function frontSpec(values, { field, title, format, better }, width, scored) {
     ...shared(points), ...fitted(width, HEIGHT),
     encoding: { x: { field: "x", type: "quantitative", title, scale, axis }, y: { field: "score", ...score } },
     layer: [
-      {
-        mark: { type: "rule", color: colour("soft"), opacity: 0.5 },
-        encoding: { y: { field: "low", ...score }, y2: { field: "high" } },
-      },
+      ...(points.every(({ low }) => low === null) ? [] : [bars(score)]),
       {
         transform: [{ filter: "datum.front" }],
         mark: { type: "line", interpolate: "step-after", color: colour("accent"), opacity: 0.7, strokeWidth: 2 },

@@ -18,10 +18,10 @@ function sorted(rows, value, down) {
  *
  * A column has a `title`, the `value` of a row by which it sorts, and may have `show`, which writes the value, or `cell`,
  * which returns the children of a row's cell. Numbers stand at the right and sort downwards first. A column is left out
- * while its `hidden` returns true. The first one is the rows' header.
+ * while its `hidden` returns true. The first one is the rows' header. `size` rows are shown at a time.
  */
-function sortable(caption, columns, { size = Infinity, sort = null, down = false } = {}) {
-  let rows = [], shown = [], first = 0, by = sort;
+function sortable(caption, columns, size = Infinity) {
+  let rows = [], shown = [], first = 0, by = null, down = false;
   const head = made("tr", {}), body = made("tbody", {});
   const table = made("table", {}, made("caption", { className: "hidden" }, caption), made("thead", {}, head), body);
   const scroll = made("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: caption }, table);
