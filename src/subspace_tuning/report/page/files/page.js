@@ -121,7 +121,7 @@ const charts = [
   chart(at("differences"), differences), chart(at("rates"), rates), chart(at("losses"), losses),
 ];
 
-const shortened = (name) => (name.length > 20 ? name.slice(0, 8) : name); // a digest is told by its beginning
+const shortened = (name) => (name.length > 16 ? name.slice(0, 8) : name); // a digest is told by its beginning
 const list = sortable("Runs", [
   { title: "run", value: ({ run }) => run, cell: (run) => [opener(shortened(run.run), () => openRun(run.place))] },
   ...["row", "budget", "model", "task", "stage", "state"].map((name) => ({

@@ -89,7 +89,7 @@ function named(points, { domain }, width) {
     const length = 7 * Math.min(point.label.length, WIDEST) + 10, end = (width * (Math.log(point.x) - low)) / (high - low);
     const side = end > length + 40 ? "right" : "center";
     const from = side === "right" ? end - length : end - length / 2, y = (HEIGHT * (point.score - least)) / span;
-    if (spots.some((spot) => from < spot.from + spot.length && spot.from < from + length && Math.abs(spot.y - y) < 15)) continue;
+    if (spots.some((spot) => from < spot.from + spot.length && spot.from < from + length && Math.abs(spot.y - y) < 19)) continue;
     spots.push({ from, length, y });
     point.side = side;
   }
