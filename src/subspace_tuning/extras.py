@@ -20,7 +20,7 @@ _TRAIN = {
     "scipy": "scipy",
 }
 _THEORY = {"pandas": "pandas", "scipy": "scipy"}
-_REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow"}
+_REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "scipy": "scipy", "vl-convert-python": "vl_convert"}
 _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 _DIFFUSION = {"diffusers": "diffusers"}
 _LANGUAGE = {"rouge-score": "rouge_score", "sacrebleu": "sacrebleu", "torchmetrics": "torchmetrics", "trl": "trl"}
