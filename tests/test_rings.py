@@ -33,12 +33,13 @@ RINGS = (
     "tasks",
     "counting",
     "training",
+    "comparison",
     "serve",
     "report",
     "bench",
 )
 INNER = RINGS[: RINGS.index("tuner")]
-WITH_PEFT = {"tuner", "adapters", "tasks", "counting", "training", "bench"}
+WITH_PEFT = {"tuner", "adapters", "tasks", "counting", "training", "comparison", "bench"}
 HEAVY = {"peft", "transformers", "accelerate", "datasets", "sklearn"}
 
 
