@@ -41,6 +41,7 @@ OF_RING = {
     "theory": "theory",
     "adapters": "theory",
     "tasks": "train, language",
+    "statistics": "compare",
     "training": "train",
     "serve": "serve",
     "bench": "train",
@@ -55,7 +56,7 @@ def extras_of(ring: str) -> list[str]:
 
 
 # Rings that check their (first) extra before any of their modules loads.
-GUARDED = ("adapters", "tasks", "training", "serve")
+GUARDED = ("adapters", "tasks", "statistics", "training", "serve")
 OF_ITS_WEIGHTS = {"deepspeed"}  # imported only for a weight that DeepSpeed itself made
 
 
@@ -232,6 +233,7 @@ EXTRA_OF_PART = {
     "subspace_tuning.tasks": "train",
     "subspace_tuning.tasks.glue": "train",
     "subspace_tuning.training.run": "train",
+    "subspace_tuning.statistics": "compare",
 }
 EXTRA_OF_CALL = {"solve": "theory", "find_minilm": "demo", "draw": "report", "write_parquet": "report"}
 # A call of every subcommand, and the extra that it asks for besides [cli].
