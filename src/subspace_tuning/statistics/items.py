@@ -120,10 +120,16 @@ def _runs(results: Results, place: Place, base: Place) -> list[tuple[int, tuple[
     for seed, line in results.lines[place].items():
         runs = line["run"], results.lines[base][seed]["run"]
         ours, theirs = (results.outcomes(run)[0] for run in runs)
-        if len(ours) != len(theirs) or not all(map(np.array_equal, ours, theirs)):
+        if not _same(ours, theirs):
             raise SubspaceError(f"runs {runs[0]!r} and {runs[1]!r} were scored on different test items")
         found.append((seed, runs))
     return found
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, np.ndarray) and isinstance(theirs, np.ndarray):
+        return np.array_equal(ours, theirs)
+    return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
 
 
 def _right(results: Results, run: str) -> NDArray[np.bool_]:

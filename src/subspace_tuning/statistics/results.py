@@ -215,7 +215,7 @@ def _budgets(results: Results, places: Sequence[Place], tolerance: float) -> str
         if known[least] < (1 - tolerance) * known[most]:
             return (
                 f"budgets differ: {most[0]} trains {known[most]:,.0f} and {least[0]} {known[least]:,.0f} "
-                f"({cell[0]}, {cell[1]}), more than {tolerance:.0%} apart"
+                f"({cell[0]}, {cell[1]}), more than {100 * tolerance:g} % apart"
             )
     return ""
 

@@ -85,7 +85,7 @@ class Table:
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>|&~])", r"\\\1", " ".join(text.split()))
 
 
 def _latex(text: str) -> str:
