@@ -15,6 +15,7 @@ Examples:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -125,5 +126,10 @@ def detectable(pairs: int, spread: float, level: float = LEVEL, power: float = P
         level: the level of the test.
         power: the probability of a significant result.
     """
-    effect = TTestPower().solve_power(nobs=pairs, alpha=level, power=power, alternative="two-sided")
-    return float(effect) * spread
+    return _effect(pairs, level, power) * spread
+
+
+@lru_cache
+def _effect(pairs: int, level: float, power: float) -> float:
+    """Return the detectable difference in standard deviations."""
+    return float(TTestPower().solve_power(nobs=pairs, alpha=level, power=power, alternative="two-sided"))
