@@ -27,7 +27,8 @@ def lines(row: str, scores: ArrayLike, tasks: list[str] | None = None, **values:
     common = {"model": "minilm", "budget": np.nan, "trained": 1000, "head": 0, "rate": 1e-3, "metric": "accuracy"}
     common |= {"method": row, "stage": "report", "state": "done", "seconds": 1.0, "memory": 1.0, **values}
     return [
-        {"run": f"{row}-{task}-{common['budget']}-{seed}", "row": row, "task": task, "seed": seed, "score": score} | common
+        {"run": f"{row}-{task}-{common['budget']}-{seed}", "row": row, "task": task, "seed": seed, "score": score}
+        | common
         for task, of_task in zip(names, found, strict=True)
         for seed, score in enumerate(of_task)
     ]

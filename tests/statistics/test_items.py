@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -21,7 +21,7 @@ Right = dict[str, NDArray[np.bool_]]
 
 
 def scorer(task: str) -> Any:
-    return lambda predictions, references: (lambda items: float((predictions == references)[items].mean()))
+    return lambda predictions, references: lambda items: float((predictions == references)[items].mean())
 
 
 def answered(right: Right) -> Results:
@@ -34,6 +34,7 @@ def answered(right: Right) -> Results:
     return Results(found.runs, lambda run: tuple(part.astype(int) for part in outcomes[run]), scorer)  # type: ignore[arg-type, return-value]
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
 def test_mcnemar_is_the_exact_test_of_the_discordant_items(seed: int, items: int) -> None:
     rng = np.random.default_rng(seed)
@@ -59,8 +60,8 @@ def simulated(rng: np.random.Generator, of_seed: float, of_item: float, items: i
     return found
 
 
-@pytest.mark.parametrize(("of_seed", "of_item"), [(0.0, 1.0), (0.5, 0.0), (0.3, 0.5)])
-@pytest.mark.parametrize("trials", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("of_seed", "of_item"), [(0.0, 5.0), (0.5, 0.0), (0.3, 0.5)])
+@pytest.mark.parametrize("trials", [40, pytest.param(1000, marks=pytest.mark.slow)])
 def test_the_interval_over_items_and_seeds_holds_the_difference(trials: int, of_seed: float, of_item: float) -> None:
     """The difference of two equal rows over all seeds and items is 0. The t-test over seeds misses the items' share."""
     rng, missed, narrow = np.random.default_rng(0), 0, 0

@@ -36,10 +36,10 @@ class Claim:
 
     Attributes:
         claim: the sentence.
-        kind: what is tested, one of ``KINDS``: each of ``rows`` scores above each of ``than``; all of ``rows`` score the
-            same within ``margin``; each of ``rows`` reaches a ``share`` of the score of each of ``than``; the
-            standard deviation over seeds of each of ``rows`` is below that of each of ``than``; ``rows`` is in order,
-            the best first.
+        kind: what is tested. "above": each of ``rows`` scores above each of ``than``. "equivalent": all of ``rows``
+            score the same, within ``margin``. "share_of": each of ``rows`` reaches a ``share`` of the score of each of
+            ``than``. "spread_below": the standard deviation over seeds of each of ``rows`` is below that of each of
+            ``than``. "ordering": ``rows`` are in order, the best first.
         rows: names of rows.
         than: names of the rows with which they are compared.
         margin: in the units of the score: by how much at least (above, ordering), or at most (equivalent).
@@ -73,7 +73,7 @@ class Claim:
 
 
 def paper_claims() -> list[Claim]:
-    """Return the testable claims of arXiv 2407.05417; a row is named by its method and patterns, as in ``paper_results``."""
+    """Return the testable claims of arXiv 2407.05417, with rows named as in ``paper_results``."""
     text = resources.files(__package__).joinpath("paper_claims.yaml").read_text(encoding="utf-8")
     return _parsed(text, "the paper's claims")
 
@@ -132,7 +132,9 @@ def _claim(entry: Any, where: str) -> Claim:
     if not (0 < claim.share < math.inf and 0 <= claim.margin < math.inf):
         raise SubspaceError(f"{where}: a share is positive, and a margin at least 0")
     if kind == "equivalent" and not claim.margin:
-        raise SubspaceError(f"{where}: equivalent needs a positive margin: no test shows that a difference is exactly 0")
+        raise SubspaceError(
+            f"{where}: equivalent needs a positive margin: no test shows that a difference is exactly 0"
+        )
     return claim
 
 

@@ -101,9 +101,7 @@ def signs(differences: NDArray[np.float64], at: float = 0.0) -> tuple[float, flo
     above, below = int((differences > at).sum()), int((differences < at).sum())
     if not above + below:
         return 1.0, 1.0
-    return tuple(
-        float(stats.binomtest(count, above + below, alternative="greater").pvalue) for count in (above, below)
-    )
+    return tuple(float(stats.binomtest(count, above + below, alternative="greater").pvalue) for count in (above, below))
 
 
 def _varies(differences: NDArray[np.float64]) -> bool:
@@ -121,7 +119,7 @@ def detectable(pairs: int, spread: float, level: float = LEVEL, power: float = P
     """Return the smallest true mean difference that a two-sided paired t-test finds with a given power.
 
     Args:
-        pairs: the number of pairs, at least 2.
+        pairs: the number of pairs, at least 3.
         spread: the standard deviation of the differences.
         level: the level of the test.
         power: the probability of a significant result.

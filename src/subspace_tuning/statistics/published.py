@@ -6,7 +6,7 @@ from importlib import resources
 
 import pandas as pd
 
-from .results import COLUMNS, Results
+from .results import Results
 
 SOURCE = "arXiv:2407.05417v2, Tables II-IV"
 TASKS = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
@@ -17,20 +17,20 @@ def paper_results() -> Results:
 
     Judge them by ``verdicts(..., unit="cells")``: they have no seeds. The scores are shares, a budget is the rank of
     LoRA. A row is named by its method, then + and a pattern that is added, or - and one of its own that is left out.
-    Numbers of trained parameters are left out (``subspace params --paper`` has them): rows of one budget count as
-    matched, as in the paper.
+    Numbers of trained parameters are counts, not the paper's rounded shares (``subspace params --paper``).
     """
     with resources.files(__package__).joinpath("paper_glue.csv").open(encoding="utf-8") as file:
         printed = pd.read_csv(file)
-    runs = printed.melt(["model", "budget", "row"], list(TASKS), "task", "score")
+    full = printed[printed["row"] == "full"].set_index("model")["trained"]
+    runs = printed.melt(["model", "budget", "row", "trained"], list(TASKS), "task", "score")
     runs = runs.assign(
         run=[f"printed-{number}" for number in range(len(runs))],
         score=runs["score"] / 100,
         metric="as printed",
-        trained=float("nan"),
+        per_mille=1000 * runs["trained"] / runs["model"].map(full),
         rate=float("nan"),
         seed=0,
         stage="report",
         state="done",
     )
-    return Results(runs[[*COLUMNS]])
+    return Results(runs)

@@ -98,7 +98,7 @@ def friedman(found: NDArray[np.float64]) -> float:
     """
 
     def concordance(*columns: NDArray[np.float64], axis: int) -> Any:
-        """The sum of squared rank sums, which orders permutations as Friedman's statistic does."""
+        """Return the sum of squared rank sums, which orders permutations as Friedman's statistic does."""
         return sum(np.sum(column, axis=axis) ** 2 for column in columns)
 
     tested = stats.permutation_test(

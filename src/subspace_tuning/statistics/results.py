@@ -202,7 +202,7 @@ def _tries(results: Results, places: Sequence[Place]) -> str:
         for first, other in itertools.pairwise(group):
             here, there = results.tries.get(first, 0), results.tries.get(other, 0)
             if here != there:
-                return f"tuning differs: {first[0]} had {here} tries and {other[0]} {there} ({cell[0]}, {cell[1]})"
+                return f"tuning differs: {first[0]} had {here} tries and {other[0]} {there} ({cell})"
     return ""
 
 
@@ -215,17 +215,17 @@ def _budgets(results: Results, places: Sequence[Place], tolerance: float) -> str
         if known[least] < (1 - tolerance) * known[most]:
             return (
                 f"budgets differ: {most[0]} trains {known[most]:,.0f} and {least[0]} {known[least]:,.0f} "
-                f"({cell[0]}, {cell[1]}), more than {100 * tolerance:g} % apart"
+                f"({cell}), more than {100 * tolerance:g} % apart"
             )
     return ""
 
 
-def _by_cell(places: Sequence[Place]) -> Iterator[tuple[tuple[str, str, float | None], list[Place]]]:
+def _by_cell(places: Sequence[Place]) -> Iterator[tuple[Cell, list[Place]]]:
     """Yield the places of one task, model and budget; a place without a budget is in each of its task and model."""
-    for key in dict.fromkeys(cell[:3] for _, cell in places):
-        if key[2] is None and any(cell[:2] == key[:2] and cell.budget is not None for _, cell in places):
-            continue
-        yield key, [place for place in places if place[1][:2] == key[:2] and place[1].budget in (key[2], None)]
+    for key in dict.fromkeys(cell for _, cell in places):
+        of_task = [place for place in places if place[1][:2] == key[:2]]
+        if key.budget is not None or all(cell.budget is None for _, cell in of_task):
+            yield key, [place for place in of_task if place[1].budget in (key.budget, None)]
 
 
 def _told(place: Place) -> str:

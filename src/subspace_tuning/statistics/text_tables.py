@@ -1,7 +1,8 @@
 """Tables as Markdown and as LaTeX.
 
 Examples:
-    >>> print(Table("Scores", ("row", "cola"), (("ssb", "60.92"), ("(IA)^3", "60.14")), bold=frozenset({(0, 1)})).markdown())
+    >>> table = Table("Scores", ("row", "cola"), (("ssb", "60.92"), ("(IA)^3", "60.14")), bold=frozenset({(0, 1)}))
+    >>> print(table.markdown())
     **Scores**
     <BLANKLINE>
     | row | cola |
@@ -71,7 +72,9 @@ class Table:
         lines = []
         for number, line in enumerate(self.lines):
             texts = map(_latex, line)
-            lines.append([rf"\textbf{{{text}}}" if (number, at) in self.bold else text for at, text in enumerate(texts)])
+            lines.append(
+                [rf"\textbf{{{text}}}" if (number, at) in self.bold else text for at, text in enumerate(texts)]
+            )
         body = "".join(f"{' & '.join(line)} \\\\\n" for line in lines)
         notes = "".join(f"\\par\\smallskip {_latex(note)}\n" for note in self.notes)
         return (

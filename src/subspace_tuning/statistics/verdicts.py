@@ -94,9 +94,7 @@ def _verdict(results: Results, claim: Claim, unit: Unit) -> Verdict:
     return Verdict(claim, "undecided", weakest.figure + weakest.power)
 
 
-def _reason(
-    results: Results, claim: Claim, row: str, other: str, pairs: list[tuple[Place, Place]], unit: Unit
-) -> str:
+def _reason(results: Results, claim: Claim, row: str, other: str, pairs: list[tuple[Place, Place]], unit: Unit) -> str:
     """Return why a pair of rows cannot be judged, or nothing."""
     if not pairs:
         return f"{row} and {other} have no task, model and budget in common"
@@ -134,9 +132,10 @@ def _level(
     against = f" against a margin of {claim.margin:g}" if claim.margin else ""
     mean, low, high = mean_interval(found)
     if unit == "cells":
-        above, below = int((found > 0).sum()), int((found < 0).sum())
-        figure = f"{difference}: {mean:+.4f}, positive in {above} and negative in {below} of {len(found)} {what}"
-        return _Judged(holds, fails, f"{figure}; sign test{against}: p = {p:.2g}")
+        least = -claim.margin if claim.kind == "equivalent" else claim.margin
+        above, below = int((found > claim.margin).sum()), int((found < least).sum())
+        figure = f"{difference}: {mean:+.4f}, above {claim.margin:g} in {above} and below {least:g} in {below} of "
+        return _Judged(holds, fails, f"{figure}{len(found)} {what}; sign test: p = {p:.2g}")
     least = detectable(len(found), float(found.std(ddof=1)))
     figure = f"{difference}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], {what}; t-test{against}: p = {p:.2g}"
     return _Judged(holds, fails, figure, f"; differences from {least:.4f} on are found with power 0.8")
@@ -162,7 +161,9 @@ def _spread(
     scores = [(results.scores(here), results.scores(there)) for here, there in pairs]
     holds, fails, ratio = spread_test(scores)
     what = f"{len(scores[0][0])} seeds x {len(scores)} cells"
-    figure = f"standard deviation of {row} over {other}'s: {ratio:.2f}, {what}; p = {min(1.0, 2 * min(holds, fails)):.2g}"
+    figure = (
+        f"standard deviation of {row} over {other}'s: {ratio:.2f}, {what}; p = {min(1.0, 2 * min(holds, fails)):.2g}"
+    )
     return _Judged(holds, fails, figure)
 
 
