@@ -119,9 +119,9 @@ def _claim(entry: Any, where: str) -> Claim:
     for key in entry:
         if key not in fields:
             raise SubspaceError(f"{where}: unknown key {key!r}; {nearest(str(key), fields)}")
-    kind = entry.get("kind")
+    kind = str(entry.get("kind"))
     if kind not in KINDS:
-        raise SubspaceError(f"{where}: kind is {kind!r}; {nearest(str(kind), KINDS)}")
+        raise SubspaceError(f"{where}: kind is {kind!r}; {nearest(kind, KINDS)}")
     missing = [key for key in ("claim", "rows", *sorted(KINDS[kind])) if key not in entry]
     if missing:
         raise SubspaceError(f"{where}: {kind} needs {', '.join(missing)}")
@@ -145,7 +145,9 @@ def _value(key: str, value: Any, where: str) -> Any:
         if all(isinstance(row, str) for row in rows):
             return tuple(rows)
         raise SubspaceError(f"{where}: {key} must be names of rows, not {value!r}")
-    expected: tuple[type, ...] = {"margin": (int, float), "share": (int, float), "matched": (bool,)}.get(key, (str,))
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected != (bool,)):
-        raise SubspaceError(f"{where}: {key} is {value!r}, which is not of the type {expected[-1].__name__}")
-    return float(value) if expected[-1] is float else value
+    if key in ("margin", "share") and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    expected = {"margin": float, "share": float, "matched": bool}.get(key, str)
+    if not isinstance(value, expected):
+        raise SubspaceError(f"{where}: {key} is {value!r}, which is not of the type {expected.__name__}")
+    return value

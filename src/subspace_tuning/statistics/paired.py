@@ -101,7 +101,8 @@ def signs(differences: NDArray[np.float64], at: float = 0.0) -> tuple[float, flo
     above, below = int((differences > at).sum()), int((differences < at).sum())
     if not above + below:
         return 1.0, 1.0
-    return tuple(float(stats.binomtest(count, above + below, alternative="greater").pvalue) for count in (above, below))
+    p = [float(stats.binomtest(count, above + below, alternative="greater").pvalue) for count in (above, below)]
+    return p[0], p[1]
 
 
 def _varies(differences: NDArray[np.float64]) -> bool:

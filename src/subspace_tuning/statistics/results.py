@@ -7,7 +7,7 @@ rows are compared: a task, a model and a budget.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn, TypeAlias
@@ -93,9 +93,9 @@ class Results:
         return self.runs[(self.runs["stage"] == "report") & (self.runs["state"] == "done")]
 
     @cached_property
-    def lines(self) -> Mapping[Place, dict[int, dict[str, Any]]]:
+    def lines(self) -> Mapping[Place, dict[int, Mapping[Hashable, Any]]]:
         """The reported runs of each row in each cell, by seed."""
-        found: dict[Place, dict[int, dict[str, Any]]] = {}
+        found: dict[Place, dict[int, Mapping[Hashable, Any]]] = {}
         for line in self.reported.to_dict("records"):
             found.setdefault((line["row"], _cell(line)), {})[int(line["seed"])] = line
         return {place: dict(sorted(lines.items())) for place, lines in found.items()}
@@ -159,7 +159,7 @@ class Results:
         return not losses.any() and bool((self.reported["score"].abs() <= 1).all())
 
 
-def _cell(line: Mapping[str, Any]) -> Cell:
+def _cell(line: Mapping[Hashable, Any]) -> Cell:
     budget = line["budget"]
     return Cell(line["task"], line["model"], None if pd.isna(budget) else float(budget))
 

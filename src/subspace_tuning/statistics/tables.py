@@ -118,18 +118,19 @@ def score_table(results: Results, means: pd.DataFrame, model: str) -> Table:
     here = means[means["model"] == model].sort_values("budget", kind="stable", na_position="first")
     tasks = list(dict.fromkeys(here["task"]))
     shares = (results.reported["score"].abs() <= 1).all()
-    lines, bold, notes = [], set(), {}
-    for (budget, row), group in here.groupby(["budget", "row"], dropna=False, sort=False):
-        at = "" if math.isnan(budget) else f"{budget:,.10g}"
+    lines: list[tuple[str, ...]] = []
+    bold, notes = set(), dict[str, None]()
+    for _, group in here.groupby(["budget", "row"], dropna=False, sort=False):
         first, texts = group.iloc[0], {}
         for entry in group.to_dict("records"):
             texts[entry["task"]] = _score(entry, 100 if shares else 1)
             if entry["best"]:
                 bold.add((len(lines), 4 + tasks.index(entry["task"])))
-        lines.append((row, at, _number(first["trained"], ",.0f"), _number(first["per_mille"], ".2f")))
-        lines[-1] += tuple(texts.get(task, "") for task in tasks)
+        budget = _number(first["budget"], ",.10g")
+        start = (first["row"], budget, _number(first["trained"], ",.0f"), _number(first["per_mille"], ".2f"))
+        lines.append((*start, *(texts.get(task, "") for task in tasks)))
         if first["note"]:
-            where = f" at budget {at}" if at else " among rows without a budget"
+            where = f" at budget {budget}" if budget else " among rows without a budget"
             notes[f"No best{where}: {first['note']}."] = None
     seeds = " to ".join(dict.fromkeys(f"{count}" for count in (here["seeds"].min(), here["seeds"].max())))
     first_note = f"{'Scores x 100' if shares else 'Scores'}: means with 95 % intervals over {seeds} seeds."
