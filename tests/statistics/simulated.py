@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from hypothesis import settings
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from subspace_tuning.statistics import Results
+
+quick = settings(max_examples=30, deadline=None)
 
 
 def lines(row: str, scores: ArrayLike, tasks: list[str] | None = None, **values: Any) -> list[dict[str, Any]]:

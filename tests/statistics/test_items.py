@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -14,7 +14,7 @@ from scipy import stats
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.statistics import Results, items_interval, mcnemar
 
-from .simulated import at_most, results, within
+from .simulated import at_most, quick, results, within
 
 Right = dict[str, NDArray[np.bool_]]
 """Which items each row has right, seeds x items."""
@@ -34,7 +34,7 @@ def answered(right: Right) -> Results:
     return Results(found.runs, lambda run: tuple(part.astype(int) for part in outcomes[run]), scorer)  # type: ignore[arg-type, return-value]
 
 
-@settings(max_examples=25, deadline=None)
+@quick
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
 def test_mcnemar_is_the_exact_test_of_the_discordant_items(seed: int, items: int) -> None:
     rng = np.random.default_rng(seed)

@@ -17,7 +17,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from subspace_tuning.statistics import detectable, differences, equivalence, paired
 from subspace_tuning.statistics.paired import one_sided, signs
 
-from .simulated import at_most, results, within
+from .simulated import at_most, quick, results, within
 
 # Multiples of a tenth, so that rounding decides nothing.
 SAMPLES = arrays(np.float64, st.integers(2, 8), elements=st.integers(-50, 50).map(lambda number: number / 10))
@@ -25,6 +25,7 @@ SPREAD = SAMPLES.filter(lambda found: np.ptp(found) > 0)
 FEW_AND_MANY = [300, pytest.param(10_000, marks=pytest.mark.slow)]
 
 
+@quick
 @given(SPREAD)
 def test_the_t_test_and_its_interval_are_scipys(found: NDArray[np.float64]) -> None:
     test, known = paired(found), stats.ttest_1samp(found, 0)
@@ -33,17 +34,20 @@ def test_the_t_test_and_its_interval_are_scipys(found: NDArray[np.float64]) -> N
     assert np.allclose((test.low, test.high), (interval.low, interval.high))
 
 
+@quick
 @given(SAMPLES)
 def test_the_permutation_test_counts_all_signs(found: NDArray[np.float64]) -> None:
     means = np.abs([np.dot(found, one) for one in itertools.product((-1, 1), repeat=len(found))])
     assert np.isclose(paired(found).p_permutation, np.mean(means >= abs(found.sum()) - 1e-9))
 
 
+@quick
 @given(SPREAD, st.floats(0.01, 5))
 def test_equivalence_is_statsmodels(found: NDArray[np.float64], margin: float) -> None:
     assert np.isclose(equivalence(found, margin), DescrStatsW(found).ttost_mean(-margin, margin)[0])
 
 
+@quick
 @given(SAMPLES, st.floats(-5, 5))
 def test_both_sides_exclude_each_other(found: NDArray[np.float64], at: float) -> None:
     for test in (one_sided, signs):
@@ -53,6 +57,7 @@ def test_both_sides_exclude_each_other(found: NDArray[np.float64], at: float) ->
         assert above + below >= 1 - 1e-9
 
 
+@quick
 @given(st.integers(3, 40), st.floats(0.01, 10), st.sampled_from([0.5, 0.8, 0.95]))
 def test_what_is_detectable_is_statsmodels_power(pairs: int, spread: float, power: float) -> None:
     effect = detectable(pairs, spread, power=power) / spread

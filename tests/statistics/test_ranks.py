@@ -15,7 +15,7 @@ from scipy import stats
 from subspace_tuning.statistics import bayesian_signed_rank, ranks
 from subspace_tuning.statistics.ranks import critical_difference, friedman
 
-from .simulated import at_most, results, within
+from .simulated import at_most, quick, results, within
 
 DIFFERENCES = arrays(np.float64, st.integers(2, 12), elements=st.integers(-20, 20).map(lambda one: one / 100))
 
@@ -30,6 +30,7 @@ def test_critical_differences_are_those_of_demsar(rows: int, quantile: float) ->
         assert critical_difference(rows, blocks) == pytest.approx(wanted, rel=1e-3)
 
 
+@quick
 @given(arrays(np.float64, (3, 3), elements=st.integers(0, 9)))
 def test_friedman_counts_all_permutations_within_blocks(scores: NDArray[np.float64]) -> None:
     found = np.apply_along_axis(stats.rankdata, 1, scores)
@@ -61,6 +62,7 @@ def test_equal_rows_are_told_apart_as_often_as_stated(trials: int) -> None:
     assert right == trials
 
 
+@quick
 @given(DIFFERENCES, st.floats(0.001, 0.1))
 def test_the_posterior_mirrors_its_differences(found: NDArray[np.float64], margin: float) -> None:
     ahead, behind = (bayesian_signed_rank(sign * found, margin, samples=2000) for sign in (1, -1))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.statistics import Claim, Results, differences, ranks, summary, verdicts
 
-from .simulated import lines, results
+from .simulated import lines, quick, results
 
 RNG = np.random.default_rng(0)
 SCORES = {row: RNG.normal(0.8, 0.02, (4, 5)) + 0.01 * number for number, row in enumerate("abcd")}
@@ -80,7 +80,7 @@ def test_only_reported_runs_that_are_done_count() -> None:
     pd.testing.assert_frame_equal(summary(found), summary(results(SCORES)))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(quick, max_examples=5)
 @given(st.permutations("abcd"), st.randoms(use_true_random=False))
 def test_names_and_the_order_of_runs_decide_nothing(names: list[str], random: object) -> None:
     renamed = dict(zip("abcd", names, strict=True))

@@ -16,7 +16,7 @@ from subspace_tuning.errors import SubspaceError
 from subspace_tuning.statistics import FORMATS, Claim, Results, Table, differences, paper_results, summary, write_tables
 from subspace_tuning.statistics.tables import score_table
 
-from .simulated import lines, results
+from .simulated import lines, quick, results
 
 RNG = np.random.default_rng(0)
 LEVELS = {"lora": 0.80, "ssb": 0.82, "full": 0.84, "my row": 0.7}
@@ -86,6 +86,7 @@ def test_printed_tables_can_be_written_again(tmp_path: Path) -> None:
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 
 
+@quick
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.booleans())
 def test_any_name_is_printed_as_it_is(names: list[str], bold: bool) -> None:
     table = Table("t", ("row", "score"), tuple((name, "1") for name in names), frozenset({(0, 0)} if bold else ()))

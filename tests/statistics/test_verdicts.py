@@ -139,9 +139,11 @@ def test_the_papers_claims_by_its_own_tables() -> None:
     for sentence, (above, below, verdict) in SIGNS.items():
         assert re.search(rf"above [\d.]+ in {above} and below [-\d.]+ in {below} of ", found[sentence].figure), sentence
         assert found[sentence].verdict == verdict
+    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    assert all(f"| {one.claim.claim} | {one.verdict} | {one.figure} |" in page for one in found.values())
     spread = [one for one in found.values() if one.claim.kind == "spread_below"]
     assert len(spread) == 3
-    assert {(one.verdict, one.figure) for one in spread} == {("undecided", "there is one score per cell")}
+    assert {(one.verdict, one.figure) for one in spread} == {("undecided", "one score per cell has no spread over seeds")}
     assert set(found) == {*SIGNS, *(one.claim.claim for one in spread)}
 
 

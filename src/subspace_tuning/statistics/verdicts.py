@@ -104,7 +104,7 @@ def _reason(results: Results, claim: Claim, row: str, other: str, pairs: list[tu
             if unmatched:
                 return "; ".join(unmatched)
     if unit == "cells":
-        return "there is one score per cell" if claim.kind == "spread_below" else ""
+        return "one score per cell has no spread over seeds" if claim.kind == "spread_below" else ""
     unmatched = mismatches(results, [place for pair in pairs for place in pair], budgets=False)
     if unmatched:
         return "; ".join(unmatched)
