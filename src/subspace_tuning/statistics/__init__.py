@@ -20,7 +20,7 @@ from .results import Cell, Results, mismatches
 from .summary import summary
 from .tables import FORMATS, write_tables
 from .text_tables import Table
-from .verdicts import Verdict, verdicts
+from .verdicts import Verdict, as_frame, verdicts
 
 __all__ = [
     "FORMATS",
@@ -32,6 +32,7 @@ __all__ = [
     "Table",
     "Verdict",
     "applicable",
+    "as_frame",
     "bayesian_signed_rank",
     "detectable",
     "differences",

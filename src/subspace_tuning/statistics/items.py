@@ -80,16 +80,14 @@ def items_interval(
 
 
 def _interval(results: Results, place: Place, base: Place, samples: int) -> Interval:
-    task = place[1].task
-    sign = -1.0 if task in results.lower_is_better else 1.0
-    figures, items = [], 0
+    task, figures, items = place[1].task, [], 0
     for _, runs in _runs(results, place, base):
         outcomes = [results.outcomes(run) for run in runs]
         items = len(outcomes[0][0])
         figures.append([results.scorer(task)(predictions, references) for references, predictions in outcomes])
 
     def by_seed(drawn: NDArray[np.intp]) -> NDArray[np.float64]:
-        return sign * np.array([own(drawn) - its(drawn) for own, its in figures])
+        return results.sign(place) * np.array([own(drawn) - its(drawn) for own, its in figures])
 
     rng = np.random.default_rng(0)
     differences = by_seed(np.arange(items))

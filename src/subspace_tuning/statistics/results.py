@@ -7,7 +7,7 @@ rows are compared: a task, a model and a budget.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn, TypeAlias
@@ -59,10 +59,11 @@ class Results:
 
     Attributes:
         runs: one line per run, with at least the columns in ``COLUMNS``. Analysed are those whose stage is "report" and
-            whose state is "done"; those of the stage "tuning" are counted as tries.
+            whose state is "done"; those of the stage "tuning" are counted as tries, all of them or those for which a
+            column ``counts`` holds.
         outcomes: from the name of a run to the references and the predictions of its test items.
         scorer: from a task to its ``Scorer``.
-        lower_is_better: the tasks whose score is a loss.
+        smaller_is_better: the metrics of which this holds.
 
     Raises:
         SubspaceError: a column is missing, a score is not finite, or two reported runs have the same row, task, model,
@@ -72,7 +73,7 @@ class Results:
     runs: pd.DataFrame
     outcomes: Callable[[str], tuple[Any, Any]] = _no_outcomes
     scorer: Callable[[str], Scorer] = _no_scorer
-    lower_is_better: frozenset[str] = frozenset()
+    smaller_is_better: Collection[str] = ()
 
     def __post_init__(self) -> None:
         missing = [name for name in COLUMNS if name not in self.runs.columns]
@@ -105,7 +106,8 @@ class Results:
         """The number of learning rates that were tried for each row in each cell."""
         rates: dict[Place, set[float]] = {}
         for line in self.runs[self.runs["stage"] == "tuning"].to_dict("records"):
-            rates.setdefault((line["row"], _cell(line)), set()).add(line["rate"])
+            if line.get("counts", True):
+                rates.setdefault((line["row"], _cell(line)), set()).add(line["rate"])
         return {place: len(found) for place, found in rates.items()}
 
     @property
@@ -119,13 +121,21 @@ class Results:
         return tuple(dict.fromkeys(cell for _, cell in self.lines))
 
     def scores(self, place: Place) -> NDArray[np.float64]:
-        """Return the scores of a row in a cell, by ascending seed; losses are negated, so that larger is better."""
-        sign = -1.0 if place[1].task in self.lower_is_better else 1.0
-        return sign * np.array([float(line["score"]) for line in self.lines[place].values()])
+        """Return the scores of a row in a cell, by ascending seed, times its sign: larger is better."""
+        return self.sign(place) * np.array([float(line["score"]) for line in self.lines[place].values()])
+
+    def sign(self, place: Place) -> float:
+        """Return -1 where smaller scores are better, otherwise 1."""
+        return -1.0 if self.first(place)["metric"] in self.smaller_is_better else 1.0
 
     def trained(self, place: Place) -> float:
         """Return the number of trained parameters, NaN if it is unknown."""
-        return float(next(iter(self.lines[place].values()))["trained"])
+        found = self.first(place)["trained"]
+        return np.nan if pd.isna(found) else float(found)
+
+    def first(self, place: Place) -> Mapping[Hashable, Any]:
+        """Return the run of the first seed of a row in a cell."""
+        return next(iter(self.lines[place].values()))
 
     def check(self, rows: Iterable[str]) -> None:
         """Check that there are runs of some rows.
@@ -155,7 +165,7 @@ class Results:
         """Whether scores of different tasks may be averaged: there is one task, or all scores are shares."""
         if self.reported["task"].nunique() == 1:
             return True
-        losses = self.reported["task"].isin(self.lower_is_better)
+        losses = self.reported["metric"].isin(list(self.smaller_is_better))
         return not losses.any() and bool((self.reported["score"].abs() <= 1).all())
 
 

@@ -34,7 +34,7 @@ def summary(results: Results, tolerance: float = TOLERANCE) -> pd.DataFrame:
         frame.loc[group.index, "note"] = note
         if not note and group["row"].nunique() > 1:
             # The mean of a loss is printed as it is, and the least is the best.
-            gains = group["mean"].where(~group["task"].isin(results.lower_is_better), -group["mean"])
+            gains = group["mean"].where(~group["metric"].isin(list(results.smaller_is_better)), -group["mean"])
             frame.loc[gains.groupby(group["task"]).idxmax(), "best"] = True
     return frame
 
@@ -54,9 +54,9 @@ def _note(results: Results, group: pd.DataFrame, tolerance: float) -> str:
 def _line(results: Results, place: Place, scores: NDArray[np.float64]) -> dict[str, Any]:
     row, cell = place
     mean, low, high = mean_interval(scores)
-    if cell.task in results.lower_is_better:
+    if results.sign(place) < 0:
         mean, low, high = -mean, -high, -low
-    first = next(iter(results.lines[place].values()))
+    first = results.first(place)
     return {
         "model": cell.model,
         "budget": np.nan if cell.budget is None else cell.budget,
