@@ -108,6 +108,16 @@ def test_names_and_the_order_of_runs_decide_nothing(names: list[str], random: ob
     pd.testing.assert_series_equal(ranked, ranks(results(SCORES)).mean.rename(renamed).sort_index())
 
 
+def test_missing_numbers_may_be_of_any_kind() -> None:
+    """A store has nullable integers."""
+    whole = RUNS.astype({"budget": "Int64", "trained": "Int64", "seed": "Int64"})
+    none = RUNS.assign(budget=None, trained=None)
+    for frame, trained in ((whole, 1000), (none, np.nan)):
+        found = Results(frame)
+        pd.testing.assert_frame_equal(summary(found), summary(results(SCORES)).assign(trained=float(trained)))
+        assert ranks(found).mean.equals(ranks(results(SCORES)).mean)
+
+
 def test_rows_meet_at_equal_budgets_and_those_without_one_at_all() -> None:
     runs = [*lines("full", [[0.9, 0.9, 0.8]])]
     for budget, row in ((1e3, "lora"), (2e3, "lora"), (1e3, "ssb")):

@@ -83,6 +83,15 @@ def test_the_least_true_part_decides() -> None:
     assert found[3].figure.startswith("c - b: ")
 
 
+def test_the_opposite_of_one_part_is_corrected_for_the_number_of_parts() -> None:
+    """Of 0.02, one-sided: enough for one pair, too little for two."""
+    spread = 0.01 * np.arange(-2, 3)
+    scores = {"a": 0.8 - stats.t.isf(0.02, 4) * stats.sem(spread) + spread, "b": np.full(5, 0.8), "c": np.full(5, 0.7)}
+    found = results({row: [of_row] for row, of_row in scores.items()})
+    alone, of_two = verdicts(found, [Claim(than, "above", ("a",), tuple(than)) for than in ("b", "bc")])
+    assert (alone.verdict, of_two.verdict) == ("contradicted", "undecided")
+
+
 @pytest.mark.parametrize("trials", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_equal_spreads_differ_as_often_as_stated(trials: int) -> None:
     """Also of correlated rows, and of cells on different scales."""

@@ -192,7 +192,7 @@ def spread_test(scores: Iterable[tuple[NDArray[np.float64], NDArray[np.float64]]
     plus, minus = np.concatenate(sums), np.concatenate(gaps)
     ratio = float(np.sqrt(first_squares / second_squares)) if second_squares else float("inf")
     norms = np.sqrt((plus @ plus) * (minus @ minus))
-    if not norms:  # one row is a multiple of the other, or both are constant
+    if not norms:  # the rows vary alike, or not at all
         return 1.0, 1.0, ratio
     correlation = float(np.clip(plus @ minus / norms, -1, 1))
     statistic = correlation * np.sqrt(freedom / max(1 - correlation**2, np.finfo(float).tiny))
