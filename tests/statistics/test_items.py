@@ -86,6 +86,20 @@ def test_runs_without_seeds_effect_have_the_items_bootstrap() -> None:
     assert interval.mean == pytest.approx(right.mean() - other.mean())
 
 
+def test_items_that_are_all_alike_leave_the_t_interval_over_seeds() -> None:
+    scores = dict(zip("ab", np.random.default_rng(0).normal(0.8, 0.02, (2, 5)), strict=True))
+    found = results({row: [of_row] for row, of_row in scores.items()})
+    of_run = found.runs.set_index("run")["score"]
+    mean = Results(
+        found.runs,
+        lambda run: (np.zeros(9), np.full(9, of_run[run])),
+        lambda task: lambda predictions, references: lambda items: float(predictions[items].mean()),
+    )
+    interval = items_interval(mean, "a", "b", "task0", "minilm", samples=10)[None]
+    known = stats.ttest_rel(scores["a"], scores["b"]).confidence_interval(0.95)
+    assert (interval.low, interval.high) == pytest.approx((known.low, known.high))
+
+
 def test_what_cannot_be_paired_is_refused() -> None:
     right = {row: np.ones((3, 8), dtype=bool) for row in "ab"}
     found = answered(right)
