@@ -27,6 +27,7 @@ from . import (
     push,
     recommend,
     reference,
+    report,
     serve,
     train,
 )
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("generate")(generate.generate)

@@ -92,6 +92,13 @@ class Store:
             of[one.cell].append(one)
         return [_choice(cell, of[cell["id"]], tries) for cell in known]
 
+    def smaller_is_better(self) -> list[str]:
+        """Return the metrics of which this holds."""
+        query = select(runs.c.metric).join_from(places, cells, places.c.cell == cells.c.id)
+        query = query.join(runs, places.c.run == runs.c.id).where(cells.c.larger == 0, runs.c.metric.is_not(None))
+        with self.database.read() as connection:
+            return sorted(set(connection.execute(query).scalars()))
+
     def outcomes(self, run: str) -> tuple[Any, Any]:
         """Return the references and the predictions of a run, one of each per item of the task's evaluation split.
 

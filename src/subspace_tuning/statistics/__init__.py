@@ -12,7 +12,7 @@ needs("a comparison", "compare")
 
 from .claims import Claim, applicable, paper_claims, read_claims
 from .differences import differences
-from .items import items_interval, mcnemar
+from .items import items_interval, items_intervals, mcnemar
 from .paired import Paired, detectable, equivalence, paired
 from .published import paper_results
 from .ranks import Ranks, bayesian_signed_rank, ranks
@@ -38,6 +38,7 @@ __all__ = [
     "differences",
     "equivalence",
     "items_interval",
+    "items_intervals",
     "mcnemar",
     "mismatches",
     "paired",

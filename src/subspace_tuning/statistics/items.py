@@ -79,6 +79,35 @@ def items_interval(
     return found
 
 
+def items_intervals(results: Results, baseline: str) -> pd.DataFrame:
+    """Return ``items_interval`` of every row with a baseline, on every task and model.
+
+    Returns:
+        The columns model, budget, task, row, baseline, difference, low, high, and note: why there are no figures.
+
+    Raises:
+        SubspaceError: the baseline is not among the rows.
+    """
+    results.check([baseline])
+    lines = []
+    for row in (row for row in results.rows if row != baseline):
+        for task, model in dict.fromkeys(place[1][:2] for place, _ in results.pairs(row, baseline)):
+            found, note = _intervals(results, row, baseline, task, model)
+            lines += [(model, budget, task, row, baseline, *one, note) for budget, one in found.items()]
+    columns = ["model", "budget", "task", "row", "baseline", "difference", "low", "high", "note"]
+    return pd.DataFrame(lines, columns=columns).astype({"budget": "float64"})
+
+
+def _intervals(
+    results: Results, row: str, baseline: str, task: str, model: str
+) -> tuple[dict[float | None, Interval], str]:
+    """Return the intervals, or one without figures and why."""
+    try:
+        return items_interval(results, row, baseline, task, model), ""
+    except SubspaceError as error:
+        return {None: Interval(np.nan, np.nan, np.nan)}, str(error)
+
+
 def _interval(results: Results, place: Place, base: Place, samples: int) -> Interval:
     task, figures, items = place[1].task, [], 0
     for _, runs in _runs(results, place, base):

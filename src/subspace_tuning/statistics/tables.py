@@ -14,6 +14,7 @@ from ..errors import SubspaceError
 from ..files import check_folder, write_text, written
 from .claims import Claim, applicable, paper_claims
 from .differences import differences
+from .items import items_intervals
 from .published import SOURCE, paper_results
 from .ranks import ranks
 from .results import Results
@@ -31,12 +32,13 @@ def write_tables(
     *,
     baseline: str | None = None,
     claims: Sequence[Claim] | None = None,
+    items: bool = False,
 ) -> list[Path]:
     """Write the tables of a comparison and return their paths.
 
     ``scores`` has the means, in Markdown and LaTeX one table per model with the tasks as columns; ``differences`` those
     from the baseline; ``ranks`` the mean ranks, or why there are none; ``claims`` the verdicts, beside those by the
-    paper's own tables.
+    paper's own tables; ``items`` the differences with their intervals over new seeds and new test items.
 
     Args:
         results: the runs.
@@ -44,6 +46,7 @@ def write_tables(
         formats: endings, some of ``FORMATS``.
         baseline: the row from which differences are taken; without it there are none.
         claims: the claims; by default those of the paper whose rows are all there.
+        items: whether to write ``items``, which takes seconds for every row, task and model.
 
     Raises:
         SubspaceError: a format is unknown, the folder cannot be written, nothing is done, or a claim or the baseline is
@@ -56,6 +59,10 @@ def write_tables(
         raise SubspaceError("no reported run is done: there is nothing to put into tables")
     place = check_folder(Path(folder))
     parts = dict(_parts(results, baseline, claims))
+    if items and baseline is not None:
+        frame = items_intervals(results, baseline)
+        title = f"Differences from {baseline}, over new seeds and new test items"
+        parts["items"] = frame, [_plain(title, frame.drop(columns="baseline"))]
     place.mkdir(parents=True, exist_ok=True)
     paths = []
     for (name, (frame, tables)), ending in itertools.product(parts.items(), formats):
