@@ -259,6 +259,7 @@ COMMANDS = {
     "push none owner/name": "train",
     "serve none": "serve",
     "compare none.yaml": "compare",
+    "report none.sqlite": "compare",
     "train --template": "train",
     "reference": "compare",
     "bench -o none.json": "train",

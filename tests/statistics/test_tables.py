@@ -74,13 +74,26 @@ def test_the_best_is_told_within_a_budget_and_where_rows_are_matched() -> None:
     )
 
 
+def test_rows_are_ranked_among_those_with_their_budgets(tmp_path: Path) -> None:
+    runs = [line for row in ("full", "head") for line in lines(row, RNG.random((4, 3)))]
+    runs += [line for row in "abc" for budget in (1e3, 2e3) for line in lines(row, RNG.random((4, 3)), budget=budget)]
+    write_tables(Results(pd.DataFrame(runs)), tmp_path, ["md", "csv"], claims=[])
+    ranked = pd.read_csv(tmp_path / "ranks.csv")
+    assert sorted(ranked["row"]) == ["a", "b", "c"]
+    assert set(ranked["rows"]) == {"at budgets 1,000, 2,000"}
+    text = (tmp_path / "ranks.md").read_text()
+    assert "over 8 blocks" in text
+    assert "Ranks are of at least three rows, not 2: use differences for two." in text
+
+
 def test_printed_tables_can_be_written_again(tmp_path: Path) -> None:
     """One score per cell: no intervals, and no ranks."""
     write_tables(paper_results(), tmp_path, ["md"], claims=[])
     text = (tmp_path / "scores.md").read_text()
     scores = "87.50 | 94.61 | 65.38 | 89.55 | 93.19 | 83.03 | 89.22 | 91.21 | 86.71"
     assert f"| lora+orthogonal | 8 | 1,327,104 | 10.65 | {scores} |" in text
-    assert "Not ranked: " in (tmp_path / "ranks.md").read_text()
+    text = (tmp_path / "ranks.md").read_text()
+    assert text.count("Not ranked: too few seeds: ") == 2  # of rows with and without budgets
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)

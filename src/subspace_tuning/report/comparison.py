@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from .. import tasks
 from ..comparison.store import Store
@@ -27,6 +26,9 @@ from ..statistics import Verdict as Judged
 from ..statistics.results import Scorer
 from ..training.config import from_values
 from .page import Page, Verdict, write_page
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PAGE = "index.html"
 _NAMED = "config"
@@ -104,5 +106,5 @@ def _published(results: Results) -> pd.DataFrame | None:
     found = printed.merge(names, on=["row", "task"])
     if found.empty:
         return None
-    ranks = found["budget"].map(lambda budget: "" if pd.isna(budget) else f", LoRA's rank {budget:g}")
+    ranks = found["budget"].map(lambda budget: f", LoRA's rank {budget:g}" if budget > 0 else "")
     return found.assign(source="the paper, " + found["model"] + ranks)[["task", "row", "source", "score"]]

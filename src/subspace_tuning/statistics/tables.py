@@ -37,8 +37,9 @@ def write_tables(
     """Write the tables of a comparison and return their paths.
 
     ``scores`` has the means, in Markdown and LaTeX one table per model with the tasks as columns; ``differences`` those
-    from the baseline; ``ranks`` the mean ranks, or why there are none; ``claims`` the verdicts, beside those by the
-    paper's own tables; ``items`` the differences with their intervals over new seeds and new test items.
+    from the baseline; ``ranks`` the mean ranks of rows with the same budgets, or why there are none; ``claims`` the
+    verdicts, beside those by the paper's own tables; ``items`` the differences with their intervals over new seeds and
+    new test items.
 
     Args:
         results: the runs.
@@ -90,28 +91,40 @@ def _parts(
     if baseline is not None:
         frame = differences(results, baseline)
         title = f"Differences from {baseline}, paired over seeds"
-        yield "differences", (frame, [_plain(title, frame.drop(columns=["baseline", "trained_baseline"]))])
-    yield "ranks", _rank_table(results)
+        left_out = ["baseline", "trained_baseline", *([] if frame["note"].any() else ["note"])]
+        yield "differences", (frame, [_plain(title, frame.drop(columns=left_out))])
+    yield "ranks", _rank_tables(results)
     wanted = applicable(paper_claims(), results.rows)[0] if claims is None else claims
     if wanted:
         frame, table = claim_table(results, wanted)
         yield "claims", (frame, [table])
 
 
-def _rank_table(results: Results) -> tuple[pd.DataFrame, list[Table]]:
-    """Return mean ranks, or an empty table with the reason why there are none."""
+def _rank_tables(results: Results) -> tuple[pd.DataFrame, list[Table]]:
+    """Return the mean ranks of the rows that were run at the same budgets, or why there are none."""
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for row in results.rows:
+        budgets = dict.fromkeys(cell.budget for name, cell in results.lines if name == row)
+        groups.setdefault(tuple(sorted(budget for budget in budgets if budget is not None)), []).append(row)
+    frames, tables = [], []
+    for budgets, rows in groups.items():
+        where = f"at budgets {', '.join(f'{budget:,.10g}' for budget in budgets)}" if budgets else "without a budget"
+        frame, note = _ranked(results, rows)
+        frames.append(frame.assign(rows=where))
+        tables.append(_plain(f"Mean ranks over tasks of rows {where}", frame, [note]))
+    return pd.concat(frames, ignore_index=True), tables
+
+
+def _ranked(results: Results, rows: Sequence[str]) -> tuple[pd.DataFrame, str]:
     try:
-        found = ranks(results)
+        found = ranks(results, rows)
     except SubspaceError as error:
         frame = pd.DataFrame({"row": pd.Series(dtype=str), "rank": pd.Series(dtype=float)})
-        note = f"{str(error)[0].upper()}{str(error)[1:]}."
-    else:
-        frame = found.mean.rename_axis("row").reset_index(name="rank")
-        note = (
-            f"Rank 1 is the best. Friedman's p is {found.p:.2g} over {found.blocks} blocks, "
-            f"Nemenyi's critical difference {found.critical_difference:.2f}."
-        )
-    return frame, [_plain("Mean ranks over tasks", frame, [note])]
+        return frame, f"{str(error)[0].upper()}{str(error)[1:]}."
+    return found.mean.rename_axis("row").reset_index(name="rank"), (
+        f"Rank 1 is the best. Friedman's p is {found.p:.2g} over {found.blocks} blocks, "
+        f"Nemenyi's critical difference {found.critical_difference:.2f}."
+    )
 
 
 def score_table(results: Results, means: pd.DataFrame, model: str) -> Table:

@@ -41,7 +41,7 @@ class Table:
         header: the names of the columns.
         lines: the texts, as many in each line as there are columns.
         bold: the lines and columns of what is printed bold.
-        wide: the columns of running text; of the others all but the first are aligned to the right.
+        wide: the columns of running text. Columns of numbers are aligned to the right, but for the first.
         notes: what stands below it, in sentences.
     """
 
@@ -84,7 +84,7 @@ class Table:
         )
 
     def _right(self, column: int) -> bool:
-        return column > 0 and column not in self.wide
+        return column > 0 and all(line[column][:1] in {"", *"+-0123456789"} for line in self.lines)
 
 
 def _markdown(text: str) -> str:
