@@ -35,6 +35,9 @@ def report(
     Open index.html in a browser; it needs no other file and no network. A comparison may still be running: its finished
     runs are reported.
     """
+    from subspace_tuning.extras import needs
+
+    needs("subspace report", "compare")
     from subspace_tuning.report.comparison import write_report
     from subspace_tuning.statistics import FORMATS, read_claims
 
