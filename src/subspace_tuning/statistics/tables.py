@@ -104,8 +104,8 @@ def _rank_tables(results: Results) -> tuple[pd.DataFrame, list[Table]]:
     """Return the mean ranks of the rows that were run at the same budgets, or why there are none."""
     groups: dict[tuple[float, ...], list[str]] = {}
     for row in results.rows:
-        budgets = dict.fromkeys(cell.budget for name, cell in results.lines if name == row)
-        groups.setdefault(tuple(sorted(budget for budget in budgets if budget is not None)), []).append(row)
+        known = {cell.budget for name, cell in results.lines if name == row and cell.budget is not None}
+        groups.setdefault(tuple(sorted(known)), []).append(row)
     frames, tables = [], []
     for budgets, rows in groups.items():
         where = f"at budgets {', '.join(f'{budget:,.10g}' for budget in budgets)}" if budgets else "without a budget"
