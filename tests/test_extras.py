@@ -41,8 +41,10 @@ OF_RING = {
     "theory": "theory",
     "adapters": "theory",
     "tasks": "train, language",
+    "statistics": "compare",
     "training": "train",
     "serve": "serve",
+    "comparison": "compare",
     "bench": "train",
     "models": "demo, quantised, diffusion",
     "report": "report",
@@ -55,7 +57,7 @@ def extras_of(ring: str) -> list[str]:
 
 
 # Rings that check their (first) extra before any of their modules loads.
-GUARDED = ("adapters", "tasks", "training", "serve")
+GUARDED = ("adapters", "tasks", "statistics", "training", "comparison", "serve")
 OF_ITS_WEIGHTS = {"deepspeed"}  # imported only for a weight that DeepSpeed itself made
 
 
@@ -211,7 +213,7 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
     imported = {(extra, module) for _, name, module, _ in third_party() for extra in extras_of(name) or [""]}
     assert {name.replace("-", "_") for name in CORE | ON_TOP} <= {module for _, module in imported}
     for extra, packages in EXTRAS.items():
-        joins = extra in ("demo", "serve")  # other extras, with something of its own
+        joins = extra in ("compare", "demo", "serve")  # other extras, with something of its own
         others = {package for other in EXTRAS if other != extra for package in EXTRAS[other]} if joins else ()
         for package in packages.keys() - others:
             module = packages[package]
@@ -232,6 +234,7 @@ EXTRA_OF_PART = {
     "subspace_tuning.tasks": "train",
     "subspace_tuning.tasks.glue": "train",
     "subspace_tuning.training.run": "train",
+    "subspace_tuning.statistics": "compare",
 }
 EXTRA_OF_CALL = {"solve": "theory", "find_minilm": "demo", "draw": "report", "write_parquet": "report"}
 # A call of every subcommand, and the extra that it asks for besides [cli].
@@ -255,8 +258,10 @@ COMMANDS = {
     "merge none -o other": "train",
     "push none owner/name": "train",
     "serve none": "serve",
+    "compare none.yaml": "compare",
+    "report none.sqlite": "compare",
     "train --template": "train",
-    "reference": "train",
+    "reference": "compare",
     "bench -o none.json": "train",
     "demo -o none": "demo",
 }

@@ -32,13 +32,15 @@ RINGS = (
     "adapters",
     "tasks",
     "counting",
+    "statistics",
     "training",
+    "comparison",
     "serve",
     "report",
     "bench",
 )
 INNER = RINGS[: RINGS.index("tuner")]
-WITH_PEFT = {"tuner", "adapters", "tasks", "counting", "training", "bench"}
+WITH_PEFT = {"tuner", "adapters", "tasks", "counting", "training", "comparison", "bench"}
 HEAVY = {"peft", "transformers", "accelerate", "datasets", "sklearn"}
 
 

@@ -12,6 +12,7 @@ import typer
 
 from . import (
     bench,
+    compare,
     convert,
     demo,
     evaluate,
@@ -26,6 +27,7 @@ from . import (
     push,
     recommend,
     reference,
+    report,
     serve,
     train,
 )
@@ -39,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("generate")(generate.generate)

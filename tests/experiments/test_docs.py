@@ -12,8 +12,10 @@ import pydoc
 import re
 import shutil
 import tarfile
+import typing
 import zipfile
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from subspace_cli.app import app
 from subspace_cli.inspect import COLUMNS, COSINE
 from subspace_tuning import SubspaceConfig
 from subspace_tuning.algebra import parse
+from subspace_tuning.comparison import sections as comparison
+from subspace_tuning.comparison.sections import CompareConfig
 from subspace_tuning.documented import settings
 from subspace_tuning.training import config as configs
 from subspace_tuning.training.attach import build_adapter
@@ -51,6 +55,7 @@ from .snippets import CODE, SHELL, SHOWN, commands, fences, placed, run_python
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [page.name for page in PAGES]
+COMPARISON = [CompareConfig, *comparison.SECTIONS.values()]
 HUB = {"google-bert/bert-base-uncased"}  # of which a tiny model takes the place
 
 # A command by its page and its first words: why it is not run.
@@ -69,11 +74,16 @@ NOT_RUN = {
     ("own-data.md", "subspace predict runs/photos"): "uses that run; test_image_runs.py has it",
     ("language-models.md", "subspace"): "needs a model from the hub; test_language_runs.py has it on a tiny one",
     ("own-data.md", "subspace push"): "needs a hub; test_push.py has it",
+    ("README.md", "subspace compare examples/compare.yaml"): "takes minutes; test_compare_runs.py has it",
+    ("README.md", "subspace report"): "needs that comparison; test_report.py has it",
+    ("compare.md", "subspace report"): "needs that comparison; test_report.py has it",
+    ("report.md", "subspace report"): "needs that comparison; test_report.py has it",
+    ("compare.md", "subspace compare"): "takes minutes; test_compare_runs.py has it",
     ("README.md", "subspace serve"): "ends when it is interrupted; test_serve_process.py has it",
     ("serve.md", "subspace serve"): "ends when it is interrupted; test_serve_process.py has it",
     ("speed.md", "subspace bench"): "takes minutes",
 }
-OTHER_PROGRAMS = {"accelerate", "curl", "make", "pip", "torchrun"}
+OTHER_PROGRAMS = {"accelerate", "curl", "make", "pip", "sqlite3", "torchrun"}
 
 
 def _reason(page: str, words: list[str]) -> str | None:
@@ -257,9 +267,13 @@ def test_every_term_of_the_glossary_is_used() -> None:
     assert not [term for term in terms if not re.search(rf"\b{term}s?\b", text, re.IGNORECASE)]
 
 
-@pytest.mark.parametrize("cls", [SubspaceConfig, RunConfig, *SECTIONS.values()], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", [SubspaceConfig, RunConfig, *SECTIONS.values(), *COMPARISON], ids=lambda cls: cls.__name__
+)
 def test_every_field_says_what_it_means(cls: type) -> None:
-    own = [name for name in inspect.get_annotations(cls) if name not in SECTIONS]
+    hints = typing.get_type_hints(cls)
+    sections = {name for name in hints if any(map(is_dataclass, (hints[name], *typing.get_args(hints[name]))))}
+    own = [name for name in inspect.get_annotations(cls) if name not in sections]
     assert own and own == [one.name for one in settings(cls)]
     text = pydoc.plain(pydoc.render_doc(cls))
     for one in settings(cls):

@@ -112,6 +112,7 @@ def test_a_run_goes_on_from_within_or_between_epochs(
     parted = train.run(config, progress=False)
     assert parted.record["resumed_from_step"] == resumed
     assert parted.record["history"] == whole.record["history"]
+    assert parted.record["losses"] == whole.record["losses"]
     assert parted.record["schedule"] == whole.record["schedule"]
     assert _same_weights(parted.folder, whole.folder)
     assert not (Path(config.output) / "checkpoints").exists()
@@ -153,6 +154,7 @@ def test_a_run_interrupted_after_its_last_step_only_saves(
     parted = train.run(config, progress=False)
     assert parted.record["steps"] == whole.record["steps"] == steps
     assert parted.record["score"] == whole.record["score"]
+    assert parted.record["losses"] == whole.record["losses"]
     assert _same_weights(parted.folder, whole.folder)
 
 

@@ -82,9 +82,24 @@ def count_in(architecture: PretrainedConfig, config: SubspaceConfig) -> Count:
 
 def count_hosted(architecture: PretrainedConfig, name: str, rank: int) -> Count:
     """Count what one of peft's own methods trains. Raises SubspaceError if it does not fit the model."""
+    common = {"task_type": TaskType.SEQ_CLS, "modules_to_save": head_modules(without_weights(architecture))}
+    return count_peft(architecture, peft_config(HOSTED[name], rank, common), name, rank)
+
+
+def count_peft(architecture: PretrainedConfig, config: PeftConfig, name: str, rank: int | None) -> Count:
+    """Count what a config of peft's own classes trains outside the head.
+
+    Args:
+        architecture: the model's configuration.
+        config: the config, with the head among its ``modules_to_save``.
+        name: the name of the method for the result, or of one of ``HOSTED``.
+        rank: its rank, for the result.
+
+    Raises:
+        SubspaceError: the adapter does not fit the model.
+    """
     model = without_weights(architecture)
-    total, head = parameter_count(model), head_modules(model)
-    config = peft_config(HOSTED[name], rank, {"task_type": TaskType.SEQ_CLS, "modules_to_save": head})
+    total = parameter_count(model)
     try:
         with _quiet():
             adapted = with_adapter(model, config, name)

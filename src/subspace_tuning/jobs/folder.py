@@ -14,6 +14,11 @@ from ..files import is_temporary, write_json
 from .description import Description, difference, digest
 from .fields import read_object
 
+
+class AtWorkError(SubspaceError):
+    """Raised if another process is at work in a folder."""
+
+
 LOCK = "lock"
 """The file locked by the working process. It is never removed: removing a free lock would let two processes in."""
 
@@ -26,14 +31,15 @@ def alone(folder: Path) -> Iterator[None]:
     """Make a folder, and keep other processes out of it during the body. The lock is released however the process ends.
 
     Raises:
-        SubspaceError: the folder cannot be made, or another process is at work in it.
+        SubspaceError: the folder cannot be made.
+        AtWorkError: another process is at work in it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
-        raise SubspaceError(f"another process is at work in {folder}") from None
+        raise AtWorkError(f"another process is at work in {folder}") from None
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         reason = getattr(error, "strerror", None) or error
         raise SubspaceError(f"output folder {folder} cannot be made: {reason}") from error

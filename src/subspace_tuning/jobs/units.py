@@ -127,11 +127,11 @@ def _apart(
 
 def _in_process(measure: Measure[Unit], unit: Unit) -> Result:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(1, context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(1, context, initializer=end_with_parent) as pool:
         return pool.submit(_recorded, measure, unit).result()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process if its parent is killed and can no longer end it."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -7,7 +7,20 @@ from ..extras import needs
 needs("a task", "train")
 
 from .base import Task, Training, prefixed
+from .holding_out import for_tuning
 from .registry import every, get, register, unregister
 from .rows import Rows, Seen, Values
 
-__all__ = ["Rows", "Seen", "Task", "Training", "Values", "every", "get", "prefixed", "register", "unregister"]
+__all__ = [
+    "Rows",
+    "Seen",
+    "Task",
+    "Training",
+    "Values",
+    "every",
+    "for_tuning",
+    "get",
+    "prefixed",
+    "register",
+    "unregister",
+]

@@ -12,8 +12,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from .classes import ClassesTask, balanced, class_name
 from .data.records import Records, shown
 from .intervals import Figure
-from .own import Chosen, labelled
-from .rows import Values
+from .own import labelled
+from .rows import Chosen, Values
 
 
 class Known(Chosen, Protocol):

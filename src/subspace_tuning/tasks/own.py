@@ -7,27 +7,18 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
-
-import numpy as np
-from sklearn.model_selection import train_test_split
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import SubspaceError
 from .base import Task
 from .data import sources
 from .data.records import Records, is_missing, shown
-from .rows import Rows, Same
+from .holding_out import parted
+from .rows import Chosen
 
 HELD_OUT = 0.2
 """The default share of rows held out."""
 _NO_DATA = "glue"  # the default of `task.data`
-
-
-class Chosen(Rows, Protocol):
-    """Rows that can be selected by number."""
-
-    def select(self: Same, rows: Sequence[int]) -> Same:
-        """Return the rows of these numbers."""
 
 
 R = TypeVar("R", bound=Chosen)
@@ -133,20 +124,15 @@ class OwnTask(Task[R]):
 
     def _parted(self, rows: R, where: str) -> tuple[R, R]:
         share = HELD_OUT if self.held_out is None else self.held_out
-        groups = self.groups(rows)
-        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-        if len(numbers) * share < 1 or len(numbers) * (1 - share) < 1:
-            shared = "" if len(numbers) == len(rows) else f" in {len(numbers)} groups that stay together"
-            raise SubspaceError(
-                f"{where} has {len(rows)} rows{shared}: none is left to train or to validate with if {share:g} of them "
-                "are held out; give more rows, or task.validation"
-            )
-        parts = train_test_split(np.arange(len(numbers)), test_size=share, random_state=self.held_out_seed)
-        held_out = set(parts[1].tolist())
-        sides: dict[bool, list[int]] = {False: [], True: []}
-        for row, group in enumerate(groups):
-            sides[numbers[group] in held_out].append(row)
-        return rows.select(sides[False]), rows.select(sides[True])
+        return parted(
+            rows,
+            self.groups(rows),
+            share,
+            self.held_out_seed,
+            where,
+            "validate with",
+            "give more rows, or task.validation",
+        )
 
     def read(self, source: str, *, labelled: bool = True) -> R:
         """Return the rows of a file, a folder or a data set; if there are several splits, those of the test split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -28,6 +29,13 @@ class Rows(Protocol):
 
     def fingerprint(self) -> str:
         """Return a digest: two splits with the same one have the same rows in the same order."""
+
+
+class Chosen(Rows, Protocol):
+    """Rows that can be selected by number."""
+
+    def select(self: Same, rows: Sequence[int]) -> Same:
+        """Return the rows of these numbers."""
 
 
 R = TypeVar("R", bound=Rows)

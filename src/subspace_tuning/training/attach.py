@@ -16,7 +16,7 @@ from ..models.vocabulary import NEW_ROWS
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig
 from ..tuner.calibration import Batch, Loss, calibrate
-from ..tuner.hosting import config_of, with_adapter
+from ..tuner.hosting import config_of, peft_config_of, with_adapter
 from ..tuner.sizing import sized
 from .sections import FULL, HEAD, AdapterSection
 
@@ -125,9 +125,10 @@ def build_adapter(
     Raises:
         SubspaceError: the method, the formula or a value is unknown.
     """
-    own = ("head", "calibration_rows", "parameters", "new_tokens")
+    own = ("head", "calibration_rows", "parameters", "new_tokens", "peft")
     given = {name: value for name, value in asdict(adapter).items() if value is not None and name not in own}
-    return config_of(given, {"task_type": adapter_type(task_type), "modules_to_save": list(head) or None})
+    common = {"task_type": adapter_type(task_type), "modules_to_save": list(head) or None}
+    return config_of(given, common) if adapter.peft is None else peft_config_of(adapter.peft, common)
 
 
 def adapter_type(task_type: peft.TaskType | None) -> peft.TaskType | None:
@@ -148,5 +149,8 @@ def default_learning_rate(adapter: AdapterSection) -> float:
     if adapter.method in _LEARNING_RATES:
         return _LEARNING_RATES[adapter.method]
     config = build_adapter(adapter, ())
-    known = config.resolved if isinstance(config, SubspaceConfig) else methods.named(adapter.method or "")
-    return known.learning_rate
+    if adapter.peft is not None:  # the rate of the method of that name, or LoRA's
+        known = methods.find(str(adapter.peft["peft_type"]).lower()) or methods.get("lora")
+        return known.learning_rate
+    method = config.resolved if isinstance(config, SubspaceConfig) else methods.named(adapter.method or "")
+    return method.learning_rate

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,43 @@ class Clock(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
         return {"args": {"seconds": self.total()}, "attributes": {}}
+
+
+class Losses(TrainerCallback, ExportableState):
+    """The mean training loss of each hundredth of a run, over all parts of an interrupted run.
+
+    The Trainer's own log starts its mean anew when it resumes.
+
+    Args:
+        points: the optimiser step at the end of each part, and the mean loss of its steps; None if it is not finite.
+        total: the sum of the losses since the last point.
+        steps: the number of steps since the last point.
+    """
+
+    PARTS = 100
+
+    def __init__(
+        self, points: Sequence[tuple[int, float | None]] = (), total: Tensor | float = 0.0, steps: int = 0
+    ) -> None:
+        self.points = [(step, loss) for step, loss in points]
+        self.total = total
+        self.steps = steps
+
+    def add(self, loss: Tensor) -> None:
+        """Add the loss of a batch; those of a step's batches are shares of the step's loss."""
+        self.total = self.total + loss.detach().float()  # on its device: reading it would wait for an accelerator
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.steps += 1
+        step = state.global_step
+        if step % max(1, state.max_steps // self.PARTS) == 0 or step == state.max_steps:
+            mean = float(self.total) / self.steps
+            self.points.append((step, mean if math.isfinite(mean) else None))
+            self.total, self.steps = 0.0, 0
+
+    def state(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+        return {"args": {"points": self.points, "total": float(self.total), "steps": self.steps}, "attributes": {}}
 
 
 class EpochOrder(TrainerCallback):

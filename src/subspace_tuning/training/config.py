@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +20,8 @@ from ..documented import settings
 from ..errors import SubspaceError, nearest, reading
 from ..methods import HOSTED
 from .sections import FULL, HEAD, SECTIONS, AdapterSection, Keep, RunConfig
+
+T = TypeVar("T")
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -33,13 +35,47 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         SubspaceError: the file is missing or malformed, a key is unknown (the message names the nearest), a value has
             the wrong type or is out of range, or a mandatory value is absent.
     """
-    what = "the config" if path is None else f"config file {str(path)!r}"
-    with reading(what):  # libraries raise many types of errors for odd or nested content
-        return validate(_parsed(path, overrides))
+    with reading(_what(path)):  # odd content raises many types of errors
+        return validate(read(path, overrides, RunConfig, SECTIONS))
 
 
-def _parsed(file: str | Path | None, overrides: Sequence[str]) -> RunConfig:
-    text, path = ("", "the command line") if file is None else (_read(Path(file)), str(file))
+def from_values(what: str, values: Mapping[str, Any]) -> RunConfig:
+    """Return the run described by plain values, as a file has them.
+
+    Args:
+        what: the name of the values in an error.
+        values: sections and keys.
+
+    Raises:
+        SubspaceError: as ``load``.
+    """
+    with reading(what):
+        return validate(_merge(what, [values], RunConfig))
+
+
+def read(path: str | Path | None, overrides: Sequence[str], structure: type[T], sections: Collection[str]) -> T:
+    """Return the content of a YAML file with overrides as a dataclass, whose values are not checked.
+
+    Args:
+        path: the file; None if the overrides suffice.
+        overrides: `key=value` strings, as in ``load``.
+        structure: the dataclass.
+        sections: the keys that may be empty, since all keys in them have defaults.
+
+    Raises:
+        SubspaceError: the file is missing or malformed, a key is unknown or absent, or a value has the wrong type.
+    """
+    with reading(_what(path)):
+        name, parts = _parts(path, overrides)
+        return _merge(name, [_without_empty_sections(part, sections) for part in parts], structure)
+
+
+def _what(path: str | Path | None) -> str:
+    return "the config" if path is None else f"config file {str(path)!r}"
+
+
+def _parts(file: str | Path | None, overrides: Sequence[str]) -> tuple[str, list[Any]]:
+    text, path = ("", "the command line") if file is None else (_text_of(Path(file)), str(file))
     for override in overrides:
         if "=" not in override:
             raise SubspaceError(f"override {override!r} is not of the form key=value")
@@ -55,17 +91,17 @@ def _parsed(file: str | Path | None, overrides: Sequence[str]) -> RunConfig:
         parts = [text]
     if not all(isinstance(part, DictConfig) for part in parts):
         raise SubspaceError(f"{path} does not contain keys with values")
-    return _merge(path, [_without_empty_sections(part) for part in parts])
+    return path, parts
 
 
-def _without_empty_sections(part: DictConfig) -> dict[Any, Any]:
+def _without_empty_sections(part: DictConfig, sections: Collection[str]) -> dict[Any, Any]:
     """Drop sections whose keys are all commented out, which YAML reads as null."""
     plain = OmegaConf.to_container(part)
     assert isinstance(plain, dict)
-    return {key: value for key, value in plain.items() if value is not None or key not in SECTIONS}
+    return {key: value for key, value in plain.items() if value is not None or key not in sections}
 
 
-def _read(path: Path) -> str:
+def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -74,9 +110,9 @@ def _read(path: Path) -> str:
         raise SubspaceError(f"cannot read config file {str(path)!r}: {_one_line(error)}") from error
 
 
-def _merge(path: str, parts: Sequence[Any]) -> RunConfig:
+def _merge(path: str, parts: Sequence[Any], structure: type[T]) -> T:
     try:
-        run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), *parts))
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(structure), *parts))
     except ConfigKeyError as error:
         known = [str(key) for key in error.parent_node] if error.parent_node is not None else []
         raise SubspaceError(f"{path}: unknown key {error.full_key!r}; {nearest(str(error.key), known)}") from error
@@ -84,8 +120,8 @@ def _merge(path: str, parts: Sequence[Any]) -> RunConfig:
         raise SubspaceError(f"{path}: {error.full_key!r} must be given") from error
     except OmegaConfBaseException as error:
         raise SubspaceError(f"{path}: {_where(error)}{_one_line(error)}") from error
-    assert isinstance(run, RunConfig)
-    return run
+    assert isinstance(made, structure)
+    return made
 
 
 def _where(error: OmegaConfBaseException) -> str:
@@ -131,6 +167,10 @@ def validate(config: RunConfig) -> RunConfig:
 
 
 def _check_adapter(adapter: AdapterSection) -> None:
+    if adapter.peft is not None:
+        if unused := sorted(_given(adapter, ("peft", "head"))):
+            raise SubspaceError(f"adapter.peft is a whole config: leave adapter.{unused[0]} out")
+        return
     if (adapter.method is None) == (adapter.formula is None):
         given = "neither is given" if adapter.method is None else "both are given"
         raise SubspaceError(f"adapter needs a method or a formula: {given}")

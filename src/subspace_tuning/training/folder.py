@@ -1,11 +1,12 @@
 """The output folder of a run: a job's folder with checkpoints and a result.
 
-lock            held by the working process
-started.json    the config and the data's fingerprints, from the start
-checkpoints/    while the run is unfinished
-logs/           TensorBoard's files, if requested
-adapter/        the result; `model/` if no adapter was trained
-run.json        the record; it exists once the run is finished
+lock               held by the working process
+started.json       the config and the data's fingerprints, from the start
+checkpoints/       while the run is unfinished
+logs/              TensorBoard's files, if requested
+adapter/           the result; `model/` if no adapter was trained
+predictions.json   the predictions and references, if requested
+run.json           the record; it exists once the run is finished
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SubspaceError
-from ..files import recover, write_json
+from ..files import recover, write_json, write_text
 from ..jobs.description import difference
 from ..jobs.fields import Fields, read_object
 from ..jobs.folder import LOCK, alone, claim, is_vacant
 
 _STARTED = "started.json"
 _RECORD = "run.json"
+PREDICTIONS = "predictions.json"
 _CHECKPOINTS = "checkpoints"
 _LOGS = "logs"
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
@@ -138,7 +140,8 @@ class RunFolder:
 
     def _clear(self) -> None:
         # The start is removed last: without it a folder that is not empty does not count as a run.
-        (self.path / _RECORD).unlink(missing_ok=True)
+        for file in (_RECORD, PREDICTIONS):
+            (self.path / file).unlink(missing_ok=True)
         for folder in (self.checkpoints, self.logs, *(self.path / result for result in RESULTS)):
             if folder.is_dir():
                 shutil.rmtree(folder)
@@ -160,8 +163,17 @@ class RunFolder:
             shutil.rmtree(checkpoint)
         return None
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """Write the record, and remove the checkpoints, which are no longer needed."""
+    def finish(self, record: Mapping[str, Any], compared: tuple[Any, Any] | None = None) -> None:
+        """Write the record, and remove the checkpoints, which are no longer needed.
+
+        Args:
+            record: the record.
+            compared: predictions and references to keep beside it.
+        """
+        if compared is not None:
+            predictions, references = (one.tolist() if hasattr(one, "tolist") else list(one) for one in compared)
+            content = {"predictions": predictions, "references": references}
+            write_text(self.path / PREDICTIONS, json.dumps(content, allow_nan=False))
         write_json(self.path / _RECORD, record)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 

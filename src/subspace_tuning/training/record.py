@@ -41,7 +41,7 @@ def build(
     return {
         "config": config.resolved(),
         "task": task.name,
-        "method": config.adapter.method or config.adapter.formula,
+        "method": config.adapter.name,
         "metric": key,
         "score": kept[key],
         "score_interval": [kept[f"{key}_low"], kept[f"{key}_high"]],

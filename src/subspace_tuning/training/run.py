@@ -79,22 +79,24 @@ class _Parts:
     learning_rate: float
 
 
-def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True) -> Outcome:
+def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True, predictions: bool = False) -> Outcome:
     """Start, resume, or return a finished run.
 
     Args:
         config: the run.
         overwrite: discard a run in the output folder, whatever its config and state.
         progress: show progress bars on stderr and the evaluations on stdout.
+        predictions: also write ``predictions.json`` into the folder: the prediction for each row of the first
+            evaluation split, and the row's reference.
 
     Raises:
         SubspaceError: the input cannot be used, the output folder holds something else, or the training diverged.
     """
     with processes.joined():
-        return _run(config, overwrite, progress and processes.is_first())
+        return _run(config, overwrite, progress and processes.is_first(), predictions)
 
 
-def _run(config: RunConfig, overwrite: bool, progress: bool) -> Outcome:
+def _run(config: RunConfig, overwrite: bool, progress: bool, predictions: bool) -> Outcome:
     with processes.together():
         validate(config)
         cpu, quantise = runtime.on_cpu(config.training.device), config.quantise is not None
@@ -119,7 +121,7 @@ def _run(config: RunConfig, overwrite: bool, progress: bool) -> Outcome:
             done = processes.decided(folder.record)
             if done is not None:
                 return Outcome(done, folder.path / done["result"], repeated=True)
-            return _train(parts, folder, started["data"], progress)
+            return _train(parts, folder, started["data"], progress, predictions)
 
 
 def _finished(folder: RunFolder, config: RunConfig, overwrite: bool) -> dict[str, Any] | None:
@@ -140,6 +142,8 @@ def _prepare(config: RunConfig) -> _Parts:
             "without --use_fsdp"
         )
     task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
+    if config.task.tuning_split is not None:
+        rows = tasks.for_tuning(task, rows, config.task.tuning_split)
     transformers.set_seed(config.training.seed)  # from here on the head and the factors are drawn
     settings = dict(task.model_settings)
     if config.quantise is not None:
@@ -161,7 +165,7 @@ def _prepare(config: RunConfig) -> _Parts:
     return _Parts(config, task, rows, tuned, processor, encoded, cut, counts, learning_rate)
 
 
-def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool) -> Outcome:
+def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool, predictions: bool) -> Outcome:
     training = parts.config.training
     count = len(parts.encoded["train"])
     args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
@@ -178,12 +182,13 @@ def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: 
         start = None if checkpoint is None else check_checkpoint(checkpoint, trainer, total_steps(training, count))
     state = _fit(trainer, checkpoint, start)
     record = _record(parts, trainer, state, start, data)
+    compared = trainer.compared() if predictions else None
     weights = trainer.whole_weights()
     path = folder.path / str(record["result"])
 
     def finish() -> dict[str, Any]:
         _save(parts, path, record, weights)
-        folder.finish(record)
+        folder.finish(record, compared)
         return record
 
     return Outcome(processes.decided(finish), path, repeated=False)
@@ -207,6 +212,7 @@ def _record(
             "steps": state.global_step,
             "resumed_from_step": None if start is None else start.global_step,
             "seconds": round(trainer.seconds(), 2),
+            "losses": trainer.losses(),
             "data": data,
             "cut": dict(parts.cut),
             "options": dict(parts.task.options),
@@ -246,7 +252,7 @@ def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | 
         return trainer.state
     # Interrupted between the last step and the record: resumed from here, the Trainer would take a step too many.
     wanted = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    trainer.load_weights(wanted or str(checkpoint))
+    trainer.load_ended(wanted or str(checkpoint), state)
     trainer.scheduling.on_train_begin(trainer.args, state, trainer.control)  # for its report
     return state
 

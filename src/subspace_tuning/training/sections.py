@@ -67,6 +67,10 @@ class AdapterSection:
         "method", "the name of a method, including peft's own; full trains every weight, head only the head"
     )
     formula: str | None = of_config("formula")
+    peft: dict[str, Any] | None = key(
+        None,
+        "instead of a method: a config of peft's own as {peft_type: LORA, r: 8, ...}, with its type and its fields",
+    )
     starts: dict[str, str] | None = of_config("starts")
     r: int | None = of_config("r")
     alpha: float | None = of_config("alpha")
@@ -102,6 +106,11 @@ class AdapterSection:
         "the modules trained beside the adapter; null: the model's classification head and pooler; none in a language "
         "model",
     )
+
+    @property
+    def name(self) -> str:
+        """The method's name, the formula, or the type of peft's config."""
+        return self.method or self.formula or f"peft {(self.peft or {}).get('peft_type')}"
 
 
 @documented

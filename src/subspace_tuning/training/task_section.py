@@ -39,6 +39,12 @@ class TaskSection:
     )
     train_rows: int | None = key(None, "keep only this many of the first training rows; null: all", COUNT)
     eval_rows: int | None = key(None, "keep only this many of the first validation rows; null: all", COUNT)
+    tuning_split: float | None = key(
+        None,
+        "hold out this share of the training rows, and score on them instead of the validation rows: for choosing a "
+        "setting such as the learning rate; null: score on the validation rows",
+        Range(positive=True, below=1),
+    )
     text: str | None = key(
         None,
         "for your own rows: the column of the text, the words, the context of a question, or the input; null: text, "
@@ -114,6 +120,6 @@ class TaskSection:
     @property
     def options(self) -> dict[str, Any]:
         """The given values of keys that only some tasks have."""
-        common = ("name", "data", "max_length", "train_rows", "eval_rows")
+        common = ("name", "data", "max_length", "train_rows", "eval_rows", "tuning_split")
         given = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         return {name: value for name, value in given.items() if value is not None and name not in common}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.integrations.integration_utils import TensorBoardCallback
@@ -29,17 +30,27 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import SubspaceError, reading
 from ..models.load import Processor
-from ..tasks import Rows, Seen, Task
+from ..tasks import Rows, Seen, Task, Values
 from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
 from ..tuner.optim import ratios
 from ..tuner.scheduling import ScheduleCallback, adapted
-from .callbacks import Clock, EpochOrder, EvaluateWithinEpoch, Pace, Progress, RecentBatches, SaveWithinEpoch
+from .callbacks import (
+    Clock,
+    EpochOrder,
+    EvaluateWithinEpoch,
+    Losses,
+    Pace,
+    Progress,
+    RecentBatches,
+    SaveWithinEpoch,
+)
 from .processes import count, together
 from .resume import HINT, check_optimizer, random_state
 from .sampler import EpochSampler, VariedRows
 from .sections import TrainingSection
 
+C = TypeVar("C", bound=TrainerCallback)
 EncodedRows: TypeAlias = tuple[Rows, Dataset]
 """The rows of a split, and their encoded form."""
 
@@ -84,12 +95,21 @@ class SeededTrainer(Trainer):
 
     def seconds(self) -> float:
         """Return the seconds of training so far, including those before an interruption."""
-        # Looked up each time: when it resumes from a checkpoint, the Trainer replaces the clock.
-        return next(entry.total() for entry in self.callback_handler.callbacks if isinstance(entry, Clock))
+        return self._callback(Clock).total()
 
-    def load_weights(self, checkpoint: str) -> None:
-        """Load a checkpoint's weights into the model."""
+    def losses(self) -> list[list[Any]]:
+        """Return optimiser steps with the mean training loss since the step before (see ``Losses``), for JSON."""
+        return [list(point) for point in self._callback(Losses).points]
+
+    def _callback(self, kind: type[C]) -> C:
+        # Looked up each time: when it resumes from a checkpoint, the Trainer replaces callbacks that have a state.
+        return next(entry for entry in self.callback_handler.callbacks if isinstance(entry, kind))
+
+    def load_ended(self, checkpoint: str, state: TrainerState) -> None:
+        """Load a checkpoint's weights, and the state in which training ended."""
         self._load_from_checkpoint(checkpoint)
+        self.state = state
+        self._load_callback_state()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the Trainer's optimiser, with separate groups for the head and for factors with their own rates."""
@@ -112,6 +132,7 @@ class SeededTrainer(Trainer):
             self.recent.append(self._prepare_inputs(inputs))
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.pace.add(loss, inputs)
+        self._callback(Losses).add(loss)
         return loss
 
     def compute_loss(
@@ -145,8 +166,20 @@ class SeededTrainer(Trainer):
                 raise DivergedError(
                     "training diverged: the model's outputs are NaN or infinite; try a lower learning rate"
                 )
+        return self.task.figures(self._seen(outputs, prediction.label_ids))
+
+    def compared(self) -> tuple[Any, Any]:
+        """Return a prediction and a reference for each row of the first evaluation split, as ``Task.compared``."""
+        _, encoded = self.data[self.task.evaluation[0][1]]
+        figures, self.compute_metrics = self.compute_metrics, None
+        found: Any = self.predict(encoded)
+        self.compute_metrics = figures
+        outputs = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
+        return self.task.compared(self._seen(np.asarray(outputs, dtype=np.float64), found.label_ids))
+
+    def _seen(self, outputs: Values, labels: Any) -> Seen[Any]:
         processor: Any = self.processing_class
-        return self.task.figures(Seen(*self.evaluated, outputs, np.asarray(prediction.label_ids), processor))
+        return Seen(*self.evaluated, outputs, np.asarray(labels), processor)
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return the Fisher information of every adapted W on the half of the step's examples with the largest loss."""
@@ -223,7 +256,7 @@ def build(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     group = count() * training.batch_size * training.gradient_accumulation if training.group_by_length else None
     order = EpochSampler(task.lengths(train), group, training.seed)
-    callbacks: list[TrainerCallback] = [Clock(), EpochOrder(order)]
+    callbacks: list[TrainerCallback] = [Clock(), Losses(), EpochOrder(order)]
     if training.save_steps:
         callbacks.append(SaveWithinEpoch(training.save_steps))
     if training.eval_steps:

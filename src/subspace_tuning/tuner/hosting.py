@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import peft
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from .. import methods
-from ..errors import SubspaceError
+from ..errors import SubspaceError, described, nearest
 from ..methods import Hosted
 from .config import SubspaceConfig
 from .mam import mam_model
@@ -33,6 +35,35 @@ def config_of(fields: Mapping[str, Any], common: Mapping[str, Any]) -> peft.Peft
     if unused:
         raise SubspaceError(f"adapter.{unused[0]} has no meaning with method {known.name!r}: leave it out")
     return peft_config(known, fields.get("r", SubspaceConfig.r), common)
+
+
+def peft_config_of(values: Mapping[str, Any], common: Mapping[str, Any]) -> peft.PeftConfig:
+    """Return a config of one of peft's own classes from its type and its fields.
+
+    Args:
+        values: ``peft_type``, such as "LORA", and fields of that type's class.
+        common: fields of all configs, such as ``task_type``.
+
+    Raises:
+        SubspaceError: peft has no such type, or its class no such field, or refuses a value.
+    """
+    given = dict(values)
+    name = str(given.pop("peft_type", None)).upper()
+    types: Mapping[str, Any] = {str(kind): made for kind, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    known = {kind.rpartition(".")[2]: made for kind, made in types.items() if made is not SubspaceConfig}
+    if name not in known:
+        raise SubspaceError(f"adapter.peft has peft_type {name!r}; {nearest(name, known)}")
+    fields = [field.name for field in dataclasses.fields(known[name]) if field.init]
+    for field in given:
+        if field not in fields:
+            raise SubspaceError(
+                f"adapter.peft: {known[name].__name__} has no field {field!r}; {nearest(field, fields)}"
+            )
+    try:
+        made: peft.PeftConfig = known[name](**{key: value for key, value in common.items() if key in fields} | given)
+    except (TypeError, ValueError) as error:
+        raise SubspaceError(f"adapter.peft: {described(error)}") from error
+    return made
 
 
 def with_adapter(model: nn.Module, config: peft.PeftConfig, method: str | None = None) -> peft.PeftModel:

@@ -9,7 +9,7 @@ from typing import Any
 import peft
 from transformers import PreTrainedModel
 
-from ..algebra import Sizes
+from ..algebra import FormulaError, Sizes
 from ..errors import SubspaceError
 from ..methods import Hosted
 from ..theory.budget import uniform_rank
@@ -28,11 +28,22 @@ def sized(model: PreTrainedModel, config: SubspaceConfig, budget: int) -> Subspa
         return replace(config, budget=budget)
     if not method.formula.has_rank:
         return config
-    placed = replace(config, r=1)
+    placed = replace(config, r=2)  # the lowest rank of all methods
     place(model, placed)
     sizes = [Sizes(*matrix_shape(module), 1) for _, module in targets(model, placed) for _ in range(copies(module))]
-    rank = uniform_rank(method, sizes, budget)
-    return replace(config, r=rank, alpha=config.alpha * rank / config.r)
+    return _of_rank(config, uniform_rank(method, sizes, budget))
+
+
+def _of_rank(config: SubspaceConfig, rank: int) -> SubspaceConfig:
+    """Return the config with the nearest rank at which its method can leave its start."""
+
+    def of(rank: int) -> SubspaceConfig:
+        return replace(config, r=rank, alpha=config.alpha * rank / config.r)
+
+    try:
+        return of(rank)
+    except FormulaError:  # such as that of reflections, which start in pairs
+        return of(rank + 1)
 
 
 def peft_config(known: Hosted, size: int, common: Mapping[str, Any]) -> peft.PeftConfig:

@@ -1,0 +1,130 @@
+"""What `subspace compare` shows while it runs: a table that changes on a terminal, a line per run elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from .console import table_of
+
+if TYPE_CHECKING:
+    from subspace_tuning.comparison.database import Database
+    from subspace_tuning.comparison.leases import Shard
+    from subspace_tuning.comparison.progress import Event, Progress
+
+_INTERVAL = 1.0  # seconds between two looks into the store
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def line(event: Event, ended: int, total: int) -> str:
+    """Return a line about a run that has ended."""
+    from subspace_tuning.comparison.progress import described
+
+    result = f"failed: {event.error}"
+    if event.error is None:
+        result = f"{event.metric} {event.score:.4f} in {duration(event.seconds or 0.0)}"
+    return f"{ended}/{total}  {described(event)}: {result}"
+
+
+class View:
+    """The state of a comparison as it is shown."""
+
+    def __init__(self, database: Database, shard: Shard, workers: int) -> None:
+        self._database, self._shard, self._workers = database, shard, workers
+        self._since = time.monotonic()
+        self._first = self.now = self._progress()
+        self._told = {event.number for event in self._first.events}
+
+    def _progress(self) -> Progress:
+        from subspace_tuning.comparison.progress import progress
+
+        return progress(self._database, self._shard)
+
+    def look(self) -> list[str]:
+        """Look into the store, and return a line for each run that has ended since."""
+        self.now = self._progress()
+        new = [event for event in self.now.events if event.number not in self._told]
+        ended = len(self.now.events) - len(new)
+        self._told |= {event.number for event in new}
+        return [line(event, ended + number, self.now.total) for number, event in enumerate(new, start=1)]
+
+    def drawn(self) -> RenderableType:
+        """Return the table for a terminal."""
+        from subspace_tuning.comparison.progress import seconds_left
+
+        now = self.now
+        left = seconds_left(self._first, now, time.monotonic() - self._since, self._workers)
+        told = [f"{now.done:,} done", f"{now.running:,} running", f"{now.left - now.running:,} waiting"]
+        told += [f"{now.failed:,} failed"] if now.failed else []
+        told += [f"{duration(left)} left"] if left is not None and now.left else []
+        tasks = list(dict.fromkeys(task for row in now.rows.values() for task in row.best))
+        table = table_of("row", figures=["runs", *(f"best {task}" for task in tasks)])
+        for name, row in now.rows.items():
+            scores = [f"{row.best[task]:.4f}" if task in row.best else "" for task in tasks]
+            table.add_row(name, f"{row.ended}/{row.total}", *scores)
+        return Group(Text(f"{now.total:,} runs: {', '.join(told)}"), table)
+
+
+@contextmanager
+def watching(database: Database, shard: Shard, workers: int) -> Iterator[None]:
+    """Show the state of a comparison during the body."""
+    view = View(database, shard, workers)
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    if console.is_interactive:
+        live = Live(view.drawn(), console=console, transient=True, auto_refresh=False)
+
+        def redraw() -> None:
+            view.look()
+            live.update(view.drawn(), refresh=True)
+
+        with live, _every(_INTERVAL, redraw):
+            yield
+    else:
+        typer.echo(f"{view.now.total:,} runs, {len(view.now.events):,} of them ended")
+
+        def tell() -> None:
+            for one in view.look():
+                typer.echo(one)
+
+        with _every(_INTERVAL, tell):
+            yield
+
+
+@contextmanager
+def _every(seconds: float, call: Callable[[], object]) -> Iterator[None]:
+    """Call a function in a thread during the body, and once more after it."""
+    from subspace_tuning.errors import SubspaceError
+
+    over = threading.Event()
+
+    def safely() -> None:
+        with suppress(SubspaceError):  # such as a store that is locked for long: the next look may succeed
+            call()
+
+    def loop() -> None:
+        while not over.wait(seconds):
+            safely()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        safely()
