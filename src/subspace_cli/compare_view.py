@@ -70,7 +70,7 @@ class View:
         told = [f"{now.done:,} done", f"{now.running:,} running", f"{now.left - now.running:,} waiting"]
         told += [f"{now.failed:,} failed"] if now.failed else []
         told += [f"{duration(left)} left"] if left is not None and now.left else []
-        width = max(map(len, now.rows))
+        width = max(map(len, now.rows), default=0)
         lines = [f"{now.total:,} runs: {', '.join(told)}"]
         for name, row in now.rows.items():
             best = [f"best {task} {score:.4f}" for task, score in row.best.items()]
