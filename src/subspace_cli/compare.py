@@ -47,9 +47,9 @@ def compare(
     """Compare methods and formulas with tuned rates.
 
     Rows of the comparison are methods, formulas, peft's configs and full fine-tuning, on tasks, models and budgets,
-    over several seeds. The learning rate of each is tuned on held-out training rows with the same number of tries. Results
-    are kept in one file. Run the same command again to go on after an interruption, or beside itself to share the work;
-    no run is made twice. Exit code 1: some runs have failed.
+    over several seeds. The learning rate of each is tuned on held-out training rows with the same number of tries.
+    Results are kept in one file. Run the same command again to go on after an interruption, or beside itself to share
+    the work; no run is made twice. Exit code 1: some runs have failed.
     """
     import warnings
 
