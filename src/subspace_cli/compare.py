@@ -44,11 +44,12 @@ def compare(
         bool, typer.Option("--keep", help="Keep the folders of finished runs, with their adapters, in STORE.kept.")
     ] = False,
 ) -> None:
-    """Compare methods, formulas and full fine-tuning on tasks, models and budgets.
+    """Compare methods and formulas with tuned rates.
 
-    The learning rate of each is tuned on held-out training rows with the same number of tries. Results are kept in one
-    file. Run the same command again to go on after an interruption, or beside itself to share the work; no run is made
-    twice. Exit code 1: some runs have failed.
+    Rows of the comparison are methods, formulas, peft's configs and full fine-tuning, on tasks, models and budgets,
+    over several seeds. The learning rate of each is tuned on held-out training rows with the same number of tries.
+    Results are kept in one file. Run the same command again to go on after an interruption, or beside itself to share
+    the work; no run is made twice. Exit code 1: some runs have failed.
     """
     import warnings
 

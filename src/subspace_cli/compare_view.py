@@ -1,4 +1,4 @@
-"""What `subspace compare` shows while it runs: a table that changes on a terminal, a line per run elsewhere."""
+"""What `subspace compare` shows while it runs: lines that change on a terminal, a line per run elsewhere."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-
-from .console import table_of
 
 if TYPE_CHECKING:
     from subspace_tuning.comparison.database import Database
@@ -63,8 +61,8 @@ class View:
         self._told |= {event.number for event in new}
         return [line(event, ended + number, self.now.total) for number, event in enumerate(new, start=1)]
 
-    def drawn(self) -> RenderableType:
-        """Return the table for a terminal."""
+    def drawn(self) -> Text:
+        """Return the lines for a terminal, which wraps them if they are too long."""
         from subspace_tuning.comparison.progress import seconds_left
 
         now = self.now
@@ -72,12 +70,12 @@ class View:
         told = [f"{now.done:,} done", f"{now.running:,} running", f"{now.left - now.running:,} waiting"]
         told += [f"{now.failed:,} failed"] if now.failed else []
         told += [f"{duration(left)} left"] if left is not None and now.left else []
-        tasks = list(dict.fromkeys(task for row in now.rows.values() for task in row.best))
-        table = table_of("row", figures=["runs", *(f"best {task}" for task in tasks)])
+        width = max(map(len, now.rows), default=0)
+        lines = [f"{now.total:,} runs: {', '.join(told)}"]
         for name, row in now.rows.items():
-            scores = [f"{row.best[task]:.4f}" if task in row.best else "" for task in tasks]
-            table.add_row(name, f"{row.ended}/{row.total}", *scores)
-        return Group(Text(f"{now.total:,} runs: {', '.join(told)}"), table)
+            best = [f"best {task} {score:.4f}" for task, score in row.best.items()]
+            lines.append(", ".join([f"{name:{width}}  {row.ended}/{row.total}", *best]))
+        return Text("\n".join(lines))
 
 
 @contextmanager

@@ -242,6 +242,7 @@ def test_failures_are_told_and_retried(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def _worker(path: Path, log: Path, seconds: float) -> None:
+    """Work in a process of its own, whose changes to modules end with it."""
     work._train = without_training(log, seconds)
     work._PAUSE = 0.01
     work.work(Database(path, create=True))
@@ -262,11 +263,12 @@ def test_workers_never_make_a_run_twice(count: int, tmp_path: Path) -> None:
     assert sorted(made) == sorted(set(runs["run"])) and set(runs["state"]) == {"done"}
 
 
+@pytest.mark.usefixtures("untrained")
 def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     """Twenty kills at random moments; what is left is what an undisturbed worker leaves."""
     cells = cells_of("a", "bb", "ccc", budgets=(4, 8))
     whole = planned(tmp_path / "whole", cells)
-    _worker(whole.path, tmp_path / "whole.log", 0.0)
+    work.work(whole)
     database = planned(tmp_path / "s", cells)
     rng, kills = random.Random(0), 0
     while progress(database).left:
@@ -402,6 +404,7 @@ def _on_a_full_disk(path: Path, bytes_left: int, answers: Any) -> None:
         answers.put("")
 
 
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with limits of files")
 @pytest.mark.parametrize("bytes_left", [0, 5_000, 20_000])
 def test_a_full_disk_is_told_and_loses_nothing(bytes_left: int, tmp_path: Path) -> None:
@@ -415,7 +418,7 @@ def test_a_full_disk_is_told_and_loses_nothing(bytes_left: int, tmp_path: Path) 
     assert str(database.path) in told and "call again" in told and "\n" not in told
     state = progress(database)
     assert state.failed == 0 and state.left > 0
-    _worker(database.path, tmp_path / "log", 0.0)
+    work.work(database)
     assert progress(database).left == 0 and failures(database) == []
 
 
