@@ -107,9 +107,7 @@ def _methods(
         typer.echo(f"left out: {line}")
 
 
-def _rates(
-    model: str, architecture: PretrainedConfig, wanted: int | None
-) -> Callable[[str, PeftConfig], list[str]]:
+def _rates(model: str, architecture: PretrainedConfig, wanted: int | None) -> Callable[[str, PeftConfig], list[str]]:
     """Return a function that returns the learning rates of a method: the derived one, and the default."""
     from subspace_tuning import methods as catalogue
     from subspace_tuning.counting.count import matched

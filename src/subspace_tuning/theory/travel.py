@@ -75,7 +75,7 @@ class Journey:
         self._wraps_norm = method.formula.wraps_norm
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._rows, self._slopes = self._drawn(W)
+            self.rows, self.slopes = self._drawn(W)
             torch.manual_seed(seed + 1)
             factors = initial_factors(
                 method,
@@ -100,7 +100,7 @@ class Journey:
         )
         # Gates are closed or open by chance in training; without chance they take their mean.
         planned = plan(method.formula, sizes, training=not method.formula.has_gates)
-        self._expression = planned.stage(len(self._rows)).expression
+        self._expression = planned.stage(len(self.rows)).expression
 
     def _drawn(self, W: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows X and Y / sqrt(k)."""
@@ -122,18 +122,18 @@ class Journey:
         start = self._outputs(factors)
         ahead, step = start, rate * PATH / STEPS
         for _ in range(STEPS):
-            slopes = torch.autograd.grad(ahead, list(factors.values()), self._slopes, allow_unused=True)
+            slopes = torch.autograd.grad(ahead, list(factors.values()), self.slopes, allow_unused=True)
             with torch.no_grad():
                 for factor, slope in zip(factors.values(), slopes, strict=True):
                     if slope is not None:
                         factor -= step * slope.sign()
             ahead = self._outputs(factors)
-        return float(((start - ahead) * self._slopes).detach().sum(dtype=torch.float64))
+        return float(((start - ahead) * self.slopes).detach().sum(dtype=torch.float64))
 
     def _outputs(self, factors: Mapping[str, Tensor]) -> Tensor:
         """Return X @ phi(W), up to what does not depend on the factors."""
         env: Any = self._environment(factors)
-        return as_tensor(self._expression.apply(self._rows, env))
+        return as_tensor(self._expression.apply(self.rows, env))
 
 
 def _norm(frozen: Frozen) -> Any:
@@ -145,8 +145,8 @@ def _norm(frozen: Frozen) -> Any:
 class Course:
     """The travel of one formula on several matrices of one shape, of which one is measured.
 
-    A matrix that is large is measured on a part of its rows and columns, and on half of these. Travel grows like a power
-    of the size, so the two give that of the whole.
+    A matrix that is large is measured on a part of its rows and columns, and on half of these. Travel grows like a
+    power of the size, so the two give that of the whole.
 
     Attributes:
         journeys: on the whole matrix; or on the smaller and the larger part.

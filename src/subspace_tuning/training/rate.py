@@ -105,7 +105,7 @@ def _compare(given: float, derived: float) -> None:
     if not 1 / _FAR <= factor <= _FAR:
         far = f"{factor:.3g} times" if factor > 1 else f"1/{1 / factor:.3g} of"
         logger.warning(
-            "training.learning_rate is %.3g, %s the %.3g that follows from the formula; learning_rate=derived takes that",
+            "training.learning_rate is %.3g, %s the %.3g that follows from the formula; learning_rate=derived uses it",
             *(given, far, derived),
         )
 
