@@ -34,12 +34,12 @@ def billion() -> torch.nn.Module:
 
 def seconds(model: torch.nn.Module, config: SubspaceConfig) -> tuple[float, float] | str:
     """Return the seconds for one rate, with those of LoRA's travel, and the rate; or why there is none."""
-    begun = time.perf_counter()
+    begun = time.process_time()
     try:
         rate = derived_rate(config, model)
     except SubspaceError as error:
         return str(error)
-    return time.perf_counter() - begun, rate
+    return time.process_time() - begun, rate
 
 
 def main() -> None:
@@ -53,7 +53,12 @@ def main() -> None:
     rows = {
         name: {title: seconds(model, config) for title, model in models.items()} for name, config in configs.items()
     }
-    lines = ["# The cost of a derived learning rate", "", "Written by `cost.py`: one thread, with LoRA's travel.", ""]
+    lines = [
+        "# The cost of a derived learning rate",
+        "",
+        "Written by `cost.py`: seconds of processor time on one thread, LoRA's travel included.",
+        "",
+    ]
     lines += ["| method | MiniLM: s | rate | 1B: s | rate |", "|---|---|---|---|---|"]
     for name, found in rows.items():
         cells = [f"{one[0]:.2f} | {one[1]:.1e}" if isinstance(one, tuple) else f"- | {one}" for one in found.values()]

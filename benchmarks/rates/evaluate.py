@@ -157,13 +157,17 @@ def draw(found: Sequence[Found]) -> None:
         group = [one for one in found if one.sweep == sweep.title[0]]
         if group:
             best, derived = [one.best for one in group], [one.derived for one in group]
-            errors = [[one.best - one.lowest for one in group], [one.highest - one.best for one in group]]
+            errors = [[max(end, 0.0) for end in reached] for reached in zip(*map(_reach, group), strict=True)]
             axis.errorbar(best, derived, xerr=errors, fmt=mark, markersize=4, linewidth=0.8, label=sweep.title)
     for one in {one.formula: one for one in found}.values():
         axis.annotate(one.formula, (one.best, one.derived), fontsize=6, xytext=(3, 3), textcoords="offset points")
     axis.set(xscale="log", yscale="log", xlabel="best rate of the sweep", ylabel="rate that follows from the formula")
     axis.legend(fontsize=7, loc="upper left")
     figure.savefig(PICTURE, format="svg", metadata={"Date": None})
+
+
+def _reach(one: Found) -> tuple[float, float]:
+    return one.best - one.lowest, one.highest - one.best
 
 
 def main() -> None:

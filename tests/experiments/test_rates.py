@@ -49,7 +49,12 @@ def test_full_fine_tuning_has_a_constant_and_no_derived_rate(settings: dict[str,
 
 @pytest.mark.parametrize(("factor", "warned"), [(0.1, True), (0.5, False), (2.0, False), (10.0, True)])
 def test_a_rate_far_from_the_derived_one_is_told(
-    settings: dict[str, Any], write: Write, caplog: pytest.LogCaptureFixture, factor: float, warned: bool, tmp_path: Path
+    settings: dict[str, Any],
+    write: Write,
+    caplog: pytest.LogCaptureFixture,
+    factor: float,
+    warned: bool,
+    tmp_path: Path,
 ) -> None:
     derived = recorded(settings, write, {"method": "lora"}, learning_rate="derived")["learning_rate"]
     settings["output"] = str(tmp_path / "again")
@@ -74,9 +79,7 @@ def test_a_rate_that_cannot_be_is_refused(
         recorded(settings, write, {"method": method}, learning_rate=rate)
 
 
-def test_params_prints_the_derived_rate_beside_the_default(
-    tiny_model: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_params_prints_the_derived_rate_beside_the_default(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["params", str(tiny_model), "-m", "lora", "-m", "prefix_tuning", "-f", "D1 @ W", "--steps"]
     lines = printed_by(words, capfd).splitlines()
     assert "derived rate" in lines[0]

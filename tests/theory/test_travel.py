@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from subspace_tuning import methods
-from subspace_tuning.algebra import Sizes, dense
+from subspace_tuning.algebra import Sizes, dense, parse
 from subspace_tuning.algebra.nodes import Affine
 from subspace_tuning.errors import SubspaceError
 from subspace_tuning.methods import Method, environment, initial_factors
@@ -45,7 +46,7 @@ def weight(n: int = N, m: int = M, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     made = torch.randn(n, m, generator=generator, dtype=torch.float64) / math.sqrt(n)
     left, right = (torch.randn(size, 3, generator=generator, dtype=torch.float64) for size in (n, m))
-    return made + left @ right.T / n
+    return made + 4 * left @ right.T / n
 
 
 def sizes_of(case: Method, n: int = N, m: int = M) -> Sizes:
@@ -69,9 +70,7 @@ def by_definition(case: Method, one: Journey, rate: float) -> float:
     W, bias, sizes = weight(), frozen(case).bias, sizes_of(case)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        data = case.needs_calibration
-        positions = torch.randperm(N * M)[: sizes.p] if data else None
-        torch.manual_seed(1)
+        positions = torch.randperm(N * M)[: sizes.p] if case.needs_calibration else None
         factors = initial_factors(
             case, W, sizes.r, cache=False, scale=SCALE, entries=sizes.p, directions=sizes.q, positions=positions
         )
@@ -92,7 +91,7 @@ def by_definition(case: Method, one: Journey, rate: float) -> float:
         for factor, slope in zip(theta.values(), slopes, strict=True):
             if slope is not None:
                 factor.data -= rate * PATH / STEPS * slope.sign()
-    return float(start - loss())
+    return (start - loss()).item()
 
 
 @pytest.mark.parametrize("case", LINEAR, ids=named)
@@ -135,7 +134,7 @@ SCALED = [
 
 @pytest.mark.parametrize("case", SCALED, ids=named)
 @given(factor=st.floats(0.1, 10), rate=st.floats(1e-4, 1e-1))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_travel_is_proportional_to_a_scale_of_all_that_trains(case: Method, factor: float, rate: float) -> None:
     once, more = journey(case), journey(case, scale=factor * SCALE)
     assert more.travel(rate) == pytest.approx(factor * once.travel(rate), rel=1e-6)
@@ -143,19 +142,20 @@ def test_travel_is_proportional_to_a_scale_of_all_that_trains(case: Method, fact
 
 @pytest.mark.parametrize("name", ["pissa", "milora"])
 @given(factor=st.floats(0.1, 10), rate=st.floats(1e-4, 1e-2))
-@settings(max_examples=5, deadline=None)
-def test_factors_of_the_weight_feel_the_root_of_the_scale(name: str, factor: float, rate: float) -> None:
+@settings(max_examples=3, deadline=None)
+def test_factors_of_the_weight_feel_the_roots_of_scale_and_weight(name: str, factor: float, rate: float) -> None:
     case = methods.get(name)
-    once, more = journey(case), journey(case, scale=factor * SCALE)
-    assert more.travel(rate / math.sqrt(factor)) == pytest.approx(once.travel(rate), rel=1e-6)
+    once, scaled = journey(case).travel(rate), journey(case, scale=factor * SCALE)
+    assert scaled.travel(rate / math.sqrt(factor)) == pytest.approx(once, rel=1e-6)
+    assert journey(case, factor * weight()).travel(rate * math.sqrt(factor)) == pytest.approx(factor * once, rel=1e-6)
 
 
 def degree(case: Method) -> int | None:
     """The power of a factor of W with which travel grows: 1 if phi(c W) = c phi(W), 0 if it adds what W is not in."""
     expression = case.formula.expression
-    if not case.formula.is_linear or case.formula.wraps_norm or case.formula.masked or case.selection:
+    if not case.formula.is_linear or case.formula.masked or case.selection or case.takes_triples:
         return None
-    if not case.formula.spectral and expression.names.count("W") == 1 and str(expression).startswith("W + "):
+    if not case.formula.spectral and str(expression).startswith("W + "):
         return 0 if str(expression).count("W") == 1 else 1
     plain = {"ones", "identity", "kaiming_uniform", "zeros", "orthogonal", "paired"} >= {*case.starts_for().values()}
     alone = str(expression).count("W") == 1 and "+" not in str(expression)
@@ -164,7 +164,7 @@ def degree(case: Method) -> int | None:
 
 @pytest.mark.parametrize("case", [case for case in METHODS if degree(case) is not None], ids=named)
 @given(factor=st.floats(0.1, 10))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_a_multiple_of_the_weight_travels_as_its_formula_says(case: Method, factor: float) -> None:
     power = degree(case)
     assert power is not None
@@ -186,7 +186,7 @@ def test_names_of_factors_do_not_matter(case: Method) -> None:
     names = {"A": "P", "B": "Q", "A0": "P0", "B0": "Q0"}
     text = re.sub(r"\b[AB]0?\b", lambda found: names[found[0]], str(case.formula))
     starts = {names.get(name, name): start for name, start in case.starts.items()}
-    other = Method("renamed", methods.from_formula(text, starts).formula, case.category, starts=starts)
+    other = replace(case, name="renamed", formula=parse(text), starts=starts, includes={})
     assert other.formula != case.formula
     assert journey(other).travel(RATE) == journey(case).travel(RATE)
 
@@ -205,17 +205,17 @@ def test_constants_that_cancel_do_not_matter(text: str, same: str) -> None:
     assert one.travel(RATE) == pytest.approx(other.travel(RATE), rel=1e-9)
 
 
-ERROR = 1.35
-"""The stated error of a rate from parts of a matrix, as a factor."""
+ERROR = 1.4
+"""The stated error of a rate from parts of two matrices, as a factor. A few trained numbers need more matrices."""
 
 
 @pytest.mark.parametrize("case", METHODS, ids=named)
 def test_parts_of_a_matrix_give_the_rate_of_the_whole(case: Method) -> None:
-    n, m = 256, 192
+    n, m = 192, 128
     whole, parts = (
         [
             course(case, frozen(case, n, m, seed), sizes_of(case, n, m), SCALE, seed=7 * seed, largest=largest)
-            for seed in range(2)
+            for seed in range(2 if case.counted(sizes_of(case, n, m)) > 10 else 16)
         ]
         for largest in (math.inf, 1.0)
     )
@@ -225,7 +225,7 @@ def test_parts_of_a_matrix_give_the_rate_of_the_whole(case: Method) -> None:
 
 
 @given(st.floats(1e-5, 1e-1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_the_matched_rate_travels_the_distance(rate: float) -> None:
     courses = [Course((journey(methods.get("flora")),), copies=3)]
     target = travelled(courses, rate)

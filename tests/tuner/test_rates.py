@@ -16,9 +16,7 @@ from subspace_tuning.models.meta import architecture_of
 from subspace_tuning.theory.rates import RATE
 from subspace_tuning.tuner.rates import Rates, derived_rate
 
-BERT = BertConfig(
-    vocab_size=60, hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96
-)
+BERT = BertConfig(vocab_size=60, hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +34,11 @@ def test_the_reference_keeps_its_rate(rates: Rates) -> None:
     assert rates.derived(SubspaceConfig(method="lora", r=8, alpha=16)) == RATE
 
 
-PLACED = [known.name for known in methods.every() if known.name != "xattn"]  # which wants a cross-attention
+CHOSEN = [known.name for known in methods.every() if known.needs_calibration]
+PLACED = {known.name for known in methods.every()} - {*CHOSEN, "xattn"}  # which wants a cross-attention
 
 
-@pytest.mark.parametrize("name", PLACED)
+@pytest.mark.parametrize("name", sorted(PLACED))
 def test_every_method_has_a_rate_and_nothing_changes(name: str, bert: BertModel, rates: Rates) -> None:
     config, state = SubspaceConfig(method=name, r=4), torch.random.get_rng_state()
     before, written = {key: value.clone() for key, value in bert.state_dict().items()}, repr(config)
@@ -84,3 +83,9 @@ def test_a_model_without_blocks_is_compared_with_lora_on_the_same_modules() -> N
 def test_embeddings_alone_are_refused(bert: BertModel, rates: Rates) -> None:
     with pytest.raises(SubspaceError, match="only embeddings"):
         rates.derived(SubspaceConfig(method="lora", target_modules=["word_embeddings"]))
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_is_chosen_by_gradients_is_refused(name: str, rates: Rates) -> None:
+    with pytest.raises(SubspaceError, match="chosen from data"):
+        rates.derived(SubspaceConfig(method=name))

@@ -9,17 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from peft import PeftConfig, TaskType, get_peft_model
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import SubspaceError
 from ..methods import HOSTED
+from ..methods.selections import greedy_fit
 from ..models.heads import head_modules, parameter_count
 from ..models.meta import architecture_of, without_weights
 from ..models.vocabulary import NEW_ROWS
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig, SubspaceLayer
+from ..tuner.budget import allocate, budget_of
+from ..tuner.exact import exactly
 from ..tuner.hosting import with_adapter
-from ..tuner.sizing import evenly, peft_config, sized
+from ..tuner.sizing import peft_config, sized
+from ..tuner.targets import place, targets
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def matched(architecture: PretrainedConfig, config: SubspaceConfig, budget: int)
 def adapt(model: PreTrainedModel, config: SubspaceConfig) -> dict[str, SubspaceLayer]:
     """Attach an adapter to a model without weights; return its layers by the names of the modules they wrap."""
     if config.resolved.needs_calibration:
-        config = evenly(model, config)
+        config = _evenly(model, config)
     with _quiet():
         get_peft_model(model, config)
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, SubspaceLayer)}
@@ -134,3 +139,13 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+def _evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
+    place(model, config)
+    found = targets(model, config)
+    if config.resolved.formula.masked:
+        return config.with_choice(entries=allocate(config, found))
+    sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator]
+    chosen = greedy_fit(sizes, budget_of(config, sum(sizes.values())))
+    return config.with_choice(target_modules=exactly(chosen, (name for name, _ in model.named_modules())))

@@ -73,8 +73,7 @@ class Method(AnyMethod):
     factor per axis.
 
     ``derives_rate`` says whether the default learning rate is the one that follows from the formula (see
-    ``theory.travel``): True where sweeps support it, False where they contradict it, None where there are none.
-    ``learning_rate`` is the default otherwise, and where none follows.
+    ``theory.travel``), because sweeps support it. ``learning_rate`` is the default otherwise, and where none follows.
     """
 
     name: str
@@ -94,7 +93,7 @@ class Method(AnyMethod):
     pattern: tuple[str, ...] = ()
     pattern_weight: float = 0.0
     convolution: str | None = None
-    derives_rate: bool | None = None
+    derives_rate: bool = False
 
     def __post_init__(self) -> None:
         for what, given, known in (

@@ -84,7 +84,7 @@ def method(
         own = name or function.__name__
         formula = formula_of(own, function, starts_at_weight)
         catalogued = (function.__module__ or "").startswith(f"{__package__}.")
-        untold = None if catalogued or learning_rate is not None else True  # a method of the catalogue tells it
+        derives = learning_rate is None and not catalogued  # those of the catalogue need the support of a sweep
         declared = Method(
             name=own,
             formula=formula,
@@ -96,7 +96,7 @@ def method(
             learning_rate=Method.learning_rate if learning_rate is None else learning_rate,
             citation=citation,
             description=inspect.getdoc(function) or "",
-            **({"derives_rate": untold} | needs),
+            **({"derives_rate": derives} | needs),
         )
         return register(declared, replace=replace, check=not catalogued)  # the tests check it; a check costs 10 ms
 

@@ -68,7 +68,7 @@ def check_rate(adapter: AdapterSection, given: float | str | None) -> None:
 def rate_for(model: PreTrainedModel, adapter: AdapterSection, given: float | str | None) -> Rate:
     """Return the learning rate of a run.
 
-    A rate in the config that is far from the derived one causes a warning, unless sweeps contradict the latter.
+    A rate in the config that is far from the derived one causes a warning, where sweeps support the latter.
 
     Args:
         model: the model with its head, before the method is attached.
@@ -90,11 +90,12 @@ def rate_for(model: PreTrainedModel, adapter: AdapterSection, given: float | str
     if isinstance(given, str):
         assert derived is not None
         return Rate(derived, DERIVED, derived)
+    supported = derived is not None and config is not None and config.resolved.derives_rate
     if given is not None:
-        if derived is not None and config is not None and config.resolved.derives_rate is not False:
+        if supported and derived is not None:
             _compare(given, derived)
         return Rate(given, "given", derived)
-    if derived is not None and config is not None and config.resolved.derives_rate:
+    if supported and derived is not None:
         return Rate(derived, DERIVED, derived)
     constant = _CONSTANTS.get(adapter.method or "") or _method(adapter).learning_rate
     return Rate(constant, "constant", derived)

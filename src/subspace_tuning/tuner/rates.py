@@ -18,7 +18,6 @@ from .budget import allocate, copies, matrix_shape
 from .compat import include_all_linear_layers
 from .config import SubspaceConfig
 from .kinds import kind_of
-from .sizing import evenly
 from .targets import by_pattern, place, rank_of, targets
 from .weights import whole
 
@@ -41,7 +40,8 @@ def derived_rate(config: SubspaceConfig, model: nn.Module, read: Read | None = N
         The peak rate, rounded to two digits.
 
     Raises:
-        SubspaceError: no rate follows: the formula does not move, or adapts nothing but embeddings.
+        SubspaceError: no rate follows: what is trained is chosen from data, the formula does not move, or only
+            embeddings are adapted.
     """
     return Rates(model, read).derived(config)
 
@@ -91,8 +91,10 @@ class Rates:
 
     def _placed(self, config: SubspaceConfig) -> SubspaceConfig:
         """Return a copy of a config with its targets, and with as many entries as it will choose in each."""
-        if config.resolved.needs_calibration and not config.calibrated:
-            return evenly(self._model, config)
+        if config.resolved.needs_calibration:  # of which G knows nothing: they are those with large gradients
+            raise SubspaceError(
+                "no learning rate follows from a formula if what it trains is chosen from data, by the gradients there"
+            )
         config = replace(config)
         place(self._model, config)
         include_all_linear_layers(config, self._model)

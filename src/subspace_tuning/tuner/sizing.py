@@ -7,17 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import peft
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..algebra import FormulaError, Sizes
 from ..errors import SubspaceError
 from ..methods import Hosted
-from ..methods.selections import greedy_fit
 from ..theory.budget import uniform_rank
-from .budget import allocate, budget_of, copies, matrix_shape
+from .budget import copies, matrix_shape
 from .config import SubspaceConfig
-from .exact import exactly
 from .targets import place, targets
 
 
@@ -47,18 +44,6 @@ def _of_rank(config: SubspaceConfig, rank: int) -> SubspaceConfig:
         return of(rank)
     except FormulaError:  # such as that of reflections, which start in pairs
         return of(rank + 1)
-
-
-def evenly(model: nn.Module, config: SubspaceConfig) -> SubspaceConfig:
-    """Return the config as if its choice from data had been made: entries spread evenly, or the first biases."""
-    config = replace(config)
-    place(model, config)
-    found = targets(model, config)
-    if config.resolved.formula.masked:
-        return config.with_choice(entries=allocate(config, found))
-    sizes = {name: int(module.bias.numel()) for name, module in found}  # type: ignore[operator]
-    chosen = greedy_fit(sizes, budget_of(config, sum(sizes.values())))
-    return config.with_choice(target_modules=exactly(chosen, (name for name, _ in model.named_modules())))
 
 
 def peft_config(known: Hosted, size: int, common: Mapping[str, Any]) -> peft.PeftConfig:
