@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,28 +65,17 @@ def _methods(
     steps: bool,
     added: dict[str, Any],
 ) -> None:
-    from subspace_tuning import methods as catalogue
     from subspace_tuning.counting.count import budget_in, count_of
     from subspace_tuning.errors import SubspaceError
     from subspace_tuning.models.meta import architecture_of
-    from subspace_tuning.tuner import SubspaceConfig
-    from subspace_tuning.tuner.hosting import config_of
 
     every = not names and not formulas
-    if every:
-        names = [known.name for known in catalogue.listed()]
-    # Parse all before counting the first, so that a wrong name is reported at once.
-    configs = [
-        (name, config_of({"method": name, "r": rank} | ({} if name in catalogue.HOSTED else added), {}))
-        for name in names
-    ]
-    own = [SubspaceConfig(formula=text, r=rank, **added) for text in formulas]
-    configs += [(str(config.resolved.formula), config) for config in own]
+    configs = _configs(names, formulas, rank, added)
     architecture = architecture_of(model)
     wanted = None if budget is None else budget_in(architecture, budget)
     rate_cells = _rates(model, architecture, wanted) if steps else lambda label, config: []
     figures = ["rank", "matrices", "trainable", "per mille", *([] if budget is None else ["to the budget"])]
-    table = table_of("method", figures=[*figures, *(["derived rate", "default"] if steps else [])])
+    table = table_of("method", figures=[*figures, *(["derived rate", "constant", "default"] if steps else [])])
     total, left_out = 0, []
     for label, config in configs:
         try:
@@ -107,8 +97,27 @@ def _methods(
         typer.echo(f"left out: {line}")
 
 
+def _configs(names: list[str], formulas: list[str], rank: int, added: dict[str, Any]) -> list[tuple[str, PeftConfig]]:
+    """Return a config for each method and formula, for every method if none is named.
+
+    All are parsed before the first is counted, so that a wrong name is reported at once.
+    """
+    from subspace_tuning import methods as catalogue
+    from subspace_tuning.tuner import SubspaceConfig
+    from subspace_tuning.tuner.hosting import config_of
+
+    if not names and not formulas:
+        names = [known.name for known in catalogue.listed()]
+    fields = {name: {"method": name, "r": rank} | ({} if name in catalogue.HOSTED else added) for name in names}
+    own = [SubspaceConfig(formula=text, r=rank, **added) for text in formulas]
+    return [
+        *((name, config_of(given, {})) for name, given in fields.items()),
+        *((str(config.resolved.formula), config) for config in own),
+    ]
+
+
 def _rates(model: str, architecture: PretrainedConfig, wanted: int | None) -> Callable[[str, PeftConfig], list[str]]:
-    """Return a function that returns the learning rates of a method: the derived one, and the default."""
+    """Return a function that returns the derived rate of a method, its constant, and which of them is its default."""
     from subspace_tuning import methods as catalogue
     from subspace_tuning.counting.count import matched
     from subspace_tuning.counting.rates import rates_in
@@ -121,12 +130,12 @@ def _rates(model: str, architecture: PretrainedConfig, wanted: int | None) -> Ca
 
     def cells(label: str, config: PeftConfig) -> list[str]:
         if not isinstance(config, SubspaceConfig):
-            return ["-", catalogue.named(label).default_rate]
-        try:
-            rate = found.derived(config if wanted is None else matched(architecture, config, wanted))
-        except SubspaceError:
-            return ["-", config.resolved.default_rate]
-        return [f"{rate:.1e}", config.resolved.default_rate]
+            return ["-", f"{catalogue.named(label).learning_rate:.1e}", "constant"]
+        method, derived = config.resolved, "-"
+        with suppress(SubspaceError):
+            derived = f"{found.derived(config if wanted is None else matched(architecture, config, wanted)):.1e}"
+        uses_derived = method.derives_rate and derived != "-"
+        return [derived, f"{method.learning_rate:.1e}", "derived" if uses_derived else "constant"]
 
     return cells
 

@@ -21,8 +21,12 @@ BERT = BertConfig(vocab_size=60, hidden_size=48, num_hidden_layers=2, num_attent
 
 @pytest.fixture(scope="module")
 def bert() -> BertModel:
+    """A model with weights of the size of trained ones."""
     torch.manual_seed(0)
-    return BertModel(BERT)
+    model = BertModel(BERT)
+    for parameter in model.parameters():
+        parameter.data *= 10 if parameter.ndim > 1 else 1
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def test_weights_on_disk_give_the_rates_of_the_loaded_model(bert: BertModel, rat
     bert.save_pretrained(tmp_path)
     found = rates_in(str(tmp_path), architecture_of(str(tmp_path)))
     assert found.from_weights
-    for name in ("ssb", "pissa", "bitfit", "pfeiffer"):
+    for name in ("ssb", "pissa", "houlsby"):
         assert found.derived(SubspaceConfig(method=name)) == rates.derived(SubspaceConfig(method=name))
 
 
