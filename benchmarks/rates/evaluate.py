@@ -39,7 +39,7 @@ class Sweep:
 SWEEPS = (
     Sweep("A: CoLA and MRPC, 530 steps of 32 rows", "minilm_gpu.jsonl", "train", 8.0),
     Sweep("B: MRPC, 229 steps of 16 rows", "minilm_out_of_sample.jsonl", "train", 8.0),
-    Sweep("C: four tasks, 200 steps of 16 rows", "sweep/runs.jsonl", "loss", 16.0),
+    Sweep("C: four tasks, 200 steps of 8 rows", "sweep/runs.jsonl", "loss", 16.0),
 )
 
 

@@ -41,7 +41,7 @@ CENTRES: Mapping[str, float] = {
 STEP, OFFSETS = 2.5, (0, 1, -1, 2, -2)
 TASKS, SEEDS = ("mrpc", "cola", "rte", "stsb"), (0, 1, 2)
 RANK, ALPHA = 8, 16.0
-STEPS, BATCH, LENGTH, HEAD_RATE = 200, 16, 48, 1e-3
+STEPS, BATCH, LENGTH, HEAD_RATE = 200, 8, 56, 1e-3
 EVALUATED = 400  # rows of the validation split
 
 Run = tuple[str, str, int, float]  # formula, task, seed, rate
