@@ -115,7 +115,7 @@ class Rates:
 
     def _frozen(self, name: str, module: nn.Module) -> Frozen:
         if name not in self._known:
-            self._known[name] = self._read(name, module) if module.weight.is_meta else _held(module)  # type: ignore[union-attr]
+            self._known[name] = self._read(name, module) if module.weight.is_meta else _held(module)
         return self._known[name]
 
 
