@@ -84,6 +84,13 @@ def test_a_model_without_blocks_is_compared_with_lora_on_the_same_modules() -> N
     assert derived_rate(config, model) == RATE
 
 
+def test_a_convolution_has_a_rate_with_gradients_off_too() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3))
+    config = SubspaceConfig(method="flora", r=2, target_modules=["0", "1"])
+    with torch.no_grad():
+        assert derived_rate(config, model) == Rates(model).derived(config) > 0
+
+
 def test_embeddings_alone_are_refused(bert: BertModel, rates: Rates) -> None:
     with pytest.raises(SubspaceError, match="only embeddings"):
         rates.derived(SubspaceConfig(method="lora", target_modules=["word_embeddings"]))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..algebra import Sizes
 from ..errors import SubspaceError
@@ -115,7 +115,9 @@ class Rates:
 
     def _frozen(self, name: str, module: nn.Module) -> Frozen:
         if name not in self._known:
-            self._known[name] = self._read(name, module) if module.weight.is_meta else _held(module)
+            weight = getattr(module, "weight", None)  # some quantised layers have none
+            absent = isinstance(weight, Tensor) and weight.is_meta
+            self._known[name] = self._read(name, module) if absent else _held(module)
         return self._known[name]
 
 
@@ -136,7 +138,7 @@ def _held(module: nn.Module) -> Frozen:
     assert kind is not None
     with whole(module):
         W = kind.matrix(kind.numbers(module)).detach()
-        bias: torch.Tensor | None = getattr(module, "bias", None)
+        bias: Tensor | None = getattr(module, "bias", None)
         return Frozen(W if W.dim() == 2 else W[0], None if bias is None else bias.detach(), epsilon_of(module))
 
 
