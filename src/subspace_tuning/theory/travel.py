@@ -116,7 +116,7 @@ class Journey:
             raise SubspaceError("a weight of zeros has no spectrum, from which a learning rate could follow")
         return turned @ half * (k / mean).sqrt(), Y / math.sqrt(k)
 
-    @torch.enable_grad()  # type: ignore[no-untyped-call]
+    @torch.enable_grad()
     def travel(self, rate: float) -> float:
         """Return the travel at a learning rate."""
         factors = {name: value.clone().requires_grad_() for name, value in self._start.items()}
