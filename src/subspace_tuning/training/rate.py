@@ -8,20 +8,19 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .. import methods
 from ..errors import SubspaceError
-from ..methods.method import AnyMethod
 from ..models.heads import fresh_modules, outermost, parameter_count
 from ..theory.budget import read_budget
 from ..tuner import SubspaceConfig
 from ..tuner.rates import derived_rate
 from ..tuner.sizing import sized
-from .attach import build_adapter
+from .attach import build_adapter, default_learning_rate
 from .sections import DERIVED, FULL, HEAD, AdapterSection
 
 logger = logging.getLogger(__name__)
 
-_CONSTANTS = {FULL: 5e-5, HEAD: 1e-3}
+_HEAD = 1e-3
+"""The head's rate beside a derived one, as in the sweeps that support it."""
 _FAR = 5.0
 """How many times a config's rate may be above or below the derived one without a warning."""
 
@@ -43,7 +42,7 @@ class Rate:
     @property
     def head(self) -> float:
         """The rate of the head, unless the config gives one: a derived rate is that of the factors alone."""
-        return _CONSTANTS[HEAD] if self.origin == DERIVED else self.value
+        return _HEAD if self.origin == DERIVED else self.value
 
     def recorded(self) -> dict[str, Any]:
         """Return the entries of a run's record."""
@@ -56,13 +55,12 @@ class Rate:
 
 def check_rate(adapter: AdapterSection, given: float | str | None) -> None:
     """Raise SubspaceError if the method is unknown, its formula cannot be read, or no rate can be derived for it."""
+    default_learning_rate(adapter)
     if given == DERIVED and _formula(adapter) is None:
         raise SubspaceError(
             f"training.learning_rate=derived has no meaning with method {adapter.method!r}, which is not a formula: "
             "give a number"
         )
-    if adapter.method not in _CONSTANTS:
-        _method(adapter)
 
 
 def rate_for(model: PreTrainedModel, adapter: AdapterSection, given: float | str | None) -> Rate:
@@ -97,8 +95,7 @@ def rate_for(model: PreTrainedModel, adapter: AdapterSection, given: float | str
         return Rate(given, "given", derived)
     if supported and derived is not None:
         return Rate(derived, DERIVED, derived)
-    constant = _CONSTANTS.get(adapter.method or "") or _method(adapter).learning_rate
-    return Rate(constant, "constant", derived)
+    return Rate(default_learning_rate(adapter), "constant", derived)
 
 
 def _compare(given: float, derived: float) -> None:
@@ -121,12 +118,7 @@ def _derived(model: PreTrainedModel, adapter: AdapterSection, config: SubspaceCo
 
 def _formula(adapter: AdapterSection) -> SubspaceConfig | None:
     """Return the adapter's config; None for a method that is not a formula."""
-    if adapter.method in _CONSTANTS:
+    if adapter.method in (FULL, HEAD):
         return None
     config = build_adapter(adapter, ())
     return config if isinstance(config, SubspaceConfig) else None
-
-
-def _method(adapter: AdapterSection) -> AnyMethod:
-    config = _formula(adapter)
-    return methods.named(adapter.method or "") if config is None else config.resolved
