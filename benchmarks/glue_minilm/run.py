@@ -31,6 +31,8 @@ TASKS: Mapping[str, Mapping[str, int]] = {
 SEEDS = (0, 1, 2)
 RANK = 8
 BATCH = 32
+RATES = {"ssb": 5e-3, "lora": 1e-3, "flora": 1e-3, "full": 5e-5, "head": 1e-3}
+"""The methods' default rates at the time of the recorded runs."""
 HEAD_RATE = 1e-3
 """The head's learning rate beside an adapter; a full fine-tuning has one rate for all."""
 
@@ -61,6 +63,7 @@ def measure(job: Job, data: Path, runs: Path, workers: int, threads: int, precis
         task=TaskSection(name=task, data=str(data / task), max_length=TASKS[task]["max_length"]),
         adapter=AdapterSection(method=method, r=None if method in ("full", "head", "ssb") else RANK),
         training=TrainingSection(
+            learning_rate=RATES[method],
             head_learning_rate=None if method == "full" else HEAD_RATE,
             epochs=TASKS[task]["epochs"],
             batch_size=BATCH,

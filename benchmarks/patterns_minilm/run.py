@@ -45,7 +45,7 @@ def measure(job: Job, data: Path, runs: Path) -> dict[str, Any]:
         output=str(runs / f"{setting}-{seed}"),
         task=TaskSection(name=TASK, data=str(data / TASK), max_length=LONGEST),
         adapter=AdapterSection(method=METHOD, r=RANK, **SETTINGS[setting]),
-        training=TrainingSection(head_learning_rate=1e-3, epochs=EPOCHS, seed=seed, threads=1),
+        training=TrainingSection(learning_rate=1e-3, head_learning_rate=1e-3, epochs=EPOCHS, seed=seed, threads=1),
     )
     record = run(config, progress=False).record
     found = record.pop("orthogonality").values()

@@ -122,8 +122,11 @@ def _around(config: CompareConfig, row: str, run: RunConfig) -> float:
     if given is None:
         given = DERIVED if config.tuning is None else config.tuning.rates.around
     check_rate(f"rows.{row}.around", given)
-    if config.tuning is None and run.training.learning_rate is not None:
-        return run.training.learning_rate
+    fixed = run.training.learning_rate
+    if isinstance(fixed, str):
+        raise SubspaceError(f"rows.{row}: a comparison takes no training.learning_rate={fixed}: give a number")
+    if config.tuning is None and fixed is not None:
+        return float(fixed)
     return middle(run.adapter) if given == DERIVED else float(given)
 
 

@@ -149,7 +149,7 @@ def _of_formula(method: Method) -> Iterator[str]:
         f"* category: {method.category}" + (f", {method.mode}" if method.mode else ""),
         f"* parameters per matrix: {method.count}",
         f"* placement: {', '.join(method.placement)}",
-        f"* default learning rate: {method.learning_rate:g}",
+        f"* default learning rate: {method.default_rate}",
         f"* {_merging(method)}",
         *([f"* contains: {', '.join(method.includes)}"] if method.includes else []),
         *([f"* chooses: {method.chooser.text}"] if method.chooser else []),

@@ -52,7 +52,7 @@ class Hosted(AnyMethod):
             "category": f"{self.category}, {self.mode}",
             "parameters": self.count,
             "runs as": f"peft's {self.config}",
-            "learning rate": f"{self.learning_rate:g}",
+            "learning rate": self.default_rate,
             "citation": self.citation,
         }
 

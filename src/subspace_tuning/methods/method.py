@@ -39,6 +39,11 @@ class AnyMethod(ABC):
     description: str
 
     @property
+    def default_rate(self) -> str:
+        """The default learning rate, in words."""
+        return f"{self.learning_rate:g}"
+
+    @property
     @abstractmethod
     def merges(self) -> bool:
         """Whether the trained tensors can be written into the weights."""
@@ -66,6 +71,9 @@ class Method(AnyMethod):
     schedule that acts on the factors between optimiser steps; ``pattern`` and ``pattern_weight`` are constraints that
     belong to the method; ``convolution`` is the formula on a convolution with one, two or three axes, where C means one
     factor per axis.
+
+    ``derives_rate`` says whether the default learning rate is the one that follows from the formula (see
+    ``theory.travel``), because sweeps support it. ``learning_rate`` is the default otherwise, and where none follows.
     """
 
     name: str
@@ -85,6 +93,7 @@ class Method(AnyMethod):
     pattern: tuple[str, ...] = ()
     pattern_weight: float = 0.0
     convolution: str | None = None
+    derives_rate: bool = False
 
     def __post_init__(self) -> None:
         for what, given, known in (
@@ -118,6 +127,10 @@ class Method(AnyMethod):
 
     def __hash__(self) -> int:
         return hash((self.name, self.formula))
+
+    @property
+    def default_rate(self) -> str:
+        return "derived from the formula" if self.derives_rate else super().default_rate
 
     @property
     def is_named(self) -> bool:
@@ -230,7 +243,7 @@ class Method(AnyMethod):
             "parameters": f"{self.count} per matrix",
             "placement": ", ".join(self.placement),
             "merges": "yes" if self.merges else "no: phi(W) is not one matrix",
-            "learning rate": f"{self.learning_rate:g}",
+            "learning rate": self.default_rate,
             "includes": ", ".join(self.includes) or "-",
             "citation": self.citation,
             **{

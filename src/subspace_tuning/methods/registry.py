@@ -40,7 +40,7 @@ def method(
     count: str | None = None,
     starts: Mapping[str, str] | None = None,
     includes: Mapping[str, Mapping[str, str]] | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     citation: str = "",
     name: str | None = None,
     replace: bool = False,
@@ -57,7 +57,7 @@ def method(
     count: str | None = None,
     starts: Mapping[str, str] | None = None,
     includes: Mapping[str, Mapping[str, str]] | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     citation: str = "",
     name: str | None = None,
     replace: bool = False,
@@ -72,7 +72,8 @@ def method(
         ... def scaled_inputs(W, D1):
         ...     return D1 @ W
 
-    ``needs`` are the fields of :class:`Method` from ``mode`` on, for methods that need more than a formula.
+    ``needs`` are the fields of :class:`Method` from ``mode`` on, for methods that need more than a formula. Without a
+    ``learning_rate``, the default is the one that follows from the formula.
 
     Raises:
         SubspaceError: the function does not return a formula of its parameters, shapes do not fit, phi(W) is not W at
@@ -82,6 +83,8 @@ def method(
     def declare(function: Callable[..., Any]) -> Method:
         own = name or function.__name__
         formula = formula_of(own, function, starts_at_weight)
+        catalogued = (function.__module__ or "").startswith(f"{__package__}.")
+        derives = learning_rate is None and not catalogued  # those of the catalogue need the support of a sweep
         declared = Method(
             name=own,
             formula=formula,
@@ -90,12 +93,11 @@ def method(
             count=count,
             starts=dict(starts or {}),
             includes=dict(includes or {}),
-            learning_rate=learning_rate,
+            learning_rate=Method.learning_rate if learning_rate is None else learning_rate,
             citation=citation,
             description=inspect.getdoc(function) or "",
-            **needs,
+            **({"derives_rate": derives} | needs),
         )
-        catalogued = (function.__module__ or "").startswith(f"{__package__}.")
         return register(declared, replace=replace, check=not catalogued)  # the tests check it; a check costs 10 ms
 
     return declare if function is None else declare(function)
@@ -172,6 +174,7 @@ def from_formula(text: str, starts: Mapping[str, str] | None = None, name: str =
         selection="fisher" if formula.masked else None,
         budget=0.005 if formula.masked else None,
         schedule="lora_dash" if LoRADash.lacking(formula) is None else None,
+        derives_rate=True,
     )
 
 

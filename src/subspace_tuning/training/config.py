@@ -19,7 +19,7 @@ from .. import tasks
 from ..documented import settings
 from ..errors import SubspaceError, nearest, reading
 from ..methods import HOSTED
-from .sections import FULL, HEAD, SECTIONS, AdapterSection, Keep, RunConfig
+from .sections import DERIVED, FULL, HEAD, SECTIONS, AdapterSection, Keep, RunConfig
 
 T = TypeVar("T")
 
@@ -161,6 +161,10 @@ def validate(config: RunConfig) -> RunConfig:
     for name, section in SECTIONS.items():
         for known in settings(section):
             value = getattr(getattr(config, name), known.name)
+            if known.name == "learning_rate" and value == DERIVED:
+                continue
+            if isinstance(value, str) and known.range is not None:
+                raise SubspaceError(f"{name}.{known.name} is {value!r}: it must be a number or {DERIVED}")
             if known.range is not None and value is not None and value not in known.range:
                 raise SubspaceError(f"{name}.{known.name} is {reprlib.repr(value)}: it must be {known.range}")
     return config

@@ -12,6 +12,7 @@ from ..provenance import peak_memory, provenance
 from ..tasks import Task
 from .attach import Counts
 from .callbacks import NO_FIGURES
+from .rate import Rate
 from .sections import Keep, RunConfig
 
 
@@ -19,7 +20,7 @@ def build(
     config: RunConfig,
     task: Task[Any],
     counts: Counts,
-    learning_rate: float,
+    rate: Rate,
     history: list[dict[str, float]],
     baseline: Mapping[str, float],
     extra: Mapping[str, Any],
@@ -30,7 +31,7 @@ def build(
         config: the run.
         task: its task.
         counts: the parameter counts.
-        learning_rate: the peak learning rate used.
+        rate: the learning rate used.
         history: the evaluations in order.
         baseline: the figures of a constant prediction.
         extra: further entries, such as "seconds" and "steps".
@@ -47,7 +48,7 @@ def build(
         "score_interval": [kept[f"{key}_low"], kept[f"{key}_high"]],
         "baseline_score": baseline[key],
         "parameters": asdict(counts),
-        "learning_rate": learning_rate,
+        **rate.recorded(),
         "final": history[-1],
         "best": best,
         "baseline": dict(baseline),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ from ..tuner.penalties import orthogonality
 from . import processes, runtime
 from . import record as records
 from .arguments import arguments, check_training, total_steps
-from .attach import Counts, attach, default_learning_rate, trained_head
+from .attach import Counts, attach, trained_head
 from .card import card
 from .config import validate
 from .folder import RunFolder
+from .rate import Rate, check_rate, rate_for
 from .record import history
 from .resume import check_checkpoint, has_ended
 from .saved import save_task
@@ -76,7 +77,7 @@ class _Parts:
     encoded: Mapping[str, Dataset]
     cut: Mapping[str, int]
     counts: Counts
-    learning_rate: float
+    rate: Rate
 
 
 def run(config: RunConfig, *, overwrite: bool = False, progress: bool = True, predictions: bool = False) -> Outcome:
@@ -133,8 +134,7 @@ def _finished(folder: RunFolder, config: RunConfig, overwrite: bool) -> dict[str
 def _prepare(config: RunConfig) -> _Parts:
     task = tasks.get(config.task.name).configured(config.task.options)
     # Quick checks come first, since data and model can take minutes to load; this one also resolves the method.
-    learning_rate = default_learning_rate(config.adapter)
-    learning_rate = config.training.learning_rate or learning_rate
+    check_rate(config.adapter, config.training.learning_rate)
     task = task.for_model(architecture_of(config.model))
     if task.generate is not None and processes.is_sharded():
         raise SubspaceError(
@@ -151,6 +151,7 @@ def _prepare(config: RunConfig) -> _Parts:
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
     length = config.task.max_length
     base, processor = load(config.model, task.model_class, settings, length)
+    rate = rate_for(base, config.adapter, config.training.learning_rate)
     new = config.adapter.new_tokens
     new_rows = add_tokens(base, processor, new) if new else None
 
@@ -162,19 +163,20 @@ def _prepare(config: RunConfig) -> _Parts:
     encoded, cut = _encoded(task, rows, processor, length)
     check_training(tuned, config.training, len(encoded["train"]))
     task = task.ready(tuned, processor, length)
-    return _Parts(config, task, rows, tuned, processor, encoded, cut, counts, learning_rate)
+    return _Parts(config, task, rows, tuned, processor, encoded, cut, counts, rate)
 
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool, predictions: bool) -> Outcome:
     training = parts.config.training
     count = len(parts.encoded["train"])
-    args = arguments(training, parts.task, count, parts.learning_rate, str(folder.checkpoints), progress)
+    args = arguments(training, parts.task, count, parts.rate.value, str(folder.checkpoints), progress)
     if parts.config.quantise is Quantise.qlora and args.device.type == "cuda":
         args.optim = OptimizerNames.PAGED_ADAMW
     precision = runtime.resolved(training.precision, training.device).value
     chosen = f"{precision} (chosen automatically; training.precision overrides)"
     logger.info("products in %s", chosen if training.precision is Precision.auto else precision)
     head = trained_head(parts.model, parts.config.adapter)
+    training = replace(training, head_learning_rate=training.head_learning_rate or parts.rate.head)
     data_of = {split: (parts.rows[split], encoded) for split, encoded in parts.encoded.items()}
     trainer = build(parts.model, parts.processor, parts.task, data_of, args, training, head, folder.logs)
     checkpoint = processes.decided(folder.last_checkpoint)
@@ -203,7 +205,7 @@ def _record(
         parts.config,
         parts.task,
         parts.counts,
-        parts.learning_rate,
+        parts.rate,
         history(state),
         _baseline(parts),
         {

@@ -24,6 +24,8 @@ FULL = "full"
 """The `adapter.method` that trains every weight of the model."""
 HEAD = "head"
 """The `adapter.method` that trains only the head."""
+DERIVED = "derived"
+"""The `training.learning_rate` that follows from the formula."""
 
 
 class Precision(Enum):
@@ -118,11 +120,16 @@ class AdapterSection:
 class TrainingSection:
     """The optimisation."""
 
-    learning_rate: float | None = key(None, "the peak learning rate; null: the method's default", POSITIVE)
+    learning_rate: int | float | str | None = key(
+        None,
+        "the peak learning rate; derived: the one that follows from the formula; null: the method's default, which is "
+        "derived where sweeps support that",
+        POSITIVE,
+    )
     head_learning_rate: float | None = key(
         None,
         "the peak learning rate of the head, whose dense weights may need a lower one than trained scales; null: "
-        "learning_rate, as in the paper",
+        "learning_rate, as in the paper, and 0.001 beside a derived one",
         POSITIVE,
     )
     lora_plus_ratio: float | None = key(

@@ -10,6 +10,7 @@ from ..registry import method
     starts={"A": "normal(0.02)", "B": "normal(0.02)", "G": "zeros"},
     includes={"lora": {"G": "I"}, "trilora": {"G": "D"}},
     convolution="W + s * kron(A, C) @ G @ B",
+    derives_rate=True,
     citation="arXiv:2405.14739",
 )
 def flora(W, A, G, B, s):

@@ -3,7 +3,7 @@
 from ..registry import method
 
 
-@method(category="extension", mode="low rank", count="r * (n + m)", citation="arXiv:2504.00851")
+@method(category="extension", mode="low rank", count="r * (n + m)", derives_rate=True, citation="arXiv:2504.00851")
 def liera(W, A, B, s):
     """Add the element-wise product of W and A @ B; A starts Kaiming-uniform and B at 0."""
     return W + s * (W * (A @ B))

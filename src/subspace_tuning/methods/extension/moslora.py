@@ -9,6 +9,7 @@ from ..registry import method
     count="r * (n + m) + r * r",
     starts={"A": "kaiming_uniform", "G": "orthogonal", "B": "zeros"},
     includes={"lora": {"G": "I"}, "trilora": {"G": "D"}},
+    derives_rate=True,
     citation="arXiv:2406.11909",
 )
 def moslora(W, A, G, B, s):

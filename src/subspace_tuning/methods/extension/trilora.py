@@ -9,6 +9,7 @@ from ..registry import method
     count="r * (n + m) + r",
     starts={"A": "kaiming_uniform", "B": "kaiming_uniform", "D": "zeros"},
     includes={"lora": {"D": "I"}},
+    derives_rate=True,
     citation="arXiv:2405.11236",
 )
 def trilora(W, A, D, B, s):

@@ -10,6 +10,7 @@ from ..roles import SCALED
     placement=SCALED,
     count="m",
     learning_rate=5e-3,
+    derives_rate=True,
     citation="arXiv:2205.05638",
 )
 def ia3(W, D2):

@@ -8,6 +8,7 @@ from ..registry import method
     mode="complex singular vectors",
     count="r * (n + m)",
     starts={"A": "minor_left", "B": "minor_right"},
+    derives_rate=True,
     citation="arXiv:2406.09044",
 )
 def milora(W, A, B, A0, B0, s):

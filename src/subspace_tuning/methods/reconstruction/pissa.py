@@ -8,6 +8,7 @@ from ..registry import method
     mode="complex singular vectors",
     count="r * (n + m)",
     starts={"A": "principal_left", "B": "principal_right"},
+    derives_rate=True,
     citation="arXiv:2404.02948",
 )
 def pissa(W, A, B, A0, B0, s):

@@ -11,6 +11,7 @@ from ..roles import SCALED
     count="n + m",
     includes={"ssl": {"D2": "I"}, "ia3": {"D1": "I"}},
     learning_rate=5e-3,
+    derives_rate=True,
     citation="arXiv:2407.05417",
 )
 def ssb(W, D1, D2):
