@@ -15,7 +15,7 @@ from ..training.config import from_values
 from ..training.sections import RunConfig, TaskSection
 from .config import check_budget, check_rate
 from .identity import code, model_digest, run_id
-from .rates import middle
+from .rates import Middles
 from .sections import DERIVED, CompareConfig
 from .sizes import budget_of, size_of
 
@@ -79,10 +79,13 @@ def cells(config: CompareConfig) -> list[Cell]:
     Raises:
         SubspaceError: a row, a task or a model cannot be used; the message names it.
     """
-    return [cell for task in config.tasks for model in config.models for cell in _cells_on(config, task, model)]
+    middles = Middles()
+    return [
+        cell for task in config.tasks for model in config.models for cell in _cells_on(config, task, model, middles)
+    ]
 
 
-def _cells_on(config: CompareConfig, task: str, model: str) -> Iterator[Cell]:
+def _cells_on(config: CompareConfig, task: str, model: str, middles: Middles) -> Iterator[Cell]:
     first = _run_config(config, next(iter(config.rows)), task, model)
     larger, data = _data(task, first.task, model, None if config.tuning is None else config.tuning.split)
     architecture = architecture_of(model)
@@ -94,9 +97,9 @@ def _cells_on(config: CompareConfig, task: str, model: str) -> Iterator[Cell]:
             run = _run_config(config, row, task, model)
             with _about(f"row {row!r} on model {model!r}"):
                 adapter, trained = size_of(architecture, run.adapter, number)
-                around = _around(config, row, run)
-            resolved = replace(run, adapter=adapter).resolved()
-            yield Cell(row, adapter.name, task, model, number, trained, around, larger, resolved, origin)
+                run = replace(run, adapter=adapter)
+                around = _around(config, row, run, middles)
+            yield Cell(row, adapter.name, task, model, number, trained, around, larger, run.resolved(), origin)
 
 
 def _run_config(config: CompareConfig, row: str, task: str, model: str) -> RunConfig:
@@ -117,7 +120,7 @@ def _run_config(config: CompareConfig, row: str, task: str, model: str) -> RunCo
         return from_values("its config", values)
 
 
-def _around(config: CompareConfig, row: str, run: RunConfig) -> float:
+def _around(config: CompareConfig, row: str, run: RunConfig, middles: Middles) -> float:
     given = (config.rows[row] or {}).get("around")
     if given is None:
         given = DERIVED if config.tuning is None else config.tuning.rates.around
@@ -127,7 +130,7 @@ def _around(config: CompareConfig, row: str, run: RunConfig) -> float:
         raise SubspaceError(f"rows.{row}: a comparison takes no training.learning_rate={fixed}: give a number")
     if config.tuning is None and fixed is not None:
         return float(fixed)
-    return middle(run.adapter) if given == DERIVED else float(given)
+    return middles.of(run.model, run.adapter) if given == DERIVED else float(given)
 
 
 def _data(name: str, section: TaskSection, model: str, split: float | None) -> tuple[bool, dict[str, Any]]:

@@ -21,13 +21,39 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from ..training.attach import default_learning_rate
-from ..training.sections import AdapterSection
+from ..counting.rates import ModelRates, rates_in
+from ..errors import SubspaceError
+from ..models.meta import architecture_of
+from ..training.attach import build_adapter, default_learning_rate
+from ..training.sections import FULL, HEAD, AdapterSection
+from ..tuner import SubspaceConfig
 
 
-def middle(adapter: AdapterSection) -> float:
-    """Return the learning rate around which a method's grid lies if the config gives none."""
-    return default_learning_rate(adapter)
+class Middles:
+    """The learning rates around which grids lie if the config gives none: as the default rates of runs."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, ModelRates] = {}
+        self._known: dict[tuple[str, str], float] = {}
+
+    def of(self, model: str, adapter: AdapterSection) -> float:
+        """Return the middle for an adapter, at its final size, in a model. Each is derived once."""
+        key = model, repr(adapter)
+        if key not in self._known:
+            self._known[key] = self._found(model, adapter)
+        return self._known[key]
+
+    def _found(self, model: str, adapter: AdapterSection) -> float:
+        constant = default_learning_rate(adapter)
+        config = None if adapter.method in (FULL, HEAD) else build_adapter(adapter, ())
+        if not isinstance(config, SubspaceConfig) or not config.resolved.derives_rate:
+            return constant
+        if model not in self._models:
+            self._models[model] = rates_in(model, architecture_of(model))
+        try:
+            return self._models[model].derived(config)
+        except SubspaceError:  # none follows, so a run takes the constant
+            return constant
 
 
 def first_steps(tries: int) -> list[int]:

@@ -108,7 +108,7 @@ class Journey:
         k = m if self._wraps_norm else min(n, m)
         Y = torch.randn(k, m, dtype=W.dtype)
         turned = torch.linalg.qr(torch.randn(k, k, dtype=W.dtype)).Q
-        if self._wraps_norm:  # its rows come out of a block, and W is no matrix
+        if self._wraps_norm:  # its rows come out of a block, and it has scales in place of a matrix
             return turned * math.sqrt(k), Y / math.sqrt(k)
         half = torch.linalg.qr(W.T, mode="r").R  # half.T @ half = W @ W.T
         mean = half.square().sum() / n
