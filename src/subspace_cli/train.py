@@ -85,6 +85,7 @@ def _report(outcome: Outcome) -> None:
         "task": record["task"],
         "rows": ", ".join(f"{part['rows']:,} {split}" for split, part in record["data"].items()),
         "method": record["method"],
+        **_before(record),
         record["metric"]: f"{record['score']:.4f}",
         "constant prediction": f"{record['baseline_score']:.4f}",
         "trained parameters": f"{counts['adapter']:,} ({counts['per_mille']:.3f} per mille){tokens}, "
@@ -100,6 +101,12 @@ def _report(outcome: Outcome) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         typer.echo(f"{name:{width}}  {value}")
+
+
+def _before(record: dict[str, Any]) -> dict[str, str]:
+    """Return the score before the first step, if training.eval_on_start asked for it."""
+    figures = record.get("before")
+    return {f"{record['metric']} before": f"{figures[record['metric']]:.4f}"} if figures else {}
 
 
 def _precision(record: dict[str, Any]) -> str:

@@ -54,6 +54,7 @@ def arguments(
         fp16=precision is Precision.float16,
         use_cpu=on_cpu(training.device),
         eval_strategy="epoch",
+        eval_on_start=training.eval_on_start,
         save_strategy="epoch",
         logging_strategy="steps" if training.log_steps else "epoch",
         logging_steps=training.log_steps or 1,

@@ -248,6 +248,7 @@ def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | 
     trainer.scheduling.checkpoint = checkpoint
     logger.info("resuming from step %d of %d", state.global_step, state.max_steps)
     if not has_ended(state):
+        trainer.args.eval_on_start = False  # the checkpoint has those figures
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return trainer.state
     # Interrupted between the last step and the record: resumed from here, the Trainer would take a step too many.
