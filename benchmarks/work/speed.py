@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python benchmarks/work/speed.py --data FOLDER --threads 2
 
-Each round trains every arm for some steps on the same batches, with TRL's trainer as `subspace train` uses it. The first
-steps of a round are not counted.
+Each round trains every arm for some steps on the same batches, with TRL's trainer as `subspace train` uses it. The
+first steps of a round are not counted.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def table(results: Mapping[str, Any]) -> str:
         "",
         "Written by `speed.py`; README.md says what is measured.",
         "",
-        "| products in | arm | tokens/s, median | middle half of the steps | beside peft's LoRA, median of the rounds |",
+        "| products in | arm | tokens/s, median | middle half of the steps | beside peft's LoRA, by rounds |",
         "|---|---|---|---|---|",
     ]
     for precision, found in results["precisions"].items():

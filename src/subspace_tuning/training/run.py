@@ -136,10 +136,10 @@ def _prepare(config: RunConfig) -> _Parts:
     learning_rate = default_learning_rate(config.adapter)
     learning_rate = config.training.learning_rate or learning_rate
     task = task.for_model(architecture_of(config.model))
-    if task.generate is not None and processes.is_sharded():
+    if task.writes and (by := processes.sharding()):
         raise SubspaceError(
-            f"task {task.name!r} generates texts of unequal lengths, for which FSDP's processes would wait: launch "
-            "without --use_fsdp"
+            f"task {task.name!r} generates texts of unequal lengths, for which the processes of {by} would wait: "
+            "launch without it"
         )
     task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     if config.task.tuning_split is not None:
@@ -267,7 +267,7 @@ def _baseline(parts: _Parts) -> dict[str, float]:
 
 
 def _save(parts: _Parts, path: Path, record: Mapping[str, Any], weights: dict[str, Tensor] | None) -> None:
-    """Write the result; `weights` are those of a sharded model."""
+    """Write the result; `weights` are those of a divided model."""
     with replaced(path) as temporary:
         # Of embeddings that have grown, peft would save all rows.
         alone: dict[str, Any] = {"save_embedding_layers": False} if parts.config.adapter.new_tokens else {}
