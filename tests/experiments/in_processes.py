@@ -37,6 +37,18 @@ FSDP = {
 }
 
 
+LAYERS = {"bert": "BertLayer", "llama": "LlamaDecoderLayer"}
+"""The units of FSDP by the type of model."""
+
+
+def model_type(path: str) -> str:
+    """Return the type of the model that an item trains."""
+    if not path.endswith(".yaml"):
+        return "llama"
+    config = Path(configs.load(path).model, "config.json")
+    return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+
+
 def shard_on_the_cpu(layer: str) -> None:
     """Ask for FSDP2 as `accelerate launch` does, with this class of layers as its units."""
     # Of models that do not come from a run, every process makes the whole.
@@ -125,7 +137,7 @@ def main(rank: int, port: int, folder: str, step: int, items: Sequence[str]) -> 
         for item in items:
             kind, _, path = item.partition(" ")
             if kind == "fsdp":
-                shard_on_the_cpu("BertLayer" if path.endswith(".yaml") else "LlamaDecoderLayer")
+                shard_on_the_cpu(LAYERS[model_type(path)])
             if kind.startswith("zero"):
                 use_deepspeed(int(kind[-1]), Path(folder, f"{rank}.{kind}.json"))
             if kind == "cli":
