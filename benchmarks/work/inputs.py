@@ -44,8 +44,8 @@ def smollm2(folder: Path) -> None:
     tokenizer.eos_token = tokenizer.pad_token = END
     for config in (model.config, model.generation_config):
         config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    model.hf_quantizer = None  # the weights are plain numbers by now
+    del model.config.quantization_config
     with replaced(folder) as made:
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)

@@ -95,12 +95,20 @@ def _report(outcome: Outcome) -> None:
         "seconds": f"{record['seconds']:.1f}",
         "saved in": str(outcome.folder),
     }
-    if found := record.get("orthogonality"):
+    if (found := record.get("orthogonality")) and _constrained(record["config"]["adapter"]):
         left, right = (sum(one[name] for one in found.values()) / len(found) for name in ("A", "B"))
         rows["orthogonality"] = f"|A^T A - I| {left:.3f}, |B B^T - I| {right:.3f}: means, each matrix's in run.json"
     width = max(map(len, rows))
     for name, value in rows.items():
         typer.echo(f"{name:{width}}  {value}")
+
+
+def _constrained(adapter: dict[str, Any]) -> bool:
+    """Return whether a pattern constrains the factors: the run's, or the method's own."""
+    from subspace_tuning import methods
+
+    known = methods.find(adapter["method"])
+    return bool(adapter["pattern"] or (known and known.pattern))
 
 
 def _before(record: dict[str, Any]) -> dict[str, str]:

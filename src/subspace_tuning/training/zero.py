@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from accelerate.utils import DeepSpeedPlugin
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..errors import SubspaceError, reading
 
@@ -36,7 +37,11 @@ def stage() -> int:
 
 
 def check() -> None:
-    """Raise SubspaceError if DeepSpeed is missing, or if its config sets what a run sets."""
+    """Check what the launcher asks for, before the model is loaded.
+
+    Raises:
+        SubspaceError: DeepSpeed is missing, or its config sets what a run sets.
+    """
     if find_spec("deepspeed") is None:
         raise SubspaceError("the launcher asks for DeepSpeed, which is not installed: pip install deepspeed")
     given = _given()
@@ -44,6 +49,8 @@ def check() -> None:
         part = given.get(name)
         if part is not None and (name in ("optimizer", "scheduler") or part.get("enabled") not in (False, "auto")):
             raise SubspaceError(f"the DeepSpeed config has {name!r}, and {why}: remove it")
+    # By the config of an earlier run in this process, transformers would divide the weights while it loads them.
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
 def settings(*, bfloat16: bool) -> dict[str, Any]:
