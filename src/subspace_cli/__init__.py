@@ -6,7 +6,6 @@ errors need none of them.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,8 +14,6 @@ from importlib.util import find_spec
 from .refuse import UsageError, drawn, message_of
 
 _INTERRUPTED = 130
-_TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
-"""Loggers that warn about optional kernels whenever they are imported, as peft imports them if they are installed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,8 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         missing = [name for name in ("rich", "typer") if find_spec(name) is None]
         if missing:
             raise UsageError(f"the command needs {', '.join(missing)}: pip install 'subspace-tuning[cli]'")
-        for name in _TALKATIVE:
-            logging.getLogger(name).setLevel(logging.ERROR)
         from .app import run
 
         code = run(arguments)
