@@ -151,7 +151,7 @@ BAD: Mapping[str, tuple[Change, str]] = {
     "torn weights": (_tear_weights, "cannot load model"),
     "weights lost": (
         _lose_a_layer,
-        "has no bert.encoder.layer.1.attention.self.key.bias of the model's shape (and 5 more)",
+        "no bert.encoder.layer.1.attention.self.key.bias of the model's shape (and 5 more)",
     ),
     "weights packed": (_pack_weights, "packed in a format that transformers does not know"),
     "weights of another shape": (_widen, "has no bert.encoder.layer.0.intermediate.dense.bias of the model's shape"),
