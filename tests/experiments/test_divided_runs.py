@@ -64,10 +64,12 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(folder: Path) -> dict[str, Case]:
-    chats = {"name": "instruction", "data": str(EXAMPLES / "data/chats.jsonl"), "max_length": 256}
-    choices = {"name": "commonsense", "data": str(EXAMPLES / "data/commonsense.json"), "max_length": 512}
+    few = {"train_rows": 8, "eval_rows": 4}  # whole steps and batches: otherwise processes fill up the last ones
+    chats = {"name": "instruction", "data": str(EXAMPLES / "data/chats.jsonl"), "max_length": 256, **few}
+    choices = {"name": "commonsense", "data": str(EXAMPLES / "data/commonsense.json"), "max_length": 512, **few}
     new = {**LORA, "new_tokens": list(NEW)}
-    marked = {task: {"name": task, "data": str(folder / f"{task}.jsonl")} for task in ("classification", "instruction")}
+    tasks = ("classification", "instruction")
+    marked = {task: {"name": task, "data": str(folder / f"{task}.jsonl"), **few} for task in tasks}
     return {
         "chats": Case("llama", chats, LORA),
         "choices": Case("llama", choices, {"method": "ssb"}),
@@ -95,6 +97,8 @@ def write(folder: Path, case: Case, output: str, processes: int) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_end_as_in_one_process(kind: str, folder: Path, cases: dict[str, Case], tmp_path: Path) -> None:
+    if kind in ("fsdp", "zero3"):  # refuse them: test_new_tokens.py
+        cases = {name: case for name, case in cases.items() if "new tokens of a" not in name or "encoder" in name}
     paths = {name: write(folder, case, f"{kind} {name}".replace(" ", "-"), PROCESSES) for name, case in cases.items()}
     assert call(tmp_path / "log", [f"{kind} {path}" for path in paths.values()]) == [0, 0], printed(
         tmp_path / "log", "err"

@@ -151,8 +151,7 @@ def _prepare(config: RunConfig) -> _Parts:
         settings |= quantised(config.quantise, config.model, task.model_class, settings, config.adapter.head, cpu)
     length = config.task.max_length
     base, processor = load(config.model, task.model_class, settings, length)
-    new = config.adapter.new_tokens
-    new_rows = add_tokens(base, processor, new) if new else None
+    new_rows = _new_rows(base, processor, config.adapter.new_tokens)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
@@ -163,6 +162,19 @@ def _prepare(config: RunConfig) -> _Parts:
     check_training(tuned, config.training, len(encoded["train"]))
     task = task.ready(tuned, processor, length)
     return _Parts(config, task, rows, tuned, processor, encoded, cut, counts, learning_rate)
+
+
+def _new_rows(model: PreTrainedModel, processor: Processor, tokens: list[str] | None) -> dict[str, list[int]] | None:
+    """Add new tokens, and return their rows by module, as ``add_tokens`` does."""
+    if not tokens:
+        return None
+    by = processes.sharding()
+    if by and model.get_output_embeddings() is not None:  # type: ignore[no-untyped-call]
+        raise SubspaceError(
+            f"adapter.new_tokens adds rows to the output layer of a language model, which {by} divides: launch "
+            "without it"
+        )
+    return add_tokens(model, processor, tokens)
 
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool, predictions: bool) -> Outcome:
