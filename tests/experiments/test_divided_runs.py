@@ -111,7 +111,7 @@ def test_runs_end_as_in_one_process(kind: str, folder: Path, cases: dict[str, Ca
             [entry.get("loss", entry[record["metric"]]) for entry in one["history"]] for one in (alone.record, record)
         ]
         assert figures[1] == pytest.approx(figures[0], abs=1e-4), name
-        assert len(set(figures[0])) > 1, name
+        assert len(set(figures[0])) > 1 or record["metric"] == "accuracy", name  # that of a few rows may stay
         one, other = (
             load_file(place / "adapter_model.safetensors")
             for place in (alone.folder, folder / paths[name].stem / "adapter")
