@@ -193,11 +193,12 @@ class SeededTrainer(Trainer):
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
         """Return the weights gathered in the first process, if the model is divided; a collective call."""
         weights: dict[str, torch.Tensor] | None = None
+        engine: Any = self.deepspeed  # None if nothing was left to train
         if self.is_fsdp_enabled:
             weights = self.accelerator.get_state_dict(self.model)
-        elif self.deepspeed is not None and zero.stage() == 3:  # no engine if nothing was left to train
+        elif engine is not None and zero.stage() == 3:
             alone = isinstance(self.model, PeftModel)
-            weights = self.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=alone)
+            weights = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=alone)
         return weights
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
