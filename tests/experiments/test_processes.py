@@ -238,19 +238,22 @@ def test_another_number_of_processes_does_not_go_on(place: Place, tmp_path: Path
         train.run(configs.load(path), progress=False)
 
 
+ACCELERATE = ["accelerate.commands.launch", "--num_processes=2", "--mixed_precision=no"]
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"],
+    "accelerate": [*ACCELERATE, "--multi_gpu", "--module"],
+    "deepspeed": [*ACCELERATE, "--use_deepspeed", "--zero_stage=2", "--module"],
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher",
-    [
-        ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"],
-        ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--module"],
-    ],
-    ids=["torchrun", "accelerate"],
+    "launcher", [pytest.param(name, marks=needs_deepspeed if name == "deepspeed" else ()) for name in LAUNCHERS]
 )
-def test_launchers(launcher: list[str], place: Place) -> None:
-    path = place.config(f"launched-{launcher[0]}", "lora", PROCESSES)
-    command = [sys.executable, "-m", *launcher, "subspace_cli", "train", str(path), "--quiet"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def test_launchers(launcher: str, place: Place) -> None:
+    path = place.config(f"launched-{launcher}", "lora", PROCESSES)
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "subspace_cli", "train", str(path), "--quiet"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("saved in") == 1
@@ -259,7 +262,9 @@ def test_launchers(launcher: list[str], place: Place) -> None:
     agree(place.alone("lora")["history"], record["history"])
 
 
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 REFUSED = {
+    "DeepSpeed alone": (ZERO, "divides among several processes, and there is one|DeepSpeed, which is not installed"),
     "Megatron-LM": ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "does not run under Megatron-LM"),
     "FSDP1": ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, r"FSDP1: add --fsdp_version 2"),
     "the CPU": ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "needs several processes on accelerators"),

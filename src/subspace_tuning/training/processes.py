@@ -20,6 +20,7 @@ from torch import distributed as dist
 
 from ..errors import ReportedElsewhereError, SubspaceError, described
 from . import zero
+from .sections import Precision
 
 T = TypeVar("T")
 
@@ -118,7 +119,7 @@ def sharding() -> str | None:
     return "FSDP" if uses_fsdp() else "ZeRO-3" if zero.stage() == 3 else None
 
 
-def check_launcher(*, cpu: bool, quantised: bool) -> None:
+def check_launcher(*, cpu: bool, quantised: bool, precision: Precision) -> None:
     """Refuse what the launcher asks for if a run cannot have it, and settle how FSDP loads and saves.
 
     Call it before anything else of the run.
@@ -126,6 +127,7 @@ def check_launcher(*, cpu: bool, quantised: bool) -> None:
     Args:
         cpu: whether the run is on the CPU.
         quantised: whether the frozen weights are.
+        precision: that of the products.
 
     Raises:
         SubspaceError: the launcher asks for another library, for FSDP1, or for FSDP or DeepSpeed where a run cannot
@@ -137,7 +139,7 @@ def check_launcher(*, cpu: bool, quantised: bool) -> None:
             "2), or with DeepSpeed (--use_deepspeed)"
         )
     if zero.is_asked():
-        zero.check()
+        zero.check(precision)
         if count() == 1:
             raise SubspaceError("DeepSpeed's ZeRO divides among several processes, and there is one: launch without it")
     if quantised and (by := sharding()):

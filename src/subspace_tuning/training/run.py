@@ -100,7 +100,8 @@ def _run(config: RunConfig, overwrite: bool, progress: bool, predictions: bool) 
     with processes.together():
         validate(config)
         cpu, quantise = runtime.on_cpu(config.training.device), config.quantise is not None
-        processes.check_launcher(cpu=cpu, quantised=quantise)
+        precision = runtime.resolved(config.training.precision, config.training.device)
+        processes.check_launcher(cpu=cpu, quantised=quantise, precision=precision)
     folder = RunFolder(config.output)
     done = processes.decided(lambda: _finished(folder, config, overwrite))
     if done is not None:

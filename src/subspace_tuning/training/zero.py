@@ -15,6 +15,7 @@ from accelerate.utils import DeepSpeedPlugin
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..errors import SubspaceError, reading
+from .sections import Precision
 
 _CHOSEN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 _REFUSED = {
@@ -36,11 +37,14 @@ def stage() -> int:
     return int(_given()["zero_optimization"].get("stage", 0)) if is_asked() else 0
 
 
-def check() -> None:
+def check(precision: Precision) -> None:
     """Check what the launcher asks for, before the model is loaded.
 
+    Args:
+        precision: that of the run's products.
+
     Raises:
-        SubspaceError: DeepSpeed is missing, or its config sets what a run sets.
+        SubspaceError: DeepSpeed is missing, its config sets what a run sets, or it cannot have the precision.
     """
     if find_spec("deepspeed") is None:
         raise SubspaceError("the launcher asks for DeepSpeed, which is not installed: pip install deepspeed")
@@ -49,6 +53,12 @@ def check() -> None:
         part = given.get(name)
         if part is not None and (name in ("optimizer", "scheduler") or part.get("enabled") not in (False, "auto")):
             raise SubspaceError(f"the DeepSpeed config has {name!r}, and {why}: remove it")
+    # With DeepSpeed 0.19.8 and bfloat16, factors move otherwise under ZeRO-2 than in one process, and alike under ZeRO-3.
+    fits = (Precision.float32, Precision.bfloat16) if stage() == 3 else (Precision.float32,)
+    if precision not in fits:
+        raise SubspaceError(
+            f"ZeRO-{stage()} does not train with products in {precision.value} here: set training.precision=float32"
+        )
     # By the config of an earlier run in this process, transformers would divide the weights while it loads them.
     unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
