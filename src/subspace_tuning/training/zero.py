@@ -53,7 +53,7 @@ def check(precision: Precision) -> None:
         part = given.get(name)
         if part is not None and (name in ("optimizer", "scheduler") or part.get("enabled") not in (False, "auto")):
             raise SubspaceError(f"the DeepSpeed config has {name!r}, and {why}: remove it")
-    # With DeepSpeed 0.19.8 and bfloat16, factors move otherwise under ZeRO-2 than in one process, and alike under ZeRO-3.
+    # With DeepSpeed 0.19.8 and bfloat16, factors move under ZeRO-3 as in one process, and otherwise under ZeRO-2.
     fits = (Precision.float32, Precision.bfloat16) if stage() == 3 else (Precision.float32,)
     if precision not in fits:
         raise SubspaceError(
