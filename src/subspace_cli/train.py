@@ -85,6 +85,7 @@ def _report(outcome: Outcome) -> None:
         "task": record["task"],
         "rows": ", ".join(f"{part['rows']:,} {split}" for split, part in record["data"].items()),
         "method": record["method"],
+        **_before(record),
         record["metric"]: f"{record['score']:.4f}",
         "constant prediction": f"{record['baseline_score']:.4f}",
         "trained parameters": f"{counts['adapter']:,} ({counts['per_mille']:.3f} per mille){tokens}, "
@@ -94,12 +95,26 @@ def _report(outcome: Outcome) -> None:
         "seconds": f"{record['seconds']:.1f}",
         "saved in": str(outcome.folder),
     }
-    if found := record.get("orthogonality"):
+    if (found := record.get("orthogonality")) and _constrained(record["config"]["adapter"]):
         left, right = (sum(one[name] for one in found.values()) / len(found) for name in ("A", "B"))
         rows["orthogonality"] = f"|A^T A - I| {left:.3f}, |B B^T - I| {right:.3f}: means, each matrix's in run.json"
     width = max(map(len, rows))
     for name, value in rows.items():
         typer.echo(f"{name:{width}}  {value}")
+
+
+def _constrained(adapter: dict[str, Any]) -> bool:
+    """Return whether a pattern constrains the factors: the run's, or the method's own."""
+    from subspace_tuning import methods
+
+    known = methods.find(adapter["method"])
+    return bool(adapter["pattern"] or (known and known.pattern))
+
+
+def _before(record: dict[str, Any]) -> dict[str, str]:
+    """Return the score before the first step, if training.eval_on_start asked for it."""
+    figures = record.get("before")
+    return {f"{record['metric']} before": f"{figures[record['metric']]:.4f}"} if figures else {}
 
 
 def _precision(record: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """What each process of test_processes.py does: it trains a list of runs, and leaves what it holds of them in a folder.
 
-The items of the list are "ddp FILE", "fsdp FILE" and "cli FILE": a config of a run as YAML, or the adapter of a causal
-language model as JSON. Accelerate shards on accelerators only: here it is told that the CPU is one, and all else is its
-own.
+The items of the list are "ddp FILE", "fsdp FILE", "zero2 FILE", "zero3 FILE" and "cli FILE": a config of a run as YAML,
+or the adapter of a causal language model as JSON. Accelerate shards on accelerators only: here it is told that the CPU
+is one, and all else is its own.
 """
 
 from __future__ import annotations
@@ -37,12 +37,33 @@ FSDP = {
 }
 
 
+LAYERS = {"bert": "BertLayer", "llama": "LlamaDecoderLayer"}
+"""The units of FSDP by the type of model."""
+
+
+def model_type(path: str) -> str:
+    """Return the type of the model that an item trains."""
+    if not path.endswith(".yaml"):
+        return "llama"
+    config = Path(configs.load(path).model, "config.json")
+    return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+
+
 def shard_on_the_cpu(layer: str) -> None:
     """Ask for FSDP2 as `accelerate launch` does, with this class of layers as its units."""
     # Of models that do not come from a run, every process makes the whole.
     os.environ.update(FSDP, FSDP_CPU_RAM_EFFICIENT_LOADING="false", FSDP_TRANSFORMER_CLS_TO_WRAP=layer)
     PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
     AcceleratorState._reset_state(reset_partial_state=True)  # that of a run before
+
+
+def use_deepspeed(stage: int, config: Path) -> None:
+    """Ask for ZeRO as `accelerate launch` does, with a config in a file."""
+    options = {"stage": stage, "stage3_param_persistence_threshold": 0}  # divides small weights as well
+    config.write_text(json.dumps({"zero_optimization": options}), encoding="utf-8")
+    os.environ.update(
+        ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_CONFIG_FILE=str(config), DS_ACCELERATOR="cpu"
+    )
 
 
 def kill_at(step: int) -> None:
@@ -85,8 +106,8 @@ def causal(adapter: dict[str, Any], folder: Path, processes: int) -> list[float]
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def classify(path: Path) -> None:
-    """Train a run, and save what this process holds of its adapter."""
+def classify(path: Path, whole: bool) -> None:
+    """Train a run, and save what this process holds of its adapter if that is the whole."""
     made: list[SeededTrainer] = []
     build = train.build
 
@@ -98,7 +119,7 @@ def classify(path: Path) -> None:
     config = configs.load(path)
     train.run(config, progress=False)
     train.build = build
-    if made and not made[0].is_fsdp_enabled:
+    if made and whole:
         held = get_peft_model_state_dict(made[0].model)
         held = {name: tensor.detach().clone().contiguous() for name, tensor in held.items()}
         save_file(held, f"{config.output}-{dist.get_rank()}.safetensors")
@@ -116,11 +137,13 @@ def main(rank: int, port: int, folder: str, step: int, items: Sequence[str]) -> 
         for item in items:
             kind, _, path = item.partition(" ")
             if kind == "fsdp":
-                shard_on_the_cpu("BertLayer" if path.endswith(".yaml") else "LlamaDecoderLayer")
+                shard_on_the_cpu(LAYERS[model_type(path)])
+            if kind.startswith("zero"):
+                use_deepspeed(int(kind[-1]), Path(folder, f"{rank}.{kind}.json"))
             if kind == "cli":
                 command(["train", path, "--quiet"])
             elif path.endswith(".yaml"):
-                classify(Path(path))
+                classify(Path(path), whole=kind in ("ddp", "zero2"))
             else:
                 losses = causal(json.loads(Path(path).read_text()), Path(folder), dist.get_world_size())
                 Path(path).with_suffix(f".{rank}.losses").write_text(json.dumps(losses))

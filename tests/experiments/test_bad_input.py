@@ -81,6 +81,33 @@ def _spoil_weights(settings: Settings, folder: Path) -> None:
     settings["model"] = str(copied)
 
 
+def _lose_a_layer(settings: Settings, folder: Path) -> None:
+    copied = _copy(Path(settings["model"]), folder / "copied")
+    weights = load_file(copied / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layer.1.attention.self" not in name}
+    save_file(kept, copied / "model.safetensors", metadata={"format": "pt"})
+    settings["model"] = str(copied)
+
+
+def _pack_weights(settings: Settings, folder: Path) -> None:
+    """As a format does of which transformers has never heard, and says so in a log alone."""
+    copied = _copy(Path(settings["model"]), folder / "copied")
+    weights = load_file(copied / "model.safetensors")
+    packed = {name.replace("dense.weight", "dense.codes"): tensor for name, tensor in weights.items()}
+    save_file(packed, copied / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((copied / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "codes", "bits": 4}
+    (copied / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    settings["model"] = str(copied)
+
+
+def _widen(settings: Settings, folder: Path) -> None:
+    copied = _copy(Path(settings["model"]), folder / "copied")
+    config = json.loads((copied / "config.json").read_text(encoding="utf-8"))
+    (copied / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}), encoding="utf-8")
+    settings["model"] = str(copied)
+
+
 def _file_in_the_way(settings: Settings, folder: Path) -> None:
     (folder / "file").write_text("", encoding="utf-8")
     settings["output"] = str(folder / "file" / "run")
@@ -122,6 +149,12 @@ BAD: Mapping[str, tuple[Change, str]] = {
     "no model config": (_lose_config, "has no config.json"),
     "no weights": (_lose_weights, "cannot load model"),
     "torn weights": (_tear_weights, "cannot load model"),
+    "weights lost": (
+        _lose_a_layer,
+        "no bert.encoder.layer.1.attention.self.key.bias of the model's shape (and 5 more)",
+    ),
+    "weights packed": (_pack_weights, "packed in a format that transformers does not know"),
+    "weights of another shape": (_widen, "has no bert.encoder.layer.0.intermediate.dense.bias of the model's shape"),
     "NaN weights": (_spoil_weights, "holds NaN or infinity in bert.encoder.layer.1.attention.self.key.weight"),
     "text too long": (_set("task.max_length", 41), "task.max_length is 41, but model"),
     "output behind a file": (_file_in_the_way, "cannot be made"),
@@ -208,6 +241,7 @@ def test_a_run_that_would_change_another_leaves_it(
         (["train"], "Missing argument 'config'"),
         (["train", "{config}", "--overwirte"], "No such option: --overwirte"),
         (["trian", "{config}"], "No such command 'trian'"),
+        (["train", "{rows}"], "rows.csv' holds rows, not a config: give task.data="),
         (["train", "nowhere.yaml"], "config file 'nowhere.yaml' does not exist"),
         (["train", "{config}", "training.seed"], "override 'training.seed' is not of the form key=value"),
         (["train", "{config}", "training.sed=1"], "unknown key 'training.sed'; did you mean"),
@@ -216,10 +250,11 @@ def test_a_run_that_would_change_another_leaves_it(
 def test_a_wrong_call_is_told_in_one_line(
     words: list[str], told: str, settings: Settings, write: Write, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = write(settings)
+    config, rows = write(settings), tmp_path / "rows.csv"
+    rows.write_text("text,label\nba,x\n", encoding="utf-8")
     before = _everything(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        main([word.format(config=config) for word in words])
+        main([word.format(config=config, rows=rows) for word in words])
     error = capfd.readouterr().err
     assert caught.value.code == 2
     assert told in error and len(error.splitlines()) == 1

@@ -18,13 +18,14 @@ from subspace_tuning.errors import SubspaceError
 from subspace_tuning.models.vocabulary import add_tokens, grow
 from subspace_tuning.tasks import Task
 from subspace_tuning.training import config as configs
+from subspace_tuning.training import processes, use
 from subspace_tuning.training import run as train
-from subspace_tuning.training import use
 from subspace_tuning.training.merge import merge
 from subspace_tuning.training.run import Outcome
 
 from ..tasks.decoders import write_decoder
-from ..tasks.own_files import ROWS, TEXT_ROWS, write
+from ..tasks.own_files import ROWS, TEXT_ROWS
+from ..tasks.own_files import write as write_rows
 from .calls import printed_by
 from .language import MODELS
 from .test_resume import _interrupt, _same_weights
@@ -67,7 +68,7 @@ def base(kind: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 def words(kind: str, base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The settings of a run, without its output."""
     task = TASKS[kind]
-    data = write(tmp_path_factory.mktemp("data"), "jsonl", rows_of(task))
+    data = write_rows(tmp_path_factory.mktemp("data"), "jsonl", rows_of(task))
     given = {"name": task, "data": data, "max_length": 128 if task == "instruction" else 16}
     given |= {} if task == "classification" else {"max_new_tokens": 5}
     training = {"max_steps": 6, "batch_size": 8, "threads": 1, "device": "cpu", "precision": "float32"}
@@ -189,6 +190,18 @@ def test_what_cannot_be_added_is_refused(
 ) -> None:
     settings["adapter"] |= adapter
     with pytest.raises(SubspaceError, match=told.replace("[", r"\[")):
+        train.run(configs.load(write(settings)), progress=False)
+    assert not Path(settings["output"]).exists()
+
+
+def test_output_layers_that_are_divided_are_refused(
+    settings: dict[str, Any], write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "sharding", lambda: "FSDP")
+    data = str(write_rows(tmp_path, "jsonl", rows_of("instruction")))
+    settings |= {"model": str(write_decoder(tmp_path / "model")), "adapter": {"method": "lora", "new_tokens": ["<a>"]}}
+    settings["task"] = {"name": "instruction", "data": data, "max_length": 128}
+    with pytest.raises(SubspaceError, match=r"adapter\.new_tokens adds rows .* which FSDP divides: launch without it"):
         train.run(configs.load(write(settings)), progress=False)
     assert not Path(settings["output"]).exists()
 

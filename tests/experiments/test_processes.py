@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -40,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
 CHOOSING = {"fish_dip": {"schedule": {"interval": 2, "t_final": 1}}}  # from gradients of W, which FSDP shards
 PROCESSES = 2
 PATIENCE = 300  # seconds
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed")
 
 pytestmark = [
     pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a fork server"),
@@ -154,7 +156,7 @@ def check(place: Place, kind: str, method: str) -> None:
     assert record["processes"] == PROCESSES and record["steps"] == alone["steps"]
     agree(alone["history"], record["history"])
     torch.testing.assert_close(place.logits(output), place.logits(f"alone-{method}"), atol=1e-3, rtol=1e-3)
-    if kind == "ddp":
+    if kind in ("ddp", "zero2"):
         saved = load_file(place.folder / output / "adapter" / "adapter_model.safetensors")
         for rank in range(PROCESSES):
             held = load_file(place.folder / f"{output}-{rank}.safetensors")
@@ -177,12 +179,20 @@ def test_two_processes_train_and_answer_as_one(place: Place, tmp_path: Path) -> 
     assert "subspace" not in errors[1] and output[1] == ""
 
 
+KINDS = [
+    "ddp",
+    "fsdp",
+    *(pytest.param(kind, marks=needs_deepspeed) for kind in ("zero2", "zero3")),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_method_trains_in_two_processes_as_in_one(kind: str, place: Place, tmp_path: Path, causal: Any) -> None:
     names = [*CASES, *(CHOOSING if kind == "ddp" else ())]
     items = [f"{kind} {place.config(f'{kind}-{name}', name, PROCESSES)}" for name in names]
-    adapters = {name: {"method": name, **options} for name, options in CASES.items()}
+    # tests/tuner/test_zero.py has the stock Trainer under ZeRO.
+    adapters = {name: {"method": name, **options} for name, options in CASES.items() if "zero" not in kind}
     for name, adapter in adapters.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(adapter))
         items.append(f"{kind} {tmp_path / name}.json")
@@ -202,7 +212,7 @@ def test_every_method_trains_in_two_processes_as_in_one(kind: str, place: Place,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", [2, 4])  # within the first epoch, and within the second
 def test_killed_processes_go_on(kind: str, step: int, place: Place, tmp_path: Path) -> None:
     whole, parted = (
@@ -228,19 +238,22 @@ def test_another_number_of_processes_does_not_go_on(place: Place, tmp_path: Path
         train.run(configs.load(path), progress=False)
 
 
+ACCELERATE = ["accelerate.commands.launch", "--num_processes=2", "--mixed_precision=no"]
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"],
+    "accelerate": [*ACCELERATE, "--multi_gpu", "--module"],
+    "deepspeed": [*ACCELERATE, "--use_deepspeed", "--zero_stage=2", "--module"],
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher",
-    [
-        ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"],
-        ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--module"],
-    ],
-    ids=["torchrun", "accelerate"],
+    "launcher", [pytest.param(name, marks=needs_deepspeed if name == "deepspeed" else ()) for name in LAUNCHERS]
 )
-def test_launchers(launcher: list[str], place: Place) -> None:
-    path = place.config(f"launched-{launcher[0]}", "lora", PROCESSES)
-    command = [sys.executable, "-m", *launcher, "subspace_cli", "train", str(path), "--quiet"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def test_launchers(launcher: str, place: Place) -> None:
+    path = place.config(f"launched-{launcher}", "lora", PROCESSES)
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "subspace_cli", "train", str(path), "--quiet"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("saved in") == 1
@@ -249,8 +262,9 @@ def test_launchers(launcher: list[str], place: Place) -> None:
     agree(place.alone("lora")["history"], record["history"])
 
 
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 REFUSED = {
-    "DeepSpeed": ({"ACCELERATE_USE_DEEPSPEED": "true"}, "does not run under DeepSpeed"),
+    "DeepSpeed alone": (ZERO, "divides among several processes, and there is one|DeepSpeed, which is not installed"),
     "Megatron-LM": ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "does not run under Megatron-LM"),
     "FSDP1": ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, r"FSDP1: add --fsdp_version 2"),
     "the CPU": ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "needs several processes on accelerators"),

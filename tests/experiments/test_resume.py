@@ -158,6 +158,24 @@ def test_a_run_interrupted_after_its_last_step_only_saves(
     assert _same_weights(parted.folder, whole.folder)
 
 
+def test_the_score_before_the_first_step_is_told_once(
+    settings: Settings, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings["training"] |= {"eval_on_start": True, "save_steps": 2}
+    whole = train.run(configs.load(write({**settings, "output": settings["output"] + "-whole"})), progress=False)
+    config = configs.load(write(settings))
+    _interrupt(config, 3, monkeypatch)
+    parted = train.run(config, progress=False)
+    before = whole.record["before"]
+    assert (before["step"], before["epoch"]) == (0, 0.0)
+    assert parted.record["resumed_from_step"] == 3 and parted.record["before"] == before
+    assert [entry["step"] for entry in parted.record["history"]] == [3, 6]
+    assert parted.record["history"] == whole.record["history"] and _same_weights(parted.folder, whole.folder)
+    few = ["training.learning_rate=1e-30", "training.max_steps=1", f"output={settings['output']}-still"]
+    still = train.run(configs.load(write(settings), few), progress=False).record["final"]
+    assert {**still, "step": 0, "epoch": 0.0} == pytest.approx(before, rel=1e-5)
+
+
 def test_the_seconds_of_all_parts_are_counted(
     settings: Settings, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -366,6 +366,13 @@ def test_data_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         classification.prepare("me/mine")
 
 
+def test_spaces_around_names_and_classes_are_ignored(tmp_path: Path) -> None:
+    rows = [f"ba {number}, {'x' if number % 2 else ' y '}" for number in range(10)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text, category", *rows]), encoding="utf-8")
+    task, _ = tasks.get("classification").configured({"label": "category"}).prepare(str(tmp_path / "rows.csv"))
+    assert task.options["classes"] == ["x", "y"]
+
+
 def test_labels_stand_between_something() -> None:
     with pytest.raises(SubspaceError, match=r"task\.separator is empty"):
         tasks.get("multi_label").configured({"separator": ""})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SubspaceError
 from ..tuner.unpacked import keep_unpacked
+from .heads import ending, head_modules
 from .locate import cannot_load, locate
 from .meta import takes_images
 
@@ -35,21 +36,24 @@ def load(
         max_length: the length of the inputs, in tokens; images have none.
 
     Raises:
-        SubspaceError: the model cannot be found or loaded, holds NaN, has fewer positions than `max_length`, has
-            neither a pad nor an eos token, or takes no images in colour.
+        SubspaceError: the model cannot be found or loaded, lacks weights, holds NaN, has fewer positions than
+            `max_length`, has neither a pad nor an eos token, or takes no images in colour.
     """
     source = locate(name)
     try:
-        model: PreTrainedModel = model_class.from_pretrained(
+        model: PreTrainedModel
+        model, found = model_class.from_pretrained(
             source,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # a head made for another task is replaced by a fresh one
+            output_loading_info=True,
             **settings,
         )
         processor = processor_of(model, source)
     except Exception as error:  # damaged files can raise anything in the library
         raise SubspaceError(cannot_load(name, source, error)) from error
     keep_unpacked(model)
+    _check_whole(name, model, [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
     for parameter_name, parameter in model.named_parameters():
         plain = type(parameter.data) is torch.Tensor  # torchao's tensors do not support it
         if plain and not torch.isfinite(parameter).all():
@@ -64,6 +68,17 @@ def load(
         raise SubspaceError(f"task.max_length is {max_length}, but model {name!r} has {positions} positions")
     _set_ends(name, model, processor)
     return model, processor
+
+
+def _check_whole(name: str, model: PreTrainedModel, drawn: Sequence[str]) -> None:
+    """Raise SubspaceError if weights outside the head are drawn: transformers replaces what a checkpoint lacks."""
+    heads = tuple(f"{one}." for one in ending(model, head_modules(model)))
+    if lost := sorted(key for key in drawn if not key.startswith(heads)):
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise SubspaceError(
+            f"the checkpoint of model {name!r} has no {lost[0]} of the model's shape{more}: it is of another model, "
+            "damaged, or packed in a format that transformers does not know"
+        )
 
 
 def _set_ends(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -70,6 +70,11 @@ class Task(ABC, Generic[R]):
     truth: str = "labels"
 
     @property
+    def writes(self) -> bool:
+        """Whether ``generate`` generates texts, token by token, so that it calls the model a number of times."""
+        return False
+
+    @property
     def preset(self) -> Mapping[str, Any]:
         """A paper's values for the ``training`` section of a run on the task, by key."""
         return {}

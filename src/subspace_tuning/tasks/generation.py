@@ -62,6 +62,11 @@ class Generation(OwnTask[Texts]):
     positions: int | None = None
 
     @property
+    def writes(self) -> bool:
+        """Whether the score depends on generated text."""
+        return True
+
+    @property
     def model_class(self) -> Any:
         """The class that loads a decoder, or an encoder-decoder."""
         return AutoModelForCausalLM if self.decoder else AutoModelForSeq2SeqLM

@@ -56,11 +56,6 @@ class LanguageTask(OwnTask[Chats]):
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, compare=False, metadata={"option": False})
 
     @property
-    def writes(self) -> bool:
-        """Return whether the score depends on generated text."""
-        return False
-
-    @property
     def text_columns(self) -> tuple[str, ...]:
         """The column of the last questions, as in ``answers``."""
         return (PROMPT,)

@@ -19,7 +19,8 @@ from ..tasks import Task
 from ..tuner import SubspaceConfig
 from ..tuner.optim import parameter_groups
 from ..tuner.scheduling import schedule
-from .processes import count, is_sharded
+from . import zero
+from .processes import count, sharding
 from .runtime import on_cpu, resolved
 from .sections import Keep, Precision, Scheduler, TrainingSection
 
@@ -50,10 +51,12 @@ def arguments(
         max_grad_norm=training.max_grad_norm,
         label_smoothing_factor=training.label_smoothing,
         seed=training.seed,
-        bf16=precision is Precision.bfloat16,
+        bf16=precision is Precision.bfloat16 and not zero.is_asked(),  # which would make the weights bfloat16
+        deepspeed=zero.settings(bfloat16=precision is Precision.bfloat16) if zero.is_asked() else None,
         fp16=precision is Precision.float16,
         use_cpu=on_cpu(training.device),
         eval_strategy="epoch",
+        eval_on_start=training.eval_on_start,
         save_strategy="epoch",
         logging_strategy="steps" if training.log_steps else "epoch",
         logging_steps=training.log_steps or 1,
@@ -92,13 +95,11 @@ def check_training(model: nn.Module, training: TrainingSection, rows: int) -> No
             reason = str(error).strip().splitlines()[0]
             raise SubspaceError(f"training.compile is true, and torch.compile fails here: {reason}") from error
     looks_at_examples = schedule(model, total_steps(training, rows), dict).looks_at_examples
-    if is_sharded():
+    if by := sharding():
         if looks_at_examples:
-            raise SubspaceError(
-                "the method needs gradients of W in training, and FSDP shards W: launch without --use_fsdp"
-            )
+            raise SubspaceError(f"the method needs gradients of W in training, and {by} divides W: launch without it")
         if isinstance(model, PeftModel) and not isinstance(model.peft_config["default"], SubspaceConfig):
-            raise SubspaceError("peft's own methods do not run here under FSDP: launch without --use_fsdp")
+            raise SubspaceError(f"peft's own methods do not run here under {by}: launch without it")
     parameter_groups(model, 1.0, training.lora_plus_ratio or 1.0, training.rates)
 
 

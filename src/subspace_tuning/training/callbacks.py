@@ -181,4 +181,4 @@ class Progress(ProgressCallback):
         shown = [f"{key} {value:.4f}" for key, value in figures.items() if not key.endswith(NO_FIGURES)]
         bar: Any = self.training_bar
         if shown and bar is not None:
-            bar.write(f"epoch {state.epoch:.4g} of {state.num_train_epochs}: {', '.join(shown)}")
+            bar.write(f"epoch {state.epoch or 0:.4g} of {state.num_train_epochs}: {', '.join(shown)}")

@@ -22,6 +22,7 @@ from ..methods import HOSTED
 from .sections import DERIVED, FULL, HEAD, SECTIONS, AdapterSection, Keep, RunConfig
 
 T = TypeVar("T")
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -102,6 +103,8 @@ def _without_empty_sections(part: DictConfig, sections: Collection[str]) -> dict
 
 
 def _text_of(path: Path) -> str:
+    if path.suffix.lower() in _TABLES and path.is_file():
+        raise SubspaceError(f"{str(path)!r} holds rows, not a config: give task.data={path} among the key=value words")
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -115,13 +118,22 @@ def _merge(path: str, parts: Sequence[Any], structure: type[T]) -> T:
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(structure), *parts))
     except ConfigKeyError as error:
         known = [str(key) for key in error.parent_node] if error.parent_node is not None else []
-        raise SubspaceError(f"{path}: unknown key {error.full_key!r}; {nearest(str(error.key), known)}") from error
+        key = str(error.full_key)
+        key = key if len(key) <= 80 else f"{key[:77]}..."
+        raise SubspaceError(f"{path}: unknown key {key!r}; {nearest(str(error.key), known)}") from error
     except MissingMandatoryValue as error:
-        raise SubspaceError(f"{path}: {error.full_key!r} must be given") from error
+        raise SubspaceError(f"{path}: {error.full_key!r} must be given{_meaning(str(error.full_key))}") from error
     except OmegaConfBaseException as error:
         raise SubspaceError(f"{path}: {_where(error)}{_one_line(error)}") from error
     assert isinstance(made, structure)
     return made
+
+
+def _meaning(full_key: str) -> str:
+    """Return what a key of a run means, to stand behind it."""
+    section, _, name = full_key.rpartition(".")
+    found = (f": {one.meaning}" for one in settings(SECTIONS.get(section, RunConfig)) if one.name == name)
+    return next(found, "")
 
 
 def _where(error: OmegaConfBaseException) -> str:
@@ -176,7 +188,7 @@ def _check_adapter(adapter: AdapterSection) -> None:
             raise SubspaceError(f"adapter.peft is a whole config: leave adapter.{unused[0]} out")
         return
     if (adapter.method is None) == (adapter.formula is None):
-        given = "neither is given" if adapter.method is None else "both are given"
+        given = "neither is given; for example adapter.method=lora" if adapter.method is None else "both are given"
         raise SubspaceError(f"adapter needs a method or a formula: {given}")
     if adapter.parameters is not None and (adapter.r is not None or adapter.budget is not None):
         raise SubspaceError("adapter.parameters sizes the method: leave adapter.r and adapter.budget out")

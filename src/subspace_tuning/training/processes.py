@@ -19,10 +19,12 @@ from accelerate.utils import disable_fsdp_ram_efficient_loading
 from torch import distributed as dist
 
 from ..errors import ReportedElsewhereError, SubspaceError, described
+from . import zero
+from .sections import Precision
 
 T = TypeVar("T")
 
-_REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+_MEGATRON = "ACCELERATE_USE_MEGATRON_LM"
 
 
 def count() -> int:
@@ -107,33 +109,45 @@ def joined() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def is_sharded() -> bool:
+def uses_fsdp() -> bool:
     """Return whether the launcher asks for FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def check_launcher(*, cpu: bool, quantised: bool) -> None:
+def sharding() -> str | None:
+    """Return what divides the weights among the processes, if the launcher asks for it: FSDP or ZeRO-3."""
+    return "FSDP" if uses_fsdp() else "ZeRO-3" if zero.stage() == 3 else None
+
+
+def check_launcher(*, cpu: bool, quantised: bool, precision: Precision) -> None:
     """Refuse what the launcher asks for if a run cannot have it, and settle how FSDP loads and saves.
+
+    Call it before anything else of the run.
 
     Args:
         cpu: whether the run is on the CPU.
         quantised: whether the frozen weights are.
+        precision: that of the products.
 
     Raises:
-        SubspaceError: the launcher asks for another library, for FSDP1, or for FSDP where it cannot be had.
+        SubspaceError: the launcher asks for another library, for FSDP1, or for FSDP or DeepSpeed where a run cannot
+            have them.
     """
-    for variable, name in _REFUSED.items():
-        if os.environ.get(variable, "false").lower() == "true":
-            raise SubspaceError(
-                f"`subspace train` does not run under {name}: launch it without, or with FSDP2 (--use_fsdp "
-                "--fsdp_version 2), or train with transformers' Trainer and SubspaceConfig"
-            )
-    if not is_sharded():
+    if os.environ.get(_MEGATRON, "false").lower() == "true":
+        raise SubspaceError(
+            "`subspace train` does not run under Megatron-LM: launch it without, with FSDP2 (--use_fsdp --fsdp_version "
+            "2), or with DeepSpeed (--use_deepspeed)"
+        )
+    if zero.is_asked():
+        zero.check(precision)
+        if count() == 1:
+            raise SubspaceError("DeepSpeed's ZeRO divides among several processes, and there is one: launch without it")
+    if quantised and (by := sharding()):
+        raise SubspaceError(f"quantise is set, and {by} does not divide quantised weights: launch without it")
+    if not uses_fsdp():
         return
     if os.environ.get("FSDP_VERSION") != "2":
         raise SubspaceError("`subspace train` does not run under FSDP1: add --fsdp_version 2 to accelerate launch")
-    if quantised:
-        raise SubspaceError("quantise is set, and FSDP does not shard quantised weights: launch without --use_fsdp")
     if PartialState(cpu=cpu).distributed_type in (DistributedType.MULTI_CPU, DistributedType.NO):
         raise SubspaceError(
             "accelerate shards nothing here, since its FSDP needs several processes on accelerators: launch without "

@@ -37,6 +37,7 @@ def build(
         extra: further entries, such as "seconds" and "steps".
     """
     key = task.primary_key
+    before, history = history[: history[0]["step"] == 0], history[history[0]["step"] == 0 :]
     best = (max if task.larger_is_better else min)(history, key=lambda entry: entry[key])
     kept = best if config.training.keep is Keep.best else history[-1]
     return {
@@ -52,6 +53,7 @@ def build(
         "final": history[-1],
         "best": best,
         "baseline": dict(baseline),
+        "before": before[0] if before else None,
         "history": history,
         **extra,
         "peak_memory_mib": round(peak_memory()),
@@ -67,5 +69,6 @@ def history(state: TrainerState) -> list[dict[str, float]]:
         figures = {key: value for key, value in figures.items() if not key.endswith(NO_FIGURES)}
         if figures:
             step = int(entry["step"])
-            by_step.setdefault(step, {"epoch": float(entry["epoch"]), "step": step}).update(figures)
+            epoch = float(entry.get("epoch", 0))  # before the first step there is none
+            by_step.setdefault(step, {"epoch": epoch, "step": step}).update(figures)
     return [by_step[step] for step in sorted(by_step)]

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -19,13 +20,14 @@ from transformers import Trainer, TrainerState
 
 from ..errors import SubspaceError, reading
 from ..jobs.fields import Fields, check_fields
-from . import processes
+from . import processes, zero
 from .folder import step_of
 
 _STATE = "trainer_state.json"
 _ADAPTER, _MODEL = "adapter_model.safetensors", "model.safetensors"
 _OPTIMISER = ("optimizer.pt", "scheduler.pt")
-_SHARDED = ("pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt")
+_FSDP = ("pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt")
+_ZERO = ("latest", "scheduler.pt")  # and a folder with a file of every process
 _FIELDS: Fields = {
     "global_step": int,
     "max_steps": int,
@@ -59,7 +61,10 @@ def check_checkpoint(folder: Path, trainer: Trainer, steps: int) -> TrainerState
     for checkpoint in wanted or [folder]:
         check_weights(checkpoint, trainer.model)
     if not ended:
-        optimiser = _SHARDED if processes.is_sharded() else _OPTIMISER
+        optimiser = _FSDP if processes.uses_fsdp() else _ZERO if zero.is_asked() else _OPTIMISER
+        for file in folder.glob("global_step*/*.pt"):
+            if not is_zipfile(file):
+                raise SubspaceError(f"{file} is damaged: {HINT}")
         for name in (*optimiser, *map(random_state, range(processes.count()))):
             if not (folder / name).is_file():
                 raise SubspaceError(f"{folder} has no {name}: {HINT}")

@@ -101,7 +101,8 @@ def _run(config: RunConfig, overwrite: bool, progress: bool, predictions: bool) 
     with processes.together():
         validate(config)
         cpu, quantise = runtime.on_cpu(config.training.device), config.quantise is not None
-        processes.check_launcher(cpu=cpu, quantised=quantise)
+        precision = runtime.resolved(config.training.precision, config.training.device)
+        processes.check_launcher(cpu=cpu, quantised=quantise, precision=precision)
     folder = RunFolder(config.output)
     done = processes.decided(lambda: _finished(folder, config, overwrite))
     if done is not None:
@@ -136,10 +137,10 @@ def _prepare(config: RunConfig) -> _Parts:
     # Quick checks come first, since data and model can take minutes to load; this one also resolves the method.
     check_rate(config.adapter, config.training.learning_rate)
     task = task.for_model(architecture_of(config.model))
-    if task.generate is not None and processes.is_sharded():
+    if task.writes and (by := processes.sharding()):
         raise SubspaceError(
-            f"task {task.name!r} generates texts of unequal lengths, for which FSDP's processes would wait: launch "
-            "without --use_fsdp"
+            f"task {task.name!r} generates texts of unequal lengths, for which the processes of {by} would wait: "
+            "launch without it"
         )
     task, rows = task.prepare(config.task.data, train_rows=config.task.train_rows, eval_rows=config.task.eval_rows)
     if config.task.tuning_split is not None:
@@ -152,8 +153,7 @@ def _prepare(config: RunConfig) -> _Parts:
     length = config.task.max_length
     base, processor = load(config.model, task.model_class, settings, length)
     rate = rate_for(base, config.adapter, config.training.learning_rate)
-    new = config.adapter.new_tokens
-    new_rows = add_tokens(base, processor, new) if new else None
+    new_rows = _new_rows(base, processor, config.adapter.new_tokens)
 
     def sample() -> Iterator[Any]:
         seen = rows["train"].first(config.adapter.calibration_rows or CALIBRATION_ROWS)
@@ -164,6 +164,19 @@ def _prepare(config: RunConfig) -> _Parts:
     check_training(tuned, config.training, len(encoded["train"]))
     task = task.ready(tuned, processor, length)
     return _Parts(config, task, rows, tuned, processor, encoded, cut, counts, rate)
+
+
+def _new_rows(model: PreTrainedModel, processor: Processor, tokens: list[str] | None) -> dict[str, list[int]] | None:
+    """Add new tokens, and return their rows by module, as ``add_tokens`` does."""
+    if not tokens:
+        return None
+    by = processes.sharding()
+    if by and model.get_output_embeddings() is not None:  # type: ignore[no-untyped-call]
+        raise SubspaceError(
+            f"adapter.new_tokens adds rows to the output layer of a language model, which {by} divides: launch "
+            "without it"
+        )
+    return add_tokens(model, processor, tokens)
 
 
 def _train(parts: _Parts, folder: RunFolder, data: Mapping[str, Any], progress: bool, predictions: bool) -> Outcome:
@@ -250,6 +263,7 @@ def _fit(trainer: SeededTrainer, checkpoint: Path | None, state: TrainerState | 
     trainer.scheduling.checkpoint = checkpoint
     logger.info("resuming from step %d of %d", state.global_step, state.max_steps)
     if not has_ended(state):
+        trainer.args.eval_on_start = False  # the checkpoint has those figures
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return trainer.state
     # Interrupted between the last step and the record: resumed from here, the Trainer would take a step too many.
@@ -268,7 +282,7 @@ def _baseline(parts: _Parts) -> dict[str, float]:
 
 
 def _save(parts: _Parts, path: Path, record: Mapping[str, Any], weights: dict[str, Tensor] | None) -> None:
-    """Write the result; `weights` are those of a sharded model."""
+    """Write the result; `weights` are those of a divided model."""
     with replaced(path) as temporary:
         # Of embeddings that have grown, peft would save all rows.
         alone: dict[str, Any] = {"save_embedding_layers": False} if parts.config.adapter.new_tokens else {}

@@ -160,6 +160,7 @@ class TrainingSection:
     )
     save_steps: int = key(0, "steps between checkpoints within an epoch; 0: none", FROM_ZERO)
     eval_steps: int = key(0, "steps between evaluations within an epoch, each with a checkpoint; 0: none", FROM_ZERO)
+    eval_on_start: bool = key(False, "also score the validation rows before the first step")
     patience: int | None = key(
         None, "stop after this many evaluations in a row without a better validation figure; needs keep=best", COUNT
     )

@@ -35,6 +35,7 @@ from ..tuner.calibration import evaluating, fisher, hardest, loss_of
 from ..tuner.logging import PenaltyCallback
 from ..tuner.optim import ratios
 from ..tuner.scheduling import ScheduleCallback, adapted
+from . import zero
 from .callbacks import (
     Clock,
     EpochOrder,
@@ -190,10 +191,14 @@ class SeededTrainer(Trainer):
             return fisher(adapted(model), lambda: (loss_of(model, example, loss) for example in examples))
 
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
-        """Return the weights gathered in the first process, if FSDP has sharded the model; a collective call."""
+        """Return the weights gathered in the first process, if the model is divided; a collective call."""
         weights: dict[str, torch.Tensor] | None = None
+        engine: Any = self.deepspeed  # None if nothing was left to train
         if self.is_fsdp_enabled:
             weights = self.accelerator.get_state_dict(self.model)
+        elif engine is not None and zero.stage() == 3:
+            alone = isinstance(self.model, PeftModel)
+            weights = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=alone)
         return weights
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

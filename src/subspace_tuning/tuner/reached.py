@@ -92,7 +92,9 @@ def note_backward(total: Tensor, sites: Iterable[Penalised]) -> None:
         return
     keys = [(record(site.layer), [(site.adapter, name) for name in site.factors()]) for site in sites]
 
-    def note(gradient: Tensor) -> None:
+    def note(gradient: Tensor | None) -> None:
+        if gradient is None:  # DDP's backward pass visits all outputs, also a loss that nobody differentiates
+            return
         for held, names in keys:
             held.reached.update(names)
             held.acted = True

@@ -178,7 +178,7 @@ def _separated(dialect: str) -> Callable[[Path], Records]:
         try:
             for cells in reader:
                 if cells and not header:
-                    header = cells
+                    header = [name.strip() for name in cells]  # as people write "text, category"
                 elif cells:
                     if len(cells) != len(header):
                         raise csv.Error(f"{len(cells)} cells under {len(header)} columns")

@@ -26,11 +26,15 @@ def splits(source: str) -> dict[str, Records]:
         if path.is_dir():
             return _saved(path) if _is_saved(path) else _folder(path)
     if path.suffix.lower() in READERS or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        entries = path.parent.iterdir() if path.parent.is_dir() else ()
-        beside = [entry.name for entry in entries if entry.suffix.lower() in READERS]
+        beside = _tables_beside(path)
         hint = f": {nearest(path.name, beside)}" if beside else ""
         raise SubspaceError(f"data {source!r} does not exist{hint}")
     return _hub(source)
+
+
+def _tables_beside(path: Path) -> list[str]:
+    entries = path.parent.iterdir() if path.parent.is_dir() else ()
+    return [entry.name for entry in entries if entry.suffix.lower() in READERS]
 
 
 def one(found: Mapping[str, Records]) -> Records:
@@ -81,9 +85,10 @@ def _hub(name: str) -> dict[str, Records]:
     try:
         found = datasets.load_dataset(name)
     except Exception as error:  # errors of the hub have many types
+        hint = nearest(name, _tables_beside(Path(name)))
+        way_out = hint if hint.startswith("did") else "give a file or a folder"
         raise SubspaceError(
-            f"there is no file or folder {name!r}, and the hub has no such data: {described(error)}; give a "
-            "file or a folder"
+            f"there is no file or folder {name!r}, and the hub has no such data: {described(error)}; {way_out}"
         ) from error
     return _of_datasets(found, name)
 
