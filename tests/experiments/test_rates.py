@@ -79,7 +79,10 @@ def test_a_rate_that_cannot_be_is_refused(
         recorded(settings, write, {"method": method}, learning_rate=rate)
 
 
-def test_params_prints_the_derived_rate_beside_the_default(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_params_prints_the_derived_rate_beside_the_default(
+    tiny_model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # the model's folder may be long
     words = ["params", str(tiny_model), "-m", "lora", "-m", "prefix_tuning", "-f", "D1 @ W", "--steps"]
     head, *rows = printed_by(words, capfd).splitlines()
     assert head.split()[-4:] == ["derived", "rate", "constant", "default"]
