@@ -30,10 +30,10 @@ def report(
     ] = False,
     title: Annotated[str | None, typer.Option(help="The title of the page; by default the store's name.")] = None,
 ) -> None:
-    """Write the tables of a comparison, its verdicts on claims, and one page with all of it.
+    """Write the tables and the page of a comparison.
 
-    Open index.html in a browser; it needs no other file and no network. A comparison may still be running: its finished
-    runs are reported.
+    They have its scores, differences, ranks, and verdicts on claims. Open index.html in a browser; it needs no other
+    file and no network. A comparison may still be running: its finished runs are reported.
     """
     from subspace_tuning.extras import needs
 
