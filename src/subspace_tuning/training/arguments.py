@@ -36,7 +36,6 @@ def arguments(
 ) -> TrainingArguments:
     """Return the Trainer's arguments for a run over `rows` training rows that evaluates and saves after each epoch."""
     constant = training.scheduler is Scheduler.constant
-    precision = resolved(training.precision, training.device)
     args = task.training.arguments(
         output_dir=checkpoints,
         learning_rate=learning_rate,
@@ -51,9 +50,7 @@ def arguments(
         max_grad_norm=training.max_grad_norm,
         label_smoothing_factor=training.label_smoothing,
         seed=training.seed,
-        bf16=precision is Precision.bfloat16 and not zero.is_asked(),  # which would make the weights bfloat16
-        deepspeed=zero.settings(bfloat16=precision is Precision.bfloat16) if zero.is_asked() else None,
-        fp16=precision is Precision.float16,
+        **_precision(training),
         use_cpu=on_cpu(training.device),
         eval_strategy="epoch",
         eval_on_start=training.eval_on_start,
@@ -77,6 +74,15 @@ def arguments(
     # With several devices the Trainer would split each batch among them and take fewer steps than planned.
     args._n_gpu = min(args.n_gpu, 1)
     return args
+
+
+def _precision(training: TrainingSection) -> dict[str, Any]:
+    """Return the arguments that set the precision of the products."""
+    precision = resolved(training.precision, training.device)
+    lower = precision is Precision.bfloat16
+    if zero.is_asked():  # the Trainer's own argument would make the weights bfloat16
+        return {"deepspeed": zero.settings(bfloat16=lower), "fp16": precision is Precision.float16}
+    return {"bf16": lower, "fp16": precision is Precision.float16}
 
 
 def check_training(model: nn.Module, training: TrainingSection, rows: int) -> None:
