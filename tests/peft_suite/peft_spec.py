@@ -166,6 +166,6 @@ def lift_skips(name: str, module: types.ModuleType) -> None:
     common.GraloraConfig = _Ours("GraloraConfig", (), {})
     # The bound that LoRA has after merging into a convolution: in float32 outputs of 10 differ by 6e-6, in float64 by
     # 1e-14.
-    common.HiraConfig = _Ours("HiraConfig", (), {})
+    common.HiraConfig = SubspaceConfig
     if name in ("test_decoder_models", "test_encoder_decoder_models"):  # generation with mixed batches, beam search
         module.LoraConfig = common.LoraConfig = _Ours("LoraConfig", (), {})  # type: ignore[attr-defined]
