@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -106,23 +105,16 @@ def watching(database: Database, shard: Shard, workers: int) -> Iterator[None]:
 @contextmanager
 def _every(seconds: float, call: Callable[[], object]) -> Iterator[None]:
     """Call a function in a thread during the body, and once more after it."""
+    from subspace_tuning.comparison.repeating import repeated
     from subspace_tuning.errors import SubspaceError
 
-    over = threading.Event()
+    def again() -> bool:
+        call()
+        return True
 
-    def safely() -> None:
-        with suppress(SubspaceError):  # such as a store that is locked for long: the next look may succeed
-            call()
-
-    def loop() -> None:
-        while not over.wait(seconds):
-            safely()
-
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(again, seconds):
+            yield
     finally:
-        over.set()
-        thread.join()
-        safely()
+        with suppress(SubspaceError):
+            call()

@@ -6,20 +6,19 @@ Each function is one transaction. Only the owner of a lease can end its run.
 from __future__ import annotations
 
 import json
-import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, select
 
-from ..errors import SubspaceError
 from .database import Database
 from .owners import end_lost
 from .planning import advance
+from .repeating import repeated
 from .schema import DONE, FAILED, RUNNING, WAITING, cells, outcomes, places, runs
 
 SECONDS = 60.0
@@ -132,21 +131,8 @@ def _end(database: Database, lease: Lease, values: Mapping[str, Any], outcome: b
 @contextmanager
 def heartbeat(database: Database, lease: Lease, seconds: float = SECONDS) -> Iterator[None]:
     """Renew a lease in a thread during the body."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(seconds / 4):
-            with suppress(SubspaceError):  # such as a disk that is full for a moment: the next beat may succeed
-                if not renew(database, lease, seconds):
-                    return
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
+    with repeated(lambda: renew(database, lease, seconds), seconds / 4):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _held(lease: Lease) -> ColumnElement[bool]:

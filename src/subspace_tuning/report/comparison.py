@@ -71,7 +71,7 @@ def write_report(
     judged = verdicts(results, claims)
     files = write_tables(results, place, formats, baseline=baseline, claims=claims, items=items)
     page = Page(
-        store.frame(),
+        results.runs,
         store.config,
         store.curve,
         [Verdict(one.claim.claim, one.verdict, one.figure, one.claim.source) for one in judged],  # type: ignore[arg-type]
